@@ -1,0 +1,37 @@
+# entropy_attn: `make demo` and `make test` set up everything they need in .venv.
+PYTHON  ?= python3
+VENV    := .venv
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.installed
+RESULTS ?= benchmarks/results
+
+.PHONY: help install demo test lint gpu clean
+
+help:  ## what there is to make
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(STAMP)  ## the package and its tools, in .venv
+
+$(STAMP): setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[all]'
+	touch $@
+
+demo: $(STAMP)  ## profile the embedded model and compare pictures: tables and PNGs in demo/
+	$(BIN)/entropy-attn profile --out demo
+	$(BIN)/entropy-attn generate --prompt "a red circle and a blue square" --size 128x128 --compare --out demo/compare.png
+	@echo "Pictures are in $(CURDIR)/demo:" && ls demo
+
+test: $(STAMP)  ## all tests: the kernels in Triton's interpreter, then the code compiled for each GPU
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests --ignore=tests/codegen --ignore=tests/gpu; \
+	first=$$?; $(BIN)/python -m pytest -q tests/codegen && exit $$first
+
+lint: $(STAMP)  ## style
+	$(BIN)/ruff check .
+
+gpu:  ## check and measure on the GPU of this machine, with the packages of $(PYTHON)
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py --results $(RESULTS)
+
+clean:  ## forget what was installed and drawn
+	rm -rf $(VENV) demo build *.egg-info

@@ -1,0 +1,95 @@
+"""Mark the embedded pipeline with the exact checker on fixed captions, at the training size and beyond.
+
+    python benchmarks/shapes/evaluate.py                     # the model card's figures
+    python benchmarks/shapes/evaluate.py --sizes 32 64 128   # the count error over sizes, scale off and on
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import random
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+import entropy_attn as ea
+from entropy_attn.shapes import load_pipeline
+from entropy_attn.shapes.checker import check
+from entropy_attn.shapes.scenes import Request, held_out, random_request
+
+FIELDS = ("split", "size", "scale", "captions", "presence", "count", "exact", "binding", "relation", "objects_found",
+          "count_error")  # fmt: skip
+SCALES = {"off": ea.scale.Fixed(), "logn": ea.scale.LogN()}
+
+
+def captions(split: str, total: int, seed: int = 77) -> list[Request]:
+    """Distinct fixed requests: ``"seen"`` touch nothing held out, ``"held-out"`` all do."""
+    rng, chosen = random.Random(f"{seed}-{split}"), {}
+    while len(chosen) < total:
+        request = random_request(rng)
+        if held_out().touches(request) == (split == "held-out"):
+            chosen[request.caption()] = request
+    return list(chosen.values())
+
+
+def pictures(pipe, requests: list[Request], size: int, steps: int, guidance_scale: float, seed: int, bar: tqdm):
+    """One picture a request; each has its own seed, so the batch size does not matter."""
+    for at in range(0, len(requests), 20):
+        batch = requests[at : at + 20]
+        generators = [torch.Generator().manual_seed(seed + at + i) for i in range(len(batch))]
+        yield from pipe([r.caption() for r in batch], height=size, width=size, num_inference_steps=steps,
+                        guidance_scale=guidance_scale, generator=generators).images  # fmt: skip
+        bar.update(len(batch))
+
+
+def mark(images, requests: list[Request]) -> dict:
+    """Means of the checker's scores; ``relation`` over the captions that state one."""
+    scores = [check(image, request) for image, request in zip(images, requests)]
+    relations = [s.relation for s in scores if s.relation is not None]
+    total = len(scores)
+    return {
+        "captions": total,
+        **{name: sum(getattr(s, name) for s in scores) / total for name in ("presence", "count", "exact", "binding")},
+        "relation": sum(relations) / len(relations) if relations else None,
+        "objects_found": sum(len(s.found) for s in scores) / total,
+        "count_error": sum(abs(len(s.found) - r.total) for s, r in zip(scores, requests)) / total,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--captions", type=int, default=200, help="captions a split (default %(default)s)")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64], help="pixels (default 64, the training size)")
+    parser.add_argument("--scales", nargs="+", choices=list(SCALES), default=["off"])
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--guidance-scale", type=float, default=4.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--csv", type=Path, help="write the rows here")
+    args = parser.parse_args()
+
+    pipe, rows = load_pipeline(), []
+    jobs = [(split, size, name) for split in ("seen", "held-out") for size in args.sizes for name in args.scales]
+    with tqdm(total=len(jobs) * args.captions, desc="pictures") as bar:
+        for split, size, name in jobs:
+            requests = captions(split, args.captions)
+            with ea.apply(pipe, scale=SCALES[name]):
+                images = list(pictures(pipe, requests, size, args.steps, args.guidance_scale, args.seed, bar))
+            rows.append({"split": split, "size": size, "scale": name, **mark(images, requests)})
+
+    table = Table(*FIELDS)
+    for row in rows:
+        table.add_row(*("" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in map(row.get, FIELDS)))
+    Console(width=150).print(table)
+    if args.csv:
+        with args.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

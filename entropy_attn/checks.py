@@ -1,0 +1,101 @@
+"""Argument checks of the public calls: every refusal names the argument, the value and what is allowed."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    is_causal: bool,
+    scale: float | Tensor | None,
+    enable_gqa: bool,
+) -> None:
+    """Raise TypeError or ValueError unless ``attention`` has a meaning for these arguments."""
+    _check_tensors(query, key, value)
+    _check_shapes(query, key, value, enable_gqa)
+    check_scale(scale, query)
+    if not isinstance(is_causal, bool):
+        raise TypeError(f"is_causal must be a bool, got {type(is_causal).__name__}")
+    if attn_mask is not None:
+        if is_causal:
+            raise ValueError("attn_mask and is_causal=True exclude each other: put the causal part into attn_mask")
+        _check_mask(attn_mask, query, (*query.shape[:3], key.shape[2]))
+
+
+def check_scale(scale: float | Tensor | None, query: Tensor) -> None:
+    """A scale is None, a finite number, a 0-d tensor or an (H,) tensor."""
+    if scale is None:
+        return
+    if isinstance(scale, Tensor):
+        heads = query.shape[-3] if query.dim() > 2 else None
+        if not scale.is_floating_point():
+            raise TypeError(f"scale must be a floating-point tensor, got {scale.dtype}")
+        if scale.dim() > 0 and tuple(scale.shape) != (heads,):
+            per_head = "" if heads is None else f", or a tensor of shape ({heads},) with one factor a query head"
+            raise ValueError(f"scale must be a number or a 0-d tensor{per_head}; got shape {tuple(scale.shape)}")
+        if scale.dim() > 0 and scale.device != query.device:
+            raise ValueError(f"scale is on {scale.device}, query on {query.device}: they must share a device")
+    elif isinstance(scale, bool) or not isinstance(scale, Real):
+        raise TypeError(f"scale must be None, a number or a tensor, got {type(scale).__name__}")
+    elif not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
+
+
+def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
+    named = {"query": query, "key": key, "value": value}
+    for name, t in named.items():
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+        if t.dtype not in DTYPES:
+            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {t.dtype}")
+    for name, t in named.items():
+        if t.dtype != query.dtype:
+            raise TypeError(f"{name} is {t.dtype}, query {query.dtype}: query, key and value must share a dtype")
+        if t.device != query.device:
+            raise ValueError(f"{name} is on {t.device}, query on {query.device}: all tensors must share a device")
+        if t.dim() != 4:
+            raise ValueError(f"{name} must be 4-D (batch, heads, tokens, head_dim), got shape {tuple(t.shape)}")
+
+
+def _check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
+    q, k, v = (tuple(t.shape) for t in (query, key, value))
+    if not isinstance(enable_gqa, bool):
+        raise TypeError(f"enable_gqa must be a bool, got {type(enable_gqa).__name__}")
+    if not q[0] == k[0] == v[0]:
+        raise ValueError(f"query, key and value must share the batch size, got {q[0]}, {k[0]} and {v[0]}")
+    if k[1] != v[1]:
+        raise ValueError(f"key and value must have the same number of heads, got {k[1]} and {v[1]}")
+    if q[1] != k[1] and not enable_gqa:
+        raise ValueError(f"query has {q[1]} heads and key {k[1]}: they must be equal, or pass enable_gqa=True")
+    if enable_gqa and (k[1] == 0 or q[1] % k[1]):
+        raise ValueError(f"enable_gqa=True needs query heads divisible by key heads, got {q[1]} and {k[1]}")
+    if k[2] != v[2]:
+        raise ValueError(f"key and value must have the same number of tokens, got {k[2]} and {v[2]}")
+    if q[3] != k[3]:
+        raise ValueError(f"query and key must have the same head_dim, got {q[3]} and {k[3]}")
+    if q[3] == 0:
+        raise ValueError("query has head_dim 0; it must be at least 1")
+
+
+def _check_mask(attn_mask: Tensor, query: Tensor, shape: tuple[int, ...]) -> None:
+    if not isinstance(attn_mask, Tensor):
+        raise TypeError(f"attn_mask must be None or a tensor, got {type(attn_mask).__name__}")
+    if attn_mask.dtype != torch.bool and attn_mask.dtype not in DTYPES:
+        raise TypeError(f"attn_mask must be boolean (True = attend) or floating-point (added), got {attn_mask.dtype}")
+    if attn_mask.device != query.device:
+        raise ValueError(f"attn_mask is on {attn_mask.device}, query on {query.device}: they must share a device")
+    sizes = zip(reversed(attn_mask.shape), reversed(shape), strict=False)
+    if attn_mask.dim() > 4 or not all(have in (1, want) for have, want in sizes):
+        raise ValueError(
+            f"attn_mask must broadcast to (batch, heads, queries, keys) = {shape}, got shape {tuple(attn_mask.shape)}"
+        )

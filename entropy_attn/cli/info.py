@@ -1,0 +1,120 @@
+"""`entropy-attn info`: versions, devices, and which implementation serves what."""
+
+from __future__ import annotations
+
+import json
+import platform
+from typing import Annotated, Any
+
+import typer
+
+from . import options
+
+HEAD_DIMS = (16, 40, 64, 72, 80, 96, 128, 160, 256)
+DTYPES = ("float16", "bfloat16", "float32")
+IMPLS = ("triton", "sdpa", "reference")
+
+
+def info(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON instead of tables.")] = False) -> None:
+    """Show versions, devices, and which implementation serves which head dim and dtype, and why the others do not.
+
+    Example:
+
+      entropy-attn info --json
+    """
+    with options.refusals():
+        report = {"versions": options.versions(), "devices": _devices(), "impls": _impls()}
+    if as_json:
+        print(json.dumps(report, indent=2))
+    else:
+        _print_tables(report)
+
+
+def _devices() -> list[dict[str, Any]]:
+    import torch
+
+    devices = [
+        {"device": "cpu", "name": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+    ]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        devices.append(
+            {
+                "device": f"cuda:{index}",
+                "name": properties.name,
+                "capability": f"{properties.major}.{properties.minor}",
+                "memory_gib": round(properties.total_memory / 2**30, 1),
+            }
+        )
+    return devices
+
+
+def _impls() -> list[dict[str, Any]]:
+    """Ask the library itself, with a tensor of two tokens for every combination."""
+    import torch
+
+    from .. import unsupported_reasons
+
+    rows = []
+    for device in _devices():
+        for dtype in DTYPES:
+            for head_dim in HEAD_DIMS:
+                tensor = torch.zeros(1, 1, 2, head_dim, dtype=getattr(torch, dtype), device=device["device"])
+                for impl in IMPLS:
+                    reasons = unsupported_reasons(tensor, tensor, tensor, return_entropy=True, impl=impl)
+                    rows.append(
+                        {
+                            "device": device["device"],
+                            "dtype": dtype,
+                            "head_dim": head_dim,
+                            "impl": impl,
+                            "serves": not reasons,
+                            "reasons": list(reasons),
+                        }
+                    )
+    return rows
+
+
+def _print_tables(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    versions = Table(title="Versions", show_header=False)
+    for package, version in report["versions"].items():
+        versions.add_row(package, version or "not installed")
+    console.print(versions)
+
+    for device in report["devices"]:
+        facts = ", ".join(f"{key} {value}" for key, value in device.items() if key not in ("device", "name"))
+        rows = [row for row in report["impls"] if row["device"] == device["device"]]
+        served = {(row["impl"], row["dtype"], row["head_dim"]): row["serves"] for row in rows}
+        table = Table(
+            title=f"{device['device']}: {device['name']} ({facts}); who serves attention with entropy, by head dim"
+        )
+        table.add_column("impl")
+        table.add_column("dtype")
+        for head_dim in HEAD_DIMS:
+            table.add_column(str(head_dim), justify="center")
+        for impl in IMPLS:
+            for dtype in DTYPES:
+                cells = ("yes" if served[impl, dtype, head_dim] else "[dim]no[/dim]" for head_dim in HEAD_DIMS)
+                table.add_row(impl, dtype, *cells, end_section=dtype == DTYPES[-1])
+        console.print(table)
+        for line in _refusal_lines(rows):
+            console.print(line, markup=False)
+
+
+def _refusal_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """One line a reason, with the dtypes and head dims that it holds for."""
+    cases: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        for reason in row["reasons"]:
+            cases.setdefault((row["impl"], reason), []).append(row)
+    lines = []
+    for (impl, reason), refused in cases.items():
+        dtypes = [dtype for dtype in DTYPES if any(row["dtype"] == dtype for row in refused)]
+        dims = [str(dim) for dim in HEAD_DIMS if any(row["head_dim"] == dim for row in refused)]
+        where = [*([] if len(dtypes) == len(DTYPES) else dtypes), *([] if len(dims) == len(HEAD_DIMS) else dims)]
+        lines.append(f"not {impl}{' for ' + ', '.join(where) if where else ''}: {reason}")
+    return lines

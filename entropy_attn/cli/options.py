@@ -1,0 +1,205 @@
+"""What the commands share: reading option values, refusing bad ones, and loading the pipeline that they name."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from . import Refused
+
+Size = tuple[int, int]
+
+SHAPES_GUIDANCE = 4.0  # as in its model card; Stable Diffusion's 7.5 oversaturates so small a model
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+MODEL_HELP = "'shapes' (the embedded model), a diffusers folder, or a Hub id."
+DEVICE_HELP = "auto, cpu, cuda or cuda:INDEX."
+SIZE_HELP = "one number for a square, or HEIGHTxWIDTH"
+SCALE_HELP = (
+    "'off' (1/sqrt(d)), 'logn' (sqrt(log_T N / d)), either with options: "
+    "'logn:strength=0.5:direction=up', 'off:value=0.2'"
+)
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """Turn what the library refuses into the one-line error; anything else is a bug and keeps its traceback."""
+    import torch
+
+    from .. import Unsupported
+
+    try:
+        yield
+    except (ValueError, Unsupported) as error:
+        raise Refused(str(error)) from error
+    except ImportError as error:
+        if "pip install" in str(error):
+            raise Refused(str(error)) from error
+        if not isinstance(error, ModuleNotFoundError) or (error.name or "").startswith("entropy_attn"):
+            raise
+        raise Refused(f"this needs {error.name}: pip install 'entropy-attn[cli,diffusers]'") from error
+    except torch.OutOfMemoryError as error:
+        raise Refused("out of device memory: use smaller sizes, fewer prompts or --dtype float16") from error
+
+
+def parse_size(text: str) -> Size:
+    found = re.fullmatch(r"(\d+)(?:[xX](\d+))?", text.strip())
+    if not found:
+        raise ValueError(f"size {text!r}: give {SIZE_HELP}, such as 64 or 48x96")
+    height = int(found[1])
+    return height, int(found[2]) if found[2] else height
+
+
+def parse_list(option: str, text: str) -> list[str]:
+    """Split at commas; an empty list or a repeated entry is refused."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise ValueError(f"{option} {text!r}: at least one value is needed")
+    repeated = next((part for part in parts if parts.count(part) > 1), None)
+    if repeated is not None:
+        raise ValueError(f"{option}: {repeated!r} is given twice")
+    return parts
+
+
+def parse_seeds(text: str) -> list[int]:
+    parts = parse_list("--seeds", text)
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"--seeds {text!r}: give whole numbers from 0, such as 0,1,2")
+    return [int(part) for part in parts]
+
+
+def parse_scale(text: str) -> Any:
+    """'name' or 'name:option=value:option=value' to a scale policy."""
+    from ..scale import Fixed, LogN
+
+    policies = {"off": Fixed, "logn": LogN}
+    name, *pairs = text.strip().split(":")
+    if name not in policies:
+        raise ValueError(f"unknown scale {name!r}: give one of {', '.join(policies)}")
+    allowed = [field.name for field in dataclasses.fields(policies[name])]
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or key not in allowed:
+            raise ValueError(f"scale {text!r}: {pair!r} is not option=value with one of {', '.join(allowed)}")
+        options[key] = _literal(value)
+    try:
+        return policies[name](**options)
+    except TypeError as error:
+        raise ValueError(f"scale {text!r}: {error}") from error
+
+
+def _literal(text: str) -> Any:
+    """A Python literal (number, bool, None, or a tuple written low..high), else the text itself."""
+    low, dots, high = text.partition("..")
+    if dots:
+        return _literal(low), _literal(high)
+    try:
+        return ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text.lower(), text))
+    except (ValueError, SyntaxError):
+        return text
+
+
+def check_at_least(option: str, value: float | None, least: float) -> None:
+    if value is not None and not value >= least:
+        raise ValueError(f"{option} {value}: at least {least} is needed")
+
+
+def check_prompts(prompts: list[str]) -> None:
+    if any(not prompt.strip() for prompt in prompts):
+        raise ValueError("--prompt is empty: give the text of a picture")
+
+
+def output_folder(path: Path) -> Path:
+    """Make the folder and prove that it can be written to, before anything long runs."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise ValueError(f"--out {str(path)!r} cannot be written to: {error.strerror or error}") from error
+    return path
+
+
+def output_picture(path: Path) -> Path:
+    from PIL import Image
+
+    known = Image.registered_extensions()
+    if known.get(path.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"--out {str(path)!r}: the name must end in a picture format, such as .png or .jpg")
+    if path.is_dir():
+        raise ValueError(f"--out {str(path)!r} is a folder: give a file name")
+    output_folder(path.parent)
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ValueError(f"--out {str(path)!r} cannot be written to: Permission denied")
+    return path
+
+
+def load(model: str, device: str, dtype: str) -> tuple[Any, dict[str, str]]:
+    """The pipeline and what it runs on, as {"model", "device", "dtype"}."""
+    import torch
+
+    from ..pipelines import load_pipeline
+
+    if dtype not in DTYPES:
+        raise ValueError(f"--dtype {dtype!r}: give one of {', '.join(DTYPES)}")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"--device {device!r}: give auto, cpu, cuda or cuda:INDEX") from error
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"--device {device!r}: give auto, cpu, cuda or cuda:INDEX")
+    index = torch.device(device).index or 0
+    if kind == "cuda" and index >= torch.cuda.device_count():
+        raise ValueError(f"--device {device!r}: this machine has {torch.cuda.device_count()} such devices")
+    if dtype == "auto":
+        dtype = "float16" if kind == "cuda" else "float32"
+    _quiet()
+    with warnings.catch_warnings():
+        # what the libraries below will rename some day is of no use to someone at the command line
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        pipe = load_pipeline(model, device=device, dtype=getattr(torch, dtype))
+    return pipe, {"model": model, "device": device, "dtype": dtype}
+
+
+def guidance(model: str, given: float | None) -> float | None:
+    """The guidance to sample with: as given, else what suits the embedded model, else None for the pipeline's own."""
+    return SHAPES_GUIDANCE if given is None and model == "shapes" else given
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python, this package and what it stands on; None for what is not installed."""
+    from .. import __version__
+
+    found: dict[str, str | None] = {"python": platform.python_version(), "entropy_attn": __version__}
+    for package in ("torch", "triton", "diffusers", "transformers"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def _quiet() -> None:
+    """Keep the progress bars and advice of the libraries below out of this command's own output."""
+    with contextlib.suppress(ImportError):
+        import diffusers
+        import huggingface_hub
+        import transformers
+
+        huggingface_hub.utils.logging.set_verbosity_error()
+        for library in (diffusers, transformers):
+            library.utils.logging.set_verbosity_error()
+            library.utils.logging.disable_progress_bar()

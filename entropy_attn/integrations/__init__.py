@@ -1,0 +1,1 @@
+"""Routing other libraries' attention through this package; each module here imports the library it is named after."""

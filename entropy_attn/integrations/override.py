@@ -1,0 +1,68 @@
+"""Wrapping the call of a single module, undone without a trace.
+
+The module's class is exchanged for a subclass of itself whose `__call__` runs a given function around the original, as
+torch's own `fully_shard` and parametrizations do. Compared with the alternatives: a pair of forward hooks cannot hold a
+`with` block, so a KeyboardInterrupt would leave its context entered (torch runs "always called" hooks for `Exception`
+only); a replaced `forward` attribute is taken away by the offloading hooks of accelerate, which rewrite it after every
+pipeline call.
+
+Copies and pickles of a wrapped module are of its original class and not wrapped.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+# around(call, args, kwargs) -> what the module's call returns; `call` is the original, bound to the module
+Around = Callable[[Callable[..., Any], tuple, dict[str, Any]], Any]
+
+_SLOT = "_entropy_attn_around"
+
+
+def wrap_call(module: nn.Module, around: Around) -> None:
+    """From now on `module(...)` is `around(call, args, kwargs)`. A module is wrapped once at most."""
+    if wrapper_of(module) is not None:
+        raise RuntimeError(f"{type(module).__name__} is already wrapped")
+    module.__dict__[_SLOT] = around
+    if not hasattr(type(module), "_unwrapped_class"):  # else our class is still among its bases, see `unwrap_call`
+        module.__class__ = _wrapped_class(type(module))
+
+
+def unwrap_call(module: nn.Module) -> None:
+    """Undo `wrap_call`; does nothing to a module that is not wrapped."""
+    module.__dict__.pop(_SLOT, None)
+    # Should another library have exchanged the class since, ours stays below its class and passes calls on.
+    if "_unwrapped_class" in type(module).__dict__:
+        module.__class__ = type(module)._unwrapped_class
+
+
+def wrapper_of(module: nn.Module) -> Around | None:
+    """The function that the module is wrapped with."""
+    return module.__dict__.get(_SLOT)
+
+
+@functools.cache
+def _wrapped_class(cls: type[nn.Module]) -> type[nn.Module]:
+    class Wrapped(cls):
+        _unwrapped_class = cls
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            # Not super(): who took hold of this method may call it after the class was exchanged back.
+            around = self.__dict__.get(_SLOT)
+            if around is None:
+                return cls.__call__(self, *args, **kwargs)
+            return around(functools.partial(cls.__call__, self), args, kwargs)
+
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            _rebuild, _args, state, *rest = super().__reduce_ex__(protocol)
+            state = {name: value for name, value in state.items() if name != _SLOT}
+            return (object.__new__, (cls,), state, *rest)
+
+    # Model cards, `save_pretrained` and printed models go by the name of the class.
+    Wrapped.__name__, Wrapped.__qualname__, Wrapped.__module__ = cls.__name__, cls.__qualname__, cls.__module__
+    Wrapped.__doc__ = cls.__doc__
+    return Wrapped

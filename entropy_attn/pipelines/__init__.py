@@ -1,0 +1,8 @@
+"""Loading a text-to-image pipeline by name, and sampling it with a scale policy and a recorder."""
+
+from __future__ import annotations
+
+from .loading import SHAPES, check_size, load_pipeline, size_multiple, train_size
+from .sampling import sample
+
+__all__ = ["SHAPES", "check_size", "load_pipeline", "sample", "size_multiple", "train_size"]

@@ -1,0 +1,99 @@
+"""From a model's name to a pipeline that is ready to sample, and the picture sizes that it can take."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SHAPES = "shapes"
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_INDEX = "model_index.json"
+
+
+def load_pipeline(model: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+    """Load `model`: "shapes" (the embedded one), a local diffusers folder, or a Hub id.
+
+    Raises `ValueError` where there is no such model or where it has no UNet and VAE; the kind is read from the small
+    index file, before any weights are fetched.
+    """
+    if model == SHAPES:
+        from .. import shapes
+
+        pipe = shapes.load_pipeline(torch_dtype=dtype)
+    else:
+        source = _resolve(model)
+        _check_kind(model, source)
+        from diffusers import DiffusionPipeline
+
+        try:
+            pipe = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype)
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"model {model!r} cannot be loaded: {_first_line(error)}") from error
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+def size_multiple(pipe: Any) -> int:
+    """Both sides of a picture must be a multiple of this: VAE factor x 2 for every downsampling of the UNet.
+
+    diffusers' own pipelines also insist on a multiple of 8, whatever the VAE.
+    """
+    halvings = sum(getattr(block, "downsamplers", None) is not None for block in pipe.unet.down_blocks)
+    return math.lcm(8, pipe.vae_scale_factor * 2**halvings)
+
+
+def train_size(pipe: Any) -> tuple[int, int]:
+    """(height, width) in pixels of the pictures that the model was trained on."""
+    side = pipe.unet.config.sample_size
+    height, width = side if isinstance(side, (tuple, list)) else (side, side)
+    return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
+
+
+def check_size(pipe: Any, size: tuple[int, int]) -> None:
+    """Raise `ValueError` for a (height, width) that the pipeline cannot generate, naming the nearest that it can."""
+    multiple = size_multiple(pipe)
+    if any(side < 1 or side % multiple for side in size):
+        near = "x".join(str(max(1, round(side / multiple)) * multiple) for side in size)
+        raise ValueError(f"size {size[0]}x{size[1]}: both sides must be multiples of {multiple} px, for example {near}")
+
+
+def _resolve(model: str) -> str:
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / _INDEX).is_file():
+            raise ValueError(f"model {model!r} is a folder without {_INDEX}, so not a diffusers pipeline")
+        return str(path)
+    looks_local = path.exists() or model.startswith((".", "~", os.sep)) or not _HUB_ID.fullmatch(model)
+    if looks_local:
+        raise ValueError(f"unknown model {model!r}: no such folder; give {SHAPES!r}, a diffusers folder or a Hub id")
+    return model
+
+
+def _check_kind(model: str, source: str) -> None:
+    try:
+        from diffusers import DiffusionPipeline
+    except ImportError as error:
+        raise ImportError(f"model {model!r} needs diffusers: pip install 'entropy-attn[diffusers]'") from error
+    try:
+        index = DiffusionPipeline.load_config(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"unknown model {model!r}: neither {SHAPES!r} nor a folder, and the Hub did not give it ({_first_line(error)})"
+        ) from error
+    missing = [part for part in ("unet", "vae") if not index.get(part)]
+    if missing:
+        kind = index.get("_class_name", "pipeline of unknown kind")
+        raise ValueError(
+            f"model {model!r} is a {kind} without {' and '.join(missing)}: "
+            "Stable Diffusion 1.x, 2.x and XL pipelines are supported"
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__

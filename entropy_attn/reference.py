@@ -1,0 +1,64 @@
+"""The oracle: attention with lse and entropy, written to be read. It holds the whole (Nq, Nk) matrix."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def softmax_scale(scale: float | Tensor | None, query: Tensor) -> float | Tensor:
+    """The factor on QKᵀ: 1/sqrt(head_dim) for None, an (H,) tensor shaped to broadcast over (B, H, Nq, Nk)."""
+    if scale is None:
+        return 1.0 / math.sqrt(query.shape[-1])
+    if isinstance(scale, Tensor) and scale.dim() == 1:
+        return scale[:, None, None]
+    return scale
+
+
+def attention_reference(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | Tensor | None = None,
+    enable_gqa: bool = False,
+    compute_dtype: torch.dtype = torch.float64,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``(out, lse, entropy)`` in ``compute_dtype``, from q (B, H, Nq, D), k (B, Hkv, Nk, D), v (B, Hkv, Nk, Dv).
+
+    A row with no key to attend has out 0, lse -inf, entropy 0 and no gradient. Every step is a plain differentiable
+    operation, so autograd is the reference for gradients too.
+    """
+    q, k, v = (t.to(compute_dtype) for t in (query, key, value))
+    if enable_gqa:
+        group = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    sm_scale = softmax_scale(scale, q)
+    if isinstance(sm_scale, Tensor):
+        sm_scale = sm_scale.to(compute_dtype)
+
+    s = (q @ k.mT) * sm_scale  # [B, H, Nq, Nk]
+    if attn_mask is not None:
+        s = s.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else s + attn_mask.to(compute_dtype)
+    if is_causal:  # aligned to the top left: query i attends keys 0..i
+        keep = torch.ones(s.shape[-2:], dtype=torch.bool, device=s.device).tril()
+        s = s.masked_fill(~keep, -math.inf)
+
+    # Only finite scores enter the arithmetic below: -inf - -inf and 0 * -inf are NaN, in values and in gradients.
+    masked = s == -math.inf
+    empty = masked.all(dim=-1, keepdim=True)  # [B, H, Nq, 1]; also true for Nk = 0
+    m = s.detach().amax(dim=-1, keepdim=True) if s.shape[-1] else s.new_zeros(empty.shape)
+    x = (s.masked_fill(masked, 0.0) - m.masked_fill(empty, 0.0)).masked_fill(masked, 0.0)
+    p = x.exp().masked_fill(masked, 0.0)
+    log_l = p.sum(dim=-1, keepdim=True).masked_fill(empty, 1.0).log()
+    log_p = x - log_l
+    p = log_p.exp().masked_fill(masked, 0.0)
+
+    out = p @ v
+    lse = (m.masked_fill(empty, 0.0) + log_l).masked_fill(empty, -math.inf)
+    entropy = 0.0 - (p * log_p).sum(dim=-1)  # not -(...): a one-hot row shall read 0.0, never -0.0
+    return out, lse.squeeze(-1), entropy

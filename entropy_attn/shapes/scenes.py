@@ -1,0 +1,250 @@
+"""Procedural scenes: one to three plain coloured shapes on a plain ground, and the caption that says what is there.
+
+Everything is exact and needs no weights, so a picture drawn from a caption can be marked by
+:mod:`entropy_attn.shapes.checker` without a human or a second network.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+SHAPES = ("circle", "square", "triangle", "cross")
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (20, 160, 50),
+    "blue": (30, 60, 220),
+    "yellow": (245, 205, 20),
+    "purple": (150, 40, 180),
+    "cyan": (20, 190, 215),
+}
+GROUND = (240, 240, 240)
+
+# A shape's half-width as a share of the picture's shorter side: three of the largest still fit without touching.
+RADIUS = (0.14, 0.19)
+GAP = 0.05  # free space between two bounding boxes, same unit
+SUPERSAMPLE = 4
+
+NUMBERS = {1: "a", 2: "two", 3: "three"}
+RELATIONS = ("above", "below", "to the left of", "to the right of")
+
+
+@dataclass(frozen=True, order=True)
+class Kind:
+    """What a caption can name: a colour and a shape."""
+
+    colour: str
+    shape: str
+
+    def __str__(self) -> str:
+        return f"{self.colour} {self.shape}"
+
+
+KINDS = tuple(Kind(colour, shape) for colour in COLOURS for shape in SHAPES)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a caption asks for: how many of which kind, and for two single objects where they stand to each other."""
+
+    counts: tuple[tuple[Kind, int], ...]
+    relation: str | None = None
+
+    @property
+    def total(self) -> int:
+        return sum(count for _, count in self.counts)
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        return tuple(kind for kind, _ in self.counts)
+
+    def caption(self) -> str:
+        """The sentence, for example ``"a red circle, a blue square and two green crosses"``."""
+        parts = [_phrase(kind, count) for kind, count in self.counts]
+        if self.relation is not None:
+            return f"{parts[0]} {self.relation} {parts[1]}"
+        return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An object in a picture: its kind, centre ``(x, y)`` and half-width in pixels."""
+
+    kind: Kind
+    x: float
+    y: float
+    radius: float
+
+
+def _phrase(kind: Kind, count: int) -> str:
+    plural = "" if count == 1 else "es" if kind.shape == "cross" else "s"
+    return f"{NUMBERS[count]} {kind}{plural}"
+
+
+_OBJECT = re.compile(rf"^(a|two|three) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})(?:e?s)?$")
+
+
+def parse_caption(caption: str) -> Request:
+    """The request behind a caption of this module's grammar.
+
+    Raises:
+        ValueError: the caption is not of the grammar; the message quotes the part that was not understood.
+    """
+    relation = next((r for r in RELATIONS if f" {r} " in caption), None)
+    parts = caption.split(f" {relation} ") if relation else re.split(r", | and ", caption)
+    counts = []
+    for part in parts:
+        match = _OBJECT.match(part.strip().lower())
+        if match is None:
+            raise ValueError(
+                f"caption {caption!r}: {part!r} is not '<a|two|three> <colour> <shape>' with a colour of "
+                f"{', '.join(COLOURS)} and a shape of {', '.join(SHAPES)}"
+            )
+        number, colour, shape = match.groups()
+        counts.append((Kind(colour, shape), next(n for n, word in NUMBERS.items() if word == number)))
+    return Request(tuple(counts), relation)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What training never shows: whole kinds, and pairs of kinds that never stand in one picture."""
+
+    kinds: frozenset[Kind]
+    pairs: frozenset[frozenset[Kind]]
+
+    def touches(self, request: Request) -> bool:
+        """Whether the request needs anything held out."""
+        kinds = request.kinds
+        return any(kind in self.kinds for kind in kinds) or any(
+            frozenset(pair) in self.pairs for pair in itertools.combinations(kinds, 2)
+        )
+
+
+@cache
+def held_out(seed: int = 2306, share: float = 0.2) -> HeldOut:
+    """The fixed split: ``share`` of the colour-shape kinds, and of the pairs of the kinds that remain."""
+    rng = random.Random(seed)
+    # Each colour loses at most one shape and each shape at most two colours, so both words stay well known.
+    kinds: list[Kind] = []
+    for kind in rng.sample(KINDS, len(KINDS)):
+        if len(kinds) == round(share * len(KINDS)):
+            break
+        if all(kind.colour != k.colour for k in kinds) and sum(kind.shape == k.shape for k in kinds) < 2:
+            kinds.append(kind)
+    seen = [kind for kind in KINDS if kind not in kinds]
+    pairs = [frozenset(pair) for pair in itertools.combinations(seen, 2)]
+    return HeldOut(frozenset(kinds), frozenset(rng.sample(pairs, round(share * len(pairs)))))
+
+
+def random_request(rng: random.Random, kinds: tuple[Kind, ...] = KINDS) -> Request:
+    """A request for one to three objects, repeated objects and relations included."""
+    total = rng.choices((1, 2, 3), weights=(3, 4, 3))[0]
+    if total == 1:
+        split = (1,)
+    elif total == 2:
+        split = rng.choices(((1, 1), (2,)), weights=(3, 1))[0]
+    else:
+        split = rng.choices(((1, 1, 1), (2, 1), (3,)), weights=(2, 1, 1))[0]
+    counts = tuple(zip(rng.sample(kinds, len(split)), split))
+    relation = rng.choice(RELATIONS) if split == (1, 1) and rng.random() < 0.5 else None
+    return Request(counts, relation)
+
+
+def training_request(rng: random.Random) -> Request:
+    """A request that touches nothing held out."""
+    split = held_out()
+    while split.touches(request := random_request(rng)):
+        pass
+    return request
+
+
+def relation_holds(relation: str, first: Placed, second: Placed, margin: float) -> bool:
+    """Whether ``first`` stands in ``relation`` to ``second`` by at least ``margin`` pixels between centres."""
+    offset = {
+        "above": second.y - first.y,
+        "below": first.y - second.y,
+        "to the left of": second.x - first.x,
+        "to the right of": first.x - second.x,
+    }[relation]
+    return offset >= margin
+
+
+def place(request: Request, size: tuple[int, int], rng: random.Random, tries: int = 2000) -> list[Placed]:
+    """Random positions without overlap for every object of a request, in the caption's order.
+
+    Args:
+        size: ``(height, width)`` in pixels.
+
+    Raises:
+        ValueError: no free places were found in ``tries`` draws (a picture far longer than wide, say).
+    """
+    height, width = size
+    side = min(size)
+    wanted = [kind for kind, count in request.counts for _ in range(count)]
+    for _ in range(tries):
+        placed: list[Placed] = []
+        for kind in wanted:
+            radius = rng.uniform(*RADIUS) * side
+            edge = radius + 0.02 * side
+            spot = Placed(kind, rng.uniform(edge, width - edge), rng.uniform(edge, height - edge), radius)
+            if all(
+                max(abs(spot.x - o.x), abs(spot.y - o.y)) >= spot.radius + o.radius + GAP * side for o in placed
+            ):
+                placed.append(spot)
+        if len(placed) < len(wanted):
+            continue
+        if request.relation and not relation_holds(request.relation, *placed, margin=sum(RADIUS) * side):
+            continue
+        return placed
+    raise ValueError(f"size {size}: found no place for {request.total} objects in {tries} tries")
+
+
+def outline(shape: str, x: float, y: float, radius: float) -> list[tuple[float, float]]:
+    """The polygon of a shape (a circle's is its bounding box), in the coordinates given."""
+    left, right, top, bottom, third = x - radius, x + radius, y - radius, y + radius, radius / 3
+    if shape == "triangle":
+        return [(x, top), (right, bottom), (left, bottom)]
+    if shape == "cross":
+        return [
+            (x - third, top), (x + third, top), (x + third, y - third), (right, y - third),
+            (right, y + third), (x + third, y + third), (x + third, bottom), (x - third, bottom),
+            (x - third, y + third), (left, y + third), (left, y - third), (x - third, y - third),
+        ]  # fmt: skip
+    return [(left, top), (right, top), (right, bottom), (left, bottom)]
+
+
+def draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, radius: float, fill) -> None:
+    """Draw one filled shape."""
+    points = outline(shape, x, y, radius)
+    if shape == "circle":
+        draw.ellipse([points[0], points[2]], fill=fill)
+    else:
+        draw.polygon(points, fill=fill)
+
+
+def render(placed: list[Placed], size: tuple[int, int]) -> Image.Image:
+    """The anti-aliased picture of placed objects, RGB, of ``size = (height, width)``."""
+    height, width = size
+    s = SUPERSAMPLE
+    canvas = Image.new("RGB", (width * s, height * s), GROUND)
+    draw = ImageDraw.Draw(canvas)
+    for obj in placed:
+        draw_shape(draw, obj.kind.shape, obj.x * s, obj.y * s, obj.radius * s, COLOURS[obj.kind.colour])
+    return canvas.reduce(s)
+
+
+def scene(rng: random.Random, size: tuple[int, int] = (64, 64)) -> tuple[str, Image.Image]:
+    """A training example: a caption that touches nothing held out, and a picture of it."""
+    request = training_request(rng)
+    return request.caption(), render(place(request, size, rng), size)
+
+
+def to_array(image: Image.Image) -> np.ndarray:
+    """``(H, W, 3)`` uint8."""
+    return np.asarray(image.convert("RGB"), dtype=np.uint8)

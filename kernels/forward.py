@@ -1,0 +1,355 @@
+"""Attention forward in Triton: online softmax in base 2, optionally with each row's log-sum-exp and entropy.
+
+Two kernels share everything but how a tile of keys or values is fetched: by pointers, or by tensor descriptors
+(TMA, Hopper and later). README.md beside this file derives the formulas.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+# Scores are kept finite, because 0 * inf is NaN in the entropy accumulator. An excluded key has the score EXCLUDED, which
+# is also where the running maximum starts; every other score is at least FLOOR, twice as high, so that a maximum below
+# EMPTY_ROW means that no key was attended. All are far below any logit and far from overflow when multiplied by a length.
+EXCLUDED = tl.constexpr(-2.0e30)
+EMPTY_ROW = tl.constexpr(-1.5e30)
+FLOOR = tl.constexpr(-1.0e30)
+
+NO_MASK = tl.constexpr(0)
+BOOL_MASK = tl.constexpr(1)
+ADDED_MASK = tl.constexpr(2)
+
+
+@triton.jit
+def _in_eights(stride, STRIDES_IN_EIGHTS: tl.constexpr):
+    # Triton knows of a stride only whether 16 divides it. Head dim 40 has stride 40: telling it that 8 does is what
+    # keeps 16-byte loads, asynchronous copies and with them the software pipeline.
+    if STRIDES_IN_EIGHTS:
+        return (stride // 8) * 8
+    else:
+        return stride
+
+
+@triton.jit
+def _tile_offsets(ROWS: tl.constexpr, COLS: tl.constexpr, stride_row, stride_col, WIDE: tl.constexpr):
+    rows = tl.arange(0, ROWS)
+    cols = tl.arange(0, COLS)
+    if WIDE:  # even one tile spans more than 2**31 elements
+        rows = rows.to(tl.int64)
+        cols = cols.to(tl.int64)
+    return rows[:, None] * stride_row + cols[None, :] * stride_col
+
+
+@triton.jit
+def _load_rows(
+    src, off_b, off_h, start, stride_row, stride_col, seqlen,
+    OFF_D: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, DIM: tl.constexpr,
+    CHECK_ROWS: tl.constexpr, DESCRIPTORS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Rows start .. start+ROWS, columns OFF_D .. OFF_D+COLS of one head, zero beyond seqlen and DIM.
+
+    ``src`` is a descriptor over (batch, head, row, column), or a pointer to the head's first element.
+    """
+    if DESCRIPTORS:
+        return src.load([off_b, off_h, start, OFF_D]).reshape(ROWS, COLS)
+    else:
+        base = src + tl.cast(start, tl.int64) * stride_row + OFF_D * tl.cast(stride_col, tl.int64)
+        ptrs = base + _tile_offsets(ROWS, COLS, stride_row, stride_col, WIDE)
+        inside_rows = (start + tl.arange(0, ROWS) < seqlen)[:, None]
+        inside_cols = (OFF_D + tl.arange(0, COLS) < DIM)[None, :]
+        if CHECK_ROWS and OFF_D + COLS > DIM:
+            return tl.load(ptrs, mask=inside_rows & inside_cols, other=0.0)
+        elif CHECK_ROWS:
+            return tl.load(ptrs, mask=inside_rows, other=0.0)
+        elif OFF_D + COLS > DIM:
+            return tl.load(ptrs, mask=inside_cols, other=0.0)
+        else:
+            return tl.load(ptrs)
+
+
+@triton.jit
+def _store_rows(
+    out_ptr, x, start, stride_row, stride_col, seqlen,
+    OFF_D: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    base = out_ptr + tl.cast(start, tl.int64) * stride_row + OFF_D * tl.cast(stride_col, tl.int64)
+    inside = (start + tl.arange(0, ROWS) < seqlen)[:, None] & (OFF_D + tl.arange(0, COLS) < DIM)[None, :]
+    ptrs = base + _tile_offsets(ROWS, COLS, stride_row, stride_col, WIDE)
+    tl.store(ptrs, x.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _masked_scores(
+    s, factor, mask_ptr, start_m, start_n, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, CHECK_KEYS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Scaled scores in base 2 with the mask applied: EXCLUDED where the key is not attended, else at least FLOOR."""
+    offs_m = start_m + tl.arange(0, BLOCK_M)
+    offs_n = start_n + tl.arange(0, BLOCK_N)
+    z = s * factor  # [BLOCK_M, BLOCK_N]
+    if MASK != NO_MASK:
+        cols = tl.arange(0, BLOCK_N)
+        if WIDE:
+            cols = cols.to(tl.int64)
+        base = mask_ptr + tl.cast(start_n, tl.int64) * stride_mask_n
+        ptrs = (base + cols * stride_mask_n)[None, :]
+        if MASK_PER_QUERY:  # rows beyond the last read the last one, which needs no check
+            rows = tl.minimum(offs_m, seqlen_q - 1).to(tl.int64)
+            ptrs = ptrs + (rows * stride_mask_m)[:, None]
+        if CHECK_KEYS:
+            bias = tl.load(ptrs, mask=(offs_n < seqlen_k)[None, :], other=0)
+        else:
+            bias = tl.load(ptrs)
+        if MASK == BOOL_MASK:
+            z = tl.where(bias != 0, z, EXCLUDED)
+        else:
+            bias = bias.to(tl.float32)
+            z = z + bias * LOG2E
+            z = tl.where(z < FLOOR, FLOOR, z)  # not tl.maximum, which would turn a NaN into FLOOR
+            z = tl.where(bias == float("-inf"), EXCLUDED, z)
+    if CHECK_KEYS:
+        keep = (offs_n < seqlen_k)[None, :]
+        if IS_CAUSAL:
+            keep = keep & (offs_n[None, :] <= offs_m[:, None])
+        z = tl.where(keep, z, EXCLUDED)
+    return z
+
+
+@triton.jit
+def _online_softmax(s, factor, m_i, l_i, e_i, RETURN_ENTROPY: tl.constexpr):
+    """One block of the recurrence; factor >= 0, so that the maximum of s * factor is that of s, times factor.
+
+    Returns the unnormalised probabilities, the correction of what was accumulated before, and the new statistics.
+    ``e_i`` is the sum of p * log2(p) with p = 2**(score - m_i): shifting it with m_i keeps it accurate for any logits.
+    """
+    m_new = tl.maximum(m_i, tl.max(s, 1) * factor)
+    x = s * factor - m_new[:, None]
+    p = tl.math.exp2(x)
+    shift = m_i - m_new
+    alpha = tl.math.exp2(shift)
+    if RETURN_ENTROPY:
+        e_i = alpha * (e_i + shift * l_i) + tl.sum(p * x, 1)
+    l_i = l_i * alpha + tl.sum(p, 1)
+    return p, alpha, m_new, l_i, e_i
+
+
+@triton.jit
+def _attend_block(
+    q0, q1, q2, k0_src, k1_src, k2_src, v0_src, v1_src, v2_src, acc0, acc1, acc2, m_i, l_i, e_i,
+    factor, mask_ptr, off_b, off_h_kv, start_m, start_n,
+    stride_kn, stride_kd, stride_vn, stride_vd, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
+    HEAD_DIM: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
+    HEAD_DIM_V: tl.constexpr, V0: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, CHECK_KEYS: tl.constexpr, RETURN_ENTROPY: tl.constexpr, PRECISION: tl.constexpr,
+    DESCRIPTORS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """All queries of this program against one block of keys. CHECK_KEYS: some of its keys may have to be left out."""
+    k0 = _load_rows(k0_src, off_b, off_h_kv, start_n, stride_kn, stride_kd, seqlen_k,
+                    0, BLOCK_N, D0, HEAD_DIM, CHECK_KEYS, DESCRIPTORS, WIDE)  # fmt: skip
+    s = tl.dot(q0, tl.trans(k0), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
+    if D1 > 0:
+        k1 = _load_rows(k1_src, off_b, off_h_kv, start_n, stride_kn, stride_kd, seqlen_k,
+                        D0, BLOCK_N, D1, HEAD_DIM, CHECK_KEYS, DESCRIPTORS, WIDE)  # fmt: skip
+        s = tl.dot(q1, tl.trans(k1), s, input_precision=PRECISION)
+    if D2 > 0:
+        k2 = _load_rows(k2_src, off_b, off_h_kv, start_n, stride_kn, stride_kd, seqlen_k,
+                        D0 + D1, BLOCK_N, D2, HEAD_DIM, CHECK_KEYS, DESCRIPTORS, WIDE)  # fmt: skip
+        s = tl.dot(q2, tl.trans(k2), s, input_precision=PRECISION)
+
+    if MASK != NO_MASK or CHECK_KEYS:
+        z = _masked_scores(s, factor, mask_ptr, start_m, start_n, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
+                           BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, WIDE)  # fmt: skip
+        p, alpha, m_i, l_i, e_i = _online_softmax(z, 1.0, m_i, l_i, e_i, RETURN_ENTROPY)
+    else:  # the scale rides on the subtraction of the maximum: one FMA a score
+        p, alpha, m_i, l_i, e_i = _online_softmax(s, factor, m_i, l_i, e_i, RETURN_ENTROPY)
+
+    v0 = _load_rows(v0_src, off_b, off_h_kv, start_n, stride_vn, stride_vd, seqlen_k,
+                    0, BLOCK_N, V0, HEAD_DIM_V, CHECK_KEYS, DESCRIPTORS, WIDE)  # fmt: skip
+    p = p.to(v0.dtype)
+    acc0 = tl.dot(p, v0, acc0 * alpha[:, None], input_precision=PRECISION)
+    if V1 > 0:
+        v1 = _load_rows(v1_src, off_b, off_h_kv, start_n, stride_vn, stride_vd, seqlen_k,
+                        V0, BLOCK_N, V1, HEAD_DIM_V, CHECK_KEYS, DESCRIPTORS, WIDE)  # fmt: skip
+        acc1 = tl.dot(p, v1, acc1 * alpha[:, None], input_precision=PRECISION)
+    if V2 > 0:
+        v2 = _load_rows(v2_src, off_b, off_h_kv, start_n, stride_vn, stride_vd, seqlen_k,
+                        V0 + V1, BLOCK_N, V2, HEAD_DIM_V, CHECK_KEYS, DESCRIPTORS, WIDE)  # fmt: skip
+        acc2 = tl.dot(p, v2, acc2 * alpha[:, None], input_precision=PRECISION)
+    return acc0, acc1, acc2, m_i, l_i, e_i
+
+
+@triton.jit
+def _attend_rows(
+    q_ptr, k0_src, k1_src, k2_src, v0_src, v1_src, v2_src, out_ptr, lse_ptr, entropy_ptr, mask_ptr, scale_ptr,
+    sm_scale_log2, off_b, off_h, off_h_kv, off_row, block,
+    stride_qm, stride_qd, stride_kn, stride_kd, stride_vn, stride_vd, stride_om,
+    stride_mask_m, stride_mask_n, stride_scale, seqlen_q, seqlen_k,
+    HEAD_DIM: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
+    HEAD_DIM_V: tl.constexpr, V0: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, SCALE_TENSOR: tl.constexpr, RETURN_LSE: tl.constexpr, RETURN_ENTROPY: tl.constexpr,
+    PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """One block of queries of one head; q_ptr, out_ptr and mask_ptr point to that head's first element."""
+    start_m = block * BLOCK_M
+    q0 = _load_rows(q_ptr, off_b, off_h, start_m, stride_qm, stride_qd, seqlen_q,
+                    0, BLOCK_M, D0, HEAD_DIM, True, False, WIDE)  # fmt: skip
+    q1 = q0  # placeholders for chunks that this head dim does not have
+    q2 = q0
+    if D1 > 0:
+        q1 = _load_rows(q_ptr, off_b, off_h, start_m, stride_qm, stride_qd, seqlen_q,
+                        D0, BLOCK_M, D1, HEAD_DIM, True, False, WIDE)  # fmt: skip
+    if D2 > 0:
+        q2 = _load_rows(q_ptr, off_b, off_h, start_m, stride_qm, stride_qd, seqlen_q,
+                        D0 + D1, BLOCK_M, D2, HEAD_DIM, True, False, WIDE)  # fmt: skip
+
+    factor = sm_scale_log2
+    if SCALE_TENSOR:
+        factor = tl.load(scale_ptr + off_h * stride_scale).to(tl.float32) * LOG2E
+    sign = tl.where(factor < 0, -1.0, 1.0).to(q0.dtype)  # a negative scale moves its sign into q, exactly
+    factor = tl.abs(factor)
+    q0 = q0 * sign
+    if D1 > 0:
+        q1 = q1 * sign
+    if D2 > 0:
+        q2 = q2 * sign
+
+    m_i = tl.full([BLOCK_M], EXCLUDED, tl.float32)
+    l_i = tl.zeros([BLOCK_M], tl.float32)
+    e_i = tl.zeros([BLOCK_M], tl.float32)
+    acc0 = tl.zeros([BLOCK_M, V0], tl.float32)
+    acc1 = tl.zeros([BLOCK_M, V1 if V1 > 0 else 16], tl.float32)
+    acc2 = tl.zeros([BLOCK_M, V2 if V2 > 0 else 16], tl.float32)
+
+    # First the blocks whose keys every query here attends, then those on the diagonal or over the end.
+    end_n = seqlen_k
+    end_full = seqlen_k
+    if IS_CAUSAL:
+        end_n = tl.minimum(seqlen_k, start_m + BLOCK_M)
+        end_full = tl.minimum(seqlen_k, start_m + 1)
+    end_full = (end_full // BLOCK_N) * BLOCK_N
+    for start_n in tl.range(0, end_full, BLOCK_N):
+        acc0, acc1, acc2, m_i, l_i, e_i = _attend_block(
+            q0, q1, q2, k0_src, k1_src, k2_src, v0_src, v1_src, v2_src, acc0, acc1, acc2, m_i, l_i, e_i,
+            factor, mask_ptr, off_b, off_h_kv, start_m, start_n,
+            stride_kn, stride_kd, stride_vn, stride_vd, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
+            HEAD_DIM, D0, D1, D2, HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY,
+            IS_CAUSAL, False, RETURN_ENTROPY, PRECISION, DESCRIPTORS, WIDE,
+        )  # fmt: skip
+    for start_n in tl.range(end_full, end_n, BLOCK_N, num_stages=1):  # short: a pipeline would only cost registers
+        acc0, acc1, acc2, m_i, l_i, e_i = _attend_block(
+            q0, q1, q2, k0_src, k1_src, k2_src, v0_src, v1_src, v2_src, acc0, acc1, acc2, m_i, l_i, e_i,
+            factor, mask_ptr, off_b, off_h_kv, start_m, start_n,
+            stride_kn, stride_kd, stride_vn, stride_vd, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
+            HEAD_DIM, D0, D1, D2, HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY,
+            IS_CAUSAL, True, RETURN_ENTROPY, PRECISION, DESCRIPTORS, WIDE,
+        )  # fmt: skip
+
+    # An empty row collected p = 1 for its excluded keys; every attended key would have wiped that out (alpha = 0).
+    empty = m_i < EMPTY_ROW
+    l_i = tl.where(empty, 1.0, l_i)
+    inv = tl.where(empty, 0.0, 1.0 / l_i)
+    log2_l = tl.math.log2(l_i)
+    offs_m = start_m + tl.arange(0, BLOCK_M)
+    if RETURN_LSE:
+        lse = tl.where(empty, float("-inf"), (m_i + log2_l) * LN2)
+        tl.store(lse_ptr + off_row + offs_m, lse, mask=offs_m < seqlen_q)
+    if RETURN_ENTROPY:
+        entropy = (log2_l - e_i * inv) * LN2
+        entropy = tl.where(empty | (entropy <= 0.0), 0.0, entropy)  # rounding; a NaN stays one
+        tl.store(entropy_ptr + off_row + offs_m, entropy, mask=offs_m < seqlen_q)
+    _store_rows(out_ptr, acc0 * inv[:, None], start_m, stride_om, 1, seqlen_q, 0, BLOCK_M, V0, HEAD_DIM_V, WIDE)
+    if V1 > 0:
+        _store_rows(out_ptr, acc1 * inv[:, None], start_m, stride_om, 1, seqlen_q, V0, BLOCK_M, V1, HEAD_DIM_V, WIDE)
+    if V2 > 0:
+        _store_rows(out_ptr, acc2 * inv[:, None], start_m, stride_om, 1, seqlen_q, V0 + V1, BLOCK_M, V2, HEAD_DIM_V,
+                    WIDE)  # fmt: skip
+
+
+@triton.jit
+def _program(num_heads, group, seqlen_q, BLOCK_M: tl.constexpr, IS_CAUSAL: tl.constexpr):
+    """(batch, head, key head, batch and head in one, block of queries) of this program, from a grid with one axis."""
+    num_blocks = tl.cdiv(seqlen_q, BLOCK_M)
+    pid = tl.program_id(0)
+    off_bh = pid // num_blocks
+    block = pid % num_blocks
+    if IS_CAUSAL:  # the longest rows first
+        block = num_blocks - 1 - block
+    off_h = off_bh % num_heads
+    return off_bh // num_heads, off_h, off_h // group, off_bh, block
+
+
+@triton.jit
+def attention_forward_pointers(
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, entropy_ptr, mask_ptr, scale_ptr, sm_scale_log2,
+    stride_qb, stride_qh, stride_qm, stride_qd,
+    stride_kb, stride_kh, stride_kn, stride_kd,
+    stride_vb, stride_vh, stride_vn, stride_vd,
+    stride_ob, stride_oh, stride_om,
+    stride_mask_b, stride_mask_h, stride_mask_m, stride_mask_n, stride_scale,
+    num_heads, group, seqlen_q, seqlen_k,
+    HEAD_DIM: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
+    HEAD_DIM_V: tl.constexpr, V0: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, SCALE_TENSOR: tl.constexpr, RETURN_LSE: tl.constexpr, RETURN_ENTROPY: tl.constexpr,
+    PRECISION: tl.constexpr, STRIDES_IN_EIGHTS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Any strides. Grid: (batch * heads * blocks of queries,)."""
+    off_b, off_h, off_h_kv, off_bh, block = _program(num_heads, group, seqlen_q, BLOCK_M, IS_CAUSAL)
+    b = off_b.to(tl.int64)
+    h = off_h.to(tl.int64)
+    h_kv = off_h_kv.to(tl.int64)
+    q_ptr += b * _in_eights(stride_qb, STRIDES_IN_EIGHTS) + h * _in_eights(stride_qh, STRIDES_IN_EIGHTS)
+    k_ptr += b * _in_eights(stride_kb, STRIDES_IN_EIGHTS) + h_kv * _in_eights(stride_kh, STRIDES_IN_EIGHTS)
+    v_ptr += b * _in_eights(stride_vb, STRIDES_IN_EIGHTS) + h_kv * _in_eights(stride_vh, STRIDES_IN_EIGHTS)
+    out_ptr += b * _in_eights(stride_ob, STRIDES_IN_EIGHTS) + h * _in_eights(stride_oh, STRIDES_IN_EIGHTS)
+    if MASK != NO_MASK:
+        mask_ptr += b * stride_mask_b + h * stride_mask_h
+    _attend_rows(
+        q_ptr, k_ptr, k_ptr, k_ptr, v_ptr, v_ptr, v_ptr, out_ptr, lse_ptr, entropy_ptr, mask_ptr, scale_ptr,
+        sm_scale_log2, off_b, off_h, off_h_kv, off_bh.to(tl.int64) * seqlen_q, block,
+        _in_eights(stride_qm, STRIDES_IN_EIGHTS), stride_qd,
+        _in_eights(stride_kn, STRIDES_IN_EIGHTS), stride_kd,
+        _in_eights(stride_vn, STRIDES_IN_EIGHTS), stride_vd,
+        _in_eights(stride_om, STRIDES_IN_EIGHTS),
+        stride_mask_m, stride_mask_n, stride_scale, seqlen_q, seqlen_k,
+        HEAD_DIM, D0, D1, D2, HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY,
+        IS_CAUSAL, SCALE_TENSOR, RETURN_LSE, RETURN_ENTROPY, PRECISION, False, WIDE,
+    )  # fmt: skip
+
+
+@triton.jit
+def attention_forward_descriptors(
+    q_ptr, k0_desc, k1_desc, k2_desc, v0_desc, v1_desc, v2_desc,
+    out_ptr, lse_ptr, entropy_ptr, mask_ptr, scale_ptr, sm_scale_log2,
+    stride_qb, stride_qh, stride_qm, stride_qd, stride_ob, stride_oh, stride_om,
+    stride_mask_b, stride_mask_h, stride_mask_m, stride_mask_n, stride_scale,
+    num_heads, group, seqlen_q, seqlen_k,
+    HEAD_DIM: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
+    HEAD_DIM_V: tl.constexpr, V0: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, SCALE_TENSOR: tl.constexpr, RETURN_LSE: tl.constexpr, RETURN_ENTROPY: tl.constexpr,
+    PRECISION: tl.constexpr, STRIDES_IN_EIGHTS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Keys and values through descriptors over (batch, head, key, column), one for each chunk of the head dim."""
+    off_b, off_h, off_h_kv, off_bh, block = _program(num_heads, group, seqlen_q, BLOCK_M, IS_CAUSAL)
+    b = off_b.to(tl.int64)
+    h = off_h.to(tl.int64)
+    q_ptr += b * _in_eights(stride_qb, STRIDES_IN_EIGHTS) + h * _in_eights(stride_qh, STRIDES_IN_EIGHTS)
+    out_ptr += b * _in_eights(stride_ob, STRIDES_IN_EIGHTS) + h * _in_eights(stride_oh, STRIDES_IN_EIGHTS)
+    if MASK != NO_MASK:
+        mask_ptr += b * stride_mask_b + h * stride_mask_h
+    _attend_rows(
+        q_ptr, k0_desc, k1_desc, k2_desc, v0_desc, v1_desc, v2_desc, out_ptr, lse_ptr, entropy_ptr, mask_ptr,
+        scale_ptr, sm_scale_log2, off_b, off_h, off_h_kv, off_bh.to(tl.int64) * seqlen_q, block,
+        _in_eights(stride_qm, STRIDES_IN_EIGHTS), stride_qd, 0, 0, 0, 0, _in_eights(stride_om, STRIDES_IN_EIGHTS),
+        stride_mask_m, stride_mask_n, stride_scale, seqlen_q, seqlen_k,
+        HEAD_DIM, D0, D1, D2, HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY,
+        IS_CAUSAL, SCALE_TENSOR, RETURN_LSE, RETURN_ENTROPY, PRECISION, True, WIDE,
+    )  # fmt: skip

@@ -1,0 +1,106 @@
+"""What the Triton kernels can serve, and on which compile target: answers without importing Triton."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+from entropy_attn.kernels.configs import INTERPRETER, MAX_HEAD_DIM, MIN_HEAD_DIM
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+MAX_PROGRAMS = 2**31 - 1
+MAX_SEQLEN = 2**30  # block starts and lengths are 32-bit integers in the kernel
+
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter was asked for; Triton reads the variable when it is imported."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+@functools.cache
+def has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def device_target(device: torch.device) -> str | None:
+    """The row of the configuration table for a CUDA or ROCm device; None where there is none for it."""
+    if torch.version.hip:
+        arch = torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+        return "gfx942" if arch in ("gfx90a", "gfx942", "gfx950") else None
+    major, minor = torch.cuda.get_device_capability(device)
+    if major == 8:
+        return "sm_80" if minor == 0 else "sm_89"  # 8.6, 8.7 and 8.9 have the smaller shared memory
+    return {9: "sm_90", 10: "sm_100", 12: "sm_120"}.get(major)
+
+
+def call_target(query: Tensor) -> str:
+    """The configuration table's row for a call that :func:`unsupported_reasons` lets pass."""
+    return INTERPRETER if interpreting() else str(device_target(_with_index(query.device)))
+
+
+def unsupported_reasons(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | Tensor | None = None,
+    return_lse: bool = False,
+    return_entropy: bool = False,
+) -> list[str]:
+    """Every reason why the kernels cannot serve a call whose arguments make sense; empty where they can.
+
+    ``is_causal`` and the statistics are always served; they are taken so that a call can be passed as it is.
+    """
+    reasons = _environment_reasons(query)
+    if query.dtype not in DTYPES:
+        reasons.append(f"dtype {query.dtype} of the query is none of float16, bfloat16, float32")
+    elif query.dtype == torch.bfloat16 and interpreting():
+        reasons.append("Triton's interpreter multiplies bfloat16 wrongly: use float16 or float32 with TRITON_INTERPRET=1")
+    for name, dim in (("query and key", query.shape[3]), ("value", value.shape[3])):
+        if not MIN_HEAD_DIM <= dim <= MAX_HEAD_DIM or dim % 8:
+            reasons.append(
+                f"head_dim {dim} of {name} is no multiple of 8 from {MIN_HEAD_DIM} to {MAX_HEAD_DIM}"
+            )  # fmt: skip
+    if attn_mask is not None and attn_mask.dtype not in (torch.bool, *DTYPES):
+        reasons.append(f"attn_mask of {attn_mask.dtype} is neither boolean nor float16, bfloat16 or float32")
+    elif attn_mask is not None and attn_mask.dtype == torch.bfloat16 and interpreting():
+        reasons.append("Triton's interpreter cannot add a bfloat16 attn_mask: use float16 or float32")
+    if max(query.shape[2], key.shape[2]) > MAX_SEQLEN:
+        reasons.append(f"more than {MAX_SEQLEN} tokens: query has {query.shape[2]}, key {key.shape[2]}")
+    elif query.shape[0] * query.shape[1] * -(-query.shape[2] // 16) > MAX_PROGRAMS:
+        reasons.append(f"query of shape {tuple(query.shape)} needs more than {MAX_PROGRAMS} programs")
+    differentiable = {"query": query, "key": key, "value": value, "attn_mask": attn_mask, "scale": scale}
+    wanting = [name for name, t in differentiable.items() if isinstance(t, Tensor) and t.requires_grad]
+    if wanting and torch.is_grad_enabled():
+        reasons.append(
+            f"there is no backward kernel, and a gradient is asked for {', '.join(wanting)}: use torch.no_grad(), "
+            'or impl="sdpa"'
+        )
+    return reasons
+
+
+def _environment_reasons(query: Tensor) -> list[str]:
+    if not has_triton():
+        return ["Triton is not installed"]
+    if interpreting():
+        return [] if query.device.type in ("cpu", "cuda") else [f"device {query.device} is neither cpu nor cuda"]
+    if query.device.type == "cpu":
+        return ["the tensors are on the cpu, and TRITON_INTERPRET=1 is not set"]
+    if query.device.type != "cuda":
+        return [f"device {query.device} is not cuda"]
+    if device_target(_with_index(query.device)) is None:
+        name = torch.cuda.get_device_name(query.device)
+        return [f"{name} is not among the supported architectures: NVIDIA from compute capability 8.0, AMD CDNA 2 to 4"]
+    return []
+
+
+def _with_index(device: torch.device) -> torch.device:
+    """``cuda`` names whichever device is current, so it is no key for a cache."""
+    return device if device.index is not None else torch.device(device.type, torch.cuda.current_device())

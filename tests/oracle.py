@@ -1,0 +1,108 @@
+"""What the attention tests share: random calls, the float64 truth, and an error budget that comes from the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from entropy_attn.reference import attention_reference
+
+NAMES = ("out", "lse", "entropy")
+
+
+def make_qkv(
+    batch: int = 2,
+    heads: int = 4,
+    seqlen_q: int = 33,
+    seqlen_k: int = 47,
+    head_dim: int = 40,
+    *,
+    heads_kv: int | None = None,
+    head_dim_v: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    gain: float = 1.0,
+    seed: int = 0,
+    requires_grad: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Random query, key and value; the logits' standard deviation is about ``gain``."""
+    g = torch.Generator().manual_seed(seed)
+    heads_kv = heads if heads_kv is None else heads_kv
+    head_dim_v = head_dim if head_dim_v is None else head_dim_v
+    shapes = ((heads, seqlen_q, head_dim), (heads_kv, seqlen_k, head_dim), (heads_kv, seqlen_k, head_dim_v))
+    query, key, value = (torch.randn(batch, *shape, generator=g, dtype=torch.float64) for shape in shapes)
+    return tuple(t.to(dtype).requires_grad_(requires_grad) for t in (query * gain, key, value))
+
+
+def torch_same_dtype(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | Tensor | None = None,
+    enable_gqa: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a user would write in torch: products in the inputs' dtype, softmax and statistics in float32 or wider."""
+    if enable_gqa:
+        group = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scale = scale[:, None, None] if isinstance(scale, Tensor) and scale.dim() else scale
+    wide = torch.promote_types(query.dtype, torch.float32)
+    s = (query @ key.mT).to(wide) * scale
+    if attn_mask is not None:
+        s = s.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else s + attn_mask
+    if is_causal:
+        s = s.masked_fill(~torch.ones(s.shape[-2:], dtype=torch.bool).tril(), -math.inf)
+    log_p = s.log_softmax(dim=-1)
+    p = log_p.exp().nan_to_num(0.0)
+    entropy = -(p * log_p.nan_to_num(0.0, neginf=0.0)).sum(dim=-1)
+    return p.to(value.dtype) @ value, s.logsumexp(dim=-1), entropy
+
+
+def assert_within_budget(actual: Tensor, truth: Tensor, same_dtype: Tensor, name: str) -> None:
+    """Largest error <= 2 * the largest error of torch in the same dtype + rounding; infinities must agree."""
+    assert actual.shape == truth.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(truth.shape)}"
+    assert not actual.isnan().any(), f"{name}: NaN"
+    infinite = truth.isinf()
+    assert torch.equal(actual[infinite].double(), truth[infinite]), f"{name}: infinities differ"
+    if infinite.all():
+        return
+    actual, truth, same_dtype = actual[~infinite], truth[~infinite], same_dtype[~infinite]
+    rounding = 2 * torch.finfo(actual.dtype).eps * max(1.0, truth.abs().max().item())
+    if actual.dtype == truth.dtype:
+        rounding *= 8  # the truth is no more exact than what it judges, and has sums of its own behind it
+    budget = 2 * (same_dtype - truth).abs().max().item() + rounding
+    error = (actual - truth).abs().max().item()
+    assert error <= budget, f"{name}: error {error:.3g} above the budget {budget:.3g}"
+
+
+def assert_matches_oracle(
+    actual: tuple[Tensor, Tensor | None, Tensor | None], query: Tensor, key: Tensor, value: Tensor, **options: Any
+) -> None:
+    """``(out, lse, entropy)`` within the budget; statistics that are None are not compared."""
+    with torch.no_grad():
+        truth = attention_reference(query, key, value, **options)
+        same_dtype = torch_same_dtype(query, key, value, **options)
+    for name, a, t, s in zip(NAMES, actual, truth, same_dtype, strict=True):
+        if a is not None:
+            assert_within_budget(a.detach(), t, s, name)
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Memory that torch allocates uninitialised is NaN, so a result that is read before it is written shows."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]

@@ -1,0 +1,62 @@
+"""The undocumented names of diffusers that routing relies on. If one of these fails, diffusers has changed."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.models import attention_processor
+from diffusers.models.attention_processor import Attention
+
+from entropy_attn.integrations import diffusers as integration
+
+from .tiny_models import make_pipe, sample
+
+
+def test_attention_modules():
+    parameters = list(inspect.signature(Attention.forward).parameters)
+    assert parameters[:4] == ["self", "hidden_states", "encoder_hidden_states", "attention_mask"]
+    attention = Attention(8, heads=2, dim_head=4)
+    assert attention.added_kv_proj_dim is None
+    assert type(attention.processor) is attention_processor.AttnProcessor2_0
+    assert (attention.heads, attention.inner_dim) == (2, 8)
+
+
+@pytest.mark.parametrize("name", integration._OTHER_PROCESSORS)
+def test_processors_that_do_not_call_torch(name: str):
+    assert "F.scaled_dot_product_attention(" not in inspect.getsource(getattr(attention_processor, name).__call__)
+
+
+def test_denoiser():
+    assert list(inspect.signature(UNet2DConditionModel.forward).parameters)[1] == "sample"
+
+
+@pytest.mark.parametrize("pipeline", [StableDiffusionPipeline, StableDiffusionXLPipeline])
+def test_guidance_is_a_property_of_the_pipeline(pipeline: type):
+    assert isinstance(pipeline.do_classifier_free_guidance, property)
+
+
+def test_guidance_halves_are_unconditional_first():
+    pipe, seen = make_pipe(), []
+
+    def note(module, args, kwargs):
+        seen.append(kwargs["encoder_hidden_states"])
+
+    pipe.unet.register_forward_pre_hook(note, with_kwargs=True)
+    negative, positive = torch.zeros(1, 7, 32), torch.ones(1, 7, 32)
+    sample(pipe, steps=1, prompt_embeds=positive, negative_prompt_embeds=negative)
+    assert torch.equal(seen[0], torch.cat([negative, positive]))
+
+
+def test_a_generation_begins_with_new_timesteps():
+    pipe, seen = make_pipe(), []
+    pipe.unet.register_forward_pre_hook(lambda m, args: seen.append(pipe.scheduler.timesteps))
+    sample(pipe, steps=2)
+    sample(pipe, steps=2)
+    assert seen[0] is seen[1] and seen[2] is seen[3] and seen[1] is not seen[2]
+
+
+def test_pipeline_says_its_pixels_a_latent_cell():
+    assert make_pipe().vae_scale_factor == 2

@@ -1,0 +1,49 @@
+"""What importing the package costs and offers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import entropy_attn as ea
+
+PUBLIC = {
+    "AttentionOutput", "CallInfo", "EntropyRecorder", "Unsupported", "__version__", "apply", "attention", "scale",
+    "scaled_dot_product_attention", "shapes", "unsupported_reasons",
+}  # fmt: skip
+
+
+def test_public_names():
+    assert set(dir(ea)) == set(ea.__all__) == PUBLIC
+    assert ea.__version__ == "0.1.0"
+    for name in PUBLIC - {"apply", "shapes"}:
+        assert getattr(ea, name) is not None
+    assert issubclass(ea.Unsupported, RuntimeError)
+
+
+def test_public_names_that_need_a_model_library():
+    pytest.importorskip("diffusers")
+    assert callable(ea.apply)
+    assert callable(ea.shapes.load_pipeline)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'attend'"):
+        _ = ea.attend
+
+
+def test_neither_import_nor_a_call_needs_triton_or_a_model_library():
+    code = """
+import sys
+for name in ("triton", "diffusers", "transformers"):
+    sys.modules[name] = None  # importing it raises
+import entropy_attn as ea, torch
+q = torch.randn(1, 2, 5, 16)
+ea.attention(q, q, q, return_entropy=True)
+ea.scaled_dot_product_attention(q, q, q)
+ea.scale.LogN(), ea.CallInfo, ea.EntropyRecorder
+assert "torch._inductor" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

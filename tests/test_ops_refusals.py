@@ -1,0 +1,100 @@
+"""What the public calls refuse, and that each refusal names the argument, the value and what is allowed."""
+
+from __future__ import annotations
+
+import pickle
+import re
+
+import pytest
+import torch
+
+import entropy_attn as ea
+
+Q = torch.zeros(2, 4, 5, 8)
+K = torch.zeros(2, 4, 7, 8)
+
+
+def refused(error, message, q=Q, k=K, v=K, **options):
+    for call in (ea.attention, ea.unsupported_reasons):
+        with pytest.raises(error, match=re.escape(message)):
+            call(q, k, v, **options)
+
+
+@pytest.mark.parametrize(
+    "tensors, error, message",
+    [
+        ((None, K, K), TypeError, "query must be a tensor, got NoneType"),
+        ((Q.int(), K, K), TypeError, "query must be float16, bfloat16, float32 or float64, got torch.int32"),
+        ((Q, K.half(), K), TypeError, "key is torch.float16, query torch.float32"),
+        ((Q, K, K.to("meta")), ValueError, "value is on meta, query on cpu"),
+        ((Q[0], K, K), ValueError, "query must be 4-D (batch, heads, tokens, head_dim), got shape (4, 5, 8)"),
+        ((Q, K[:1], K[:1]), ValueError, "share the batch size, got 2, 1 and 1"),
+        ((Q, K, K[:, :2]), ValueError, "same number of heads, got 4 and 2"),
+        ((Q, K[:, :2], K[:, :2]), ValueError, "query has 4 heads and key 2"),
+        ((Q, K, K[:, :, :3]), ValueError, "same number of tokens, got 7 and 3"),
+        ((Q, K[..., :4], K), ValueError, "same head_dim, got 8 and 4"),
+        ((Q[..., :0], K[..., :0], K), ValueError, "head_dim 0"),
+    ],
+)
+def test_tensors(tensors, error, message):
+    refused(error, message, *tensors)
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"attn_mask": [[True]]}, TypeError, "attn_mask must be None or a tensor, got list"),
+        ({"attn_mask": torch.ones(5, 7, dtype=torch.int64)}, TypeError, "got torch.int64"),
+        ({"attn_mask": torch.ones(7, 5, dtype=torch.bool)}, ValueError, "= (2, 4, 5, 7), got shape (7, 5)"),
+        ({"attn_mask": torch.ones(1, 2, 4, 5, 7)}, ValueError, "got shape (1, 2, 4, 5, 7)"),
+        ({"attn_mask": torch.ones(5, 7, device="meta")}, ValueError, "attn_mask is on meta, query on cpu"),
+        ({"attn_mask": torch.ones(5, 7), "is_causal": True}, ValueError, "attn_mask and is_causal=True exclude"),
+        ({"is_causal": 1}, TypeError, "is_causal must be a bool, got int"),
+        ({"enable_gqa": None}, TypeError, "enable_gqa must be a bool, got NoneType"),
+        ({"scale": "0.1"}, TypeError, "scale must be None, a number or a tensor, got str"),
+        ({"scale": True}, TypeError, "got bool"),
+        ({"scale": float("nan")}, ValueError, "scale must be finite, got nan"),
+        ({"scale": torch.ones(4, dtype=torch.int32)}, TypeError, "floating-point tensor, got torch.int32"),
+        ({"scale": torch.ones(3)}, ValueError, "a tensor of shape (4,) with one factor a query head; got shape (3,)"),
+        ({"scale": torch.ones(1, 4, 1, 1)}, ValueError, "got shape (1, 4, 1, 1)"),
+        ({"scale": torch.ones(4, device="meta")}, ValueError, "scale is on meta, query on cpu"),
+        ({"impl": "cuda"}, ValueError, "impl must be one of 'auto', 'triton', 'sdpa', 'reference'; got 'cuda'"),
+    ],
+    ids=str,
+)
+def test_options(options, error, message):
+    refused(error, message, **options)
+
+
+def test_grouped_heads_must_divide():
+    refused(ValueError, "divisible by key heads, got 4 and 3", Q, K[:, :3], K[:, :3], enable_gqa=True)
+
+
+def test_attention_takes_no_dropout():
+    with pytest.raises(TypeError, match="dropout_p"):
+        ea.attention(Q, K, K, dropout_p=0.1, return_entropy=True)
+
+
+def test_the_drop_in_refuses_a_per_head_scale_without_heads():
+    with pytest.raises(ValueError, match=re.escape("scale must be a number or a 0-d tensor; got shape (1,)")):
+        ea.scaled_dot_product_attention(Q[0, 0], K[0, 0], K[0, 0], scale=torch.ones(1))
+
+
+def test_an_explicit_impl_never_falls_back_and_lists_every_reason(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    q = torch.zeros(1, 2, 5, 20, dtype=torch.float64, requires_grad=True)
+    reasons = ea.unsupported_reasons(q, q, q)
+    assert len(reasons) >= 3
+    for part in ("float64", "head_dim 20"):
+        assert any(part in reason for reason in reasons)
+    with pytest.raises(ea.Unsupported, match="impl='triton'") as caught:
+        ea.attention(q, q, q, impl="triton")
+    assert caught.value.reasons == reasons
+    assert all(reason in str(caught.value) for reason in reasons)
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (copy.impl, copy.reasons, str(copy)) == ("triton", reasons, str(caught.value))
+
+
+@pytest.mark.parametrize("impl", ["auto", "sdpa", "reference"])
+def test_what_is_always_served_has_no_reasons(impl):
+    assert ea.unsupported_reasons(Q, K, K, return_entropy=True, impl=impl) == []

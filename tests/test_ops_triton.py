@@ -1,0 +1,63 @@
+"""impl="triton" through the public calls, in Triton's interpreter.
+
+Triton reads TRITON_INTERPRET when it is imported, so the calls run in a process of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+CALLS = """
+import torch
+import entropy_attn as ea
+from tests.oracle import assert_matches_oracle, make_qkv
+
+def check(dtype, statistics=True, **options):
+    gqa = {"enable_gqa": True} if options.pop("grouped", False) else {}
+    q, k, v = make_qkv(1, 4, 35, 49, 40, heads_kv=2 if gqa else 4, head_dim_v=24, dtype=dtype)
+    options |= gqa
+    r = ea.attention(q, k, v, **options, return_lse=statistics, return_entropy=statistics, impl="triton")
+    assert isinstance(r, ea.AttentionOutput) and r.out.dtype == dtype
+    assert (r.lse is None) == (r.entropy is None) == (not statistics)
+    assert not statistics or r.lse.dtype == r.entropy.dtype == torch.float32
+    assert_matches_oracle(r, q, k, v, **options)
+
+keep = torch.rand(35, 49) > 0.4
+keep[3] = False
+check(torch.float32)
+check(torch.float16, scale=torch.tensor([0.0, 0.3, -0.4, 1.0]), grouped=True)
+check(torch.float32, scale=torch.tensor(0.2), attn_mask=keep)
+check(torch.float16, scale=-0.3, is_causal=True, statistics=False)
+
+q, k, v = make_qkv(1, 2, 0, 5, 16)
+assert ea.attention(q, k, v, return_entropy=True, impl="triton").entropy.shape == (1, 2, 0)
+q, k, v = make_qkv(1, 2, 3, 0, 16)
+r = ea.attention(q, k, v, return_lse=True, return_entropy=True, impl="triton")
+assert r.out.eq(0).all() and r.entropy.eq(0).all() and r.lse.eq(-float("inf")).all()
+
+q, k, v = make_qkv(1, 2, 5, 5, 16, requires_grad=True)
+try:
+    ea.attention(q, k, v, impl="triton")
+except ea.Unsupported as error:
+    assert any("gradient" in reason for reason in error.reasons), error
+else:
+    raise AssertionError("a gradient was asked for and silently left out")
+with torch.no_grad():
+    ea.attention(q, k, v, impl="triton")
+print("all calls hold")
+"""
+
+
+def test_calls_in_the_interpreter():
+    env = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    result = subprocess.run(
+        [sys.executable, "-c", CALLS], env=env, cwd=root, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0 and "all calls hold" in result.stdout, result.stderr

@@ -1,0 +1,192 @@
+"""The command line: files, JSON, help, and refusals in one line with exit code 2."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+pytest.importorskip("typer")
+pytest.importorskip("diffusers")
+
+from entropy_attn.cli import main
+
+PNGS = {"entropy_vs_tokens", "entropy_per_layer", "entropy_heads", "entropy_vs_step", "entropy_map", "pictures"}
+
+
+@pytest.fixture(scope="module")
+def profiled(tiny_model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "made" / "for me"
+    arguments = ["profile", "--model", str(tiny_model), "--sizes", "16,32x24", "--scales", "off,logn:strength=0.5"]
+    done = _run([*arguments, "--prompt", "a", "--prompt", "b", "--steps", "2", "--json", "--out", str(out)])
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def _run(arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "entropy_attn", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_profile_writes_everything(profiled):
+    out, _ = profiled
+    assert {path.name for path in out.iterdir()} == {"entropy.csv", "summary.json", *(f"{name}.png" for name in PNGS)}
+    table = pd.read_csv(out / "entropy.csv")
+    assert {"size", "policy", "seed", "layer", "mean", "seqlen_k", "scale"} <= set(table.columns)
+    assert set(table["size"]) == {"16x16", "32x24"} and set(table["policy"]) == {"off", "logn:strength=0.5"}
+
+
+def test_profile_json_is_the_summary_and_nothing_else(profiled):
+    out, done = profiled
+    printed, written = json.loads(done.stdout), json.loads((out / "summary.json").read_text())
+    files = printed.pop("files")
+    assert printed == written
+    assert set(files) == {"entropy", "summary", *PNGS}
+    assert written["device"] in ("cpu", "cuda") and written["steps"] == 2 and written["prompts"] == ["a", "b"]
+    assert set(written["versions"]) >= {"torch", "entropy_attn"}
+
+
+def test_profile_tables(tiny_model, tmp_path, capsys):
+    assert main(["profile", "--model", str(tiny_model), "--sizes", "16", "--steps", "1", "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "16x16" in out and "slope" in out and "entropy_map.png" in out
+
+
+def test_profile_default_sizes_surround_the_training_size(tiny_pipe):
+    from entropy_attn.cli.profile import _sizes
+
+    assert _sizes(tiny_pipe, None) == [(16, 16), (24, 24), (32, 32), (48, 48), (64, 64)]
+
+
+def test_generate(tiny_model, tmp_path, capsys):
+    out = tmp_path / "new" / "a.png"
+    arguments = ["generate", "--model", str(tiny_model), "--prompt", "a red circle", "--steps", "1"]
+    assert main([*arguments, "--size", "16x24", "--seed", "4", "--json", "--out", str(out)]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert Image.open(out).size == (24, 16)
+    assert (
+        done["size"] == [16, 24]
+        and done["seed"] == 4
+        and done["out"] == str(out)
+        and list(done["policies"]) == ["logn"]
+    )
+
+
+def test_generate_compare(tiny_model, tmp_path, capsys):
+    out = tmp_path / "b.png"
+    arguments = [
+        "generate",
+        "--model",
+        str(tiny_model),
+        "--prompt",
+        "a",
+        "--steps",
+        "1",
+        "--compare",
+        "--out",
+        str(out),
+    ]
+    assert main(arguments) == 0
+    assert str(out) in capsys.readouterr().out
+    picture = Image.open(out)
+    assert picture.width > 640 and picture.height > 320
+
+
+def test_info(capsys):
+    assert main(["info", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["versions"]["torch"] and report["devices"][0]["device"] == "cpu"
+    rows = {(row["impl"], row["dtype"], row["head_dim"]): row for row in report["impls"] if row["device"] == "cpu"}
+    assert rows["sdpa", "float32", 40]["serves"] and rows["reference", "bfloat16", 256]["serves"]
+    assert all(bool(row["reasons"]) != row["serves"] for row in rows.values())
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert "transformers" in out and "256" in out
+
+
+@pytest.mark.parametrize("command", ["profile", "generate", "info"])
+def test_help_has_an_example(command, capsys):
+    assert main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"entropy-attn {command}" in out and "Example" in out
+
+
+PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MODEL", "--prompt", "a"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*PROFILE, "--sizes", "32,30"], "size 30x30: both sides must be multiples of 8 px, for example 32x32"),
+        ([*PROFILE, "--sizes", "32x"], "size '32x'"),
+        ([*PROFILE, "--sizes", ","], "at least one value"),
+        ([*PROFILE, "--sizes", "32,32x32"], "the same size is given twice"),
+        ([*PROFILE, "--scales", "off,cosine"], "unknown scale 'cosine': give one of off, logn"),
+        ([*PROFILE, "--scales", "off,off"], "'off' is given twice"),
+        ([*PROFILE, "--scales", "logn:warmth=2"], "'warmth=2' is not option=value with one of train_tokens, strength"),
+        ([*PROFILE, "--scales", "logn:direction=sideways"], "sideways"),
+        ([*PROFILE, "--seeds", "0,x"], "--seeds '0,x'"),
+        ([*PROFILE, "--steps", "0"], "--steps 0: at least 1 is needed"),
+        ([*PROFILE, "--steps", "many"], "--steps"),
+        ([*PROFILE, "--guidance-scale", "-1"], "--guidance-scale -1.0"),
+        ([*PROFILE, "--guidance-scale", "nan"], "--guidance-scale nan"),
+        ([*PROFILE, "--prompt", " "], "--prompt is empty"),
+        ([*PROFILE, "--device", "tpu"], "--device 'tpu'"),
+        ([*PROFILE, "--device", "cuda:99"], "--device 'cuda:99'"),
+        ([*PROFILE, "--dtype", "int8"], "--dtype 'int8'"),
+        ([*PROFILE, "--out", "FILE/below"], "cannot be written to"),
+        (["profile", "--model", "./nowhere"], "unknown model './nowhere'"),
+        (["profile", "--model", "nobody/nothing"], "unknown model 'nobody/nothing'"),
+        (["generate"], "--prompt"),
+        ([*GENERATE, "--size", "33"], "size 33x33"),
+        ([*GENERATE, "--size", "big"], "size 'big'"),
+        ([*GENERATE, "--scale", "other"], "unknown scale 'other'"),
+        ([*GENERATE, "--scale", "off", "--compare"], "--compare"),
+        ([*GENERATE, "--seed", "-1"], "--seed -1"),
+        ([*GENERATE, "--out", "picture.docx"], "picture format"),
+        ([*GENERATE, "--out", "FILE/below/a.png"], "cannot be written to"),
+        ([*GENERATE, "--out", "FOLDER.png"], "is a folder"),
+        (["render"], "render"),
+        (["info", "--jsn"], "--jsn"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(arguments, message, tiny_model, tmp_path, capsys, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").write_text("")
+    (tmp_path / "FOLDER.png").mkdir()
+    assert main([str(tiny_model) if argument == "MODEL" else argument for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("entropy-attn: error: ") and message in line
+
+
+def test_a_refusal_through_the_interpreter_has_no_traceback():
+    done = _run(["generate", "--prompt", "a", "--scale", "other"])
+    assert done.returncode == 2 and done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1 and "unknown scale" in done.stderr
+
+
+def test_a_missing_dependency_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "typer", None)
+    monkeypatch.delitem(sys.modules, "entropy_attn.cli.app", raising=False)
+    assert main(["info"]) == 2
+    assert "typer" in (error := capsys.readouterr().err) and "entropy-attn[cli]" in error
+
+
+def test_scale_options_become_the_policy():
+    from entropy_attn.cli.options import parse_scale
+    from entropy_attn.scale import Fixed, LogN
+
+    assert parse_scale("off") == Fixed()
+    assert parse_scale("off:value=0") == Fixed(value=0)
+    assert parse_scale("logn:strength=0.5:direction=up") == LogN(strength=0.5, direction="up")
+    assert parse_scale("logn:clamp=0.9..1.2:count_text_tokens=true") == LogN(clamp=(0.9, 1.2), count_text_tokens=True)
