@@ -120,11 +120,11 @@ class _RowBlocks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        inputs = ctx.saved_tensors[:4]
+        saved = ctx.saved_tensors  # once: activation checkpointing unpacks no tensor twice
         with torch.no_grad():
-            result = _row_gradients(ctx, *grads)
+            result = _row_gradients(saved, ctx.needs_input_grad[:4], ctx.is_causal, *grads)
         if torch.is_grad_enabled():  # create_graph=True: a second derivative must fail, not be taken for zero
-            sources = [t for t in (*inputs, *grads) if t is not None]
+            sources = [t for t in (*saved[:4], *grads) if t is not None]
             result = [None if t is None else _FirstOrderOnly.apply(t, *sources) for t in result]
         return *result, None, None
 
@@ -144,10 +144,15 @@ class _FirstOrderOnly(torch.autograd.Function):
 
 
 def _row_gradients(
-    ctx, grad_out: Tensor | None, grad_lse: Tensor | None, grad_entropy: Tensor | None
+    saved: tuple[Tensor | None, ...],
+    needed: tuple[bool, ...],
+    is_causal: bool,
+    grad_out: Tensor | None,
+    grad_lse: Tensor | None,
+    grad_entropy: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of q, k, v and mask: with dP = dO V^T, dS = P * (dP - delta - dH * ln P)."""
-    q, k, v, mask, out, row_max, log_sum, entropy = ctx.saved_tensors
+    q, k, v, mask, out, row_max, log_sum, entropy = saved
     delta = q.new_zeros(q.shape[:-1])
     if grad_out is not None:
         delta += (out * grad_out).sum(dim=-1)
@@ -155,11 +160,9 @@ def _row_gradients(
         delta -= grad_lse
     if grad_entropy is not None:
         delta += grad_entropy * entropy
-    dq, dk, dv, dmask = (
-        torch.zeros_like(t) if need else None for t, need in zip((q, k, v, mask), ctx.needs_input_grad[:4], strict=True)
-    )
+    dq, dk, dv, dmask = (torch.zeros_like(t) if need else None for t, need in zip((q, k, v, mask), needed, strict=True))
 
-    blocks = _Blocks(q, k, mask, ctx.is_causal)
+    blocks = _Blocks(q, k, mask, is_causal)
     for at, keys in blocks:
         b, h, _ = at
         x = blocks.scores(at, keys).sub_(row_max[at].unsqueeze(-1)).sub_(log_sum[at].unsqueeze(-1))  # ln P

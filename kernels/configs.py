@@ -5,6 +5,7 @@ Every row was compiled ahead of time for its target and found free of register s
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 import torch
@@ -36,11 +37,12 @@ class ForwardConfig:
     num_stages: int
     descriptors: bool = False  # keys and values by tensor descriptors (sm_90 and later) instead of pointers
     split_d: bool = True  # a head dim as up to three powers of two, instead of padded to one
+    max_chunk: int = MAX_HEAD_DIM  # the widest of these; 128 where wider tiles of a product spill
     max_registers: int | None = None  # NVIDIA: keeps the assembler from its occasional collapse to 32 registers
 
     def chunks(self, head_dim: int) -> tuple[int, int, int]:
         """The widths in which the kernel holds a head dim; 0 for a chunk it does not need."""
-        chunks = head_dim_chunks(head_dim) if self.split_d else (_power_of_two(head_dim),)
+        chunks = head_dim_chunks(head_dim, self.max_chunk) if self.split_d else (_power_of_two(head_dim),)
         return (*chunks, *(0,) * (MAX_CHUNKS - len(chunks)))
 
 
@@ -48,20 +50,18 @@ def _power_of_two(n: int) -> int:
     return max(16, 1 << (n - 1).bit_length())
 
 
-def head_dim_chunks(head_dim: int) -> tuple[int, ...]:
-    """At most three descending powers of two, each at least 16, with the least sum that covers the head dim."""
+def head_dim_chunks(head_dim: int, max_chunk: int = MAX_HEAD_DIM) -> tuple[int, ...]:
+    """At most three descending powers of two from 16 to ``max_chunk``, with the least sum that covers the head dim."""
     if not MIN_HEAD_DIM <= head_dim <= MAX_HEAD_DIM or head_dim % 8:
         raise ValueError(f"head_dim must be a multiple of 8 from {MIN_HEAD_DIM} to {MAX_HEAD_DIM}, got {head_dim}")
-    rest = -(-head_dim // 16) * 16
-    chunks: list[int] = []
-    while rest > 0:
-        # the last chunk that may be used has to cover whatever is left
-        chunk = _power_of_two(rest) if len(chunks) == MAX_CHUNKS - 1 else 1 << (rest.bit_length() - 1)
-        chunks.append(chunk)
-        rest -= chunk
-    while len(chunks) > 1 and chunks[-1] == chunks[-2]:  # 64 + 64 is one chunk of 128
-        chunks[-2:] = [2 * chunks[-1]]
-    return tuple(chunks)
+    sizes = [size for size in (256, 128, 64, 32, 16) if size <= max_chunk]
+    covers = (
+        cover
+        for count in range(1, MAX_CHUNKS + 1)
+        for cover in itertools.combinations_with_replacement(sizes, count)
+        if sum(cover) >= head_dim
+    )
+    return min(covers, key=lambda cover: (sum(cover), len(cover)))
 
 
 def forward_config(

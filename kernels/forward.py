@@ -212,13 +212,11 @@ def _attend_rows(
     factor = sm_scale_log2
     if SCALE_TENSOR:
         factor = tl.load(scale_ptr + off_h * stride_scale).to(tl.float32) * LOG2E
-    sign = tl.where(factor < 0, -1.0, 1.0).to(q0.dtype)  # a negative scale moves its sign into q, exactly
-    factor = tl.abs(factor)
-    q0 = q0 * sign
-    if D1 > 0:
-        q1 = q1 * sign
-    if D2 > 0:
-        q2 = q2 * sign
+    if factor < 0:  # the sign moves into q. A branch, not a product, lets q wait in shared memory, not in registers
+        q0 = -q0
+        q1 = -q1
+        q2 = -q2
+        factor = -factor
 
     m_i = tl.full([BLOCK_M], EXCLUDED, tl.float32)
     l_i = tl.zeros([BLOCK_M], tl.float32)

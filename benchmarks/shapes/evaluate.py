@@ -48,7 +48,7 @@ def pictures(pipe, requests: list[Request], size: int, steps: int, guidance_scal
 
 def mark(images, requests: list[Request]) -> dict:
     """Means of the checker's scores; ``relation`` over the captions that state one."""
-    scores = [check(image, request) for image, request in zip(images, requests)]
+    scores = [check(image, request) for image, request in zip(images, requests, strict=True)]
     relations = [s.relation for s in scores if s.relation is not None]
     total = len(scores)
     return {
@@ -56,7 +56,7 @@ def mark(images, requests: list[Request]) -> dict:
         **{name: sum(getattr(s, name) for s in scores) / total for name in ("presence", "count", "exact", "binding")},
         "relation": sum(relations) / len(relations) if relations else None,
         "objects_found": sum(len(s.found) for s in scores) / total,
-        "count_error": sum(abs(len(s.found) - r.total) for s, r in zip(scores, requests)) / total,
+        "count_error": sum(abs(len(s.found) - r.total) for s, r in zip(scores, requests, strict=True)) / total,
     }
 
 
@@ -82,7 +82,8 @@ def main() -> None:
 
     table = Table(*FIELDS)
     for row in rows:
-        table.add_row(*("" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in map(row.get, FIELDS)))
+        values = [row[name] for name in FIELDS]
+        table.add_row(*("" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in values))
     Console(width=150).print(table)
     if args.csv:
         with args.csv.open("w", newline="") as file:

@@ -19,7 +19,7 @@ from . import Refused
 
 Size = tuple[int, int]
 
-SHAPES_GUIDANCE = 4.0  # as in its model card; Stable Diffusion's 7.5 oversaturates so small a model
+SHAPES_GUIDANCE = 4.0  # what the embedded model is evaluated with; the pipeline's own default is 7.5
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 MODEL_HELP = "'shapes' (the embedded model), a diffusers folder, or a Hub id."
 DEVICE_HELP = "auto, cpu, cuda or cuda:INDEX."
@@ -148,7 +148,7 @@ def load(model: str, device: str, dtype: str) -> tuple[Any, dict[str, str]]:
     """The pipeline and what it runs on, as {"model", "device", "dtype"}."""
     import torch
 
-    from ..pipelines import load_pipeline
+    from ..pipelines import load_pipeline, quiet_libraries
 
     if dtype not in DTYPES:
         raise ValueError(f"--dtype {dtype!r}: give one of {', '.join(DTYPES)}")
@@ -165,7 +165,7 @@ def load(model: str, device: str, dtype: str) -> tuple[Any, dict[str, str]]:
         raise ValueError(f"--device {device!r}: this machine has {torch.cuda.device_count()} such devices")
     if dtype == "auto":
         dtype = "float16" if kind == "cuda" else "float32"
-    _quiet()
+    quiet_libraries()
     with warnings.catch_warnings():
         # what the libraries below will rename some day is of no use to someone at the command line
         warnings.simplefilter("ignore", FutureWarning)
@@ -190,16 +190,3 @@ def versions() -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = None
     return found
-
-
-def _quiet() -> None:
-    """Keep the progress bars and advice of the libraries below out of this command's own output."""
-    with contextlib.suppress(ImportError):
-        import diffusers
-        import huggingface_hub
-        import transformers
-
-        huggingface_hub.utils.logging.set_verbosity_error()
-        for library in (diffusers, transformers):
-            library.utils.logging.set_verbosity_error()
-            library.utils.logging.disable_progress_bar()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .loading import SHAPES, check_size, load_pipeline, size_multiple, train_size
+from .loading import SHAPES, check_size, load_pipeline, quiet_libraries, size_multiple, train_size
 from .sampling import sample
 
-__all__ = ["SHAPES", "check_size", "load_pipeline", "sample", "size_multiple", "train_size"]
+__all__ = ["SHAPES", "check_size", "load_pipeline", "quiet_libraries", "sample", "size_multiple", "train_size"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -24,7 +25,7 @@ def load_pipeline(model: str, *, device: str = "cpu", dtype: torch.dtype = torch
     if model == SHAPES:
         from .. import shapes
 
-        pipe = shapes.load_pipeline(torch_dtype=dtype)
+        pipe = shapes.load_pipeline(dtype)
     else:
         source = _resolve(model)
         _check_kind(model, source)
@@ -83,7 +84,7 @@ def _check_kind(model: str, source: str) -> None:
         index = DiffusionPipeline.load_config(source)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"unknown model {model!r}: neither {SHAPES!r} nor a folder, and the Hub did not give it ({_first_line(error)})"
+            f"unknown model {model!r}: not {SHAPES!r}, not a folder, not had from the Hub ({_first_line(error)})"
         ) from error
     missing = [part for part in ("unet", "vae") if not index.get(part)]
     if missing:
@@ -97,3 +98,16 @@ def _check_kind(model: str, source: str) -> None:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
     return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+
+
+def quiet_libraries() -> None:
+    """Keep the progress bars and advice of the libraries below out of a command's own output."""
+    with contextlib.suppress(ImportError):
+        import diffusers
+        import huggingface_hub
+        import transformers
+
+        huggingface_hub.utils.logging.set_verbosity_error()
+        for library in (diffusers, transformers):
+            library.utils.logging.set_verbosity_error()
+            library.utils.logging.disable_progress_bar()

@@ -17,7 +17,7 @@ __all__ = ["MODEL_DIR", "load_pipeline"]
 def load_pipeline(dtype: torch.dtype | None = None) -> StableDiffusionPipeline:
     """The embedded pipeline: 64 x 64 pixels, 16 x 16 latents, captions of :mod:`entropy_attn.shapes.scenes`.
 
-    It is an ordinary ``StableDiffusionPipeline``; ``StableDiffusionPipeline.from_pretrained(MODEL_DIR)`` loads the same.
+    It is an ordinary ``StableDiffusionPipeline``: ``from_pretrained(MODEL_DIR)`` loads the same.
 
     Args:
         dtype: dtype of the weights; None is float32 (they are stored in float16).

@@ -151,7 +151,7 @@ def random_request(rng: random.Random, kinds: tuple[Kind, ...] = KINDS) -> Reque
         split = rng.choices(((1, 1), (2,)), weights=(3, 1))[0]
     else:
         split = rng.choices(((1, 1, 1), (2, 1), (3,)), weights=(2, 1, 1))[0]
-    counts = tuple(zip(rng.sample(kinds, len(split)), split))
+    counts = tuple(zip(rng.sample(kinds, len(split)), split, strict=True))
     relation = rng.choice(RELATIONS) if split == (1, 1) and rng.random() < 0.5 else None
     return Request(counts, relation)
 

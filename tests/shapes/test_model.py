@@ -56,5 +56,6 @@ def test_it_follows_the_colour_of_its_caption(pipe):
     kinds = [Kind(colour, "circle") for colour in COLOURS]
     images = pipe([f"a {kind}" for kind in kinds], num_inference_steps=15, guidance_scale=4.0, height=64, width=64,
                   generator=[torch.Generator().manual_seed(i) for i in range(len(kinds))]).images  # fmt: skip
-    right = sum(kind.colour in {f.colour for f in find_objects(image)} for kind, image in zip(kinds, images))
+    found = [{f.colour for f in find_objects(image)} for image in images]
+    right = sum(kind.colour in colours for kind, colours in zip(kinds, found, strict=True))
     assert right >= 5

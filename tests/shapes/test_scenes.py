@@ -43,7 +43,7 @@ def test_parse_is_the_inverse_of_caption():
 
 @pytest.mark.parametrize("caption", ["", "a dog", "a pink circle", "red circle", "four red circles"])
 def test_unknown_captions_are_quoted(caption):
-    with pytest.raises(ValueError, match="is not '<a|two|three> <colour> <shape>'"):
+    with pytest.raises(ValueError, match=r"is not '<a\|two\|three> <colour> <shape>'"):
         parse_caption(caption)
 
 

@@ -1,0 +1,92 @@
+"""The architecture, held by a test: who may import whom, and which packages stay optional."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "entropy_attn"
+
+# From the bottom up; a module may import modules of its own layer and of those below.
+LAYERS = [
+    {"kernels", "errors", "checks", "dispatch"},
+    {"reference", "sdpa"},
+    {"ops", "scale"},
+    {"recorder"},
+    {"router"},
+    {"integrations"},
+    {"shapes", "pipelines"},
+    {"profile", "plots"},
+    {"cli", "__main__"},
+]
+OPTIONAL = {
+    "triton": {"kernels"},
+    "diffusers": {"integrations", "pipelines", "shapes"},
+    "transformers": {"integrations", "pipelines", "shapes"},
+}
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+FILES += sorted((PACKAGE / "kernels").glob("*.py"))  # rglob does not follow links
+
+
+def imported(path: Path) -> set[str]:
+    """Absolute dotted names of everything a file imports, at any depth of nesting."""
+    package = ["entropy_attn", *path.relative_to(PACKAGE).parts[:-1]]
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = [*base, *(node.module or "").split(".")] if node.module else base
+            names |= {".".join([*module, alias.name]) for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down(path):
+    level = {part: i for i, layer in enumerate(LAYERS) for part in layer}
+    assert part_of(path) in level, f"{part_of(path)} has no layer: give it one here and in CONTRIBUTING.md"
+    for name in imported(path):
+        parts = name.split(".")
+        if parts[0] == "entropy_attn" and len(parts) > 1 and parts[1] in level:
+            assert level[parts[1]] <= level[part_of(path)], f"{path} imports {name}, which lies above it"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_optional_packages_stay_where_they_belong(path):
+    for name in imported(path):
+        allowed = OPTIONAL.get(name.split(".")[0])
+        assert allowed is None or part_of(path) in allowed, f"{path} imports {name}"
+
+
+def test_kernels_is_a_link_and_no_package():
+    # With an __init__.py, transformers' probe for Hugging Face's package `kernels` would import this folder.
+    assert (PACKAGE / "kernels").is_symlink() and (PACKAGE / "kernels").resolve() == ROOT / "kernels"
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_importing_the_package_needs_no_optional_one():
+    code = f"import entropy_attn, sys; print(sorted({set(OPTIONAL)!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_make_targets_that_are_named_exist(document):
+    makefile = (ROOT / "Makefile").read_text()
+    words = (ROOT / document).read_text().split("make ")[1:]
+    targets = {word.split()[0].strip("`.,:;*") for word in words if word[0].islower()}
+    assert {"test"} <= targets
+    for target in targets & {"demo", "test", "lint", "gpu", "install"}:
+        assert f"\n{target}:" in makefile
