@@ -35,9 +35,7 @@ def _in_eights(stride, STRIDES_IN_EIGHTS: tl.constexpr):
 
 
 @triton.jit
-def _tile_offsets(ROWS: tl.constexpr, COLS: tl.constexpr, stride_row, stride_col, WIDE: tl.constexpr):
-    rows = tl.arange(0, ROWS)
-    cols = tl.arange(0, COLS)
+def _tile_offsets(rows, cols, stride_row, stride_col, WIDE: tl.constexpr):
     if WIDE:  # even one tile spans more than 2**31 elements
         rows = rows.to(tl.int64)
         cols = cols.to(tl.int64)
@@ -58,7 +56,7 @@ def _load_rows(
         return src.load([off_b, off_h, start, OFF_D]).reshape(ROWS, COLS)
     else:
         base = src + tl.cast(start, tl.int64) * stride_row + OFF_D * tl.cast(stride_col, tl.int64)
-        ptrs = base + _tile_offsets(ROWS, COLS, stride_row, stride_col, WIDE)
+        ptrs = base + _tile_offsets(tl.arange(0, ROWS), tl.arange(0, COLS), stride_row, stride_col, WIDE)
         inside_rows = (start + tl.arange(0, ROWS) < seqlen)[:, None]
         inside_cols = (OFF_D + tl.arange(0, COLS) < DIM)[None, :]
         if CHECK_ROWS and OFF_D + COLS > DIM:
@@ -78,7 +76,7 @@ def _store_rows(
 ):  # fmt: skip
     base = out_ptr + tl.cast(start, tl.int64) * stride_row + OFF_D * tl.cast(stride_col, tl.int64)
     inside = (start + tl.arange(0, ROWS) < seqlen)[:, None] & (OFF_D + tl.arange(0, COLS) < DIM)[None, :]
-    ptrs = base + _tile_offsets(ROWS, COLS, stride_row, stride_col, WIDE)
+    ptrs = base + _tile_offsets(tl.arange(0, ROWS), tl.arange(0, COLS), stride_row, stride_col, WIDE)
     tl.store(ptrs, x.to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -93,14 +91,14 @@ def _masked_scores(
     offs_n = start_n + tl.arange(0, BLOCK_N)
     z = s * factor  # [BLOCK_M, BLOCK_N]
     if MASK != NO_MASK:
-        cols = tl.arange(0, BLOCK_N)
-        if WIDE:
-            cols = cols.to(tl.int64)
         base = mask_ptr + tl.cast(start_n, tl.int64) * stride_mask_n
-        ptrs = (base + cols * stride_mask_n)[None, :]
         if MASK_PER_QUERY:  # rows beyond the last read the last one, which needs no check
-            rows = tl.minimum(offs_m, seqlen_q - 1).to(tl.int64)
-            ptrs = ptrs + (rows * stride_mask_m)[:, None]
+            base += tl.cast(start_m, tl.int64) * stride_mask_m
+            last = seqlen_q - 1 - start_m
+            offsets = _tile_offsets(tl.minimum(tl.arange(0, BLOCK_M), last), tl.arange(0, BLOCK_N), stride_mask_m, stride_mask_n, WIDE)
+        else:
+            offsets = _tile_offsets(tl.arange(0, 1), tl.arange(0, BLOCK_N), 0, stride_mask_n, WIDE)
+        ptrs = base + offsets
         if CHECK_KEYS:
             bias = tl.load(ptrs, mask=(offs_n < seqlen_k)[None, :], other=0)
         else:
@@ -121,13 +119,14 @@ def _masked_scores(
 
 
 @triton.jit
-def _online_softmax(s, factor, m_i, l_i, e_i, RETURN_ENTROPY: tl.constexpr):
-    """One block of the recurrence; factor >= 0, so that the maximum of s * factor is that of s, times factor.
+def _online_softmax(s, factor, m_i, l_i, e_i, NEGATIVE: tl.constexpr, RETURN_ENTROPY: tl.constexpr):
+    """One block of the recurrence. The maximum of s * factor is that of s times factor: of -s where factor is NEGATIVE.
 
     Returns the unnormalised probabilities, the correction of what was accumulated before, and the new statistics.
     ``e_i`` is the sum of p * log2(p) with p = 2**(score - m_i): shifting it with m_i keeps it accurate for any logits.
     """
-    m_new = tl.maximum(m_i, tl.max(s, 1) * factor)
+    extreme = tl.min(s, 1) if NEGATIVE else tl.max(s, 1)
+    m_new = tl.maximum(m_i, extreme * factor)
     x = s * factor - m_new[:, None]
     p = tl.math.exp2(x)
     shift = m_i - m_new
@@ -146,8 +145,8 @@ def _attend_block(
     HEAD_DIM: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
     HEAD_DIM_V: tl.constexpr, V0: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
-    IS_CAUSAL: tl.constexpr, CHECK_KEYS: tl.constexpr, RETURN_ENTROPY: tl.constexpr, PRECISION: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, WIDE: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, CHECK_KEYS: tl.constexpr, SCALE_TENSOR: tl.constexpr, NEGATIVE: tl.constexpr,
+    RETURN_ENTROPY: tl.constexpr, PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """All queries of this program against one block of keys. CHECK_KEYS: some of its keys may have to be left out."""
     k0 = _load_rows(k0_src, off_b, off_h_kv, start_n, stride_kn, stride_kd, seqlen_k,
@@ -162,12 +161,12 @@ def _attend_block(
                         D0 + D1, BLOCK_N, D2, HEAD_DIM, CHECK_KEYS, DESCRIPTORS, WIDE)  # fmt: skip
         s = tl.dot(q2, tl.trans(k2), s, input_precision=PRECISION)
 
-    if MASK != NO_MASK or CHECK_KEYS:
+    if MASK != NO_MASK or CHECK_KEYS or SCALE_TENSOR:  # a scale read from memory has a sign that is not known here
         z = _masked_scores(s, factor, mask_ptr, start_m, start_n, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
                            BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, WIDE)  # fmt: skip
-        p, alpha, m_i, l_i, e_i = _online_softmax(z, 1.0, m_i, l_i, e_i, RETURN_ENTROPY)
+        p, alpha, m_i, l_i, e_i = _online_softmax(z, 1.0, m_i, l_i, e_i, False, RETURN_ENTROPY)
     else:  # the scale rides on the subtraction of the maximum: one FMA a score
-        p, alpha, m_i, l_i, e_i = _online_softmax(s, factor, m_i, l_i, e_i, RETURN_ENTROPY)
+        p, alpha, m_i, l_i, e_i = _online_softmax(s, factor, m_i, l_i, e_i, NEGATIVE, RETURN_ENTROPY)
 
     v0 = _load_rows(v0_src, off_b, off_h_kv, start_n, stride_vn, stride_vd, seqlen_k,
                     0, BLOCK_N, V0, HEAD_DIM_V, CHECK_KEYS, DESCRIPTORS, WIDE)  # fmt: skip
@@ -193,8 +192,8 @@ def _attend_rows(
     HEAD_DIM: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
     HEAD_DIM_V: tl.constexpr, V0: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
-    IS_CAUSAL: tl.constexpr, SCALE_TENSOR: tl.constexpr, RETURN_LSE: tl.constexpr, RETURN_ENTROPY: tl.constexpr,
-    PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr, WIDE: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, SCALE_TENSOR: tl.constexpr, NEGATIVE: tl.constexpr, RETURN_LSE: tl.constexpr,
+    RETURN_ENTROPY: tl.constexpr, PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """One block of queries of one head; q_ptr, out_ptr and mask_ptr point to that head's first element."""
     start_m = block * BLOCK_M
@@ -212,11 +211,6 @@ def _attend_rows(
     factor = sm_scale_log2
     if SCALE_TENSOR:
         factor = tl.load(scale_ptr + off_h * stride_scale).to(tl.float32) * LOG2E
-    if factor < 0:  # the sign moves into q. A branch, not a product, lets q wait in shared memory, not in registers
-        q0 = -q0
-        q1 = -q1
-        q2 = -q2
-        factor = -factor
 
     m_i = tl.full([BLOCK_M], EXCLUDED, tl.float32)
     l_i = tl.zeros([BLOCK_M], tl.float32)
@@ -238,7 +232,7 @@ def _attend_rows(
             factor, mask_ptr, off_b, off_h_kv, start_m, start_n,
             stride_kn, stride_kd, stride_vn, stride_vd, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
             HEAD_DIM, D0, D1, D2, HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY,
-            IS_CAUSAL, False, RETURN_ENTROPY, PRECISION, DESCRIPTORS, WIDE,
+            IS_CAUSAL, False, SCALE_TENSOR, NEGATIVE, RETURN_ENTROPY, PRECISION, DESCRIPTORS, WIDE,
         )  # fmt: skip
     for start_n in tl.range(end_full, end_n, BLOCK_N, num_stages=1):  # short: a pipeline would only cost registers
         acc0, acc1, acc2, m_i, l_i, e_i = _attend_block(
@@ -246,7 +240,7 @@ def _attend_rows(
             factor, mask_ptr, off_b, off_h_kv, start_m, start_n,
             stride_kn, stride_kd, stride_vn, stride_vd, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
             HEAD_DIM, D0, D1, D2, HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY,
-            IS_CAUSAL, True, RETURN_ENTROPY, PRECISION, DESCRIPTORS, WIDE,
+            IS_CAUSAL, True, SCALE_TENSOR, NEGATIVE, RETURN_ENTROPY, PRECISION, DESCRIPTORS, WIDE,
         )  # fmt: skip
 
     # An empty row collected p = 1 for its excluded keys; every attended key would have wiped that out (alpha = 0).
@@ -295,8 +289,8 @@ def attention_forward_pointers(
     HEAD_DIM: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
     HEAD_DIM_V: tl.constexpr, V0: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
-    IS_CAUSAL: tl.constexpr, SCALE_TENSOR: tl.constexpr, RETURN_LSE: tl.constexpr, RETURN_ENTROPY: tl.constexpr,
-    PRECISION: tl.constexpr, STRIDES_IN_EIGHTS: tl.constexpr, WIDE: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, SCALE_TENSOR: tl.constexpr, NEGATIVE: tl.constexpr, RETURN_LSE: tl.constexpr,
+    RETURN_ENTROPY: tl.constexpr, PRECISION: tl.constexpr, STRIDES_IN_EIGHTS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Any strides. Grid: (batch * heads * blocks of queries,)."""
     off_b, off_h, off_h_kv, off_bh, block = _program(num_heads, group, seqlen_q, BLOCK_M, IS_CAUSAL)
@@ -318,7 +312,7 @@ def attention_forward_pointers(
         _in_eights(stride_om, STRIDES_IN_EIGHTS),
         stride_mask_m, stride_mask_n, stride_scale, seqlen_q, seqlen_k,
         HEAD_DIM, D0, D1, D2, HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY,
-        IS_CAUSAL, SCALE_TENSOR, RETURN_LSE, RETURN_ENTROPY, PRECISION, False, WIDE,
+        IS_CAUSAL, SCALE_TENSOR, NEGATIVE, RETURN_LSE, RETURN_ENTROPY, PRECISION, False, WIDE,
     )  # fmt: skip
 
 
@@ -332,8 +326,8 @@ def attention_forward_descriptors(
     HEAD_DIM: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
     HEAD_DIM_V: tl.constexpr, V0: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
-    IS_CAUSAL: tl.constexpr, SCALE_TENSOR: tl.constexpr, RETURN_LSE: tl.constexpr, RETURN_ENTROPY: tl.constexpr,
-    PRECISION: tl.constexpr, STRIDES_IN_EIGHTS: tl.constexpr, WIDE: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, SCALE_TENSOR: tl.constexpr, NEGATIVE: tl.constexpr, RETURN_LSE: tl.constexpr,
+    RETURN_ENTROPY: tl.constexpr, PRECISION: tl.constexpr, STRIDES_IN_EIGHTS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Keys and values through descriptors over (batch, head, key, column), one for each chunk of the head dim."""
     off_b, off_h, off_h_kv, off_bh, block = _program(num_heads, group, seqlen_q, BLOCK_M, IS_CAUSAL)
@@ -349,5 +343,5 @@ def attention_forward_descriptors(
         _in_eights(stride_qm, STRIDES_IN_EIGHTS), stride_qd, 0, 0, 0, 0, _in_eights(stride_om, STRIDES_IN_EIGHTS),
         stride_mask_m, stride_mask_n, stride_scale, seqlen_q, seqlen_k,
         HEAD_DIM, D0, D1, D2, HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY,
-        IS_CAUSAL, SCALE_TENSOR, RETURN_LSE, RETURN_ENTROPY, PRECISION, True, WIDE,
+        IS_CAUSAL, SCALE_TENSOR, NEGATIVE, RETURN_LSE, RETURN_ENTROPY, PRECISION, True, WIDE,
     )  # fmt: skip

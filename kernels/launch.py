@@ -137,7 +137,7 @@ class ForwardCall:
             *[self.query, *sources, self.out, self.lse, self.entropy, self.attn_mask, *scale],
             *[*strides, *mask_strides, scale_stride, *lengths],
         ]
-        spans = [_tile_span(t, config) for t in by_pointer] + [config.block_n * mask_strides[3]]
+        spans = [_tile_span(t, config) for t in by_pointer] + [config.block_m * mask_strides[2] + config.block_n * mask_strides[3]]
         compile_time = {
             **{"HEAD_DIM": head_dim, "D0": d_chunks[0], "D1": d_chunks[1], "D2": d_chunks[2]},
             **{"HEAD_DIM_V": head_dim_v, "V0": v_chunks[0], "V1": v_chunks[1], "V2": v_chunks[2]},
@@ -146,6 +146,7 @@ class ForwardCall:
             "MASK_PER_QUERY": mask_strides[2] != 0,
             "IS_CAUSAL": self.is_causal,
             "SCALE_TENSOR": isinstance(self.scale, Tensor),
+            "NEGATIVE": scale[1] < 0,
             "RETURN_LSE": self.lse is not None,
             "RETURN_ENTROPY": self.entropy is not None,
             "PRECISION": "ieee",  # float32 as torch computes it by default; the other dtypes ignore it

@@ -31,8 +31,10 @@ def load_pipeline(model: str, *, device: str = "cpu", dtype: torch.dtype = torch
         _check_kind(model, source)
         from diffusers import DiffusionPipeline
 
+        from ..integrations.versions import dtype_argument
+
         try:
-            pipe = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype)
+            pipe = DiffusionPipeline.from_pretrained(source, **dtype_argument(dtype))
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"model {model!r} cannot be loaded: {_first_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)

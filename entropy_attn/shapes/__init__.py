@@ -25,12 +25,14 @@ def load_pipeline(dtype: torch.dtype | None = None) -> StableDiffusionPipeline:
     Raises:
         ImportError: diffusers or transformers is not installed.
     """
+    import torch
+
     try:
         from diffusers import StableDiffusionPipeline
     except ImportError as error:
         raise ImportError("the shapes pipeline needs diffusers: pip install 'entropy_attn[diffusers]'") from error
-    pipe = StableDiffusionPipeline.from_pretrained(MODEL_DIR)
-    if dtype is not None:
-        pipe.to(dtype)
+    from ..integrations.versions import dtype_argument
+
+    pipe = StableDiffusionPipeline.from_pretrained(MODEL_DIR, **dtype_argument(dtype or torch.float32))
     pipe.set_progress_bar_config(disable=True)
     return pipe
