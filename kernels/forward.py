@@ -234,7 +234,7 @@ def _attend_rows(
             HEAD_DIM, D0, D1, D2, HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY,
             IS_CAUSAL, False, SCALE_TENSOR, NEGATIVE, RETURN_ENTROPY, PRECISION, DESCRIPTORS, WIDE,
         )  # fmt: skip
-    for start_n in tl.range(end_full, end_n, BLOCK_N, num_stages=1):  # short: a pipeline would only cost registers
+    for start_n in tl.range(end_full, end_n, BLOCK_N):
         acc0, acc1, acc2, m_i, l_i, e_i = _attend_block(
             q0, q1, q2, k0_src, k1_src, k2_src, v0_src, v1_src, v2_src, acc0, acc1, acc2, m_i, l_i, e_i,
             factor, mask_ptr, off_b, off_h_kv, start_m, start_n,

@@ -1,0 +1,173 @@
+"""Compile what a launch would compile, for a GPU that is not there, and read the machine code.
+
+Triton's wheel brings the assembler and the disassembler for NVIDIA, and LLVM for AMD.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import io
+import os
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import triton.backends
+from torch import Tensor
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.compiler import compile as triton_compile
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from entropy_attn.kernels import forward
+from entropy_attn.kernels.configs import ForwardConfig
+from entropy_attn.kernels.launch import ForwardCall, compile_options
+
+GPU_TARGETS = {f"sm_{arch}": GPUTarget("cuda", arch, 32) for arch in (80, 89, 90, 100, 120)}
+GPU_TARGETS["gfx942"] = GPUTarget("hip", "gfx942", 64)
+TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.bool: "i1"}
+MATRIX = ("HGMMA", "HMMA", "UTCHMMA", "OMMA", "QGMMA", "UTCQMMA")
+NVDISASM = Path(next(iter(triton.backends.__path__)), "nvidia", "bin", "nvdisasm")
+
+
+@dataclass
+class Code:
+    """What the compiler made of one kernel. Counts are of opcodes: of the whole program, and of its hottest loop."""
+
+    registers: int
+    spilled: int  # bytes on NVIDIA, registers on AMD
+    stack: int  # bytes of local memory
+    shared: int  # bytes
+    warnings: list[str] = field(default_factory=list)
+    program: collections.Counter = field(default_factory=collections.Counter)
+    loop: collections.Counter = field(default_factory=collections.Counter)
+
+    @property
+    def matrix_instructions(self) -> int:
+        return sum(n for op, n in self.loop.items() if op in MATRIX or op.startswith("v_mfma"))
+
+
+def compile_call(call: ForwardCall, config: ForwardConfig) -> Code:
+    kernel_name, arguments, constants = call.arguments(config)
+    kernel = getattr(forward, kernel_name)
+    hip = call.target.startswith("gfx")
+    signature, constexprs, attributes = {}, {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        value = arguments[i] if i < len(arguments) else constants[name]
+        signature[name], attribute = _argument_type(value, hip) if i < len(arguments) else ("constexpr", [])
+        if signature[name] == "constexpr":
+            constexprs[(i,)] = value
+        elif attribute:
+            attributes[(i,)] = attribute
+    source = ASTSource(kernel, signature, constexprs, attributes)
+    log = io.StringIO()
+    with knobs.compilation.scope(), knobs.nvidia.scope(), contextlib.redirect_stdout(log):
+        knobs.compilation.always_compile = True
+        knobs.nvidia.dump_ptxas_log = True
+        compiled = triton_compile(source, target=GPU_TARGETS[call.target], options=compile_options(config))
+    shared = compiled.metadata.shared
+    if hip:
+        return _read_amd(compiled.asm["amdgcn"], shared)
+    return _read_nvidia(compiled.asm["cubin"], log.getvalue(), shared)
+
+
+def _argument_type(value: object, hip: bool) -> tuple[str, list]:
+    """The type by which Triton's launcher would specialise a run-time argument, and what it tells of its value."""
+    aligned = [["tt.divisibility", 16]]
+    if value is None:
+        return "constexpr", []
+    if isinstance(value, Tensor):
+        small = [["tt.pointer_range", 32]] if hip else []
+        return "*" + TYPES[value.dtype], aligned + small
+    if isinstance(value, TensorDescriptor):
+        return f"tensordesc<{TYPES[value.base.dtype]}{list(value.block_shape)}>", []
+    if isinstance(value, float):
+        return "fp32", []
+    if value == 1:
+        return "constexpr", []
+    return ("i32" if abs(value) < 2**31 else "i64"), aligned if value % 16 == 0 else []
+
+
+def _read_nvidia(cubin: bytes, log: str, shared: int) -> Code:
+    stack, stores, loads = map(int, re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", log).groups())
+    registers = int(re.search(r"Used (\d+) registers", log).group(1))
+    warnings = sorted(set(re.findall(r"\(C\d+\)[^\n]*", log)))
+    with tempfile.NamedTemporaryFile(suffix=".cubin", delete=False) as f:
+        f.write(cubin)
+    try:
+        text = subprocess.run([NVDISASM, "-c", f.name], capture_output=True, text=True, check=True).stdout
+    finally:
+        os.unlink(f.name)
+    return Code(registers, stores + loads, stack, shared, warnings, *_count_sass(text))
+
+
+_SASS = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)\s*([^;]*)")
+
+
+def _count_sass(text: str) -> tuple[collections.Counter, collections.Counter]:
+    """Opcodes of the program, and of the innermost loop that has the most matrix (else FMA) instructions."""
+    labels: dict[str, int] = {}
+    code: list[tuple[str, str, bool]] = []  # opcode, operands, predicated
+    for line in text.splitlines():
+        label = re.match(r"\s*(\.L_?\w+):", line)
+        instruction = _SASS.search(line)
+        if label:
+            labels[label.group(1)] = len(code)
+        elif instruction:
+            code.append((instruction.group(2), instruction.group(3), instruction.group(1) is not None))
+    loops = []
+    for i, (op, operands, _) in enumerate(code):
+        target = re.search(r"\((\.L_?\w+)\)", operands) if op.split(".")[0] == "BRA" else None
+        start = labels.get(target.group(1), i + 1) if target else i + 1
+        # waiting loops live behind the program's EXIT and jump back into it: those are not loops over it
+        if start <= i and not any(o == "EXIT" and not predicated for o, _, predicated in code[start:i]):
+            loops.append((start, i + 1))
+    inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] and _work(code, b) for b in loops)]
+    best = max(inner, key=lambda a: _work(code, a), default=(0, 0))
+    return _histogram(code), _histogram(code[slice(*best)])
+
+
+def _work(code: list[tuple[str, str, bool]], loop: tuple[int, int]) -> tuple[int, int]:
+    ops = _histogram(code[slice(*loop)])
+    work = (sum(ops[m] for m in MATRIX), ops["FFMA"])
+    return work if any(work) else ()
+
+
+def _histogram(code: list[tuple[str, str, bool]]) -> collections.Counter:
+    parts = (op.split(".") for op, _, _ in code)
+    return collections.Counter(f"MUFU.{p[1]}" if p[0] == "MUFU" else p[0] for p in parts)
+
+
+def _read_amd(assembly: str, shared: int) -> Code:
+    def number(key: str) -> int:
+        return int(re.search(rf"\.{key}:?\s+(\d+)", assembly).group(1))
+
+    lines = assembly.splitlines()
+    ops = re.compile(r"\s+([a-z]+_[a-z0-9_]+)")
+    labels = {m.group(1): i for i, line in enumerate(lines) if (m := re.match(r"(\.LBB\w+):", line))}
+    loops = []
+    for i, line in enumerate(lines):
+        jump = re.match(r"\s+s_c?branch\w*\s+(\.LBB\w+)", line)
+        if jump and labels.get(jump.group(1), i + 1) <= i:
+            loops.append((labels[jump.group(1)], i + 1))
+
+    def histogram(a: int, b: int) -> collections.Counter:
+        return collections.Counter(m.group(1) for line in lines[a:b] if (m := ops.match(line)))
+
+    def matrix(loop: tuple[int, int]) -> int:
+        return sum(n for op, n in histogram(*loop).items() if op.startswith("v_mfma"))
+
+    best = max(loops, key=lambda a: (matrix(a) > 0, -(a[1] - a[0])), default=(0, 0))
+    return Code(
+        registers=number("vgpr_count"),
+        spilled=number("vgpr_spill_count") + number("sgpr_spill_count"),
+        stack=number("private_segment_fixed_size"),
+        shared=shared,
+        program=histogram(0, len(lines)),
+        loop=histogram(*best),
+    )
