@@ -1,0 +1,49 @@
+"""The tables in the documents are those of the committed CSV files."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def report():
+    spec = importlib.util.spec_from_file_location("report", ROOT / "benchmarks" / "report.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_documents_agree_with_the_results(report):
+    for path in report.SECTIONS:
+        assert report.rewritten(path) == path.read_text(), f"{path}: run python benchmarks/report.py"
+
+
+def test_what_was_not_measured_is_said(report):
+    assert "not yet measured" in report.forward_table([])
+    assert "Not yet measured" in report.shapes_table([])
+
+
+def test_a_measured_table(report):
+    about = {"gpu": "A GPU", "torch": "2", "triton": "3", "date": "2026-01-01", "commit": "abc", "dtype": "bfloat16",
+             "head_dim": "64", "seqlen": "1024"}  # fmt: skip
+    rows = [
+        about | {"implementation": "triton", "tflops": "100.0", "p50_ms": "2.0"},
+        about | {"implementation": "triton+entropy", "tflops": "95.2", "p50_ms": "2.1"},
+        about | {"implementation": "sdpa-cudnn", "tflops": "", "p50_ms": ""},
+    ]
+    table = report.forward_table(rows)
+    assert "| bfloat16 | 64 | 1024 | 100.0 | 95.2 | - | - | - | +5.0 % |" in table
+    assert "A GPU, torch 2, Triton 3, 2026-01-01, commit abc" in table
+
+
+def test_a_missing_marker_is_named(report, tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text("nothing")
+    monkeypatch.setitem(report.SECTIONS, page, {"forward": lambda: ""})
+    with pytest.raises(ValueError, match=r"page\.md: no section between <!-- forward:begin -->"):
+        report.rewritten(page)
