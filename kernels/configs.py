@@ -51,17 +51,51 @@ def _power_of_two(n: int) -> int:
 
 
 def head_dim_chunks(head_dim: int, max_chunk: int = MAX_HEAD_DIM) -> tuple[int, ...]:
-    """At most three descending powers of two from 16 to ``max_chunk``, with the least sum that covers the head dim."""
+    """At most three descending powers of two from 16 to ``max_chunk``, with the least sum that covers the head dim.
+
+    Beyond 128 two where two are enough: three accumulators of that width leave too few registers.
+    """
+    most = 2 if 128 < head_dim <= 2 * max_chunk else MAX_CHUNKS
     if not MIN_HEAD_DIM <= head_dim <= MAX_HEAD_DIM or head_dim % 8:
         raise ValueError(f"head_dim must be a multiple of 8 from {MIN_HEAD_DIM} to {MAX_HEAD_DIM}, got {head_dim}")
     sizes = [size for size in (256, 128, 64, 32, 16) if size <= max_chunk]
     covers = (
         cover
-        for count in range(1, MAX_CHUNKS + 1)
+        for count in range(1, most + 1)
         for cover in itertools.combinations_with_replacement(sizes, count)
         if sum(cover) >= head_dim
     )
     return min(covers, key=lambda cover: (sum(cover), len(cover)))
+
+
+# Rows are (largest width served, block_m, block_n, num_warps, num_stages, widest chunk); a width is the sum of a head
+# dim's chunks, of the wider one where value's differs. Wider heads leave fewer registers for the tile of scores.
+_Row = tuple[int, int, int, int, int, int]
+_DESCRIPTORS: dict[str, list[_Row]] = {
+    "sm_90": [(176, 128, 128, 8, 2, 256), (256, 128, 64, 8, 2, 128)],
+    "sm_100": [(96, 128, 128, 8, 2, 256), (256, 128, 64, 8, 2, 128)],
+    "sm_120": [(192, 128, 64, 8, 2, 256), (256, 128, 32, 8, 2, 128)],
+}
+_POINTERS: dict[str, list[_Row]] = {
+    "sm_80": [(96, 128, 64, 8, 3, 256), (224, 128, 32, 8, 2, 128), (256, 128, 16, 8, 2, 128)],
+    "sm_89": [(96, 128, 64, 8, 3, 256), (160, 128, 32, 8, 2, 128), (256, 128, 16, 8, 2, 128)],
+    "sm_90": [(160, 128, 64, 8, 2, 256), (256, 128, 32, 8, 2, 128)],
+    "sm_100": [(192, 128, 64, 8, 2, 256), (256, 128, 32, 8, 2, 128)],
+    "sm_120": [(96, 128, 32, 8, 2, 256), (224, 128, 16, 8, 2, 128), (256, 64, 16, 4, 2, 128)],
+    "gfx942": [(64, 128, 64, 4, 1, 256), (256, 128, 32, 4, 1, 128)],
+}
+# The mask's tile needs registers as well, most where its rows are not aligned.
+_MASKED: dict[str, list[_Row]] = {
+    "sm_80": [(64, 128, 32, 8, 2, 256), (256, 64, 32, 8, 2, 128)],
+    "sm_89": [(64, 128, 32, 8, 2, 256), (256, 64, 32, 8, 2, 128)],
+    "sm_90": [(64, 128, 32, 8, 2, 256), (256, 64, 32, 8, 2, 128)],
+    "sm_100": [(256, 64, 32, 8, 2, 128)],
+    "sm_120": [(64, 128, 32, 8, 2, 256), (256, 64, 32, 8, 2, 128)],
+    "gfx942": [(64, 128, 32, 4, 1, 256), (256, 64, 32, 4, 1, 128)],
+}
+# Exact float32 products run on the plain FMA units of NVIDIA GPUs, which want small tiles; AMD has them as matrix products.
+_FLOAT32_NVIDIA: list[_Row] = [(64, 32, 32, 8, 1, 256), (128, 32, 16, 8, 1, 256), (256, 16, 16, 8, 1, 256)]
+_FLOAT32_AMD: list[_Row] = [(128, 64, 16, 4, 1, 256), (256, 32, 16, 4, 1, 128)]
 
 
 def forward_config(
@@ -72,14 +106,69 @@ def forward_config(
     *,
     seqlen_k: int | None = None,
     has_mask: bool = False,
-    is_causal: bool = False,
-    return_entropy: bool = False,
     descriptors: bool = True,
 ) -> ForwardConfig:
-    """The configuration for a call. ``descriptors=False``: the tensors' strides do not allow them."""
+    """The table's configuration for a call.
+
+    ``seqlen_k`` None means long. ``descriptors`` False: the strides do not allow them. Causality, the statistics and the
+    scale fit every row.
+    """
+    return forward_candidates(
+        target,
+        head_dim,
+        head_dim_v,
+        dtype,
+        seqlen_k=seqlen_k,
+        has_mask=has_mask,
+        descriptors=descriptors,
+    )[0]
+
+
+def forward_candidates(
+    target: str,
+    head_dim: int,
+    head_dim_v: int,
+    dtype: torch.dtype,
+    *,
+    seqlen_k: int | None = None,
+    has_mask: bool = False,
+    descriptors: bool = True,
+) -> list[ForwardConfig]:
+    """What autotuning tries for a call: the table's choice first, then its neighbours."""
     if target == INTERPRETER:
-        return ForwardConfig(64, 64, 4, 1)
+        return [ForwardConfig(64, 64, 4, 1), ForwardConfig(32, 64, 4, 1)]
     if target not in TARGETS:
         raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {target!r}")
-    config = ForwardConfig(128, 64, 8, 2)
-    return replace(config, max_registers=None if target.startswith("gfx") else 255)
+    width = max(sum(head_dim_chunks(head_dim)), sum(head_dim_chunks(head_dim_v)))
+    amd = target.startswith("gfx")
+    by_pointer = _POINTERS[target]
+    if dtype == torch.float32:
+        return [_from_row(target, _row(_FLOAT32_AMD if amd else _FLOAT32_NVIDIA, width))]
+    if has_mask:
+        chosen = _from_row(target, _row(_MASKED[target], width))
+    elif target in _DESCRIPTORS and descriptors and (seqlen_k is None or seqlen_k > SHORT_KEYS):
+        chosen = _from_row(target, _row(_DESCRIPTORS[target], width), descriptors=True)
+    else:
+        chosen = _from_row(target, _row(by_pointer, width))
+    neighbours = [
+        chosen,
+        replace(chosen, block_n=chosen.block_n // 2),
+        replace(chosen, block_m=64, num_warps=4),
+        replace(chosen, block_m=64, block_n=32, num_warps=4),
+        replace(chosen, num_stages=chosen.num_stages + 1),
+        replace(chosen, split_d=False),
+        _from_row(target, _row(by_pointer, width)),
+    ]
+    return [c for c in dict.fromkeys(neighbours) if c.block_n >= 16]
+
+
+def _row(rows: list[_Row], width: int) -> _Row:
+    return next(row for row in rows if width <= row[0])
+
+
+def _from_row(target: str, row: _Row, descriptors: bool = False) -> ForwardConfig:
+    _, block_m, block_n, num_warps, num_stages, max_chunk = row
+    max_registers = None if target.startswith("gfx") else 255
+    return ForwardConfig(
+        block_m, block_n, num_warps, num_stages, descriptors, max_chunk=max_chunk, max_registers=max_registers
+    )

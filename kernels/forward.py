@@ -19,6 +19,8 @@ EXCLUDED = tl.constexpr(-2.0e30)
 EMPTY_ROW = tl.constexpr(-1.5e30)
 FLOOR = tl.constexpr(-1.0e30)
 
+PRECISION = tl.constexpr("ieee")  # float32 as torch multiplies it by default; the other dtypes know no other way
+
 NO_MASK = tl.constexpr(0)
 BOOL_MASK = tl.constexpr(1)
 ADDED_MASK = tl.constexpr(2)
@@ -146,7 +148,7 @@ def _attend_block(
     HEAD_DIM_V: tl.constexpr, V0: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
     IS_CAUSAL: tl.constexpr, CHECK_KEYS: tl.constexpr, SCALE_TENSOR: tl.constexpr, NEGATIVE: tl.constexpr,
-    RETURN_ENTROPY: tl.constexpr, PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr, WIDE: tl.constexpr,
+    RETURN_ENTROPY: tl.constexpr, DESCRIPTORS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """All queries of this program against one block of keys. CHECK_KEYS: some of its keys may have to be left out."""
     k0 = _load_rows(k0_src, off_b, off_h_kv, start_n, stride_kn, stride_kd, seqlen_k,
@@ -193,7 +195,8 @@ def _attend_rows(
     HEAD_DIM_V: tl.constexpr, V0: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
     IS_CAUSAL: tl.constexpr, SCALE_TENSOR: tl.constexpr, NEGATIVE: tl.constexpr, RETURN_LSE: tl.constexpr,
-    RETURN_ENTROPY: tl.constexpr, PRECISION: tl.constexpr, DESCRIPTORS: tl.constexpr, WIDE: tl.constexpr,
+    RETURN_ENTROPY: tl.constexpr, TAIL_STAGES: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     """One block of queries of one head; q_ptr, out_ptr and mask_ptr point to that head's first element."""
     start_m = block * BLOCK_M
@@ -232,15 +235,15 @@ def _attend_rows(
             factor, mask_ptr, off_b, off_h_kv, start_m, start_n,
             stride_kn, stride_kd, stride_vn, stride_vd, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
             HEAD_DIM, D0, D1, D2, HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY,
-            IS_CAUSAL, False, SCALE_TENSOR, NEGATIVE, RETURN_ENTROPY, PRECISION, DESCRIPTORS, WIDE,
+            IS_CAUSAL, False, SCALE_TENSOR, NEGATIVE, RETURN_ENTROPY, DESCRIPTORS, WIDE,
         )  # fmt: skip
-    for start_n in tl.range(end_full, end_n, BLOCK_N):
+    for start_n in tl.range(end_full, end_n, BLOCK_N, num_stages=TAIL_STAGES):
         acc0, acc1, acc2, m_i, l_i, e_i = _attend_block(
             q0, q1, q2, k0_src, k1_src, k2_src, v0_src, v1_src, v2_src, acc0, acc1, acc2, m_i, l_i, e_i,
             factor, mask_ptr, off_b, off_h_kv, start_m, start_n,
             stride_kn, stride_kd, stride_vn, stride_vd, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
             HEAD_DIM, D0, D1, D2, HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY,
-            IS_CAUSAL, True, SCALE_TENSOR, NEGATIVE, RETURN_ENTROPY, PRECISION, DESCRIPTORS, WIDE,
+            IS_CAUSAL, True, SCALE_TENSOR, NEGATIVE, RETURN_ENTROPY, DESCRIPTORS, WIDE,
         )  # fmt: skip
 
     # An empty row collected p = 1 for its excluded keys; every attended key would have wiped that out (alpha = 0).
@@ -290,7 +293,8 @@ def attention_forward_pointers(
     HEAD_DIM_V: tl.constexpr, V0: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
     IS_CAUSAL: tl.constexpr, SCALE_TENSOR: tl.constexpr, NEGATIVE: tl.constexpr, RETURN_LSE: tl.constexpr,
-    RETURN_ENTROPY: tl.constexpr, PRECISION: tl.constexpr, STRIDES_IN_EIGHTS: tl.constexpr, WIDE: tl.constexpr,
+    RETURN_ENTROPY: tl.constexpr, TAIL_STAGES: tl.constexpr,
+    STRIDES_IN_EIGHTS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Any strides. Grid: (batch * heads * blocks of queries,)."""
     off_b, off_h, off_h_kv, off_bh, block = _program(num_heads, group, seqlen_q, BLOCK_M, IS_CAUSAL)
@@ -312,7 +316,7 @@ def attention_forward_pointers(
         _in_eights(stride_om, STRIDES_IN_EIGHTS),
         stride_mask_m, stride_mask_n, stride_scale, seqlen_q, seqlen_k,
         HEAD_DIM, D0, D1, D2, HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY,
-        IS_CAUSAL, SCALE_TENSOR, NEGATIVE, RETURN_LSE, RETURN_ENTROPY, PRECISION, False, WIDE,
+        IS_CAUSAL, SCALE_TENSOR, NEGATIVE, RETURN_LSE, RETURN_ENTROPY, TAIL_STAGES, False, WIDE,
     )  # fmt: skip
 
 
@@ -327,7 +331,8 @@ def attention_forward_descriptors(
     HEAD_DIM_V: tl.constexpr, V0: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
     IS_CAUSAL: tl.constexpr, SCALE_TENSOR: tl.constexpr, NEGATIVE: tl.constexpr, RETURN_LSE: tl.constexpr,
-    RETURN_ENTROPY: tl.constexpr, PRECISION: tl.constexpr, STRIDES_IN_EIGHTS: tl.constexpr, WIDE: tl.constexpr,
+    RETURN_ENTROPY: tl.constexpr, TAIL_STAGES: tl.constexpr,
+    STRIDES_IN_EIGHTS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Keys and values through descriptors over (batch, head, key, column), one for each chunk of the head dim."""
     off_b, off_h, off_h_kv, off_bh, block = _program(num_heads, group, seqlen_q, BLOCK_M, IS_CAUSAL)
@@ -343,5 +348,5 @@ def attention_forward_descriptors(
         _in_eights(stride_qm, STRIDES_IN_EIGHTS), stride_qd, 0, 0, 0, 0, _in_eights(stride_om, STRIDES_IN_EIGHTS),
         stride_mask_m, stride_mask_n, stride_scale, seqlen_q, seqlen_k,
         HEAD_DIM, D0, D1, D2, HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY,
-        IS_CAUSAL, SCALE_TENSOR, NEGATIVE, RETURN_LSE, RETURN_ENTROPY, PRECISION, True, WIDE,
+        IS_CAUSAL, SCALE_TENSOR, NEGATIVE, RETURN_LSE, RETURN_ENTROPY, TAIL_STAGES, True, WIDE,
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from entropy_attn.kernels.support import call_target
 LOG2E = math.log2(math.e)
 NO_MASK, BOOL_MASK, ADDED_MASK = 0, 1, 2
 INT32_MAX = 2**31 - 1
+AUTOTUNE_VARIABLE = "ENTROPY_ATTN_AUTOTUNE"
 
 
 def attention_forward(
@@ -29,14 +31,17 @@ def attention_forward(
     return_lse: bool = False,
     return_entropy: bool = False,
     config: ForwardConfig | None = None,
-    autotune: bool = False,
+    autotune: bool | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """``(out, lse, entropy)`` by the fused kernel, for a call that ``support.unsupported_reasons`` lets pass.
 
     ``config`` overrides the table's choice; ``autotune=True`` measures the candidates once and remembers the fastest.
+    With neither, the environment variable ENTROPY_ATTN_AUTOTUNE=1 asks for it.
     """
     if config is not None and autotune:
         raise ValueError("config and autotune=True exclude each other")
+    if config is None and autotune is None:
+        autotune = os.environ.get(AUTOTUNE_VARIABLE, "0") == "1"
     batch, num_heads, seqlen_q, _ = query.shape
     out = _allocate_out(query, value.shape[3])
     stats = (batch, num_heads, seqlen_q)
@@ -83,8 +88,6 @@ class ForwardCall:
             "dtype": self.query.dtype,
             "seqlen_k": self.key.shape[2],
             "has_mask": self.attn_mask is not None,
-            "is_causal": self.is_causal,
-            "return_entropy": self.entropy is not None,
             "descriptors": self.descriptors_allowed(),
         }
 
@@ -129,7 +132,7 @@ class ForwardCall:
             scale_stride = self.scale.stride(0) if self.scale.dim() else 0
         else:
             factor = 1.0 / math.sqrt(head_dim) if self.scale is None else float(self.scale)
-            scale, scale_stride = [None, factor * LOG2E], 0
+            scale, scale_stride = [None, _flushed(factor * LOG2E)], 0
         mask_strides = (0, 0, 0, 0) if self.attn_mask is None else _broadcast_strides(self.attn_mask)
         strides = [s for t in by_pointer[:-1] for s in t.stride()] + list(self.out.stride()[:3])
         lengths = [num_heads, num_heads // self.key.shape[1], self.query.shape[2], self.key.shape[2]]
@@ -149,7 +152,8 @@ class ForwardCall:
             "NEGATIVE": scale[1] < 0,
             "RETURN_LSE": self.lse is not None,
             "RETURN_ENTROPY": self.entropy is not None,
-            "PRECISION": "ieee",  # float32 as torch computes it by default; the other dtypes ignore it
+            # the last blocks are few; only with a mask does their pipeline pay, by fetching it in the scores' layout
+            "TAIL_STAGES": 1 if self.attn_mask is None else config.num_stages,
             "STRIDES_IN_EIGHTS": all(s % 8 == 0 for t in by_pointer for s in t.stride()[:3]),
             "WIDE": max(spans) > INT32_MAX,
         }
@@ -181,6 +185,11 @@ def _allocate_out(query: Tensor, head_dim_v: int) -> Tensor:
     if query.stride(1) < query.stride(2):
         return allocate((batch, seqlen_q, num_heads, head_dim_v), query.dtype, query.device).transpose(1, 2)
     return allocate((batch, num_heads, seqlen_q, head_dim_v), query.dtype, query.device)
+
+
+def _flushed(factor: float) -> float:
+    """Zero below the normal float32 range, as the GPU has it; Triton's interpreter would compute in float64."""
+    return 0.0 if abs(factor) < torch.finfo(torch.float32).tiny else factor
 
 
 def _on_device(device: torch.device) -> contextlib.AbstractContextManager:

@@ -13,6 +13,7 @@ from entropy_attn.kernels.configs import INTERPRETER, MAX_HEAD_DIM, MIN_HEAD_DIM
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_PROGRAMS = 2**31 - 1
+MAX_SCALE = 1e15  # times the largest product of float16 vectors it stays below what marks excluded keys
 MAX_SEQLEN = 2**30  # block starts and lengths are 32-bit integers in the kernel
 
 
@@ -72,6 +73,8 @@ def unsupported_reasons(
         reasons.append(f"attn_mask of {attn_mask.dtype} is neither boolean nor float16, bfloat16 or float32")
     elif attn_mask is not None and attn_mask.dtype == torch.bfloat16 and interpreting():
         reasons.append("Triton's interpreter cannot add a bfloat16 attn_mask: use float16 or float32")
+    if isinstance(scale, float) and abs(scale) > MAX_SCALE:
+        reasons.append(f"scale {scale} is beyond {MAX_SCALE:.0e}, where logits leave the range of float32")
     if max(query.shape[2], key.shape[2]) > MAX_SEQLEN:
         reasons.append(f"more than {MAX_SEQLEN} tokens: query has {query.shape[2]}, key {key.shape[2]}")
     elif query.shape[0] * query.shape[1] * -(-query.shape[2] // 16) > MAX_PROGRAMS:

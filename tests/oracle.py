@@ -27,15 +27,16 @@ def make_qkv(
     dtype: torch.dtype = torch.float32,
     gain: float = 1.0,
     seed: int = 0,
+    device: str = "cpu",
     requires_grad: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Random query, key and value; the logits' standard deviation is about ``gain``."""
+    """Random query, key and value, the same on every device; the logits' standard deviation is about ``gain``."""
     g = torch.Generator().manual_seed(seed)
     heads_kv = heads if heads_kv is None else heads_kv
     head_dim_v = head_dim if head_dim_v is None else head_dim_v
     shapes = ((heads, seqlen_q, head_dim), (heads_kv, seqlen_k, head_dim), (heads_kv, seqlen_k, head_dim_v))
     query, key, value = (torch.randn(batch, *shape, generator=g, dtype=torch.float64) for shape in shapes)
-    return tuple(t.to(dtype).requires_grad_(requires_grad) for t in (query * gain, key, value))
+    return tuple(t.to(device, dtype).requires_grad_(requires_grad) for t in (query * gain, key, value))
 
 
 def torch_same_dtype(
@@ -59,7 +60,7 @@ def torch_same_dtype(
     if attn_mask is not None:
         s = s.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else s + attn_mask
     if is_causal:
-        s = s.masked_fill(~torch.ones(s.shape[-2:], dtype=torch.bool).tril(), -math.inf)
+        s = s.masked_fill(~torch.ones(s.shape[-2:], dtype=torch.bool, device=s.device).tril(), -math.inf)
     log_p = s.log_softmax(dim=-1)
     p = log_p.exp().nan_to_num(0.0)
     entropy = -(p * log_p.nan_to_num(0.0, neginf=0.0)).sum(dim=-1)
@@ -72,7 +73,7 @@ def logit_rounding(query: Tensor, key: Tensor, value: Tensor, **options: Any) ->
     Rows with two nearly equal large logits amplify that so much that the error of any one computation is luck. With P
     from the truth, a change d of logit j moves out by P_j (v_j - out) d, lse by P_j d, entropy by P_j (H + ln P_j) d.
     """
-    eye = torch.eye(key.shape[2], dtype=torch.float64).expand(*key.shape[:2], -1, -1)
+    eye = torch.eye(key.shape[2], dtype=torch.float64, device=key.device).expand(*key.shape[:2], -1, -1)
     p, _, entropy = attention_reference(query, key, eye, **options)  # with V = 1 the output is P: [B, H, Nq, Nk]
     group = query.shape[1] // key.shape[1]
     k, v = (t.double().repeat_interleave(group, dim=1) for t in (key, value))

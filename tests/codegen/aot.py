@@ -165,7 +165,7 @@ def _read_amd(assembly: str, shared: int) -> Code:
     best = max(loops, key=lambda a: (matrix(a) > 0, -(a[1] - a[0])), default=(0, 0))
     return Code(
         registers=number("vgpr_count"),
-        spilled=number("vgpr_spill_count") + number("sgpr_spill_count"),
+        spilled=number("vgpr_spill_count"),  # a spilled scalar register goes to a lane of a vector register
         stack=number("private_segment_fixed_size"),
         shared=shared,
         program=histogram(0, len(lines)),

@@ -1,7 +1,8 @@
-"""The forward kernel in Triton's interpreter against the float64 oracle."""
+"""The forward kernel against the float64 oracle, on the GPU that is here or in Triton's interpreter."""
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -10,23 +11,10 @@ import torch
 from entropy_attn.kernels import launch
 from entropy_attn.kernels.configs import ForwardConfig
 
-from ..oracle import assert_matches_oracle, make_qkv
+from ..oracle import make_qkv as make_qkv_on
+from .calls import DEVICE, DTYPES, check
 
-DTYPES = (torch.float32, torch.float16)
-
-
-@pytest.fixture(autouse=True)
-def poisoned_outputs(monkeypatch):
-    """What the kernel does not write stays NaN."""
-    monkeypatch.setattr(
-        launch, "allocate", lambda shape, dtype, device: torch.full(shape, math.nan, dtype=dtype, device=device)
-    )
-
-
-def check(q, k, v, config=None, **options):
-    gqa = {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
-    actual = launch.attention_forward(q, k, v, return_lse=True, return_entropy=True, config=config, **options)
-    assert_matches_oracle(actual, q, k, v, **options, **gqa)
+make_qkv = functools.partial(make_qkv_on, device=DEVICE)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -54,13 +42,14 @@ def test_masks_broadcast_by_stride(shape, kind, dtype):
         "added": torch.randn(shape, generator=generator).to(dtype),
         "excluding": torch.zeros(shape, dtype=dtype).masked_fill(~keep, -math.inf),
     }[kind]
-    check(*make_qkv(2, 2, 70, 133, 32, dtype=dtype), attn_mask=mask)
+    check(*make_qkv(2, 2, 70, 133, 32, dtype=dtype), attn_mask=mask.to(DEVICE))
 
 
 @pytest.mark.parametrize(
     "scale", [0.0, -0.3, 2.5, torch.tensor(0.2), torch.tensor([0.1, -0.5, 0.0, 1.0])], ids=str
 )
 def test_scales(scale):
+    scale = scale.to(DEVICE) if isinstance(scale, torch.Tensor) else scale
     check(*make_qkv(1, 4, 35, 77, 32, heads_kv=2), scale=scale)
 
 
@@ -85,7 +74,7 @@ def test_both_kernels_and_both_ways_to_hold_a_head_dim(descriptors, split_d, hea
 
 
 def test_any_strides():
-    packed = torch.randn(2, 70, 3, 4, 24, generator=torch.Generator().manual_seed(0))
+    packed = torch.randn(2, 70, 3, 4, 24, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     q, k, v = (t.transpose(1, 2) for t in packed.unbind(2))
     check(q, k, v)
     check(*(t.mT.contiguous().mT for t in (q, k, v)))

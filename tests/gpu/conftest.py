@@ -1,0 +1,14 @@
+"""What only a GPU can show: long sequences, large tensors, streams, timing. `make gpu` runs these and tests/kernels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "tests/gpu/" in item.path.as_posix():
+            item.add_marker(pytest.mark.skip(reason="no GPU is visible to torch"))

@@ -1,0 +1,26 @@
+"""What the kernel tests share: where they run, in which dtypes, and the comparison with float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from entropy_attn.kernels import launch
+from entropy_attn.kernels.configs import ForwardConfig
+from entropy_attn.kernels.support import interpreting
+
+from ..oracle import assert_matches_oracle
+
+DEVICE = "cpu" if interpreting() else "cuda"
+# Triton's interpreter multiplies bfloat16 wrongly.
+DTYPES = (torch.float32, torch.float16) if interpreting() else (torch.float32, torch.float16, torch.bfloat16)
+
+
+def check(query: Tensor, key: Tensor, value: Tensor, config: ForwardConfig | None = None, **options: Any) -> None:
+    """Output, lse and entropy of the kernel against float64."""
+    gqa = {"enable_gqa": True} if query.shape[1] != key.shape[1] else {}
+    statistics = {"return_lse": True, "return_entropy": True}
+    actual = launch.attention_forward(query, key, value, **statistics, config=config, **options)
+    assert_matches_oracle(actual, query, key, value, **options, **gqa)
