@@ -3,7 +3,10 @@ PYTHON  ?= python3
 VENV    := .venv
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
+# One process a core; more threads inside each would only wait for one another.
+PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 RESULTS ?= benchmarks/results
+COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 
 .PHONY: help install demo test lint gpu clean
 
@@ -24,14 +27,13 @@ demo: $(STAMP)  ## profile the embedded model and compare pictures: tables and P
 	@echo "Pictures are in $(CURDIR)/demo:" && ls demo
 
 test: $(STAMP)  ## all tests: the kernels in Triton's interpreter, then the code compiled for each GPU
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests --ignore=tests/codegen --ignore=tests/gpu; \
-	first=$$?; $(BIN)/python -m pytest -q tests/codegen && exit $$first
+	TRITON_INTERPRET=1 $(PYTEST) tests --ignore=tests/codegen; first=$$?; $(PYTEST) tests/codegen && exit $$first
 
 lint: $(STAMP)  ## style
-	$(BIN)/ruff check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 gpu:  ## check and measure on the GPU of this machine, with the packages of $(PYTHON)
-	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py --results $(RESULTS)
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py --results $(RESULTS) --commit '$(COMMIT)'
 
 clean:  ## forget what was installed and drawn
 	rm -rf $(VENV) demo build *.egg-info

@@ -6,7 +6,7 @@ EXTRAS = {
     "diffusers": ["diffusers>=0.35", "transformers>=4.56", "accelerate>=1.0", "scipy>=1.11", "pillow>=10"],
     "cli": ["typer>=0.12", "rich>=13", "tqdm>=4.66", "pandas>=2.0", "matplotlib>=3.8", "pillow>=10"],
     "bench": ["rich>=13", "tqdm>=4.66", "pandas>=2.0"],
-    "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.12", "scipy>=1.11"],
+    "dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.12", "scipy>=1.11"],
 }
 
 setup(

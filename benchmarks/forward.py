@@ -115,7 +115,7 @@ def case(dtype: torch.dtype, head_dim: int, seqlen: int) -> list[dict]:
     return list(rows.values())
 
 
-def machine() -> dict[str, str]:
+def machine(commit: str | None = None) -> dict[str, str]:
     """What every row says about where it was measured."""
     import triton
 
@@ -128,7 +128,7 @@ def machine() -> dict[str, str]:
         "driver": output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "torch": torch.__version__,
         "triton": triton.__version__,
-        "commit": output("git", "rev-parse", "--short", "HEAD"),
+        "commit": commit or output("git", "rev-parse", "--short", "HEAD"),
         "date": datetime.date.today().isoformat(),
     }
 
@@ -139,11 +139,12 @@ def main() -> int:
     parser.add_argument("--lengths", type=int, nargs="+", default=[256, 1024, 4096, 16384])
     parser.add_argument("--dtypes", nargs="+", choices=["bfloat16", "float16"], default=["bfloat16"])
     parser.add_argument("--csv", type=Path, help="write the rows here as they come")
+    parser.add_argument("--commit", help="the commit that the rows name, where the folder is no git checkout")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         print("forward.py: no GPU is visible to torch; these times are of a GPU", file=sys.stderr)
         return 2
-    about, wrong = machine(), 0
+    about, wrong = machine(args.commit), 0
     file = args.csv.open("w", newline="") if args.csv else None
     writer = csv.DictWriter(file, FIELDS) if file else None
     if writer:

@@ -1,6 +1,7 @@
 """What `make gpu` does: the oracle tests compiled on the card, then the table against torch's attention.
 
-Each part runs in a process of its own with a time limit, so that a kernel that hangs costs that part alone.
+Each part runs in a process of its own with a time limit, so that a kernel that hangs costs that part alone. The tests,
+which wait for the compiler most of the time, run side by side; the timing has the card to itself.
 
     python benchmarks/gpu.py --results benchmarks/results
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,29 +20,53 @@ import torch
 ROOT = Path(__file__).parents[1]
 
 
-def run(name: str, command: list[str], limit: float) -> bool:
-    """Run a part; False where it fails or outlasts ``limit`` seconds."""
-    began = time.monotonic()
-    try:
-        code = subprocess.run(command, cwd=ROOT, timeout=limit, check=False).returncode
-        outcome = "ok" if code == 0 else f"failed with exit code {code}"
-    except subprocess.TimeoutExpired:
-        code, outcome = 124, f"stopped after its limit of {limit:.0f} s"
-    print(f"== {name}: {outcome} ({time.monotonic() - began:.0f} s)", flush=True)
-    return code == 0
+TESTS = {
+    "tests on the card": "tests/gpu",
+    "oracle tests": "tests/kernels/test_oracle.py",
+    "property tests": "tests/kernels/test_properties.py",
+    "other kernel tests": "tests/kernels --ignore=tests/kernels/test_oracle.py "
+    "--ignore=tests/kernels/test_properties.py",
+}
+
+
+def run(commands: dict[str, list[str]], limit: float) -> bool:
+    """Run parts side by side; False where one fails or outlasts ``limit`` seconds."""
+    began, right = time.monotonic(), True
+    with tempfile.TemporaryDirectory() as folder:
+        logs = {name: Path(folder, f"{i}.log") for i, name in enumerate(commands)}
+        parts = {}
+        for name, command in commands.items():
+            with logs[name].open("w") as log:
+                parts[name] = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        for name, part in parts.items():
+            try:
+                code = part.wait(max(1.0, began + limit - time.monotonic()))
+                outcome = "ok" if code == 0 else f"failed with exit code {code}"
+            except subprocess.TimeoutExpired:
+                part.kill()
+                code, outcome = 124, f"stopped after its limit of {limit:.0f} s"
+            right &= code == 0
+            print(logs[name].read_text()[-6000:])
+            print(f"== {name}: {outcome} ({time.monotonic() - began:.0f} s)", flush=True)
+    return right
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the CSV files")
+    parser.add_argument("--commit", help="the commit that the rows name, where the folder is no git checkout")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         print("gpu.py: no GPU is visible to torch; nothing was checked or measured", file=sys.stderr)
         return 2
     args.results.mkdir(parents=True, exist_ok=True)
     python, table = sys.executable, args.results.resolve() / "forward.csv"
-    right = run("tests", [python, "-m", "pytest", "-q", "-x", "tests/gpu"], limit=240)
-    timed = run("forward", [python, "benchmarks/forward.py", "--csv", str(table)], limit=240)
+    tests = {name: [python, "-m", "pytest", "-q", *paths.split()] for name, paths in TESTS.items()}
+    right = run(tests, limit=270)
+    timing = [python, "benchmarks/forward.py", "--csv", str(table)]
+    if args.commit:
+        timing += ["--commit", args.commit]
+    timed = run({"forward": timing}, limit=270)
     return 0 if right and timed else 1
 
 

@@ -1,7 +1,7 @@
 """Write README's measured tables from the CSV files in benchmarks/results; what has no file is "not yet measured".
 
-    python benchmarks/report.py            # rewrite README.md
-    python benchmarks/report.py --check    # exit code 1 where README.md differs from the files
+python benchmarks/report.py            # rewrite README.md
+python benchmarks/report.py --check    # exit code 1 where README.md differs from the files
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class ForwardConfig:
     num_stages: int
     descriptors: bool = False  # keys and values by tensor descriptors (sm_90 and later) instead of pointers
     split_d: bool = True  # a head dim as up to three powers of two, instead of padded to one
-    max_chunk: int = MAX_HEAD_DIM  # the widest of these; 128 where wider tiles of a product spill
+    max_chunk: int = MAX_HEAD_DIM  # the widest of these; 64 or 128 where wider tiles of a product spill
     max_registers: int | None = None  # NVIDIA: keeps the assembler from its occasional collapse to 32 registers
 
     def chunks(self, head_dim: int) -> tuple[int, int, int]:
@@ -77,23 +77,49 @@ _DESCRIPTORS: dict[str, list[_Row]] = {
     "sm_120": [(192, 128, 64, 8, 2, 256), (256, 128, 32, 8, 2, 128)],
 }
 _POINTERS: dict[str, list[_Row]] = {
-    "sm_80": [(96, 128, 64, 8, 3, 256), (224, 128, 32, 8, 2, 128), (256, 128, 16, 8, 2, 128)],
-    "sm_89": [(96, 128, 64, 8, 3, 256), (160, 128, 32, 8, 2, 128), (256, 128, 16, 8, 2, 128)],
+    "sm_80": [
+        (96, 128, 64, 8, 3, 256),
+        (112, 128, 32, 8, 2, 64),
+        (128, 128, 64, 8, 2, 64),
+        (192, 128, 16, 8, 2, 64),
+        (256, 32, 32, 4, 2, 128),
+    ],
+    "sm_89": [
+        (96, 128, 64, 8, 3, 256),
+        (112, 128, 32, 8, 2, 64),
+        (128, 128, 64, 8, 2, 64),
+        (192, 128, 16, 8, 2, 64),
+        (256, 32, 32, 4, 2, 128),
+    ],
     "sm_90": [(160, 128, 64, 8, 2, 256), (256, 128, 32, 8, 2, 128)],
     "sm_100": [(192, 128, 64, 8, 2, 256), (256, 128, 32, 8, 2, 128)],
-    "sm_120": [(96, 128, 32, 8, 2, 256), (224, 128, 16, 8, 2, 128), (256, 64, 16, 4, 2, 128)],
+    "sm_120": [
+        (96, 128, 64, 8, 3, 256),
+        (112, 64, 16, 4, 2, 64),
+        (128, 128, 64, 8, 2, 64),
+        (192, 128, 16, 8, 2, 64),
+        (256, 32, 32, 4, 2, 128),
+    ],
     "gfx942": [(64, 128, 64, 4, 1, 256), (256, 128, 32, 4, 1, 128)],
 }
 # The mask's tile needs registers as well, most where its rows are not aligned.
 _MASKED: dict[str, list[_Row]] = {
-    "sm_80": [(64, 128, 32, 8, 2, 256), (256, 64, 32, 8, 2, 128)],
-    "sm_89": [(64, 128, 32, 8, 2, 256), (256, 64, 32, 8, 2, 128)],
-    "sm_90": [(64, 128, 32, 8, 2, 256), (256, 64, 32, 8, 2, 128)],
+    "sm_80": [(112, 128, 32, 8, 3, 128), (192, 128, 16, 8, 2, 128), (256, 128, 16, 8, 3, 128)],
+    "sm_89": [(96, 128, 32, 8, 3, 128), (256, 128, 16, 8, 2, 128)],
+    "sm_90": [(160, 128, 32, 8, 2, 256), (256, 64, 32, 8, 2, 128)],
     "sm_100": [(256, 64, 32, 8, 2, 128)],
-    "sm_120": [(64, 128, 32, 8, 2, 256), (256, 64, 32, 8, 2, 128)],
+    "sm_120": [
+        (64, 128, 32, 8, 3, 128),
+        (96, 128, 16, 8, 2, 64),
+        (112, 32, 16, 4, 2, 64),
+        (128, 128, 16, 8, 2, 128),
+        (160, 32, 16, 4, 2, 64),
+        (192, 128, 16, 8, 2, 64),
+        (256, 64, 16, 8, 2, 128),
+    ],
     "gfx942": [(64, 128, 32, 4, 1, 256), (256, 64, 32, 4, 1, 128)],
 }
-# Exact float32 products run on the plain FMA units of NVIDIA GPUs, which want small tiles; AMD has them as matrix products.
+# Exact float32 products run on the plain FMA units of NVIDIA GPUs, which want small tiles; AMD has matrix units.
 _FLOAT32_NVIDIA: list[_Row] = [(64, 32, 32, 8, 1, 256), (128, 32, 16, 8, 1, 256), (256, 16, 16, 8, 1, 256)]
 _FLOAT32_AMD: list[_Row] = [(128, 64, 16, 4, 1, 256), (256, 32, 16, 4, 1, 128)]
 
@@ -110,8 +136,8 @@ def forward_config(
 ) -> ForwardConfig:
     """The table's configuration for a call.
 
-    ``seqlen_k`` None means long. ``descriptors`` False: the strides do not allow them. Causality, the statistics and the
-    scale fit every row.
+    ``seqlen_k`` None means long. ``descriptors`` False: the strides do not allow them. Every row serves causal calls,
+    statistics and any scale.
     """
     return forward_candidates(
         target,

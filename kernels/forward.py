@@ -12,9 +12,10 @@ import triton.language as tl
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
-# Scores are kept finite, because 0 * inf is NaN in the entropy accumulator. An excluded key has the score EXCLUDED, which
-# is also where the running maximum starts; every other score is at least FLOOR, twice as high, so that a maximum below
-# EMPTY_ROW means that no key was attended. All are far below any logit and far from overflow when multiplied by a length.
+# Scores are kept finite, because 0 * inf is NaN in the entropy accumulator. An excluded key has the score EXCLUDED,
+# which is also where the running maximum starts; every other score is at least FLOOR, twice as high, so that a maximum
+# below EMPTY_ROW means that no key was attended. All are far below any logit, and far from overflow when multiplied by
+# a length.
 EXCLUDED = tl.constexpr(-2.0e30)
 EMPTY_ROW = tl.constexpr(-1.5e30)
 FLOOR = tl.constexpr(-1.0e30)
@@ -96,8 +97,8 @@ def _masked_scores(
         base = mask_ptr + tl.cast(start_n, tl.int64) * stride_mask_n
         if MASK_PER_QUERY:  # rows beyond the last read the last one, which needs no check
             base += tl.cast(start_m, tl.int64) * stride_mask_m
-            last = seqlen_q - 1 - start_m
-            offsets = _tile_offsets(tl.minimum(tl.arange(0, BLOCK_M), last), tl.arange(0, BLOCK_N), stride_mask_m, stride_mask_n, WIDE)
+            rows = tl.minimum(tl.arange(0, BLOCK_M), seqlen_q - 1 - start_m)
+            offsets = _tile_offsets(rows, tl.arange(0, BLOCK_N), stride_mask_m, stride_mask_n, WIDE)
         else:
             offsets = _tile_offsets(tl.arange(0, 1), tl.arange(0, BLOCK_N), 0, stride_mask_n, WIDE)
         ptrs = base + offsets

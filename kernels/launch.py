@@ -140,7 +140,8 @@ class ForwardCall:
             *[self.query, *sources, self.out, self.lse, self.entropy, self.attn_mask, *scale],
             *[*strides, *mask_strides, scale_stride, *lengths],
         ]
-        spans = [_tile_span(t, config) for t in by_pointer] + [config.block_m * mask_strides[2] + config.block_n * mask_strides[3]]
+        spans = [_tile_span(t, config) for t in by_pointer]
+        spans.append(config.block_m * mask_strides[2] + config.block_n * mask_strides[3])
         compile_time = {
             **{"HEAD_DIM": head_dim, "D0": d_chunks[0], "D1": d_chunks[1], "D2": d_chunks[2]},
             **{"HEAD_DIM_V": head_dim_v, "V0": v_chunks[0], "V1": v_chunks[1], "V2": v_chunks[2]},
@@ -215,11 +216,12 @@ def _describable(t: Tensor) -> bool:
 
 
 def _descriptors(t: Tensor, rows: int, chunks: tuple[int, int, int]) -> tuple[Any, Any, Any]:
-    """One descriptor a chunk of columns; a chunk that is not there gets the first one's, which the kernel never reads."""
+    """One descriptor a chunk of columns; one that is not there gets the first one's, which the kernel never reads."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     # the stride of a size-1 axis is arbitrary in torch, and checked all the same
     legal = 16 // t.element_size()
-    strides = [legal if size == 1 else stride for size, stride in zip(t.shape, t.stride(), strict=True)][:3] + [1]
+    rows_strides = [legal if size == 1 else stride for size, stride in zip(t.shape[:3], t.stride()[:3], strict=True)]
+    strides = [*rows_strides, 1]
     made = [TensorDescriptor(t, list(t.shape), strides, [1, 1, rows, chunk]) if chunk else None for chunk in chunks]
     return tuple(d or made[0] for d in made)

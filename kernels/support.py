@@ -63,7 +63,9 @@ def unsupported_reasons(
     if query.dtype not in DTYPES:
         reasons.append(f"dtype {query.dtype} of the query is none of float16, bfloat16, float32")
     elif query.dtype == torch.bfloat16 and interpreting():
-        reasons.append("Triton's interpreter multiplies bfloat16 wrongly: use float16 or float32 with TRITON_INTERPRET=1")
+        reasons.append(
+            "Triton's interpreter multiplies bfloat16 wrongly: use float16 or float32 with TRITON_INTERPRET=1"
+        )
     for name, dim in (("query and key", query.shape[3]), ("value", value.shape[3])):
         if not MIN_HEAD_DIM <= dim <= MAX_HEAD_DIM or dim % 8:
             reasons.append(

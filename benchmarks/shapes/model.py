@@ -34,9 +34,7 @@ def tokenizer() -> CLIPTokenizer:
     merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     # As in CLIP: bytes, bytes that end a word, merges, the two special tokens, in that order.
-    names = dict.fromkeys(
-        [*letters, *(f"{c}</w>" for c in letters), *("".join(pair) for pair in merges), BOS, EOS]
-    )
+    names = dict.fromkeys([*letters, *(f"{c}</w>" for c in letters), *("".join(pair) for pair in merges), BOS, EOS])
     return CLIPTokenizer(
         vocab={name: i for i, name in enumerate(names)}, merges=merges, bos_token=BOS, eos_token=EOS,
         pad_token=EOS, unk_token=EOS, model_max_length=CONTEXT,

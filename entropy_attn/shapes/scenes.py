@@ -193,9 +193,7 @@ def place(request: Request, size: tuple[int, int], rng: random.Random, tries: in
             radius = rng.uniform(*RADIUS) * side
             edge = radius + 0.02 * side
             spot = Placed(kind, rng.uniform(edge, width - edge), rng.uniform(edge, height - edge), radius)
-            if all(
-                max(abs(spot.x - o.x), abs(spot.y - o.y)) >= spot.radius + o.radius + GAP * side for o in placed
-            ):
+            if all(max(abs(spot.x - o.x), abs(spot.y - o.y)) >= spot.radius + o.radius + GAP * side for o in placed):
                 placed.append(spot)
         if len(placed) < len(wanted):
             continue

@@ -94,7 +94,8 @@ def _argument_type(value: object, hip: bool) -> tuple[str, list]:
 
 
 def _read_nvidia(cubin: bytes, log: str, shared: int) -> Code:
-    stack, stores, loads = map(int, re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", log).groups())
+    frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", log)
+    stack, stores, loads = map(int, frame.groups())
     registers = int(re.search(r"Used (\d+) registers", log).group(1))
     warnings = sorted(set(re.findall(r"\(C\d+\)[^\n]*", log)))
     with tempfile.NamedTemporaryFile(suffix=".cubin", delete=False) as f:

@@ -1,4 +1,4 @@
-"""Every shipped configuration of the forward kernel, compiled for its GPU: no spills, no lost pipeline or matrix unit."""
+"""The forward kernel's shipped configurations, compiled for their GPUs: no spills, no lost pipeline or matrix unit."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_table(target, head_dim):
     assert_fast(code, target, config)
 
 
-@pytest.mark.parametrize("head_dim", (40, 64, 128, 160))
+@pytest.mark.parametrize("head_dim", (40, 64, 96, 112, 128, 160, 192, 256))
 @pytest.mark.parametrize("target", TARGETS)
 def test_entropy_costs_at_most_a_fifth_of_the_loop(target, head_dim):
     without, config = plain(target, head_dim, entropy=False)
@@ -102,16 +102,18 @@ def test_short_keys_go_by_pointer(target, head_dim):
     assert_fast(compile_call(call, call.table_config()), target, call.table_config())
 
 
-@pytest.mark.parametrize("head_dim", (40, 128))
+@pytest.mark.parametrize("entropy", [True, False])
+@pytest.mark.parametrize("head_dim", (40, 96, 112, 128, 160, 192, 256))
 @pytest.mark.parametrize("target", TARGETS)
-def test_causal(target, head_dim):
-    call = make_call(target, head_dim, is_causal=True)
+def test_causal(target, head_dim, entropy):
+    call = make_call(target, head_dim, is_causal=True, entropy=entropy)
     assert_fast(compile_call(call, call.table_config()), target, call.table_config())
 
 
+@pytest.mark.parametrize("head_dim", (64, 112, 160, 256))
 @pytest.mark.parametrize("target", TARGETS)
-def test_scale_from_a_tensor_and_heads_inside_tokens(target):
-    call = make_call(target, 64, scale=torch.ones(HEADS), layout="bshd")
+def test_scale_from_a_tensor_and_heads_inside_tokens(target, head_dim):
+    call = make_call(target, head_dim, scale=torch.ones(HEADS), layout="bshd")
     assert_fast(compile_call(call, call.table_config()), target, call.table_config())
 
 
@@ -122,7 +124,7 @@ def test_negative_scale(target):
 
 
 @pytest.mark.parametrize("kind", ["bool", "added", "keys"])
-@pytest.mark.parametrize("head_dim", (64, 128, 256))
+@pytest.mark.parametrize("head_dim", (64, 96, 112, 128, 160, 192, 224, 256))
 @pytest.mark.parametrize("target", TARGETS)
 def test_masks(target, head_dim, kind):
     masks = {

@@ -45,9 +45,7 @@ def test_masks_broadcast_by_stride(shape, kind, dtype):
     check(*make_qkv(2, 2, 70, 133, 32, dtype=dtype), attn_mask=mask.to(DEVICE))
 
 
-@pytest.mark.parametrize(
-    "scale", [0.0, -0.3, 2.5, torch.tensor(0.2), torch.tensor([0.1, -0.5, 0.0, 1.0])], ids=str
-)
+@pytest.mark.parametrize("scale", [0.0, -0.3, 2.5, torch.tensor(0.2), torch.tensor([0.1, -0.5, 0.0, 1.0])], ids=str)
 def test_scales(scale):
     scale = scale.to(DEVICE) if isinstance(scale, torch.Tensor) else scale
     check(*make_qkv(1, 4, 35, 77, 32, heads_kv=2), scale=scale)
