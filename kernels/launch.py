@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from entropy_attn.kernels.arguments import (
+    INT32_MAX,
+    allocate,
+    broadcast_strides,
+    compile_options,
+    describable,
+    descriptors,
+    mask_kind,
+    on_device,
+    scale_arguments,
+)
 from entropy_attn.kernels.configs import ForwardConfig, forward_config
 from entropy_attn.kernels.support import call_target
 
-LOG2E = math.log2(math.e)
-NO_MASK, BOOL_MASK, ADDED_MASK = 0, 1, 2
-INT32_MAX = 2**31 - 1
 AUTOTUNE_VARIABLE = "ENTROPY_ATTN_AUTOTUNE"
 
 
@@ -53,7 +59,7 @@ def attention_forward(
     if attn_mask is not None:
         attn_mask = attn_mask[(None,) * (4 - attn_mask.dim())]
     call = ForwardCall(query, key, value, out, lse, entropy, attn_mask, is_causal, scale, call_target(query))
-    with _on_device(query.device):
+    with on_device(query.device):
         if autotune:
             from entropy_attn.kernels.autotune import tuned_config
 
@@ -95,7 +101,7 @@ class ForwardCall:
         return forward_config(**self.options())
 
     def descriptors_allowed(self) -> bool:
-        return _describable(self.key) and _describable(self.value)
+        return describable(self.key) and describable(self.value)
 
     def launch(self, config: ForwardConfig) -> None:
         from entropy_attn.kernels import forward
@@ -117,8 +123,8 @@ class ForwardCall:
         if config.descriptors:
             kernel = "attention_forward_descriptors"
             sources = [
-                *_descriptors(self.key, config.block_n, d_chunks),
-                *_descriptors(self.value, config.block_n, v_chunks),
+                *descriptors(self.key, config.block_n, d_chunks),
+                *descriptors(self.value, config.block_n, v_chunks),
             ]
             by_pointer = [self.query, self.out]
         else:
@@ -126,19 +132,13 @@ class ForwardCall:
             sources = [self.key, self.value]
             by_pointer = [self.query, self.key, self.value, self.out]
 
-        # a scale tensor stays on the device: reading it here would wait for the GPU
-        if isinstance(self.scale, Tensor):
-            scale = [self.scale, 0.0]
-            scale_stride = self.scale.stride(0) if self.scale.dim() else 0
-        else:
-            factor = 1.0 / math.sqrt(head_dim) if self.scale is None else float(self.scale)
-            scale, scale_stride = [None, _flushed(factor * LOG2E)], 0
-        mask_strides = (0, 0, 0, 0) if self.attn_mask is None else _broadcast_strides(self.attn_mask)
+        scale_tensor, factor, scale_stride = scale_arguments(self.scale, head_dim)
+        mask_strides = (0, 0, 0, 0) if self.attn_mask is None else broadcast_strides(self.attn_mask)
         strides = [s for t in by_pointer[:-1] for s in t.stride()] + list(self.out.stride()[:3])
         lengths = [num_heads, num_heads // self.key.shape[1], self.query.shape[2], self.key.shape[2]]
         run_time = [
-            *[self.query, *sources, self.out, self.lse, self.entropy, self.attn_mask, *scale],
-            *[*strides, *mask_strides, scale_stride, *lengths],
+            *[self.query, *sources, self.out, self.lse, self.entropy, self.attn_mask],
+            *[scale_tensor, factor, *strides, *mask_strides, scale_stride, *lengths],
         ]
         spans = [_tile_span(t, config) for t in by_pointer]
         spans.append(config.block_m * mask_strides[2] + config.block_n * mask_strides[3])
@@ -146,11 +146,11 @@ class ForwardCall:
             **{"HEAD_DIM": head_dim, "D0": d_chunks[0], "D1": d_chunks[1], "D2": d_chunks[2]},
             **{"HEAD_DIM_V": head_dim_v, "V0": v_chunks[0], "V1": v_chunks[1], "V2": v_chunks[2]},
             **{"BLOCK_M": config.block_m, "BLOCK_N": config.block_n},
-            "MASK": self._mask_kind(),
+            "MASK": mask_kind(self.attn_mask),
             "MASK_PER_QUERY": mask_strides[2] != 0,
             "IS_CAUSAL": self.is_causal,
             "SCALE_TENSOR": isinstance(self.scale, Tensor),
-            "NEGATIVE": scale[1] < 0,
+            "NEGATIVE": factor < 0,
             "RETURN_LSE": self.lse is not None,
             "RETURN_ENTROPY": self.entropy is not None,
             # the last blocks are few; only with a mask does their pipeline pay, by fetching it in the scores' layout
@@ -159,25 +159,6 @@ class ForwardCall:
             "WIDE": max(spans) > INT32_MAX,
         }
         return kernel, run_time, compile_time
-
-    def _mask_kind(self) -> int:
-        if self.attn_mask is None:
-            return NO_MASK
-        return BOOL_MASK if self.attn_mask.dtype == torch.bool else ADDED_MASK
-
-
-def compile_options(config: ForwardConfig) -> dict[str, Any]:
-    """The compiler's part of a configuration."""
-    # Off by default in newer Triton; without it the scale, the shift and the entropy take two instructions each.
-    options: dict[str, Any] = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
-    if config.max_registers is not None:
-        options["maxnreg"] = config.max_registers
-    return options
-
-
-def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Every output is allocated here, uninitialised: the kernel writes all of it."""
-    return torch.empty(shape, dtype=dtype, device=device)
 
 
 def _allocate_out(query: Tensor, head_dim_v: int) -> Tensor:
@@ -188,40 +169,6 @@ def _allocate_out(query: Tensor, head_dim_v: int) -> Tensor:
     return allocate((batch, num_heads, seqlen_q, head_dim_v), query.dtype, query.device)
 
 
-def _flushed(factor: float) -> float:
-    """Zero below the normal float32 range, as the GPU has it; Triton's interpreter would compute in float64."""
-    return 0.0 if abs(factor) < torch.finfo(torch.float32).tiny else factor
-
-
-def _on_device(device: torch.device) -> contextlib.AbstractContextManager:
-    """Triton launches on the current device, which need not be the tensors'."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
-def _broadcast_strides(mask: Tensor) -> tuple[int, ...]:
-    """A size of 1 broadcasts by stride 0: nothing is expanded or copied."""
-    return tuple(0 if size == 1 else stride for size, stride in zip(mask.shape, mask.stride(), strict=True))
-
-
 def _tile_span(t: Tensor, config: ForwardConfig) -> int:
     """The largest offset that a tile's elements can have from its first."""
     return max(config.block_m, config.block_n) * t.stride(2) + 256 * t.stride(3)
-
-
-def _describable(t: Tensor) -> bool:
-    """What the hardware asks of a tensor that is fetched by descriptor."""
-    outer = zip(t.shape[:3], t.stride()[:3], strict=True)
-    aligned = all(size == 1 or (stride > 0 and stride * t.element_size() % 16 == 0) for size, stride in outer)
-    return t.numel() > 0 and t.stride(3) == 1 and aligned and t.data_ptr() % 16 == 0
-
-
-def _descriptors(t: Tensor, rows: int, chunks: tuple[int, int, int]) -> tuple[Any, Any, Any]:
-    """One descriptor a chunk of columns; one that is not there gets the first one's, which the kernel never reads."""
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
-    # the stride of a size-1 axis is arbitrary in torch, and checked all the same
-    legal = 16 // t.element_size()
-    rows_strides = [legal if size == 1 else stride for size, stride in zip(t.shape[:3], t.stride()[:3], strict=True)]
-    strides = [*rows_strides, 1]
-    made = [TensorDescriptor(t, list(t.shape), strides, [1, 1, rows, chunk]) if chunk else None for chunk in chunks]
-    return tuple(d or made[0] for d in made)

@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton.backends
@@ -25,8 +26,9 @@ from triton.compiler import compile as triton_compile
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from entropy_attn.kernels import forward
-from entropy_attn.kernels.configs import ForwardConfig
-from entropy_attn.kernels.launch import ForwardCall, compile_options
+from entropy_attn.kernels.arguments import compile_options
+from entropy_attn.kernels.configs import SHARED_MEMORY, ForwardConfig
+from entropy_attn.kernels.launch import ForwardCall
 
 GPU_TARGETS = {f"sm_{arch}": GPUTarget("cuda", arch, 32) for arch in (80, 89, 90, 100, 120)}
 GPU_TARGETS["gfx942"] = GPUTarget("hip", "gfx942", 64)
@@ -52,10 +54,23 @@ class Code:
         return sum(n for op, n in self.loop.items() if op in MATRIX or op.startswith("v_mfma"))
 
 
+def assert_clean(code: Code, target: str) -> None:
+    """Nothing in local memory, and shared memory within the target's limit."""
+    assert code.stack == 0 and code.spilled == 0, f"{code.spilled} spilled, {code.stack} bytes of stack"
+    assert code.program["STL"] == code.program["LDL"] == 0, "local memory is used"
+    assert code.program["scratch_load_dword"] == code.program["scratch_store_dword"] == 0, "scratch memory is used"
+    assert code.shared <= SHARED_MEMORY[target], f"{code.shared} bytes of shared memory"
+
+
 def compile_call(call: ForwardCall, config: ForwardConfig) -> Code:
-    kernel_name, arguments, constants = call.arguments(config)
-    kernel = getattr(forward, kernel_name)
-    hip = call.target.startswith("gfx")
+    """The forward kernel as a call's launch would compile it."""
+    kernel, arguments, constants = call.arguments(config)
+    return compile_kernel(getattr(forward, kernel), arguments, constants, call.target, compile_options(config))
+
+
+def compile_kernel(kernel: Any, arguments: list, constants: dict[str, Any], target: str, options: dict) -> Code:
+    """A jitted kernel with the run-time and compile-time arguments of a launch."""
+    hip = target.startswith("gfx")
     signature, constexprs, attributes = {}, {}, {}
     for i, name in enumerate(kernel.arg_names):
         value = arguments[i] if i < len(arguments) else constants[name]
@@ -69,7 +84,7 @@ def compile_call(call: ForwardCall, config: ForwardConfig) -> Code:
     with knobs.compilation.scope(), knobs.nvidia.scope(), contextlib.redirect_stdout(log):
         knobs.compilation.always_compile = True
         knobs.nvidia.dump_ptxas_log = True
-        compiled = triton_compile(source, target=GPU_TARGETS[call.target], options=compile_options(config))
+        compiled = triton_compile(source, target=GPU_TARGETS[target], options=options)
     shared = compiled.metadata.shared
     if hip:
         return _read_amd(compiled.asm["amdgcn"], shared)

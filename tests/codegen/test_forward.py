@@ -7,10 +7,10 @@ import functools
 import pytest
 import torch
 
-from entropy_attn.kernels.configs import SHARED_MEMORY, TARGETS, ForwardConfig
+from entropy_attn.kernels.configs import TARGETS, ForwardConfig
 from entropy_attn.kernels.launch import ForwardCall
 
-from .aot import Code, compile_call
+from .aot import Code, assert_clean, compile_call
 
 HEADS = 8
 # The head dims of the Stable Diffusion family and the edges of the table's rows.
@@ -50,13 +50,6 @@ def make_call(
 def plain(target: str, head_dim: int, entropy: bool = True) -> tuple[Code, ForwardConfig]:
     call = make_call(target, head_dim, entropy=entropy)
     return compile_call(call, call.table_config()), call.table_config()
-
-
-def assert_clean(code: Code, target: str) -> None:
-    assert code.stack == 0 and code.spilled == 0, f"{code.spilled} spilled, {code.stack} bytes of stack"
-    assert code.program["STL"] == code.program["LDL"] == 0, "local memory is used"
-    assert code.program["scratch_load_dword"] == code.program["scratch_store_dword"] == 0, "scratch memory is used"
-    assert code.shared <= SHARED_MEMORY[target], f"{code.shared} bytes of shared memory"
 
 
 def assert_fast(code: Code, target: str, config: ForwardConfig) -> None:

@@ -21,6 +21,8 @@ def poisoned_outputs(monkeypatch):
     """What the kernel does not write stays NaN."""
     from entropy_attn.kernels import launch
 
-    monkeypatch.setattr(
-        launch, "allocate", lambda shape, dtype, device: torch.full(shape, math.nan, dtype=dtype, device=device)
-    )
+    def allocate(shape, dtype, device):
+        return torch.full(shape, math.nan, dtype=dtype, device=device)
+
+    for module in (launch,):
+        monkeypatch.setattr(module, "allocate", allocate)

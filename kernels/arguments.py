@@ -1,0 +1,83 @@
+"""What every launch needs: outputs, strides, descriptors, scale arguments, the compiler's options."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+LOG2E = math.log2(math.e)
+NO_MASK, BOOL_MASK, ADDED_MASK = 0, 1, 2
+INT32_MAX = 2**31 - 1
+
+
+class Compiled(Protocol):
+    """The compiler's part of a configuration."""
+
+    num_warps: int
+    num_stages: int
+    max_registers: int | None
+
+
+def compile_options(config: Compiled) -> dict[str, Any]:
+    """The compiler's part of a configuration."""
+    # Off by default in newer Triton; without it the scale, the shift and the entropy take two instructions each.
+    options: dict[str, Any] = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
+    if config.max_registers is not None:
+        options["maxnreg"] = config.max_registers
+    return options
+
+
+def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Every output is allocated here, uninitialised: the kernel writes all of it."""
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
+def on_device(device: torch.device) -> contextlib.AbstractContextManager:
+    """Triton launches on the current device, which need not be the tensors'."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def broadcast_strides(mask: Tensor) -> tuple[int, ...]:
+    """A size of 1 broadcasts by stride 0: nothing is expanded or copied."""
+    return tuple(0 if size == 1 else stride for size, stride in zip(mask.shape, mask.stride(), strict=True))
+
+
+def describable(t: Tensor) -> bool:
+    """What the hardware asks of a tensor that is fetched by descriptor."""
+    outer = zip(t.shape[:3], t.stride()[:3], strict=True)
+    aligned = all(size == 1 or (stride > 0 and stride * t.element_size() % 16 == 0) for size, stride in outer)
+    return t.numel() > 0 and t.stride(3) == 1 and aligned and t.data_ptr() % 16 == 0
+
+
+def descriptors(t: Tensor, rows: int, chunks: tuple[int, int, int]) -> tuple[Any, Any, Any]:
+    """One descriptor a chunk of columns; one that is not there gets the first one's, which the kernel never reads."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    # the stride of a size-1 axis is arbitrary in torch, and checked all the same
+    legal = 16 // t.element_size()
+    rows_strides = [legal if size == 1 else stride for size, stride in zip(t.shape[:3], t.stride()[:3], strict=True)]
+    strides = [*rows_strides, 1]
+    made = [TensorDescriptor(t, list(t.shape), strides, [1, 1, rows, chunk]) if chunk else None for chunk in chunks]
+    return tuple(d or made[0] for d in made)
+
+
+def mask_kind(mask: Tensor | None) -> int:
+    if mask is None:
+        return NO_MASK
+    return BOOL_MASK if mask.dtype == torch.bool else ADDED_MASK
+
+
+def scale_arguments(scale: float | Tensor | None, head_dim: int) -> tuple[Tensor | None, float, int]:
+    """``(tensor or None, factor in base 2, stride)``: a tensor stays on the device, as reading it would wait for it."""
+    if isinstance(scale, Tensor):
+        return scale, 0.0, scale.stride(0) if scale.dim() else 0
+    return None, _flushed((1.0 / math.sqrt(head_dim) if scale is None else scale) * LOG2E), 0
+
+
+def _flushed(factor: float) -> float:
+    """Zero below the normal float32 range, as the GPU has it; Triton's interpreter would compute in float64."""
+    return 0.0 if abs(factor) < torch.finfo(torch.float32).tiny else factor
