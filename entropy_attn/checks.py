@@ -47,7 +47,7 @@ def check_scale(scale: float | Tensor | None, query: Tensor) -> None:
             raise ValueError(f"scale is on {scale.device}, query on {query.device}: they must share a device")
     elif isinstance(scale, bool) or not isinstance(scale, Real):
         raise TypeError(f"scale must be None, a number or a tensor, got {type(scale).__name__}")
-    elif not math.isfinite(scale):
+    elif not torch.compiler.is_compiling() and not math.isfinite(scale):  # a traced number is not known yet
         raise ValueError(f"scale must be finite, got {scale}")
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from entropy_attn.autograd import attention_operator
 from entropy_attn.checks import check_attention, check_map_keys, check_scale
 from entropy_attn.dispatch import measured_choice
 from entropy_attn.errors import Unsupported
@@ -69,13 +70,9 @@ def attention(
         if reasons:
             raise Unsupported(impl, reasons)
 
-    if impl == "triton":
-        from entropy_attn.kernels.launch import attention_forward
-
-        result = (
-            *attention_forward(query, key, value, **given, return_lse=return_lse, return_entropy=return_entropy),
-            None,
-        )
+    statistics = return_lse or return_entropy or map_keys is not None
+    if impl == "triton" or (impl == "sdpa" and statistics and torch.compiler.is_compiling()):
+        result = attention_operator(query, key, value, **given, **wanted, impl=impl)
     elif impl == "sdpa":
         result = attention_sdpa(query, key, value, **given, **wanted, enable_gqa=enable_gqa)
     else:
@@ -169,7 +166,7 @@ def _plain_scale(scale: float | Tensor | None, query: Tensor) -> float | Tensor 
         return float(scale)
     if isinstance(scale, Tensor) and scale.dim() == 0:
         if scale.device.type == "cpu" and not scale.requires_grad:
-            return scale.item()
+            return scale if torch.compiler.is_compiling() else scale.item()
         return scale.to(query.device)
     return scale
 
@@ -185,10 +182,15 @@ def _is_plain(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> bo
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """What autocast does to the arguments of torch's attention: float64 stays, other floats take the region's dtype."""
     device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    if not (_has_autocast(device) and torch.is_autocast_enabled(device)):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(
         t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t
         for t in tensors
     )
+
+
+@torch.compiler.assume_constant_result  # older torch cannot trace the question
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)

@@ -74,7 +74,7 @@ class _RowBlocks(torch.autograd.Function):
     def backward(ctx, *grads):
         saved = ctx.saved_tensors  # once: activation checkpointing unpacks no tensor twice
         with torch.no_grad():
-            result = _row_gradients(saved, ctx.needs_input_grad[:4], ctx.is_causal, ctx.map_keys, *grads)
+            result = row_gradients(saved, ctx.needs_input_grad[:4], ctx.is_causal, ctx.map_keys, *grads)
         if torch.is_grad_enabled():  # create_graph=True: a second derivative must fail, not be taken for zero
             sources = [t for t in (*saved[:4], *grads) if t is not None]
             result = [None if t is None else _FirstOrderOnly.apply(t, *sources) for t in result]
@@ -95,7 +95,7 @@ class _FirstOrderOnly(torch.autograd.Function):
         )
 
 
-def _row_gradients(
+def row_gradients(
     saved: tuple[Tensor | None, ...],
     needed: tuple[bool, ...],
     is_causal: bool,
@@ -105,7 +105,10 @@ def _row_gradients(
     grad_entropy: Tensor | None,
     grad_map: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of q, k, v and mask: with dP = dO V^T + dMap / heads, dS = P * (dP - delta - dH * ln P)."""
+    """Gradients of q, k, v and mask: with dP = dO V^T + dMap / heads, dS = P * (dP - delta - dH * ln P).
+
+    ``saved`` is q, k, v, mask, out, two numbers whose sum is each row's lse (0 for a row with no key), and entropy.
+    """
     q, k, v, mask, out, row_max, log_sum, entropy = saved
     delta = q.new_zeros(q.shape[:-1])
     if grad_out is not None:

@@ -93,12 +93,14 @@ class LogN:
         if self.clamp is not None:
             object.__setattr__(self, "clamp", _checked_clamp(self.clamp))
 
-    def __call__(self, info: CallInfo) -> float:
+    def __call__(self, info: CallInfo) -> Scale:
         return self.ratio(info) / math.sqrt(info.head_dim)
 
-    def ratio(self, info: CallInfo) -> float:
-        """The scale as a multiple of 1/sqrt(head_dim)."""
+    def ratio(self, info: CallInfo) -> float | torch.Tensor:
+        """The scale as a multiple of 1/sqrt(head_dim). In code that is being compiled it is a 0-d tensor."""
         tokens, train_tokens = self._token_counts(info)
+        if torch.compiler.is_compiling():
+            return self._traced_ratio(tokens, train_tokens)
         ratio = math.sqrt(math.log(max(tokens, 2)) / math.log(max(train_tokens, 2))) ** self.strength
         if (self.direction == "up" and tokens < train_tokens) or (self.direction == "down" and tokens > train_tokens):
             ratio = 1.0
@@ -106,6 +108,15 @@ class LogN:
         if low is not None:
             ratio = max(ratio, low)
         return ratio if high is None else min(ratio, high)
+
+    def _traced_ratio(self, tokens: int, train_tokens: int) -> torch.Tensor:
+        """The same from symbolic counts: a float would be compiled in, and each new size compile the model anew."""
+        n, t = (torch.scalar_tensor(count, dtype=torch.float64) for count in (tokens, train_tokens))
+        ratio = (n.clamp_min(2).log() / t.clamp_min(2).log()).sqrt() ** self.strength
+        if self.direction != "both":
+            ratio = torch.where(n < t if self.direction == "up" else n > t, 1.0, ratio)
+        low, high = self.clamp or (None, None)
+        return ratio if low is None and high is None else ratio.clamp(low, high)
 
     def _token_counts(self, info: CallInfo) -> tuple[int, int]:
         """N and T of one call, counted the same way."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from entropy_attn.reference import softmax_scale
-from entropy_attn.row_blocks import attention_row_blocks
+from entropy_attn.row_blocks import attention_row_blocks, row_gradients
 
 
 def attention_sdpa(
@@ -32,19 +33,70 @@ def attention_sdpa(
         )
         return out, None, None, None
 
+    q, k, v, mask = _for_row_blocks(query, key, value, attn_mask, scale)
+    with _no_autocast(q.device.type):
+        out, lse, entropy, head_mean = attention_row_blocks(
+            q, k, v, mask, is_causal, return_entropy=return_entropy, map_keys=map_keys
+        )
+    return out.to(query.dtype), lse if return_lse else None, entropy, head_mean
+
+
+def attention_sdpa_backward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    entropy: Tensor,
+    *,
+    grad_out: Tensor | None,
+    grad_lse: Tensor | None,
+    grad_entropy: Tensor | None,
+    grad_map: Tensor | None,
+    attn_mask: Tensor | None,
+    is_causal: bool,
+    scale: float | Tensor | None,
+    map_keys: tuple[int, int] | None,
+    needs: tuple[bool, bool, bool, bool, bool],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of query, key, value, attn_mask and scale, None where not needed, for use where nothing is recorded.
+
+    What :func:`attention_sdpa` itself leads to is recorded by autograd, and needs no such call.
+    """
+    q, k, v, mask = _for_row_blocks(query, key, value, attn_mask, scale)
+    wide = (None if g is None else g.to(q.dtype) for g in (grad_out, grad_lse, grad_entropy, grad_map))
+    finite = lse.masked_fill(lse == -math.inf, 0.0)
+    saved = (q, k, v, mask, out.to(q.dtype), finite, torch.zeros_like(finite), entropy)
+    needed = (needs[0] or needs[4], *needs[1:4])
+    with _no_autocast(q.device.type):
+        dq, dk, dv, dmask = row_gradients(saved, needed, is_causal, map_keys, *wide)
+    dscale = None
+    if needs[4]:
+        dscale = (dq * query).sum((0, 2, 3)).sum_to_size(scale.shape).to(scale.dtype)
+    if dq is not None:
+        dq = (dq * softmax_scale(scale, query)).to(query.dtype) if needs[0] else None
+    dk, dv = (None if t is None else _sum_of_groups(t, key.shape[1]).to(key.dtype) for t in (dk, dv))
+    return dq, dk, dv, None if dmask is None else dmask.view(attn_mask.shape).to(attn_mask.dtype), dscale
+
+
+def _for_row_blocks(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, scale: float | Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """At least float32, a key head for every query head, the scale in the query, the mask with four dimensions."""
     compute_dtype = torch.promote_types(query.dtype, torch.float32)
     q, k, v = (t.to(compute_dtype) for t in (query, key, value))
-    if enable_gqa:
+    if k.shape[1] != q.shape[1]:
         group = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
     q = q * softmax_scale(scale, q)
     if attn_mask is not None:
         attn_mask = attn_mask[(None,) * (4 - attn_mask.dim())]
-    with _no_autocast(q.device.type):
-        out, lse, entropy, head_mean = attention_row_blocks(
-            q.to(compute_dtype), k, v, attn_mask, is_causal, return_entropy=return_entropy, map_keys=map_keys
-        )
-    return out.to(query.dtype), lse if return_lse else None, entropy, head_mean
+    return q.to(compute_dtype), k, v, attn_mask
+
+
+def _sum_of_groups(t: Tensor, heads: int) -> Tensor:
+    """What grouped heads add up to, for (B, heads * group, N, D)."""
+    return t if t.shape[1] == heads else t.unflatten(1, (heads, -1)).sum(2)
 
 
 def _no_autocast(device_type: str) -> AbstractContextManager:

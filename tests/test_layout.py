@@ -16,6 +16,7 @@ PACKAGE = ROOT / "entropy_attn"
 LAYERS = [
     {"kernels", "errors", "checks", "dispatch"},
     {"reference", "row_blocks", "sdpa"},
+    {"autograd"},
     {"ops", "scale"},
     {"recorder"},
     {"router"},
