@@ -80,26 +80,46 @@ def store_rows(
 
 
 @triton.jit
+def by_query(x, TRANSPOSED: tl.constexpr):
+    """One value a query, beside a tile of scores: [BLOCK_M, BLOCK_N], or TRANSPOSED."""
+    return x[None, :] if TRANSPOSED else x[:, None]
+
+
+@triton.jit
+def by_key(x, TRANSPOSED: tl.constexpr):
+    return x[:, None] if TRANSPOSED else x[None, :]
+
+
+@triton.jit
+def score_offsets(rows, cols, stride_m, stride_n, TRANSPOSED: tl.constexpr, WIDE: tl.constexpr):
+    """Offsets of a tile of something that has one element a score."""
+    if TRANSPOSED:
+        return tile_offsets(cols, rows, stride_n, stride_m, WIDE)
+    else:
+        return tile_offsets(rows, cols, stride_m, stride_n, WIDE)
+
+
+@triton.jit
 def masked_scores(
     s, factor, mask_ptr, start_m, start_n, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
-    IS_CAUSAL: tl.constexpr, CHECK_KEYS: tl.constexpr, WIDE: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, CHECK_KEYS: tl.constexpr, WIDE: tl.constexpr, TRANSPOSED: tl.constexpr = False,
 ):  # fmt: skip
     """Scaled scores in base 2 with the mask applied: EXCLUDED where the key is not attended, else at least FLOOR."""
     offs_m = start_m + tl.arange(0, BLOCK_M)
     offs_n = start_n + tl.arange(0, BLOCK_N)
-    z = s * factor  # [BLOCK_M, BLOCK_N]
+    z = s * factor  # [BLOCK_M, BLOCK_N], or TRANSPOSED
     if MASK != NO_MASK:
         base = mask_ptr + tl.cast(start_n, tl.int64) * stride_mask_n
         if MASK_PER_QUERY:  # rows beyond the last read the last one, which needs no check
             base += tl.cast(start_m, tl.int64) * stride_mask_m
             rows = tl.minimum(tl.arange(0, BLOCK_M), seqlen_q - 1 - start_m)
-            offsets = tile_offsets(rows, tl.arange(0, BLOCK_N), stride_mask_m, stride_mask_n, WIDE)
+            offsets = score_offsets(rows, tl.arange(0, BLOCK_N), stride_mask_m, stride_mask_n, TRANSPOSED, WIDE)
         else:
-            offsets = tile_offsets(tl.arange(0, 1), tl.arange(0, BLOCK_N), 0, stride_mask_n, WIDE)
+            offsets = score_offsets(tl.arange(0, 1), tl.arange(0, BLOCK_N), 0, stride_mask_n, TRANSPOSED, WIDE)
         ptrs = base + offsets
         if CHECK_KEYS:
-            bias = tl.load(ptrs, mask=(offs_n < seqlen_k)[None, :], other=0)
+            bias = tl.load(ptrs, mask=by_key(offs_n < seqlen_k, TRANSPOSED), other=0)
         else:
             bias = tl.load(ptrs)
         if MASK == BOOL_MASK:
@@ -110,21 +130,21 @@ def masked_scores(
             z = tl.where(z < FLOOR, FLOOR, z)  # not tl.maximum, which would turn a NaN into FLOOR
             z = tl.where(bias == float("-inf"), EXCLUDED, z)
     if CHECK_KEYS:
-        keep = (offs_n < seqlen_k)[None, :]
+        keep = by_key(offs_n < seqlen_k, TRANSPOSED)
         if IS_CAUSAL:
-            keep = keep & (offs_n[None, :] <= offs_m[:, None])
+            keep = keep & (by_key(offs_n, TRANSPOSED) <= by_query(offs_m, TRANSPOSED))
         z = tl.where(keep, z, EXCLUDED)
     return z
 
 
 @triton.jit
-def program(num_heads, group, seqlen_q, BLOCK_M: tl.constexpr, IS_CAUSAL: tl.constexpr):
-    """(batch, head, key head, batch and head in one, block of queries) of this program, from a grid with one axis."""
-    num_blocks = tl.cdiv(seqlen_q, BLOCK_M)
+def program(num_heads, group, seqlen, BLOCK: tl.constexpr, LAST_FIRST: tl.constexpr):
+    """(batch, head, key head, batch and head in one, block of rows) of this program, from a grid with one axis."""
+    num_blocks = tl.cdiv(seqlen, BLOCK)
     pid = tl.program_id(0)
     off_bh = pid // num_blocks
     block = pid % num_blocks
-    if IS_CAUSAL:  # the longest rows first
+    if LAST_FIRST:  # the queries with the most keys, where calls are causal
         block = num_blocks - 1 - block
     off_h = off_bh % num_heads
     return off_bh // num_heads, off_h, off_h // group, off_bh, block
