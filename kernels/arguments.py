@@ -36,6 +36,19 @@ def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -
     return torch.empty(shape, dtype=dtype, device=device)
 
 
+def allocate_like(t: Tensor, width: int) -> Tensor:
+    """Laid out as ``t`` is: heads inside or outside of tokens, so that undoing a transpose stays free."""
+    batch, num_heads, seqlen, _ = t.shape
+    if t.stride(1) < t.stride(2):
+        return allocate((batch, seqlen, num_heads, width), t.dtype, t.device).transpose(1, 2)
+    return allocate((batch, num_heads, seqlen, width), t.dtype, t.device)
+
+
+def tile_span(t: Tensor, rows: int) -> int:
+    """The largest offset that the elements of a tile with so many rows can have from its first."""
+    return rows * t.stride(2) + 256 * t.stride(3)
+
+
 def on_device(device: torch.device) -> contextlib.AbstractContextManager:
     """Triton launches on the current device, which need not be the tensors'."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

@@ -9,116 +9,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
-
-# Scores are kept finite, because 0 * inf is NaN in the entropy accumulator. An excluded key has the score EXCLUDED,
-# which is also where the running maximum starts; every other score is at least FLOOR, twice as high, so that a maximum
-# below EMPTY_ROW means that no key was attended. All are far below any logit, and far from overflow when multiplied by
-# a length.
-EXCLUDED = tl.constexpr(-2.0e30)
-EMPTY_ROW = tl.constexpr(-1.5e30)
-FLOOR = tl.constexpr(-1.0e30)
-
-PRECISION = tl.constexpr("ieee")  # float32 as torch multiplies it by default; the other dtypes know no other way
-
-NO_MASK = tl.constexpr(0)
-BOOL_MASK = tl.constexpr(1)
-ADDED_MASK = tl.constexpr(2)
-
-
-@triton.jit
-def _in_eights(stride, STRIDES_IN_EIGHTS: tl.constexpr):
-    # Triton knows of a stride only whether 16 divides it. Head dim 40 has stride 40: telling it that 8 does is what
-    # keeps 16-byte loads, asynchronous copies and with them the software pipeline.
-    if STRIDES_IN_EIGHTS:
-        return (stride // 8) * 8
-    else:
-        return stride
-
-
-@triton.jit
-def _tile_offsets(rows, cols, stride_row, stride_col, WIDE: tl.constexpr):
-    if WIDE:  # even one tile spans more than 2**31 elements
-        rows = rows.to(tl.int64)
-        cols = cols.to(tl.int64)
-    return rows[:, None] * stride_row + cols[None, :] * stride_col
-
-
-@triton.jit
-def _load_rows(
-    src, off_b, off_h, start, stride_row, stride_col, seqlen,
-    OFF_D: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, DIM: tl.constexpr,
-    CHECK_ROWS: tl.constexpr, DESCRIPTORS: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """Rows start .. start+ROWS, columns OFF_D .. OFF_D+COLS of one head, zero beyond seqlen and DIM.
-
-    ``src`` is a descriptor over (batch, head, row, column), or a pointer to the head's first element.
-    """
-    if DESCRIPTORS:
-        return src.load([off_b, off_h, start, OFF_D]).reshape(ROWS, COLS)
-    else:
-        base = src + tl.cast(start, tl.int64) * stride_row + OFF_D * tl.cast(stride_col, tl.int64)
-        ptrs = base + _tile_offsets(tl.arange(0, ROWS), tl.arange(0, COLS), stride_row, stride_col, WIDE)
-        inside_rows = (start + tl.arange(0, ROWS) < seqlen)[:, None]
-        inside_cols = (OFF_D + tl.arange(0, COLS) < DIM)[None, :]
-        if CHECK_ROWS and OFF_D + COLS > DIM:
-            return tl.load(ptrs, mask=inside_rows & inside_cols, other=0.0)
-        elif CHECK_ROWS:
-            return tl.load(ptrs, mask=inside_rows, other=0.0)
-        elif OFF_D + COLS > DIM:
-            return tl.load(ptrs, mask=inside_cols, other=0.0)
-        else:
-            return tl.load(ptrs)
-
-
-@triton.jit
-def _store_rows(
-    out_ptr, x, start, stride_row, stride_col, seqlen,
-    OFF_D: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    base = out_ptr + tl.cast(start, tl.int64) * stride_row + OFF_D * tl.cast(stride_col, tl.int64)
-    inside = (start + tl.arange(0, ROWS) < seqlen)[:, None] & (OFF_D + tl.arange(0, COLS) < DIM)[None, :]
-    ptrs = base + _tile_offsets(tl.arange(0, ROWS), tl.arange(0, COLS), stride_row, stride_col, WIDE)
-    tl.store(ptrs, x.to(out_ptr.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _masked_scores(
-    s, factor, mask_ptr, start_m, start_n, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
-    IS_CAUSAL: tl.constexpr, CHECK_KEYS: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """Scaled scores in base 2 with the mask applied: EXCLUDED where the key is not attended, else at least FLOOR."""
-    offs_m = start_m + tl.arange(0, BLOCK_M)
-    offs_n = start_n + tl.arange(0, BLOCK_N)
-    z = s * factor  # [BLOCK_M, BLOCK_N]
-    if MASK != NO_MASK:
-        base = mask_ptr + tl.cast(start_n, tl.int64) * stride_mask_n
-        if MASK_PER_QUERY:  # rows beyond the last read the last one, which needs no check
-            base += tl.cast(start_m, tl.int64) * stride_mask_m
-            rows = tl.minimum(tl.arange(0, BLOCK_M), seqlen_q - 1 - start_m)
-            offsets = _tile_offsets(rows, tl.arange(0, BLOCK_N), stride_mask_m, stride_mask_n, WIDE)
-        else:
-            offsets = _tile_offsets(tl.arange(0, 1), tl.arange(0, BLOCK_N), 0, stride_mask_n, WIDE)
-        ptrs = base + offsets
-        if CHECK_KEYS:
-            bias = tl.load(ptrs, mask=(offs_n < seqlen_k)[None, :], other=0)
-        else:
-            bias = tl.load(ptrs)
-        if MASK == BOOL_MASK:
-            z = tl.where(bias != 0, z, EXCLUDED)
-        else:
-            bias = bias.to(tl.float32)
-            z = z + bias * LOG2E
-            z = tl.where(z < FLOOR, FLOOR, z)  # not tl.maximum, which would turn a NaN into FLOOR
-            z = tl.where(bias == float("-inf"), EXCLUDED, z)
-    if CHECK_KEYS:
-        keep = (offs_n < seqlen_k)[None, :]
-        if IS_CAUSAL:
-            keep = keep & (offs_n[None, :] <= offs_m[:, None])
-        z = tl.where(keep, z, EXCLUDED)
-    return z
+from entropy_attn.kernels.tiles import (
+    EMPTY_ROW,
+    EXCLUDED,
+    LN2,
+    LOG2E,
+    NO_MASK,
+    PRECISION,
+    in_eights,
+    load_rows,
+    masked_scores,
+    program,
+    store_rows,
+)
 
 
 @triton.jit
@@ -152,36 +55,36 @@ def _attend_block(
     RETURN_ENTROPY: tl.constexpr, DESCRIPTORS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """All queries of this program against one block of keys. CHECK_KEYS: some of its keys may have to be left out."""
-    k0 = _load_rows(k0_src, off_b, off_h_kv, start_n, stride_kn, stride_kd, seqlen_k,
-                    0, BLOCK_N, D0, HEAD_DIM, CHECK_KEYS, DESCRIPTORS, WIDE)  # fmt: skip
+    k0 = load_rows(k0_src, off_b, off_h_kv, start_n, stride_kn, stride_kd, seqlen_k,
+                   0, BLOCK_N, D0, HEAD_DIM, CHECK_KEYS, DESCRIPTORS, WIDE)  # fmt: skip
     s = tl.dot(q0, tl.trans(k0), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
     if D1 > 0:
-        k1 = _load_rows(k1_src, off_b, off_h_kv, start_n, stride_kn, stride_kd, seqlen_k,
-                        D0, BLOCK_N, D1, HEAD_DIM, CHECK_KEYS, DESCRIPTORS, WIDE)  # fmt: skip
+        k1 = load_rows(k1_src, off_b, off_h_kv, start_n, stride_kn, stride_kd, seqlen_k,
+                       D0, BLOCK_N, D1, HEAD_DIM, CHECK_KEYS, DESCRIPTORS, WIDE)  # fmt: skip
         s = tl.dot(q1, tl.trans(k1), s, input_precision=PRECISION)
     if D2 > 0:
-        k2 = _load_rows(k2_src, off_b, off_h_kv, start_n, stride_kn, stride_kd, seqlen_k,
-                        D0 + D1, BLOCK_N, D2, HEAD_DIM, CHECK_KEYS, DESCRIPTORS, WIDE)  # fmt: skip
+        k2 = load_rows(k2_src, off_b, off_h_kv, start_n, stride_kn, stride_kd, seqlen_k,
+                       D0 + D1, BLOCK_N, D2, HEAD_DIM, CHECK_KEYS, DESCRIPTORS, WIDE)  # fmt: skip
         s = tl.dot(q2, tl.trans(k2), s, input_precision=PRECISION)
 
     if MASK != NO_MASK or CHECK_KEYS or SCALE_TENSOR:  # a scale read from memory has a sign that is not known here
-        z = _masked_scores(s, factor, mask_ptr, start_m, start_n, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
-                           BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, WIDE)  # fmt: skip
+        z = masked_scores(s, factor, mask_ptr, start_m, start_n, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
+                          BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, WIDE)  # fmt: skip
         p, alpha, m_i, l_i, e_i = _online_softmax(z, 1.0, m_i, l_i, e_i, False, RETURN_ENTROPY)
     else:  # the scale rides on the subtraction of the maximum: one FMA a score
         p, alpha, m_i, l_i, e_i = _online_softmax(s, factor, m_i, l_i, e_i, NEGATIVE, RETURN_ENTROPY)
 
-    v0 = _load_rows(v0_src, off_b, off_h_kv, start_n, stride_vn, stride_vd, seqlen_k,
-                    0, BLOCK_N, V0, HEAD_DIM_V, CHECK_KEYS, DESCRIPTORS, WIDE)  # fmt: skip
+    v0 = load_rows(v0_src, off_b, off_h_kv, start_n, stride_vn, stride_vd, seqlen_k,
+                   0, BLOCK_N, V0, HEAD_DIM_V, CHECK_KEYS, DESCRIPTORS, WIDE)  # fmt: skip
     p = p.to(v0.dtype)
     acc0 = tl.dot(p, v0, acc0 * alpha[:, None], input_precision=PRECISION)
     if V1 > 0:
-        v1 = _load_rows(v1_src, off_b, off_h_kv, start_n, stride_vn, stride_vd, seqlen_k,
-                        V0, BLOCK_N, V1, HEAD_DIM_V, CHECK_KEYS, DESCRIPTORS, WIDE)  # fmt: skip
+        v1 = load_rows(v1_src, off_b, off_h_kv, start_n, stride_vn, stride_vd, seqlen_k,
+                       V0, BLOCK_N, V1, HEAD_DIM_V, CHECK_KEYS, DESCRIPTORS, WIDE)  # fmt: skip
         acc1 = tl.dot(p, v1, acc1 * alpha[:, None], input_precision=PRECISION)
     if V2 > 0:
-        v2 = _load_rows(v2_src, off_b, off_h_kv, start_n, stride_vn, stride_vd, seqlen_k,
-                        V0 + V1, BLOCK_N, V2, HEAD_DIM_V, CHECK_KEYS, DESCRIPTORS, WIDE)  # fmt: skip
+        v2 = load_rows(v2_src, off_b, off_h_kv, start_n, stride_vn, stride_vd, seqlen_k,
+                       V0 + V1, BLOCK_N, V2, HEAD_DIM_V, CHECK_KEYS, DESCRIPTORS, WIDE)  # fmt: skip
         acc2 = tl.dot(p, v2, acc2 * alpha[:, None], input_precision=PRECISION)
     return acc0, acc1, acc2, m_i, l_i, e_i
 
@@ -201,16 +104,16 @@ def _attend_rows(
 ):  # fmt: skip
     """One block of queries of one head; q_ptr, out_ptr and mask_ptr point to that head's first element."""
     start_m = block * BLOCK_M
-    q0 = _load_rows(q_ptr, off_b, off_h, start_m, stride_qm, stride_qd, seqlen_q,
-                    0, BLOCK_M, D0, HEAD_DIM, True, False, WIDE)  # fmt: skip
+    q0 = load_rows(q_ptr, off_b, off_h, start_m, stride_qm, stride_qd, seqlen_q,
+                   0, BLOCK_M, D0, HEAD_DIM, True, False, WIDE)  # fmt: skip
     q1 = q0  # placeholders for chunks that this head dim does not have
     q2 = q0
     if D1 > 0:
-        q1 = _load_rows(q_ptr, off_b, off_h, start_m, stride_qm, stride_qd, seqlen_q,
-                        D0, BLOCK_M, D1, HEAD_DIM, True, False, WIDE)  # fmt: skip
+        q1 = load_rows(q_ptr, off_b, off_h, start_m, stride_qm, stride_qd, seqlen_q,
+                       D0, BLOCK_M, D1, HEAD_DIM, True, False, WIDE)  # fmt: skip
     if D2 > 0:
-        q2 = _load_rows(q_ptr, off_b, off_h, start_m, stride_qm, stride_qd, seqlen_q,
-                        D0 + D1, BLOCK_M, D2, HEAD_DIM, True, False, WIDE)  # fmt: skip
+        q2 = load_rows(q_ptr, off_b, off_h, start_m, stride_qm, stride_qd, seqlen_q,
+                       D0 + D1, BLOCK_M, D2, HEAD_DIM, True, False, WIDE)  # fmt: skip
 
     factor = sm_scale_log2
     if SCALE_TENSOR:
@@ -260,25 +163,12 @@ def _attend_rows(
         entropy = (log2_l - e_i * inv) * LN2
         entropy = tl.where(empty | (entropy <= 0.0), 0.0, entropy)  # rounding; a NaN stays one
         tl.store(entropy_ptr + off_row + offs_m, entropy, mask=offs_m < seqlen_q)
-    _store_rows(out_ptr, acc0 * inv[:, None], start_m, stride_om, 1, seqlen_q, 0, BLOCK_M, V0, HEAD_DIM_V, WIDE)
+    store_rows(out_ptr, acc0 * inv[:, None], start_m, stride_om, 1, seqlen_q, 0, BLOCK_M, V0, HEAD_DIM_V, WIDE)
     if V1 > 0:
-        _store_rows(out_ptr, acc1 * inv[:, None], start_m, stride_om, 1, seqlen_q, V0, BLOCK_M, V1, HEAD_DIM_V, WIDE)
+        store_rows(out_ptr, acc1 * inv[:, None], start_m, stride_om, 1, seqlen_q, V0, BLOCK_M, V1, HEAD_DIM_V, WIDE)
     if V2 > 0:
-        _store_rows(out_ptr, acc2 * inv[:, None], start_m, stride_om, 1, seqlen_q, V0 + V1, BLOCK_M, V2, HEAD_DIM_V,
-                    WIDE)  # fmt: skip
-
-
-@triton.jit
-def _program(num_heads, group, seqlen_q, BLOCK_M: tl.constexpr, IS_CAUSAL: tl.constexpr):
-    """(batch, head, key head, batch and head in one, block of queries) of this program, from a grid with one axis."""
-    num_blocks = tl.cdiv(seqlen_q, BLOCK_M)
-    pid = tl.program_id(0)
-    off_bh = pid // num_blocks
-    block = pid % num_blocks
-    if IS_CAUSAL:  # the longest rows first
-        block = num_blocks - 1 - block
-    off_h = off_bh % num_heads
-    return off_bh // num_heads, off_h, off_h // group, off_bh, block
+        store_rows(out_ptr, acc2 * inv[:, None], start_m, stride_om, 1, seqlen_q, V0 + V1, BLOCK_M, V2, HEAD_DIM_V,
+                   WIDE)  # fmt: skip
 
 
 @triton.jit
@@ -298,23 +188,23 @@ def attention_forward_pointers(
     STRIDES_IN_EIGHTS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Any strides. Grid: (batch * heads * blocks of queries,)."""
-    off_b, off_h, off_h_kv, off_bh, block = _program(num_heads, group, seqlen_q, BLOCK_M, IS_CAUSAL)
+    off_b, off_h, off_h_kv, off_bh, block = program(num_heads, group, seqlen_q, BLOCK_M, IS_CAUSAL)
     b = off_b.to(tl.int64)
     h = off_h.to(tl.int64)
     h_kv = off_h_kv.to(tl.int64)
-    q_ptr += b * _in_eights(stride_qb, STRIDES_IN_EIGHTS) + h * _in_eights(stride_qh, STRIDES_IN_EIGHTS)
-    k_ptr += b * _in_eights(stride_kb, STRIDES_IN_EIGHTS) + h_kv * _in_eights(stride_kh, STRIDES_IN_EIGHTS)
-    v_ptr += b * _in_eights(stride_vb, STRIDES_IN_EIGHTS) + h_kv * _in_eights(stride_vh, STRIDES_IN_EIGHTS)
-    out_ptr += b * _in_eights(stride_ob, STRIDES_IN_EIGHTS) + h * _in_eights(stride_oh, STRIDES_IN_EIGHTS)
+    q_ptr += b * in_eights(stride_qb, STRIDES_IN_EIGHTS) + h * in_eights(stride_qh, STRIDES_IN_EIGHTS)
+    k_ptr += b * in_eights(stride_kb, STRIDES_IN_EIGHTS) + h_kv * in_eights(stride_kh, STRIDES_IN_EIGHTS)
+    v_ptr += b * in_eights(stride_vb, STRIDES_IN_EIGHTS) + h_kv * in_eights(stride_vh, STRIDES_IN_EIGHTS)
+    out_ptr += b * in_eights(stride_ob, STRIDES_IN_EIGHTS) + h * in_eights(stride_oh, STRIDES_IN_EIGHTS)
     if MASK != NO_MASK:
         mask_ptr += b * stride_mask_b + h * stride_mask_h
     _attend_rows(
         q_ptr, k_ptr, k_ptr, k_ptr, v_ptr, v_ptr, v_ptr, out_ptr, lse_ptr, entropy_ptr, mask_ptr, scale_ptr,
         sm_scale_log2, off_b, off_h, off_h_kv, off_bh.to(tl.int64) * seqlen_q, block,
-        _in_eights(stride_qm, STRIDES_IN_EIGHTS), stride_qd,
-        _in_eights(stride_kn, STRIDES_IN_EIGHTS), stride_kd,
-        _in_eights(stride_vn, STRIDES_IN_EIGHTS), stride_vd,
-        _in_eights(stride_om, STRIDES_IN_EIGHTS),
+        in_eights(stride_qm, STRIDES_IN_EIGHTS), stride_qd,
+        in_eights(stride_kn, STRIDES_IN_EIGHTS), stride_kd,
+        in_eights(stride_vn, STRIDES_IN_EIGHTS), stride_vd,
+        in_eights(stride_om, STRIDES_IN_EIGHTS),
         stride_mask_m, stride_mask_n, stride_scale, seqlen_q, seqlen_k,
         HEAD_DIM, D0, D1, D2, HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY,
         IS_CAUSAL, SCALE_TENSOR, NEGATIVE, RETURN_LSE, RETURN_ENTROPY, TAIL_STAGES, False, WIDE,
@@ -336,17 +226,17 @@ def attention_forward_descriptors(
     STRIDES_IN_EIGHTS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Keys and values through descriptors over (batch, head, key, column), one for each chunk of the head dim."""
-    off_b, off_h, off_h_kv, off_bh, block = _program(num_heads, group, seqlen_q, BLOCK_M, IS_CAUSAL)
+    off_b, off_h, off_h_kv, off_bh, block = program(num_heads, group, seqlen_q, BLOCK_M, IS_CAUSAL)
     b = off_b.to(tl.int64)
     h = off_h.to(tl.int64)
-    q_ptr += b * _in_eights(stride_qb, STRIDES_IN_EIGHTS) + h * _in_eights(stride_qh, STRIDES_IN_EIGHTS)
-    out_ptr += b * _in_eights(stride_ob, STRIDES_IN_EIGHTS) + h * _in_eights(stride_oh, STRIDES_IN_EIGHTS)
+    q_ptr += b * in_eights(stride_qb, STRIDES_IN_EIGHTS) + h * in_eights(stride_qh, STRIDES_IN_EIGHTS)
+    out_ptr += b * in_eights(stride_ob, STRIDES_IN_EIGHTS) + h * in_eights(stride_oh, STRIDES_IN_EIGHTS)
     if MASK != NO_MASK:
         mask_ptr += b * stride_mask_b + h * stride_mask_h
     _attend_rows(
         q_ptr, k0_desc, k1_desc, k2_desc, v0_desc, v1_desc, v2_desc, out_ptr, lse_ptr, entropy_ptr, mask_ptr,
         scale_ptr, sm_scale_log2, off_b, off_h, off_h_kv, off_bh.to(tl.int64) * seqlen_q, block,
-        _in_eights(stride_qm, STRIDES_IN_EIGHTS), stride_qd, 0, 0, 0, 0, _in_eights(stride_om, STRIDES_IN_EIGHTS),
+        in_eights(stride_qm, STRIDES_IN_EIGHTS), stride_qd, 0, 0, 0, 0, in_eights(stride_om, STRIDES_IN_EIGHTS),
         stride_mask_m, stride_mask_n, stride_scale, seqlen_q, seqlen_k,
         HEAD_DIM, D0, D1, D2, HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY,
         IS_CAUSAL, SCALE_TENSOR, NEGATIVE, RETURN_LSE, RETURN_ENTROPY, TAIL_STAGES, True, WIDE,
