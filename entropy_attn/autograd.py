@@ -170,7 +170,7 @@ def _attention_backward(
     """Gradients of query, key, value, attn_mask and scale."""
     names = ("grad_out", "grad_lse", "grad_entropy", "grad_map")
     grads = dict(zip(names, (grad_out, grad_lse, grad_entropy, grad_map), strict=True))
-    map_keys = (map_start, map_stop) if map_stop > map_start else None
+    map_keys = None if grad_map is None else (map_start, map_stop)
     given = {"attn_mask": attn_mask, "is_causal": is_causal, "map_keys": map_keys}
     if impl == "sdpa":
         results = attention_sdpa_backward(

@@ -44,20 +44,19 @@ class _RowBlocks(torch.autograd.Function):
         out = q.new_empty(*q.shape[:-1], v.shape[-1])
         row_max, log_sum = q.new_empty(q.shape[:-1]), q.new_empty(q.shape[:-1])  # [B, H, Nq]
         entropy = q.new_empty(q.shape[:-1]) if want_entropy else None
-        empty = torch.zeros(q.shape[:-1], dtype=torch.bool, device=q.device)
         head_mean = q.new_zeros(q.shape[0], q.shape[2], map_keys[1] - map_keys[0]) if map_keys else None
         blocks = _Blocks(q, k, mask, is_causal)
         for at, keys in blocks:
             s, p = blocks.scores(at, keys), blocks.buffer(1, at, keys)
             m = s.amax(dim=-1, keepdim=True) if keys else s.new_full((*s.shape[:2], 1), -math.inf)
-            empty[at] = (m == -math.inf).squeeze(-1)
+            row_max[at] = m.squeeze(-1)  # -inf for a row with no key
             m.masked_fill_(m == -math.inf, 0.0)
             x = s.sub_(m)  # <= 0, and 0 at the maximum
             torch.exp(x, out=p)
             total = p.sum(dim=-1, keepdim=True)
             total.masked_fill_(total == 0, 1.0)
             out[at] = torch.bmm(p, v[at[0], at[1], :keys]).div_(total)
-            row_max[at], log_sum[at] = m.squeeze(-1), total.log().squeeze(-1)
+            log_sum[at] = total.log().squeeze(-1)
             if want_entropy:  # ln(sum p) - sum(p x) / sum(p): both parts are >= 0, so nothing cancels
                 if blocks.has_masked:
                     x.clamp_(min=LOG_ZERO)
@@ -65,7 +64,7 @@ class _RowBlocks(torch.autograd.Function):
             if map_keys:
                 in_map, in_block = _shared_keys(map_keys, keys)
                 head_mean[at[0], at[2], in_map] += p[..., in_block].div_(total * q.shape[1]).sum(dim=0)
-        lse = (row_max + log_sum).masked_fill_(empty, -math.inf)
+        lse = row_max + log_sum
         ctx.is_causal, ctx.map_keys = is_causal, map_keys
         ctx.save_for_backward(q, k, v, mask, out, row_max, log_sum, entropy)
         return out, lse, entropy, head_mean
@@ -107,14 +106,17 @@ def row_gradients(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of q, k, v and mask: with dP = dO V^T + dMap / heads, dS = P * (dP - delta - dH * ln P).
 
-    ``saved`` is q, k, v, mask, out, two numbers whose sum is each row's lse (0 for a row with no key), and entropy.
+    ``saved`` is q, k, v, mask, out, two numbers whose sum is each row's lse (the first -inf for a row with no key), and
+    entropy.
     """
     q, k, v, mask, out, row_max, log_sum, entropy = saved
     delta = q.new_zeros(q.shape[:-1])
     if grad_out is not None:
         delta += (out * grad_out).sum(dim=-1)
-    if grad_lse is not None:
-        delta -= grad_lse
+    empty = row_max == -math.inf
+    row_max = row_max.masked_fill(empty, 0.0)
+    if grad_lse is not None:  # of a row with no key, lse and with it perhaps its gradient are infinite
+        delta -= grad_lse.masked_fill(empty, 0.0)
     if grad_entropy is not None:
         delta += grad_entropy * entropy
     dq, dk, dv, dmask = (torch.zeros_like(t) if need else None for t, need in zip((q, k, v, mask), needed, strict=True))

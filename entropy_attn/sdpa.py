@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -65,8 +64,7 @@ def attention_sdpa_backward(
     """
     q, k, v, mask = _for_row_blocks(query, key, value, attn_mask, scale)
     wide = (None if g is None else g.to(q.dtype) for g in (grad_out, grad_lse, grad_entropy, grad_map))
-    finite = lse.masked_fill(lse == -math.inf, 0.0)
-    saved = (q, k, v, mask, out.to(q.dtype), finite, torch.zeros_like(finite), entropy)
+    saved = (q, k, v, mask, out.to(q.dtype), lse, torch.zeros_like(lse), entropy)
     needed = (needs[0] or needs[4], *needs[1:4])
     with _no_autocast(q.device.type):
         dq, dk, dv, dmask = row_gradients(saved, needed, is_causal, map_keys, *wide)

@@ -60,7 +60,7 @@ def unsupported_reasons(
 
     ``is_causal`` and the statistics are always served; they are taken so that a call can be passed as it is.
     """
-    reasons = _environment_reasons(query)
+    reasons = list(_environment_reasons(query.device))
     if query.dtype not in DTYPES:
         reasons.append(f"dtype {query.dtype} of the query is none of float16, bfloat16, float32")
     elif query.dtype == torch.bfloat16 and interpreting():
@@ -84,29 +84,27 @@ def unsupported_reasons(
         reasons.append(f"query of shape {tuple(query.shape)} needs more than {MAX_PROGRAMS} programs")
     if map_keys is not None:
         reasons.append(f'there is no kernel for map_keys (got {map_keys}): use impl="sdpa"')
-    differentiable = {"query": query, "key": key, "value": value, "attn_mask": attn_mask, "scale": scale}
-    wanting = [name for name, t in differentiable.items() if isinstance(t, Tensor) and t.requires_grad]
-    if wanting and torch.is_grad_enabled():
+    if attn_mask is not None and attn_mask.requires_grad and torch.is_grad_enabled():
         reasons.append(
-            f"there is no backward kernel, and a gradient is asked for {', '.join(wanting)}: use torch.no_grad(), "
-            'or impl="sdpa"'
+            'a gradient is asked for attn_mask, which the kernels do not give: use attn_mask.detach(), or impl="sdpa"'
         )
     return reasons
 
 
-def _environment_reasons(query: Tensor) -> list[str]:
+@torch.compiler.assume_constant_result  # of no concern to a graph; older torch cannot trace what is asked here
+def _environment_reasons(device: torch.device) -> tuple[str, ...]:
     if not has_triton():
-        return ["Triton is not installed"]
+        return ("Triton is not installed",)
     if interpreting():
-        return [] if query.device.type in ("cpu", "cuda") else [f"device {query.device} is neither cpu nor cuda"]
-    if query.device.type == "cpu":
-        return ["the tensors are on the cpu, and TRITON_INTERPRET=1 is not set"]
-    if query.device.type != "cuda":
-        return [f"device {query.device} is not cuda"]
-    if device_target(_with_index(query.device)) is None:
-        name = torch.cuda.get_device_name(query.device)
-        return [f"{name} is not among the supported architectures: NVIDIA from compute capability 8.0, AMD CDNA 2 to 4"]
-    return []
+        return () if device.type in ("cpu", "cuda") else (f"device {device} is neither cpu nor cuda",)
+    if device.type == "cpu":
+        return ("the tensors are on the cpu, and TRITON_INTERPRET=1 is not set",)
+    if device.type != "cuda":
+        return (f"device {device} is not cuda",)
+    if device_target(_with_index(device)) is None:
+        name = torch.cuda.get_device_name(device)
+        return (f"{name} is not supported: NVIDIA from compute capability 8.0 and AMD CDNA 2 to 4 are",)
+    return ()
 
 
 def _with_index(device: torch.device) -> torch.device:

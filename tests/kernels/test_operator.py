@@ -1,0 +1,41 @@
+"""The operator with the Triton kernels behind it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import entropy_attn as ea
+
+from .. import operator_checks as checks
+from ..oracle import make_qkv
+from .calls import DEVICE
+
+
+@pytest.mark.parametrize(
+    "check",
+    [checks.check_operator, checks.check_frames, checks.check_autocast, checks.check_checkpoint,
+     checks.check_without_gradients, checks.check_absent_and_partial_gradients],
+    ids=lambda check: check.__name__,
+)  # fmt: skip
+def test_operator(check):
+    check("triton", DEVICE)
+
+
+@pytest.mark.parametrize("statistics", [False, True])
+def test_a_second_derivative_raises(statistics):
+    q, k, v = make_qkv(1, 2, 6, 7, 16, device=DEVICE, requires_grad=True)
+    result = ea.attention(q, k, v, return_entropy=statistics, impl="triton")
+    total = result.out.sum() + (result.entropy.sum() if statistics else 0.0)
+    (first,) = torch.autograd.grad(total, q, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative; impl='reference' has"):
+        first.sum().backward()
+
+
+def test_a_gradient_of_the_mask_is_refused_by_name():
+    q, k, v = make_qkv(1, 2, 6, 7, 16, device=DEVICE)
+    bias = torch.zeros(6, 7, device=DEVICE, requires_grad=True)
+    with pytest.raises(ea.Unsupported, match="gradient is asked for attn_mask"):
+        ea.attention(q, k, v, attn_mask=bias, impl="triton")
+    ea.attention(q, k, v, attn_mask=bias, return_entropy=True).entropy.sum().backward()  # auto takes torch's
+    assert bias.grad.any()
