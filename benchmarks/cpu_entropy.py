@@ -64,7 +64,7 @@ def check(inputs: Inputs) -> None:
     """Time no wrong result: the first rows against float64, within twice the plain way's error."""
     q, k, v = inputs
     rows = slice(ROWS_CHECKED)
-    truth_out, _, truth_entropy = attention_reference(q[:, :, rows], k, v)
+    truth_out, _, truth_entropy, _ = attention_reference(q[:, :, rows], k, v)
     results = {name: way(q[:, :, rows], k, v) for name, way in WAYS.items()}
     results["sdpa, whole"] = tuple(t[:, :, rows] for t in fused(q, k, v))
     for index, (what, truth) in enumerate((("out", truth_out), ("entropy", truth_entropy))):

@@ -66,7 +66,7 @@ def gate(run: Callable, q, k, v) -> float:
     out, entropy = run(q, k, v)
     rows = slice(0, min(GATE_ROWS, q.shape[2]))
     q, k, v = q[:1, :, rows], k[:1], v[:1]
-    truth, _, true_entropy = attention_reference(q, k, v)
+    truth, _, true_entropy, _ = attention_reference(q, k, v)
     p = (q @ k.mT * q.shape[-1] ** -0.5).float().softmax(-1).to(v.dtype)
     error = (out[:1, :, rows].double() - truth).abs().max().item()
     budget = 2 * ((p @ v).double() - truth).abs().max().item() + torch.finfo(v.dtype).eps * truth.abs().max().item()

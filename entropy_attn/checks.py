@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -49,6 +49,32 @@ def check_scale(scale: float | Tensor | None, query: Tensor) -> None:
         raise TypeError(f"scale must be None, a number or a tensor, got {type(scale).__name__}")
     elif not math.isfinite(scale):
         raise ValueError(f"scale must be finite, got {scale}")
+
+
+def check_map_keys(map_keys: tuple[int, int] | slice | None, seqlen_k: int) -> tuple[int, int] | None:
+    """The range as ``0 <= start < stop <= seqlen_k``. Unlike a slice of a list, it is never cut to what is there."""
+    if map_keys is None:
+        return None
+    if isinstance(map_keys, slice):
+        if map_keys.step not in (None, 1):
+            raise ValueError(f"map_keys must be contiguous, got a slice with step {map_keys.step}")
+        bounds = map_keys.start, map_keys.stop
+    elif isinstance(map_keys, tuple) and len(map_keys) == 2:
+        bounds = map_keys
+    else:
+        raise TypeError(f"map_keys must be None, (start, stop) or a slice, got {map_keys!r}")
+    for bound in bounds:
+        if bound is not None and (isinstance(bound, bool) or not isinstance(bound, Integral)):
+            raise TypeError(f"map_keys must have integer bounds, got {map_keys!r}")
+    start, stop = (
+        default if bound is None else int(bound) + (seqlen_k if bound < 0 else 0)
+        for bound, default in zip(bounds, (0, seqlen_k), strict=True)
+    )
+    if not 0 <= start < stop <= seqlen_k:
+        raise ValueError(
+            f"map_keys must name at least one key and none beyond the {seqlen_k} there are, got {map_keys!r}"
+        )
+    return start, stop
 
 
 def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from entropy_attn.checks import check_attention, check_scale
+from entropy_attn.checks import check_attention, check_map_keys, check_scale
 from entropy_attn.dispatch import measured_choice
 from entropy_attn.errors import Unsupported
 from entropy_attn.reference import attention_reference
@@ -23,6 +23,7 @@ class AttentionOutput(NamedTuple):
     out: Tensor  # (B, H, Nq, Dv), the query's dtype
     lse: Tensor | None  # (B, H, Nq) float32, natural logarithm; -inf for a row with no key to attend
     entropy: Tensor | None  # (B, H, Nq) float32, nats; 0 for a row with no key to attend
+    map: Tensor | None  # (B, Nq, stop - start) float32, probabilities, mean over heads; 0 for a row with no key
 
 
 def attention(
@@ -36,9 +37,10 @@ def attention(
     enable_gqa: bool = False,
     return_lse: bool = False,
     return_entropy: bool = False,
+    map_keys: tuple[int, int] | slice | None = None,
     impl: str = "auto",
 ) -> AttentionOutput:
-    """Softmax attention with a scale chosen per call, and on request each row's log-sum-exp and entropy.
+    """Softmax attention with a scale chosen per call, and on request its log-sum-exp, entropy and head-averaged map.
 
     Args:
         query: (B, H, Nq, D); key: (B, Hkv, Nk, D); value: (B, Hkv, Nk, Dv). Any strides; float16 to float64.
@@ -47,16 +49,19 @@ def attention(
         scale: factor on QK^T. None is 1/sqrt(D); else any finite number, a 0-d tensor, or an (H,) tensor, one a head.
         enable_gqa: allow Hkv to be a divisor of H; each key head then serves H / Hkv consecutive query heads.
         return_lse, return_entropy: fill ``lse``, ``entropy`` of the result (float64 where the query is float64).
+        map_keys: ``(start, stop)`` or a slice of the keys; fills ``map`` with the probabilities of these keys, which
+            are normalised over all keys and averaged over the heads. Negative numbers count from the end.
         impl: "triton" (the fused kernel), "sdpa" (torch's own operations), "reference" (float64, holds the whole
             matrix), or "auto". A name other than "auto" never falls back: it raises :class:`Unsupported`.
 
-    A row with no key to attend has out 0, lse -inf, entropy 0 and no gradient.
+    A row with no key to attend has out 0, lse -inf, entropy 0, map 0 and no gradient.
     """
     query, key, value = _autocast(query, key, value)
     check_attention(query, key, value, attn_mask, is_causal, scale, enable_gqa)
     scale = _plain_scale(scale, query)
     given = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale}
-    wanted = {"return_lse": return_lse, "return_entropy": return_entropy}
+    map_keys = check_map_keys(map_keys, key.shape[2])
+    wanted = {"return_lse": return_lse, "return_entropy": return_entropy, "map_keys": map_keys}
     if impl == "auto":
         impl = _auto(query, key, value, given, wanted)
     else:
@@ -67,16 +72,22 @@ def attention(
     if impl == "triton":
         from entropy_attn.kernels.launch import attention_forward
 
-        result = attention_forward(query, key, value, **given, **wanted)
+        result = (
+            *attention_forward(query, key, value, **given, return_lse=return_lse, return_entropy=return_entropy),
+            None,
+        )
     elif impl == "sdpa":
         result = attention_sdpa(query, key, value, **given, **wanted, enable_gqa=enable_gqa)
     else:
-        out, lse, entropy = attention_reference(query, key, value, **given, enable_gqa=enable_gqa)
+        out, lse, entropy, head_mean = attention_reference(
+            query, key, value, **given, enable_gqa=enable_gqa, map_keys=map_keys
+        )
         stats_dtype = torch.promote_types(query.dtype, torch.float32)
         result = (
             out.to(query.dtype),
             lse.to(stats_dtype) if return_lse else None,
             entropy.to(stats_dtype) if return_entropy else None,
+            None if head_mean is None else head_mean.to(stats_dtype),
         )
     return AttentionOutput(*result)
 
@@ -115,15 +126,18 @@ def unsupported_reasons(
     enable_gqa: bool = False,
     return_lse: bool = False,
     return_entropy: bool = False,
+    map_keys: tuple[int, int] | slice | None = None,
     impl: str = "triton",
 ) -> list[str]:
     """Every reason why ``impl`` cannot serve this :func:`attention` call; empty where it can."""
     query, key, value = _autocast(query, key, value)
     check_attention(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+    map_keys = check_map_keys(map_keys, key.shape[2])
     if impl == "auto":
         return []
     given = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": _plain_scale(scale, query)}
-    return _reasons(impl, query, key, value, given, {"return_lse": return_lse, "return_entropy": return_entropy})
+    wanted = {"return_lse": return_lse, "return_entropy": return_entropy, "map_keys": map_keys}
+    return _reasons(impl, query, key, value, given, wanted)
 
 
 def _reasons(impl: str, query: Tensor, key: Tensor, value: Tensor, given: dict, wanted: dict) -> list[str]:

@@ -1,4 +1,4 @@
-"""The oracle: attention with lse and entropy, written to be read. It holds the whole (Nq, Nk) matrix."""
+"""The oracle: attention with lse, entropy and map, written to be read. It holds the whole (Nq, Nk) matrix."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ def attention_reference(
     is_causal: bool = False,
     scale: float | Tensor | None = None,
     enable_gqa: bool = False,
+    map_keys: tuple[int, int] | None = None,
     compute_dtype: torch.dtype = torch.float64,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``(out, lse, entropy)`` in ``compute_dtype``, from q (B, H, Nq, D), k (B, Hkv, Nk, D), v (B, Hkv, Nk, Dv).
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """``(out, lse, entropy, map)`` in ``compute_dtype``, from q (B, H, Nq, D), k (B, Hkv, Nk, D), v (B, Hkv, Nk, Dv).
 
-    A row with no key to attend has out 0, lse -inf, entropy 0 and no gradient. Every step is a plain differentiable
-    operation, so autograd is the reference for gradients too.
+    The map, (B, Nq, stop - start), is the mean over heads of the probabilities of the keys ``start <= j < stop``; None
+    without ``map_keys``. A row with no key to attend has out 0, lse -inf, entropy 0, map 0 and no gradient. Every step
+    is a plain differentiable operation, so autograd is the reference for gradients too.
     """
     q, k, v = (t.to(compute_dtype) for t in (query, key, value))
     if enable_gqa:
@@ -61,4 +63,5 @@ def attention_reference(
     out = p @ v
     lse = (m.masked_fill(empty, 0.0) + log_l).masked_fill(empty, -math.inf)
     entropy = 0.0 - (p * log_p).sum(dim=-1)  # not -(...): a one-hot row shall read 0.0, never -0.0
-    return out, lse.squeeze(-1), entropy
+    head_mean = None if map_keys is None else p[..., slice(*map_keys)].mean(dim=1)
+    return out, lse.squeeze(-1), entropy, head_mean

@@ -1,14 +1,7 @@
-"""Attention from torch's own operations: one fused call without statistics, exact row blocks with them.
-
-The statistics could be had from torch's fused attention alone, as entropy = lse - scale * q . (sum_j p_j k_j), but
-that subtracts two numbers of the size of the logits: with logits near 1e4 every digit is lost. A block of whole rows
-that stays in the cache costs the same time on a CPU, needs no such subtraction, and holds for every mask and scale.
-"""
+"""Attention from torch's own operations: one fused call without statistics, exact row blocks with them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -16,12 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from entropy_attn.reference import softmax_scale
-
-# Scores held at a time. CPU: 1 MiB in float32 stays in a core's cache. Else: enough to fill the device.
-BLOCK_SCORES_CPU = 1 << 18
-BLOCK_SCORES_DEVICE = 1 << 25
-MIN_BLOCK_ROWS = 64  # fewer rows make the two products matrix-vector products
-LOG_ZERO = -1e4  # stands for -inf where it meets a factor 0; exp of it is 0 in every dtype
+from entropy_attn.row_blocks import attention_row_blocks
 
 
 def attention_sdpa(
@@ -35,13 +23,14 @@ def attention_sdpa(
     enable_gqa: bool = False,
     return_lse: bool = False,
     return_entropy: bool = False,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """``(out, lse, entropy)``; statistics that were not asked for are None. Differentiable in every floating input."""
-    if not (return_lse or return_entropy):
+    map_keys: tuple[int, int] | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """``(out, lse, entropy, map)``, None for what was not asked for. Differentiable in every floating input."""
+    if not (return_lse or return_entropy or map_keys):
         out = torch_attention(
             query, key, value, attn_mask=attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
         )
-        return out, None, None
+        return out, None, None, None
 
     compute_dtype = torch.promote_types(query.dtype, torch.float32)
     q, k, v = (t.to(compute_dtype) for t in (query, key, value))
@@ -52,8 +41,10 @@ def attention_sdpa(
     if attn_mask is not None:
         attn_mask = attn_mask[(None,) * (4 - attn_mask.dim())]
     with _no_autocast(q.device.type):
-        out, lse, entropy = _RowBlocks.apply(q.to(compute_dtype), k, v, attn_mask, is_causal, return_entropy)
-    return out.to(query.dtype), lse if return_lse else None, entropy
+        out, lse, entropy, head_mean = attention_row_blocks(
+            q.to(compute_dtype), k, v, attn_mask, is_causal, return_entropy=return_entropy, map_keys=map_keys
+        )
+    return out.to(query.dtype), lse if return_lse else None, entropy, head_mean
 
 
 def _no_autocast(device_type: str) -> AbstractContextManager:
@@ -85,156 +76,3 @@ def torch_attention(
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
     )
-
-
-class _RowBlocks(torch.autograd.Function):
-    """Exact attention with statistics, a block of whole rows at a time; the query carries the scale already."""
-
-    @staticmethod
-    def forward(ctx, q, k, v, mask, is_causal, want_entropy):
-        ctx.set_materialize_grads(False)
-        out = q.new_empty(*q.shape[:-1], v.shape[-1])
-        row_max, log_sum = q.new_empty(q.shape[:-1]), q.new_empty(q.shape[:-1])  # [B, H, Nq]
-        entropy = q.new_empty(q.shape[:-1]) if want_entropy else None
-        empty = torch.zeros(q.shape[:-1], dtype=torch.bool, device=q.device)
-        blocks = _Blocks(q, k, mask, is_causal)
-        for at, keys in blocks:
-            s, p = blocks.scores(at, keys), blocks.buffer(1, at, keys)
-            m = s.amax(dim=-1, keepdim=True) if keys else s.new_full((*s.shape[:2], 1), -math.inf)
-            empty[at] = (m == -math.inf).squeeze(-1)
-            m.masked_fill_(m == -math.inf, 0.0)
-            x = s.sub_(m)  # <= 0, and 0 at the maximum
-            torch.exp(x, out=p)
-            total = p.sum(dim=-1, keepdim=True)
-            total.masked_fill_(total == 0, 1.0)
-            out[at] = torch.bmm(p, v[at[0], at[1], :keys]).div_(total)
-            row_max[at], log_sum[at] = m.squeeze(-1), total.log().squeeze(-1)
-            if want_entropy:  # ln(sum p) - sum(p x) / sum(p): both parts are >= 0, so nothing cancels
-                if blocks.has_masked:
-                    x.clamp_(min=LOG_ZERO)
-                entropy[at] = log_sum[at] - x.mul_(p).sum(dim=-1).div_(total.squeeze(-1))
-        lse = (row_max + log_sum).masked_fill_(empty, -math.inf)
-        ctx.is_causal = is_causal
-        ctx.save_for_backward(q, k, v, mask, out, row_max, log_sum, entropy)
-        return out, lse, entropy
-
-    @staticmethod
-    def backward(ctx, *grads):
-        saved = ctx.saved_tensors  # once: activation checkpointing unpacks no tensor twice
-        with torch.no_grad():
-            result = _row_gradients(saved, ctx.needs_input_grad[:4], ctx.is_causal, *grads)
-        if torch.is_grad_enabled():  # create_graph=True: a second derivative must fail, not be taken for zero
-            sources = [t for t in (*saved[:4], *grads) if t is not None]
-            result = [None if t is None else _FirstOrderOnly.apply(t, *sources) for t in result]
-        return *result, None, None
-
-
-class _FirstOrderOnly(torch.autograd.Function):
-    """Marks a gradient as depending on its sources in a way that cannot be differentiated again."""
-
-    @staticmethod
-    def forward(ctx, grad, *sources):
-        return grad.view_as(grad)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        raise NotImplementedError(
-            "attention with statistics has no second derivative in impl='sdpa'; impl='reference' has"
-        )
-
-
-def _row_gradients(
-    saved: tuple[Tensor | None, ...],
-    needed: tuple[bool, ...],
-    is_causal: bool,
-    grad_out: Tensor | None,
-    grad_lse: Tensor | None,
-    grad_entropy: Tensor | None,
-) -> tuple[Tensor | None, ...]:
-    """Gradients of q, k, v and mask: with dP = dO V^T, dS = P * (dP - delta - dH * ln P)."""
-    q, k, v, mask, out, row_max, log_sum, entropy = saved
-    delta = q.new_zeros(q.shape[:-1])
-    if grad_out is not None:
-        delta += (out * grad_out).sum(dim=-1)
-    if grad_lse is not None:
-        delta -= grad_lse
-    if grad_entropy is not None:
-        delta += grad_entropy * entropy
-    dq, dk, dv, dmask = (torch.zeros_like(t) if need else None for t, need in zip((q, k, v, mask), needed, strict=True))
-
-    blocks = _Blocks(q, k, mask, is_causal)
-    for at, keys in blocks:
-        b, h, _ = at
-        x = blocks.scores(at, keys).sub_(row_max[at].unsqueeze(-1)).sub_(log_sum[at].unsqueeze(-1))  # ln P
-        p = torch.exp(x, out=blocks.buffer(1, at, keys))
-        ds = blocks.buffer(2, at, keys).copy_(delta[at].unsqueeze(-1)).neg_()
-        if grad_out is not None:
-            if dv is not None:
-                dv[b, h, :keys] += torch.bmm(p.mT, grad_out[at])
-            ds.baddbmm_(grad_out[at], v[b, h, :keys].mT)
-        if grad_entropy is not None:
-            ds.addcmul_(x.clamp_(min=LOG_ZERO), grad_entropy[at].unsqueeze(-1), value=-1.0)
-        ds.mul_(p)
-        if dq is not None:
-            dq[at] = torch.bmm(ds, k[b, h, :keys])
-        if dk is not None:
-            dk[b, h, :keys] += torch.bmm(ds.mT, q[at])
-        if dmask is not None:
-            part = _broadcast_part(dmask, at, keys)
-            part += ds.sum_to_size(part.shape)
-    return dq, dk, dv, dmask
-
-
-class _Blocks:
-    """Walks the score matrix in blocks of whole rows and computes them, in buffers that every block shares."""
-
-    def __init__(self, q: Tensor, k: Tensor, mask: Tensor | None, is_causal: bool):
-        self.q, self.k, self.mask, self.is_causal = q, k, mask, is_causal
-        self.has_masked = mask is not None or is_causal
-        limit = BLOCK_SCORES_CPU * torch.get_num_threads() if q.device.type == "cpu" else BLOCK_SCORES_DEVICE
-        _, heads, rows, _ = q.shape
-        keys = max(1, k.shape[2])
-        self.rows = max(1, min(rows, max(MIN_BLOCK_ROWS, limit // keys)))
-        self.heads = max(1, min(heads, limit // (self.rows * keys)))
-        self._buffers: dict[int, Tensor] = {}
-
-    def __iter__(self) -> Iterator[tuple[tuple[int, slice, slice], int]]:
-        """Index of a block, ``(b, heads, rows)``, and how many keys its rows can reach."""
-        batch, heads, rows, _ = self.q.shape
-        for b in range(batch):
-            for h in range(0, heads, self.heads):
-                for i in range(0, rows, self.rows):
-                    end = min(rows, i + self.rows)
-                    keys = min(self.k.shape[2], end) if self.is_causal else self.k.shape[2]
-                    yield (b, slice(h, min(heads, h + self.heads)), slice(i, end)), keys
-
-    def buffer(self, index: int, at: tuple[int, slice, slice], keys: int) -> Tensor:
-        """Scratch number ``index``, shaped (heads, rows, keys) for this block."""
-        if index not in self._buffers:
-            self._buffers[index] = self.q.new_empty(self.heads * self.rows * self.k.shape[2])
-        shape = (at[1].stop - at[1].start, at[2].stop - at[2].start, keys)
-        return self._buffers[index][: math.prod(shape)].view(shape)
-
-    def scores(self, at: tuple[int, slice, slice], keys: int) -> Tensor:
-        """QK^T of the block with -inf where a row may not look."""
-        b, h, i = at
-        s = torch.bmm(self.q[at], self.k[b, h, :keys].mT, out=self.buffer(0, at, keys))
-        if self.mask is not None:
-            part = _broadcast_part(self.mask, at, keys)
-            s = s.masked_fill_(~part, -math.inf) if part.dtype == torch.bool else s.add_(part)
-        if self.is_causal:
-            row = torch.arange(i.start, i.stop, device=s.device)[:, None]
-            s.masked_fill_(torch.arange(keys, device=s.device) > row, -math.inf)
-        return s
-
-
-def _broadcast_part(mask: Tensor, at: tuple[int, slice, slice], keys: int) -> Tensor:
-    """The part of a broadcastable (B|1, H|1, Nq|1, Nk|1) tensor that belongs to the block, three-dimensional."""
-    b, h, i = at
-    every = slice(None)
-    return mask[
-        b if mask.shape[0] > 1 else 0,
-        h if mask.shape[1] > 1 else every,
-        i if mask.shape[2] > 1 else every,
-        slice(keys) if mask.shape[3] > 1 else every,
-    ]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from entropy_attn.reference import attention_reference
 
-NAMES = ("out", "lse", "entropy")
+NAMES = ("out", "lse", "entropy", "map")
 
 
 def make_qkv(
@@ -48,7 +48,8 @@ def torch_same_dtype(
     is_causal: bool = False,
     scale: float | Tensor | None = None,
     enable_gqa: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
+    map_keys: tuple[int, int] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """What a user would write in torch: products in the inputs' dtype, softmax and statistics in float32 or wider."""
     if enable_gqa:
         group = query.shape[1] // key.shape[1]
@@ -64,17 +65,19 @@ def torch_same_dtype(
     log_p = s.log_softmax(dim=-1)
     p = log_p.exp().nan_to_num(0.0)
     entropy = -(p * log_p.nan_to_num(0.0, neginf=0.0)).sum(dim=-1)
-    return p.to(value.dtype) @ value, s.logsumexp(dim=-1), entropy
+    head_mean = None if map_keys is None else p[..., slice(*map_keys)].mean(dim=1)
+    return p.to(value.dtype) @ value, s.logsumexp(dim=-1), entropy, head_mean
 
 
-def logit_rounding(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> tuple[float, float, float]:
-    """How far one rounding of the products in QK^T moves (out, lse, entropy), at most over the tensor.
+def logit_rounding(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> tuple[float, float, float, float]:
+    """How far one rounding of the products in QK^T moves (out, lse, entropy, map), at most over the tensor.
 
     Rows with two nearly equal large logits amplify that so much that the error of any one computation is luck. With P
-    from the truth, a change d of logit j moves out by P_j (v_j - out) d, lse by P_j d, entropy by P_j (H + ln P_j) d.
+    from the truth, a change d of logit j moves out by P_j (v_j - out) d, lse by P_j d, entropy by P_j (H + ln P_j) d,
+    and the P_i of a map by P_i (1_ij - P_j) d.
     """
     eye = torch.eye(key.shape[2], dtype=torch.float64, device=key.device).expand(*key.shape[:2], -1, -1)
-    p, _, entropy = attention_reference(query, key, eye, **options)  # with V = 1 the output is P: [B, H, Nq, Nk]
+    p, _, entropy, _ = attention_reference(query, key, eye, **options)  # with V = 1 the output is P: [B, H, Nq, Nk]
     group = query.shape[1] // key.shape[1]
     k, v = (t.double().repeat_interleave(group, dim=1) for t in (key, value))
     scale = options.get("scale")
@@ -83,7 +86,9 @@ def logit_rounding(query: Tensor, key: Tensor, value: Tensor, **options: Any) ->
     change = p * unit * (query.double().abs() @ k.abs().mT) * (scale[:, None, None] if scale.dim() else scale)
     of_out = change @ v.abs() + change.sum(-1, keepdim=True) * (p @ v).abs()
     of_entropy = change * (entropy[..., None] + p.clamp_min(1e-300).log()).abs()
-    return tuple(t.max().item() if t.numel() else 0.0 for t in (of_out, change.sum(-1), of_entropy.sum(-1)))
+    of_map = (change + p * change.sum(-1, keepdim=True)).mean(1)
+    moved = of_out, change.sum(-1), of_entropy.sum(-1), of_map
+    return tuple(t.max().item() if t.numel() else 0.0 for t in moved)
 
 
 def assert_within_budget(actual: Tensor, truth: Tensor, same_dtype: Tensor, moved: float, name: str) -> None:
@@ -104,9 +109,10 @@ def assert_within_budget(actual: Tensor, truth: Tensor, same_dtype: Tensor, move
 
 
 def assert_matches_oracle(
-    actual: tuple[Tensor, Tensor | None, Tensor | None], query: Tensor, key: Tensor, value: Tensor, **options: Any
+    actual: tuple[Tensor | None, ...], query: Tensor, key: Tensor, value: Tensor, **options: Any
 ) -> None:
-    """``(out, lse, entropy)`` within the budget; statistics that are None are not compared."""
+    """``(out, lse, entropy, map)`` within the budget; statistics that are None or missing are not compared."""
+    actual = (*actual, *(None,) * (len(NAMES) - len(actual)))
     with torch.no_grad():
         truth = attention_reference(query, key, value, **options)
         same_dtype = torch_same_dtype(query, key, value, **options)

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "entropy_attn"
 # From the bottom up; a module may import modules of its own layer and of those below.
 LAYERS = [
     {"kernels", "errors", "checks", "dispatch"},
-    {"reference", "sdpa"},
+    {"reference", "row_blocks", "sdpa"},
     {"ops", "scale"},
     {"recorder"},
     {"router"},

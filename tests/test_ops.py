@@ -96,7 +96,7 @@ def test_auto_follows_the_measured_table_for_plain_calls(choices):
 
 
 def test_auto_takes_triton_on_cuda_for_what_torch_does_not_offer(choices):
-    for wanted in ({"return_lse": True}, {"return_entropy": True}, {"scale": torch.ones(2)}):
+    for wanted in ({"return_lse": True}, {"return_entropy": True}, {"map_keys": (0, 1)}, {"scale": torch.ones(2)}):
         assert choices(99, **wanted) == "triton"
         assert choices(99, **wanted, reasons=["no"]) == "sdpa"
 

@@ -58,6 +58,15 @@ def test_tensors(tensors, error, message):
         ({"scale": torch.ones(3)}, ValueError, "a tensor of shape (4,) with one factor a query head; got shape (3,)"),
         ({"scale": torch.ones(1, 4, 1, 1)}, ValueError, "got shape (1, 4, 1, 1)"),
         ({"scale": torch.ones(4, device="meta")}, ValueError, "scale is on meta, query on cpu"),
+        ({"map_keys": 3}, TypeError, "map_keys must be None, (start, stop) or a slice, got 3"),
+        ({"map_keys": (0, 3, 1)}, TypeError, "got (0, 3, 1)"),
+        ({"map_keys": (0, 2.0)}, TypeError, "map_keys must have integer bounds, got (0, 2.0)"),
+        ({"map_keys": (False, 3)}, TypeError, "got (False, 3)"),
+        ({"map_keys": slice(0, 6, 2)}, ValueError, "map_keys must be contiguous, got a slice with step 2"),
+        ({"map_keys": (3, 3)}, ValueError, "at least one key and none beyond the 7 there are, got (3, 3)"),
+        ({"map_keys": (0, 8)}, ValueError, "none beyond the 7 there are, got (0, 8)"),
+        ({"map_keys": slice(-8, None)}, ValueError, "got slice(-8, None, None)"),
+        ({"map_keys": (5, -3)}, ValueError, "got (5, -3)"),
         ({"impl": "cuda"}, ValueError, "impl must be one of 'auto', 'triton', 'sdpa', 'reference'; got 'cuda'"),
     ],
     ids=str,
@@ -95,6 +104,17 @@ def test_an_explicit_impl_never_falls_back_and_lists_every_reason(monkeypatch):
     assert (copy.impl, copy.reasons, str(copy)) == ("triton", reasons, str(caught.value))
 
 
+def test_a_range_of_no_keys_is_refused():
+    refused(
+        ValueError,
+        "none beyond the 0 there are, got slice(None, None, None)",
+        Q,
+        K[:, :, :0],
+        K[:, :, :0],
+        map_keys=slice(None),
+    )
+
+
 @pytest.mark.parametrize("impl", ["auto", "sdpa", "reference"])
 def test_what_is_always_served_has_no_reasons(impl):
-    assert ea.unsupported_reasons(Q, K, K, return_entropy=True, impl=impl) == []
+    assert ea.unsupported_reasons(Q, K, K, return_entropy=True, map_keys=(0, 3), impl=impl) == []

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from entropy_attn import sdpa
+from entropy_attn import row_blocks
 from entropy_attn.reference import attention_reference
 from entropy_attn.sdpa import attention_sdpa
 
-from .oracle import assert_matches_oracle, make_qkv, poisoned_memory
+from .oracle import NAMES, assert_matches_oracle, make_qkv, poisoned_memory
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 SCALES = [None, 0.0, -0.4, 2.0]
@@ -30,8 +30,8 @@ def run(q, k, v, **options):
 def small_blocks(request, monkeypatch):
     """Many blocks: of several rows of one head, and of several heads where the rows are short."""
     if request.param:
-        monkeypatch.setattr(sdpa, "BLOCK_SCORES_CPU", 300)
-        monkeypatch.setattr(sdpa, "MIN_BLOCK_ROWS", 5)
+        monkeypatch.setattr(row_blocks, "BLOCK_SCORES_CPU", 300)
+        monkeypatch.setattr(row_blocks, "MIN_BLOCK_ROWS", 5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -40,26 +40,26 @@ def small_blocks(request, monkeypatch):
 def test_matches_oracle(dtype, is_causal, scale, small_blocks):
     q, k, v = make_qkv(head_dim_v=24, dtype=dtype)
     options = {"is_causal": is_causal, "scale": scale}
-    result = run(q, k, v, **options)
-    assert [t.dtype for t in result] == [dtype, *[torch.promote_types(dtype, torch.float32)] * 2]
-    assert_matches_oracle(result, q, k, v, **options)
+    result = run(q, k, v, **options, map_keys=(20, 45))
+    assert [t.dtype for t in result] == [dtype, *[torch.promote_types(dtype, torch.float32)] * 3]
+    assert_matches_oracle(result, q, k, v, **options, map_keys=(20, 45))
     plain = attention_sdpa(q, k, v, **options)
-    assert plain[1:] == (None, None)
+    assert plain[1:] == (None, None, None)
     assert_matches_oracle(plain, q, k, v, **options)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_per_head_scale_with_grouped_heads(dtype, small_blocks):
     q, k, v = make_qkv(heads=4, heads_kv=2, dtype=dtype)
-    options = {"scale": torch.tensor([0.0, 0.3, -0.2, 1.0]), "enable_gqa": True}
+    options = {"scale": torch.tensor([0.0, 0.3, -0.2, 1.0]), "enable_gqa": True, "map_keys": (0, 47)}
     assert_matches_oracle(run(q, k, v, **options), q, k, v, **options)
 
 
 @pytest.mark.parametrize("gain", [1e2, 1e4, 1e5])
 def test_extreme_logits(gain):
     q, k, v = make_qkv(gain=gain)
-    result = run(q, k, v)
-    assert_matches_oracle(result, q, k, v)
+    result = run(q, k, v, map_keys=(0, 40))
+    assert_matches_oracle(result, q, k, v, map_keys=(0, 40))
     assert (result[2] >= 0).all()
 
 
@@ -94,7 +94,9 @@ def test_shapes_and_masks(data):
     keep = torch.rand(shape) > data.draw(st.sampled_from([0.0, 0.3, 0.9]))
     additive = data.draw(st.booleans())
     mask = torch.randn(shape).masked_fill(~keep, -math.inf) if additive else keep
+    start = data.draw(st.integers(0, nk - 1))
     options = {"attn_mask": mask, "enable_gqa": True, "scale": data.draw(st.sampled_from(SCALES))}
+    options["map_keys"] = start, data.draw(st.integers(start + 1, nk))
     result = run(q, k, v, **options)
     assert_matches_oracle(result, q, k, v, **options)
     assert (result[2] >= 0).all() and (result[2] <= math.log(nk) + 1e-5).all()
@@ -104,7 +106,9 @@ def test_shapes_and_masks(data):
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_empty_sizes(sizes, is_causal):
     q, k, v = make_qkv(*sizes, 8, requires_grad=True)
-    out, lse, entropy = run(q, k, v, is_causal=is_causal)
+    map_keys = (0, 2) if sizes[3] else None  # a range of no keys is refused before
+    out, lse, entropy, head_mean = run(q, k, v, is_causal=is_causal, map_keys=map_keys)
+    assert map_keys is None or head_mean.shape == (sizes[0], sizes[2], 2)
     assert out.shape == q.shape and lse.shape == entropy.shape == q.shape[:3]
     assert out.eq(0).all() and lse.eq(-math.inf).all() and entropy.eq(0).all()
     grads = torch.autograd.grad(out.sum() + entropy.sum(), (q, k, v))
@@ -124,30 +128,31 @@ def test_gradients_numerically(case, small_blocks):
         mask = torch.randn(shape, dtype=torch.float64, requires_grad=True)
 
     def call(q, k, v, scale, mask):
-        out, lse, entropy = attention_sdpa(
+        out, lse, entropy, head_mean = attention_sdpa(
             q, k, v, scale=scale, attn_mask=mask, is_causal=case == "causal", enable_gqa=True, return_lse=True,
-            return_entropy=True,
+            return_entropy=True, map_keys=(2, 8),
         )  # fmt: skip
-        return out, lse.masked_fill(lse.isinf(), 0.0), entropy
+        return out, lse.masked_fill(lse.isinf(), 0.0), entropy, head_mean
 
     assert torch.autograd.gradcheck(call, (q, k, v, scale, mask))
 
 
-@pytest.mark.parametrize("wanted", ["out", "lse", "entropy"])
+@pytest.mark.parametrize("wanted", NAMES)
 @pytest.mark.parametrize("gain", [1.0, 1e4])
 @pytest.mark.parametrize("seed", range(3))
 def test_gradients_of_each_output(wanted, gain, seed):
     torch.manual_seed(seed)
-    index = ("out", "lse", "entropy").index(wanted)
+    index = NAMES.index(wanted)
     inputs = q, k, v = make_qkv(gain=gain, seed=seed, requires_grad=True)
-    weight = torch.randn_like(run(*inputs)[index])
+    options = {"map_keys": (10, 40)}
+    weight = torch.randn_like(run(*inputs, **options)[index])
     mask = torch.rand(33, 47) > 0.5
     mask[7] = False
     results = []
     for result in (
-        run(*inputs, attn_mask=mask),
-        attention_reference(*inputs, attn_mask=mask),
-        attention_reference(*inputs, attn_mask=mask, compute_dtype=torch.float32),
+        run(*inputs, attn_mask=mask, **options),
+        attention_reference(*inputs, attn_mask=mask, **options),
+        attention_reference(*inputs, attn_mask=mask, **options, compute_dtype=torch.float32),
     ):
         loss = (result[index].masked_fill(result[index].isinf(), 0.0) * weight).sum()
         results.append(torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True))
@@ -175,10 +180,11 @@ def test_gradients_under_activation_checkpointing():
 
 def test_a_second_derivative_is_refused_not_missing():
     q, k, v = make_qkv(1, 1, 4, 4, 4, dtype=torch.float64, requires_grad=True)
-    out, _, entropy = run(q, k, v)
-    (grad,) = torch.autograd.grad(entropy.sum(), q, create_graph=True)
-    with pytest.raises(NotImplementedError, match="second derivative"):
-        (out.sum() + grad.square().sum()).backward()
+    for index in (2, 3):
+        out, *statistics = run(q, k, v, map_keys=(0, 2))
+        (grad,) = torch.autograd.grad(statistics[index - 1].sum(), q, create_graph=True)
+        with pytest.raises(NotImplementedError, match="second derivative"):
+            (out.sum() + grad.square().sum()).backward()
 
 
 class LargestTensor(TorchDispatchMode):
@@ -195,13 +201,15 @@ class LargestTensor(TorchDispatchMode):
 
 
 def test_never_holds_a_score_matrix(monkeypatch):
-    monkeypatch.setattr(sdpa, "BLOCK_SCORES_CPU", 1 << 14)
+    monkeypatch.setattr(row_blocks, "BLOCK_SCORES_CPU", 1 << 14)
     heads, dim, largest = 2, 8, {}
     for n in (512, 1024):
         q, k, v = make_qkv(1, heads, n, n, dim, requires_grad=True)
         with LargestTensor() as mode:
-            out, lse, entropy = attention_sdpa(q, k, v, return_lse=True, return_entropy=True, is_causal=True)
-            (out.sum() + lse.sum() + entropy.sum()).backward()
+            out, lse, entropy, head_mean = attention_sdpa(
+                q, k, v, return_lse=True, return_entropy=True, is_causal=True, map_keys=(3, 19)
+            )
+            (out.sum() + lse.sum() + entropy.sum() + head_mean.square().sum()).backward()
         largest[n] = mode.numel
     assert largest[512] < heads * 512 * 512 / 8
     assert largest[1024] <= 2 * largest[512]
