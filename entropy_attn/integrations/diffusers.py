@@ -172,13 +172,13 @@ def apply(
     handle = Handle(denoiser, pipe, router)
     _check_layers(handle, selection)
     _check_guidance(pipe, router.recorders)
+    for recorder in router.recorders:
+        recorder.attach(tokenizer_of(pipe))
     previous = getattr(wrapper_of(denoiser), "__self__", None)
     if isinstance(previous, Handle):
         if previous._entered:
             raise RuntimeError("the denoiser is routed by an enclosing `with apply(...)` block: leave that first")
         previous.remove()
-    for recorder in router.recorders:
-        recorder.attach(tokenizer_of(pipe))
     handle._install()
     return handle
 
@@ -229,8 +229,8 @@ def _check_guidance(pipe: DiffusionPipeline | None, recorders: Sequence[Recorder
         for recorder in recorders:
             if recorder.branches is None and hasattr(type(pipe), name):
                 raise ValueError(
-                    f"record={recorder!r}: {type(pipe).__name__} has {name}, so that its batch may have more parts than "
-                    f"two; give {type(recorder).__name__}(branches=...) their names, in order"
+                    f"record={recorder!r}: {type(pipe).__name__} has {name}, so that its batch may have more parts "
+                    f"than two; give {type(recorder).__name__}(branches=...) their names, in order"
                 )
 
 
