@@ -22,7 +22,7 @@ LAYERS = [
     {"router"},
     {"integrations"},
     {"shapes", "pipelines"},
-    {"profile", "plots"},
+    {"profile", "plots", "map_sheet"},
     {"cli", "__main__"},
 ]
 OPTIONAL = {
