@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,14 +36,13 @@ def map_sheet(
     aspect = picture.height / picture.width
     lines = len(bands) * len(rows)
     # Outside pyplot's global state, so that a caller's own figures and settings are left alone
-    figure = Figure(
-        figsize=(CELL * columns + 1.3, (CELL * aspect + 0.12) * lines + 0.3 * len(bands) + 0.75),
-        layout="constrained",
-        facecolor="white",
-    )
+    width = CELL * columns + 1.7
+    heading = textwrap.wrap(title, int(7.6 * width)) or [""]
+    height = (CELL * aspect + 0.05) * lines + 0.28 * len(bands) + 0.3 * len(heading) + (0.3 if subtitle else 0.0)
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
-    figure.suptitle(title, fontsize=14, fontweight="bold")
+    figure.suptitle("\n".join(heading), fontsize=14, fontweight="bold")
     grid = figure.subplots(lines, columns, squeeze=False)
     for axis in grid.ravel():
         axis.set_axis_off()
@@ -72,7 +72,7 @@ def map_sheet(
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
     if subtitle:
-        figure.supxlabel(subtitle, fontsize=8.5, color="#666666")
+        figure.supxlabel(textwrap.fill(subtitle, int(14 * width)), fontsize=8.5, color="#666666")
     return figure
 
 

@@ -31,7 +31,10 @@ def maps(
     ] = None,
     map_size: Annotated[
         str | None,
-        typer.Option(help="Layers to average, by their ROWSxCOLUMNS in tokens; by default the most common size."),
+        typer.Option(
+            help="Layers to average, by their ROWSxCOLUMNS in tokens; by default the finest for shapes, else the most "
+            "common size."
+        ),
     ] = None,
     at_steps: Annotated[
         str | None, typer.Option(help="Denoising steps, from 0, to show in rows below the mean, by commas.")
@@ -70,8 +73,9 @@ def maps(
 
         wanted = wanted or train_size(pipe)
         check_size(pipe, wanted)
-        mean = MapRecorder(chosen, cells)
-        apart = MapRecorder(chosen, cells, steps=rows) if rows else None
+        if cells is None and model == "shapes":  # whose objects are a few tokens wide
+            cells = wanted[0] // pipe.vae_scale_factor, wanted[1] // pipe.vae_scale_factor
+        mean, apart = MapRecorder(chosen, cells), MapRecorder(chosen, cells, steps=rows or None)
         start = time.perf_counter()
         (picture,) = _with_progress(
             steps,
@@ -83,7 +87,7 @@ def maps(
                 seed=seed,
                 steps=steps,
                 guidance_scale=guidance_scale,
-                record=[mean, *([apart] if rows else [])],
+                record=[mean, apart] if rows else mean,
                 on_step=on_step,
             ),
         )
@@ -121,8 +125,8 @@ def maps(
         }
         print(json.dumps(done, indent=2))
     else:
-        for path in filter(None, (out, csv)):
-            print(f"Written to {path.resolve()} ({seconds:.1f} s)" if path is out else f"Written to {path.resolve()}")
+        files = " and ".join(str(path.resolve()) for path in (out, csv) if path is not None)
+        print(f"Written to {files} ({seconds:.1f} s)")
 
 
 maps.__doc__ = f"Draw where the picture attends to each word of its prompt.\n\n{EXAMPLE}"
@@ -144,7 +148,9 @@ def _with_progress(steps: int, run: Callable[[Callable[[], None]], Any]) -> Any:
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    # Only where it can be wiped away again: a refusal is one line.
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("denoising", total=steps)
         return run(lambda: progress.update(task, advance=1))
 
