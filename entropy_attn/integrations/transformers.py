@@ -42,8 +42,8 @@ def text_attention_maps(text_encoder: PreTrainedModel) -> Iterator[list[torch.Te
     """While the block lasts, every call of `text_encoder` adds its maps, as of `text_self_attention_maps`, to the list.
 
     For CLIP's text models, with and without projection, and others whose attention goes through transformers'
-    AttentionInterface: T5 does from transformers 5 on. Encoders that share its configuration object run through our
-    attention too for that time, and are not recorded. All of it is undone at the end, whatever happens.
+    AttentionInterface; T5's does in recent releases of transformers 5. Encoders that share its configuration object run
+    through our attention too for that time, and are not recorded. All of it is undone at the end, whatever happens.
     """
     if not isinstance(text_encoder, PreTrainedModel):
         raise TypeError(f"text_encoder={type(text_encoder).__name__}: a model of transformers is needed")
@@ -123,7 +123,7 @@ class _MapTaker:
         if position_bias is not None:
             attention_mask = _with_bias(attention_mask, position_bias, is_causal)
             is_causal = False
-        wanted = self.layers is not None and id(module) in self.own
+        own = id(module) in self.own
         result = ops.attention(
             query,
             key,
@@ -132,9 +132,9 @@ class _MapTaker:
             is_causal=is_causal,
             scale=scaling,
             enable_gqa=key.shape[1] != query.shape[1],
-            map_keys=(0, key.shape[2]) if wanted else None,
+            map_keys=(0, key.shape[2]) if own else None,
         )
-        if wanted:
+        if own and self.layers is not None:  # not when gradient checkpointing computes the layer again
             self.layers.append(result.map)
         return result.out.transpose(1, 2).contiguous(), None
 

@@ -222,6 +222,14 @@ def test_recording_waits_for_nothing():
     assert recorder.maps().shape == (1, 1, 2, 4, 4)
 
 
+def test_keys_that_are_not_the_text_are_left_out():
+    """An IP-Adapter's layers attend to the picture's four tokens besides."""
+    recorder = MapRecorder(1)
+    text, picture = (CallInfo("a", "cross", 16, keys, 2, 8) for keys in (7, 4))
+    assert recorder.wants(text, (4, 4)) == (1, 2) and recorder.wants(picture, (4, 4)) is None
+    assert recorder.wants(CallInfo("a", "self", 16, 16, 2, 8), (4, 4)) is None
+
+
 def test_generations_are_averaged_until_reset():
     pipe, recorder = make_text_pipe(), MapRecorder("c", (16, 24))
     with apply(pipe, scale=None, record=recorder):
