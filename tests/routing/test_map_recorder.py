@@ -10,10 +10,11 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPAGPipeline
+from diffusers import StableDiffusionPAGPipeline, StableDiffusionXLPipeline
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from entropy_attn import ops
 from entropy_attn.integrations.diffusers import apply
@@ -21,7 +22,16 @@ from entropy_attn.map_recorder import MapRecorder
 from entropy_attn.recorder import EntropyRecorder
 from entropy_attn.scale import CallInfo, Fixed
 
-from .tiny_models import TEXT_TOKENS, denoise, make_pipe, make_text_pipe, make_unet, sample
+from .tiny_models import (
+    TEXT_TOKENS,
+    denoise,
+    make_pipe,
+    make_text_encoder,
+    make_text_pipe,
+    make_tokenizer,
+    make_unet,
+    sample,
+)
 
 PICTURE = {"height": 32, "width": 48, "num_inference_steps": 2, "output_type": "latent"}
 GRIDS = {16 * 24: (16, 24), 8 * 12: (8, 12)}  # of the two levels, by tokens
@@ -111,6 +121,23 @@ def test_every_prompt_of_a_batch_has_its_own_positions():
     assert every.labels(1) == ("c",) and every.labels(2) == ("a", "b", "c")
     with pytest.raises(ValueError, match="different numbers of tokens"):
         every.maps()
+
+
+def test_words_with_the_second_encoder_of_sdxl():
+    """The base has two tokenizers that agree, the refiner the second alone."""
+    parts = make_pipe("sdxl").components
+    torch.manual_seed(0)
+    encoder = CLIPTextModelWithProjection(
+        CLIPTextConfig(**{**make_text_encoder().config.to_dict(), "projection_dim": 32})
+    )
+    parts |= {"text_encoder": None, "text_encoder_2": encoder.eval(), "tokenizer_2": make_tokenizer()}
+    pipe = StableDiffusionXLPipeline(**parts, add_watermarker=False)
+    pipe.set_progress_bar_config(disable=True)
+    notes, recorder = watch(pipe.unet), MapRecorder("c", (16, 24))
+    with apply(pipe, scale=None, record=recorder):
+        pipe(prompt="ab c", **PICTURE)
+    expected = torch.stack(notes[384]).mean(0)[1, :, 3].reshape(1, 1, 1, 16, 24)
+    torch.testing.assert_close(recorder.maps(), expected.float(), rtol=1e-4, atol=1e-5)
 
 
 def test_without_guidance_and_with_the_prompt_given():
