@@ -22,7 +22,7 @@ Size = tuple[int, int]  # rows, columns
 
 @dataclass
 class _Sum:
-    """Maps added up: (branches, pictures, tokens of the layer, text positions). Only `calls` knows how many."""
+    """Maps added up, (branches, pictures, tokens of the picture, text positions), and how many they were."""
 
     total: torch.Tensor
     calls: int = 0
@@ -144,7 +144,7 @@ class MapRecorder(Recorder):
         if info.seqlen_k != self._length:  # keys that are not the text, such as an IP-Adapter's picture
             return None
         if self._generation is not None and latent_size != self._generation.latent_size:
-            raise ValueError(_other_generation("latents", self._generation.latent_size, latent_size))
+            raise ValueError(_other_generation(f"latents of {self._generation.latent_size}", f"of {latent_size}"))
         size = token_grid(info.seqlen_q, latent_size)
         if math.prod(size) != info.seqlen_q:
             return None
@@ -166,7 +166,8 @@ class MapRecorder(Recorder):
         generation = _Generation(latent_size, len(measured) // len(branches), branches)
         self._generation = self._generation or generation
         if generation != self._generation:
-            raise ValueError(_other_generation("a batch", self._generation, generation))
+            held, given = (f"{each.batch} pictures in {each.branches}" for each in (self._generation, generation))
+            raise ValueError(_other_generation(held, given))
         if generation.batch % len(self._choices):
             raise ValueError(f"{generation.batch} pictures were generated from {_named(self._prompts)}")
         parts = measured.unflatten(0, (len(branches), generation.batch))
@@ -190,17 +191,13 @@ class MapRecorder(Recorder):
         that was recorded.
         """
         means = self._mean(step)
-        start, _ = self._keys()
-        count = {len(choices) for choices in self._choices}
-        if len(count) > 1:
-            raise ValueError("the prompts have different numbers of tokens: choose words or positions with tokens=...")
-        pictures = [
-            torch.stack(
-                [means[:, index][..., [p - start for p in choice.positions]].mean(-1) for choice in choices], dim=1
+        pictures = [self._of_picture(means, picture) for picture in range(means.shape[1])]
+        if len({found.shape for found in pictures}) > 1:
+            raise ValueError(
+                "the prompts have different numbers of tokens: choose words or positions with tokens=..., or read one "
+                "picture with heat_map(token, picture=...)"
             )
-            for index, choices in enumerate(self._choices_by_picture(means.shape[1]))
-        ]
-        return torch.stack(pictures, dim=1).unflatten(-1, self.map_size)
+        return torch.stack(pictures, dim=1)
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -257,13 +254,15 @@ class MapRecorder(Recorder):
     ) -> torch.Tensor:
         """One token's map (rows, columns), enlarged to `size`, a picture's (height, width); None leaves it as it is.
 
-        token: a label of `tokens`, or its place among them. branch: None is the first of `branch_names`.
+        token: a label of `labels(picture)`, or its place among them.
+        branch: None is the guided half, "cond", of a guided batch, else the first of `branch_names`.
         """
-        labels = self.labels(picture)
-        names = self.branch_names
-        if branch is not None and branch not in names:
+        place, names = _place(token, self.labels(picture)), self.branch_names
+        if branch is None:
+            branch = "cond" if "cond" in names else names[0]
+        elif branch not in names:
             raise ValueError(f"branch={branch!r}: recorded were {names}")
-        found = self.maps(step)[names.index(branch) if branch else 0, picture, _place(token, labels)]
+        found = self._of_picture(self._mean(step), picture)[names.index(branch), place]
         return found if size is None else heat.enlarge(found, size, mode)
 
     def overlay(
@@ -298,6 +297,14 @@ class MapRecorder(Recorder):
         """The smallest range of keys with everything that was chosen in it."""
         positions = [position for choices in self._choices for choice in choices for position in choice.positions]
         return min(positions), max(positions) + 1
+
+    def _of_picture(self, means: torch.Tensor, picture: int) -> torch.Tensor:
+        """(branch, token, row, column) of one picture, from what `_mean` returns."""
+        start, _ = self._keys()
+        choices = self._choices_by_picture(means.shape[1])[picture]
+        columns = [[position - start for position in choice.positions] for choice in choices]
+        found = torch.stack([means[:, picture, :, places].mean(-1) for places in columns], dim=1)
+        return found.unflatten(-1, self.map_size)
 
     def _choices_by_picture(self, pictures: int) -> list[tuple[Choice, ...]]:
         # Pipelines repeat each prompt for its pictures before they go on to the next.
@@ -400,5 +407,5 @@ def _named(prompts: list[str] | None) -> str:
     return "the prompt " + repr(prompts[0]) if len(prompts) == 1 else f"{len(prompts)} prompts"
 
 
-def _other_generation(what: str, held: Any, given: Any) -> str:
-    return f"this MapRecorder holds maps from {what} of {held}, and {given} cannot be added: reset() it before"
+def _other_generation(held: str, given: str) -> str:
+    return f"this MapRecorder holds maps from {held}, to which those {given} cannot be added: reset() it before"

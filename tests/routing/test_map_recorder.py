@@ -89,6 +89,8 @@ def test_branches_and_steps_apart():
     for step in (0, 2):
         expected = notes[96][step].mT.reshape(2, 1, TEXT_TOKENS, 8, 12)
         torch.testing.assert_close(recorder.maps(step), expected.float(), rtol=1e-4, atol=1e-5)
+    assert torch.equal(recorder.heat_map(3, step=2), recorder.maps(2)[1, 0, 3])  # of the conditional half
+    assert torch.equal(recorder.heat_map(3, step=2, branch="uncond"), recorder.maps(2)[0, 0, 3])
     both = (recorder.maps(0) + recorder.maps(2)) / 2
     torch.testing.assert_close(recorder.maps(), both)
     torch.testing.assert_close(both.sum(2), torch.ones(2, 1, 8, 12))
@@ -121,6 +123,7 @@ def test_every_prompt_of_a_batch_has_its_own_positions():
     assert every.labels(1) == ("c",) and every.labels(2) == ("a", "b", "c")
     with pytest.raises(ValueError, match="different numbers of tokens"):
         every.maps()
+    torch.testing.assert_close(every.heat_map("c", picture=2), recorder.heat_map("c", picture=2))
 
 
 def test_words_with_the_second_encoder_of_sdxl():
@@ -271,12 +274,12 @@ def test_generations_are_averaged_until_reset():
             pipe("ab c", generator=torch.Generator().manual_seed(seed), **PICTURE)
             each.append(recorder.maps())
         torch.testing.assert_close(both, torch.stack(each).mean(0), rtol=1e-4, atol=1e-6)
-        with pytest.raises(ValueError, match=r"holds maps from latents of \(16, 24\).*\(16, 16\).*reset\(\)"):
+        with pytest.raises(ValueError, match=r"from latents of \(16, 24\), to.*\(16, 16\).*reset\(\)"):
             pipe("ab c", **{**PICTURE, "width": 32})
         recorder.reset()
         pipe("c", **PICTURE)
         assert recorder.positions == ((1,),)
-        with pytest.raises(ValueError, match="batch"):
+        with pytest.raises(ValueError, match=r"from 1 pictures in.*'cond'\), to which those 2 pictures in"):
             pipe("c", num_images_per_prompt=2, **PICTURE)
 
 
