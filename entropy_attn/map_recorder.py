@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +12,10 @@ import torch
 
 from . import heat
 from .map_files import save_maps
+from .map_sums import MapSums, Size
 from .recording import Recorder, Wish
 from .scale import CallInfo, token_grid
 from .tokens import Choice, Text, TokenSelection
-
-Size = tuple[int, int]  # rows, columns
-
-
-@dataclass
-class _Sum:
-    """Maps added up, (branches, pictures, tokens of the picture, text positions), and how many they were."""
-
-    total: torch.Tensor
-    calls: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,11 +82,8 @@ class MapRecorder(Recorder):
         self._choices: tuple[tuple[Choice, ...], ...] | None = None  # of each prompt
         self._length: int | None = None  # positions of the text
         self._generation: _Generation | None = None
-        self._sums: dict[tuple[Size, int | None], _Sum] = {}
-        self._settled = self.size
-        # What was called, for the choice of a size and for what to say where nothing was recorded
-        self._layers: dict[Size, set[str]] = defaultdict(set)
-        self._first_step: int | None = None
+        self._sums = MapSums(self.size, apart=self.steps is not None)
+        # What to say where nothing was recorded
         self._steps_seen: set[int] = set()
         self._lengths_seen: set[int] = set()
         if self._prompts is not None and self._tokenizer is not None:
@@ -148,9 +135,7 @@ class MapRecorder(Recorder):
         size = token_grid(info.seqlen_q, latent_size)
         if math.prod(size) != info.seqlen_q:
             return None
-        self._settle(info.step, latent_size)
-        self._layers[size].add(info.layer)
-        return self._keys() if self._settled in (None, size) else None
+        return self._keys() if self._sums.wants(info.layer, size, info.step, latent_size) else None
 
     @torch.no_grad()
     def record(
@@ -174,13 +159,7 @@ class MapRecorder(Recorder):
         if not self.all_branches:
             place = branches.index("cond") if "cond" in branches else 0
             parts = parts[place : place + 1]
-        key = (token_grid(info.seqlen_q, latent_size), None if self.steps is None else info.step)
-        if key not in self._sums:
-            with torch.inference_mode(False):  # or a later generation outside of it could not be added
-                self._sums[key] = _Sum(torch.zeros(parts.shape, dtype=torch.float32, device=parts.device))
-        held = self._sums[key]
-        held.total.add_(parts.to(held.total.device, non_blocking=True))
-        held.calls += 1
+        self._sums.add(token_grid(info.seqlen_q, latent_size), info.step, parts)
 
     # -- what was recorded --------------------------------------------------------------------------------------------
 
@@ -190,7 +169,7 @@ class MapRecorder(Recorder):
         Branches are named by `branch_names`, tokens by `tokens`. `step` is one of `steps`; None is the mean of all
         that was recorded.
         """
-        means = self._mean(step)
+        means = self._sums.mean(self.map_size, step)
         pictures = [self._of_picture(means, picture) for picture in range(means.shape[1])]
         if len({found.shape for found in pictures}) > 1:
             raise ValueError(
@@ -229,18 +208,18 @@ class MapRecorder(Recorder):
     def map_size(self) -> Size:
         """(rows, columns) of the maps."""
         self._require_recorded()
-        return self._settled or self._best_size(self._generation.latent_size)
+        return self._sums.size(self._generation.latent_size)
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers that were averaged."""
-        return tuple(sorted(self._layers[self.map_size]))
+        return tuple(sorted(self._sums.layers[self.map_size]))
 
     @property
     def recorded_steps(self) -> tuple[int, ...]:
         """The steps that are kept apart, of those in `steps`; empty with steps=None."""
         self._require_recorded()
-        return tuple(sorted({step for size, step in self._sums if size == self.map_size and step is not None}))
+        return self._sums.steps(self.map_size)
 
     def heat_map(
         self,
@@ -262,7 +241,7 @@ class MapRecorder(Recorder):
             branch = "cond" if "cond" in names else names[0]
         elif branch not in names:
             raise ValueError(f"branch={branch!r}: recorded were {names}")
-        found = self._of_picture(self._mean(step), picture)[names.index(branch), place]
+        found = self._of_picture(self._sums.mean(self.map_size, step), picture)[names.index(branch), place]
         return found if size is None else heat.enlarge(found, size, mode)
 
     def overlay(
@@ -299,7 +278,7 @@ class MapRecorder(Recorder):
         return min(positions), max(positions) + 1
 
     def _of_picture(self, means: torch.Tensor, picture: int) -> torch.Tensor:
-        """(branch, token, row, column) of one picture, from what `_mean` returns."""
+        """(branch, token, row, column) of one picture, from the mean of the sums."""
         start, _ = self._keys()
         choices = self._choices_by_picture(means.shape[1])[picture]
         columns = [[position - start for position in choice.positions] for choice in choices]
@@ -311,32 +290,6 @@ class MapRecorder(Recorder):
         each = pictures // len(self._choices)
         return [choices for choices in self._choices for _ in range(each)]
 
-    def _settle(self, step: int, latent_size: Size) -> None:
-        """Choose the size once a whole call of the denoiser was seen, and forget the others."""
-        if self._first_step is None:
-            self._first_step = step
-        if self._settled is None and self._layers and step != self._first_step:
-            self._settled = self._best_size(latent_size)
-            self._sums = {key: held for key, held in self._sums.items() if key[0] == self._settled}
-
-    def _best_size(self, latent_size: Size) -> Size:
-        most = max(len(layers) for layers in self._layers.values())
-        sizes = [size for size, layers in self._layers.items() if len(layers) == most]
-        return min(sizes, key=lambda size: abs(math.log(math.prod(size) / (math.prod(latent_size) / 16))))
-
-    def _mean(self, step: int | None) -> torch.Tensor:
-        size = self.map_size
-        if step is None:
-            held = [each for (at, _), each in self._sums.items() if at == size]
-        elif self.steps is None:
-            raise ValueError(f"step={step!r}: steps were not kept apart; give MapRecorder(steps=...)")
-        elif (size, step) in self._sums:
-            held = [self._sums[size, step]]
-        else:
-            raise ValueError(f"step={step!r}: recorded were {', '.join(map(str, self.recorded_steps))}")
-        calls = sum(each.calls for each in held)
-        return sum((each.total for each in held[1:]), start=held[0].total) / calls
-
     def _require_recorded(self) -> None:
         if self._sums:
             return
@@ -345,13 +298,13 @@ class MapRecorder(Recorder):
         if not self._lengths_seen:
             last = max(self._steps_seen)
             raise ValueError(f"steps={sorted(self.steps)}: none of them was run; the last step was {last}")
-        if not self._layers:
+        if not self._sums.layers:
             lengths = ", ".join(map(str, sorted(self._lengths_seen)))
             raise ValueError(
                 f"no layer attended to the {self._length} positions of the text; they had {lengths} keys: give "
                 "positions as tokens"
             )
-        sizes = ", ".join(f"{size} ({len(layers)} layers)" for size, layers in sorted(self._layers.items()))
+        sizes = ", ".join(f"{size} ({len(layers)} layers)" for size, layers in sorted(self._sums.layers.items()))
         raise ValueError(f"size={self.size}: no cross-attention layer of that size was called; there were {sizes}")
 
 

@@ -17,7 +17,7 @@ LAYERS = [
     {"kernels", "errors", "checks", "dispatch"},
     {"reference", "row_blocks", "sdpa"},
     {"ops", "scale"},
-    {"recording", "tokens", "heat", "map_files"},
+    {"recording", "tokens", "heat", "map_files", "map_sums"},
     {"recorder", "map_recorder"},
     {"router"},
     {"integrations"},

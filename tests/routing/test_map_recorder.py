@@ -197,9 +197,9 @@ def test_the_size_most_layers_have_is_chosen(unet, latent, expected):
     recorder = MapRecorder(1)
     with apply(unet, scale=None, record=recorder):
         denoise(unet, *latent)
-        assert recorder.map_size == expected and len(recorder.layers) == 3 and len(recorder._sums) == 2
+        assert recorder.map_size == expected and len(recorder.layers) == 3 and len(recorder._sums.held) == 2
         denoise(unet, *latent)
-        assert len(recorder._sums) == 1 and recorder._sums[expected, None].calls == 6
+        assert len(recorder._sums.held) == 1 and recorder._sums.held[expected, None].calls == 6
     assert recorder.maps().shape == (1, 1, 1, *expected)
 
 
@@ -208,16 +208,16 @@ def test_of_equally_common_sizes_a_quarter_of_the_latent_is_chosen():
     for tokens, layers in ((64 * 48, 5), (32 * 24, 5), (16 * 12, 5), (8 * 6, 1)):
         for layer in range(layers):
             recorder.wants(CallInfo(f"{tokens}.{layer}", "cross", tokens, 77, 1, 8), (64, 48))
-    assert recorder._best_size((64, 48)) == (16, 12)  # Stable Diffusion at 512 x 384
+    assert recorder._sums.size((64, 48)) == (16, 12)  # Stable Diffusion at 512 x 384
     recorder.reset()
     for tokens, layers in ((64 * 64, 10), (32 * 32, 60)):
         for layer in range(layers):
             recorder.wants(CallInfo(f"{tokens}.{layer}", "cross", tokens, 77, 1, 8), (128, 128))
-    assert recorder._best_size((128, 128)) == (32, 32)  # SDXL at 1024
+    assert recorder._sums.size((128, 128)) == (32, 32)  # SDXL at 1024
 
 
 def held(recorder: MapRecorder) -> int:
-    return sum(each.total.untyped_storage().nbytes() for each in recorder._sums.values())
+    return sum(each.total.untyped_storage().nbytes() for each in recorder._sums.held.values())
 
 
 def test_memory_does_not_grow_with_steps_layers_or_heads():
@@ -227,7 +227,7 @@ def test_memory_does_not_grow_with_steps_layers_or_heads():
         with apply(pipe, scale=None, record=recorder):
             sample(pipe, steps=steps)
         sizes.append(held(recorder))
-        assert len(recorder._sums) == 1
+        assert len(recorder._sums.held) == 1
     assert set(sizes) == {256 * 3 * 4}  # one float32 a token of the picture and position from 2 to 4
     recorder = MapRecorder((2, 4), (16, 16), steps=range(5))
     with apply(pipe, scale=None, record=recorder):
@@ -314,7 +314,7 @@ def test_gradient_checkpointing(unet):
     with apply(unet, scale=None, record=recorder):
         unet.train().enable_gradient_checkpointing()
         torch.testing.assert_close(gradient(), expected, rtol=1e-3, atol=1e-5)
-    assert recorder._sums[(16, 16), None].calls == 3
+    assert recorder._sums.held[(16, 16), None].calls == 3
 
 
 def test_reading_says_what_is_missing(unet):
