@@ -12,6 +12,7 @@ _EXPORTS: dict[str, tuple[str, str | None]] = {
     "AttentionOutput": ("ops", "AttentionOutput"),
     "CallInfo": ("scale", "CallInfo"),
     "EntropyRecorder": ("recorder", "EntropyRecorder"),
+    "MapRecorder": ("map_recorder", "MapRecorder"),
     "Unsupported": ("errors", "Unsupported"),
     "apply": ("integrations.diffusers", "apply"),
     "attention": ("ops", "attention"),

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .recording import Recorder, Wish
 from .scale import CallInfo, token_grid
 
 COLUMNS = (
@@ -44,7 +45,7 @@ class _Record:
     grid: tuple[int, int]
 
 
-class EntropyRecorder:
+class EntropyRecorder(Recorder):
     """Collects the row entropies, in nats, of every routed attention call: `ea.apply(pipe, record=recorder)`.
 
     For each layer, step, branch and head it keeps the mean, the (population) standard deviation, the minimum and the
@@ -63,14 +64,8 @@ class EntropyRecorder:
     def __init__(self, per_query: bool = False, branches: tuple[str, ...] | None = None):
         if not isinstance(per_query, bool):
             raise TypeError(f"per_query={per_query!r}: True or False is needed")
-        if branches is not None:
-            if isinstance(branches, str) or not all(isinstance(name, str) for name in branches):
-                raise TypeError(f"branches={branches!r}: a tuple of names or None is needed")
-            branches = tuple(branches)
-            if not branches or len(set(branches)) < len(branches):
-                raise ValueError(f"branches={branches!r}: at least one name, each once, is needed")
+        super().__init__(branches)
         self.per_query = per_query
-        self.branches = branches
         self._records: list[_Record] = []
 
     def __len__(self) -> int:
@@ -80,6 +75,9 @@ class EntropyRecorder:
     def reset(self) -> None:
         """Forget everything recorded."""
         self._records.clear()
+
+    def wants(self, info: CallInfo, latent_size: tuple[int, int]) -> Wish:
+        return "entropy"
 
     @torch.no_grad()
     def record(
@@ -91,13 +89,8 @@ class EntropyRecorder:
         latent_size: tuple[int, int],
     ) -> None:
         """Take in one call's entropies (batch, heads, seqlen_q). Nothing here waits for the device."""
-        branches = self.branches or branches
         batch, heads, seqlen_q = entropy.shape
-        if batch % len(branches):
-            raise ValueError(
-                f"layer {info.layer!r} was called with a batch of {batch}, which is not {len(branches)} equal parts "
-                f"{branches}: give EntropyRecorder(branches=...) the parts it has, ('all',) for a single one"
-            )
+        branches = self._parts(info, batch, branches)
         parts = entropy.detach().view(len(branches), batch // len(branches), heads, seqlen_q)
         variance, mean = torch.var_mean(parts, dim=(1, 3), correction=0)
         statistics = torch.stack([mean, variance.sqrt(), parts.amin(dim=(1, 3)), parts.amax(dim=(1, 3))])

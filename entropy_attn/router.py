@@ -1,4 +1,4 @@
-"""What a routed attention call goes through: the scale policy, the attention itself, the recorder.
+"""What a routed attention call goes through: the scale policy, the attention itself, the recorders.
 
 Knows nothing of any model library: an integration says which layer is calling and when the denoiser runs.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import ops
 from .errors import Unsupported
-from .recorder import EntropyRecorder
+from .recording import Recorder, Wish
 from .scale import CallInfo, Kind, LogN, Policy, resolve_scale, training_tokens
 
 
@@ -77,7 +77,7 @@ class LayerSelection:
 
 
 class Router:
-    """One handle's attention: its policy, its layers, its recorder, and the denoiser calls in progress.
+    """One handle's attention: its policy, its layers, its recorders, and the denoiser calls in progress.
 
     A denoiser call belongs to the thread that makes it. A layer that is called outside one, as gradient checkpointing
     does when it recomputes, goes by the latest denoiser call and is not recorded again.
@@ -87,13 +87,11 @@ class Router:
         self,
         policy: Policy | None,
         layers: LayerSelection,
-        recorder: EntropyRecorder | None,
+        record: Recorder | Sequence[Recorder] | None,
         train_size: tuple[int, int] | None,
     ):
         if policy is not None and not callable(policy):
             raise TypeError(f"scale={policy!r}: a policy, called with a CallInfo, is needed; a number is Fixed(number)")
-        if recorder is not None and not isinstance(recorder, EntropyRecorder):
-            raise TypeError(f"record={recorder!r}: an EntropyRecorder or None is needed")
         if isinstance(policy, LogN) and policy.train_tokens == "auto":
             if layers.layers in ("cross", "all"):
                 raise ValueError(
@@ -107,7 +105,7 @@ class Router:
                 )
         self.policy = policy
         self.layers = layers
-        self.recorder = recorder
+        self.recorders = _recorders(record)
         self.train_size = train_size
         self._running = threading.local()
         self._latest: DenoiserCall | None = None
@@ -157,15 +155,29 @@ class Router:
                 chosen = chosen.to(query.device)
             scale = scale if chosen is None else chosen
         options = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
-        if self.recorder is None:
+        wishes = self._wishes(info, call)
+        if not wishes:
             return ops.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, **options)
         if dropout_p > 0.0:
-            raise Unroutable(f"layer {layer!r}", [f"dropout_p={dropout_p}: entropy is recorded without dropout only"])
-        result = ops.attention(query, key, value, return_entropy=True, **options)
+            raise Unroutable(f"layer {layer!r}", [f"dropout_p={dropout_p}: attention is recorded without dropout only"])
+        keys = _cover([wish for _, wish in wishes])
+        wants_entropy = any(wish == "entropy" for _, wish in wishes)
+        result = ops.attention(query, key, value, return_entropy=wants_entropy, map_keys=keys, **options)
         if running is not None:
             used = info.head_dim**-0.5 if scale is None else scale
-            self.recorder.record(info, used, result.entropy, running.branches, running.latent_size)
+            for recorder, wish in wishes:
+                measured = result.entropy
+                if wish != "entropy":
+                    measured = result.map[..., wish[0] - keys[0] : wish[1] - keys[0]]
+                recorder.record(info, used, measured, running.branches, running.latent_size)
         return result.out
+
+    def _wishes(self, info: CallInfo, call: DenoiserCall | None) -> list[tuple[Recorder, Wish]]:
+        """Who wants what of this call."""
+        if call is None:  # a layer by itself, before the denoiser was ever called
+            return []
+        wishes = [(recorder, recorder.wants(info, call.latent_size)) for recorder in self.recorders]
+        return [(recorder, wish) for recorder, wish in wishes if wish is not None]
 
     def _describe(
         self, layer: str, kind: Kind, query: torch.Tensor, key: torch.Tensor, call: DenoiserCall | None
@@ -185,6 +197,23 @@ class Router:
             text_tokens=seqlen_k if kind == "cross" else 0,
             step=call.step if call is not None else 0,
         )
+
+
+def _recorders(record: Recorder | Sequence[Recorder] | None) -> tuple[Recorder, ...]:
+    if record is None:
+        return ()
+    recorders = (record,) if isinstance(record, Recorder) else record
+    if not isinstance(recorders, (tuple, list)) or not recorders or not all(isinstance(r, Recorder) for r in recorders):
+        raise TypeError(f"record={record!r}: an EntropyRecorder, a MapRecorder, a list of them, or None is needed")
+    if len({id(recorder) for recorder in recorders}) < len(recorders):
+        raise ValueError(f"record={record!r}: the same recorder is given twice")
+    return tuple(recorders)
+
+
+def _cover(wishes: list[Wish]) -> tuple[int, int] | None:
+    """The smallest range of keys with every range that is wanted."""
+    ranges = [wish for wish in wishes if isinstance(wish, tuple)]
+    return (min(start for start, _ in ranges), max(stop for _, stop in ranges)) if ranges else None
 
 
 class _AttentionCalls(TorchFunctionMode):

@@ -18,11 +18,12 @@ LAYERS = [
     {"reference", "row_blocks", "sdpa"},
     {"autograd"},
     {"ops", "scale"},
-    {"recorder"},
+    {"recording", "tokens", "heat", "map_files", "map_sums"},
+    {"recorder", "map_recorder"},
     {"router"},
     {"integrations"},
     {"shapes", "pipelines"},
-    {"profile", "plots"},
+    {"profile", "plots", "map_sheet"},
     {"cli", "__main__"},
 ]
 OPTIONAL = {

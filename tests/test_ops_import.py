@@ -10,8 +10,8 @@ import pytest
 import entropy_attn as ea
 
 PUBLIC = {
-    "AttentionOutput", "CallInfo", "EntropyRecorder", "Unsupported", "__version__", "apply", "attention", "scale",
-    "scaled_dot_product_attention", "shapes", "unsupported_reasons",
+    "AttentionOutput", "CallInfo", "EntropyRecorder", "MapRecorder", "Unsupported", "__version__", "apply", "attention",
+    "scale", "scaled_dot_product_attention", "shapes", "unsupported_reasons",
 }  # fmt: skip
 
 
@@ -43,7 +43,7 @@ import entropy_attn as ea, torch
 q = torch.randn(1, 2, 5, 16)
 ea.attention(q, q, q, return_entropy=True)
 ea.scaled_dot_product_attention(q, q, q)
-ea.scale.LogN(), ea.CallInfo, ea.EntropyRecorder
+ea.scale.LogN(), ea.CallInfo, ea.EntropyRecorder, ea.MapRecorder
 assert "torch._inductor" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

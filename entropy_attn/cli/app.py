@@ -6,6 +6,7 @@ import typer
 
 from .generate import generate
 from .info import info
+from .maps import maps
 from .profile import profile
 
 app = typer.Typer(
@@ -17,4 +18,5 @@ app = typer.Typer(
 )
 app.command()(profile)
 app.command()(generate)
+app.command()(maps)
 app.command()(info)

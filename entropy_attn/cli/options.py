@@ -51,10 +51,10 @@ def refusals() -> Iterator[None]:
         raise Refused("out of device memory: use smaller sizes, fewer prompts or --dtype float16") from error
 
 
-def parse_size(text: str) -> Size:
+def parse_size(text: str, name: str = "size") -> Size:
     found = re.fullmatch(r"(\d+)(?:[xX](\d+))?", text.strip())
     if not found:
-        raise ValueError(f"size {text!r}: give {SIZE_HELP}, such as 64 or 48x96")
+        raise ValueError(f"{name} {text!r}: give {SIZE_HELP}, such as 64 or 48x96")
     height = int(found[1])
     return height, int(found[2]) if found[2] else height
 
@@ -119,14 +119,14 @@ def check_prompts(prompts: list[str]) -> None:
         raise ValueError("--prompt is empty: give the text of a picture")
 
 
-def output_folder(path: Path) -> Path:
+def output_folder(path: Path, option: str = "--out") -> Path:
     """Make the folder and prove that it can be written to, before anything long runs."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise ValueError(f"--out {str(path)!r} cannot be written to: {error.strerror or error}") from error
+        raise ValueError(f"{option} {str(path)!r} cannot be written to: {error.strerror or error}") from error
     return path
 
 
@@ -136,11 +136,21 @@ def output_picture(path: Path) -> Path:
     known = Image.registered_extensions()
     if known.get(path.suffix.lower()) not in Image.SAVE:
         raise ValueError(f"--out {str(path)!r}: the name must end in a picture format, such as .png or .jpg")
+    return _output_file("--out", path)
+
+
+def output_table(path: Path) -> Path:
+    if path.suffix.lower() != ".csv":
+        raise ValueError(f"--csv {str(path)!r}: the name must end in .csv")
+    return _output_file("--csv", path)
+
+
+def _output_file(option: str, path: Path) -> Path:
     if path.is_dir():
-        raise ValueError(f"--out {str(path)!r} is a folder: give a file name")
-    output_folder(path.parent)
+        raise ValueError(f"{option} {str(path)!r} is a folder: give a file name")
+    output_folder(path.parent, option)
     if path.exists() and not os.access(path, os.W_OK):
-        raise ValueError(f"--out {str(path)!r} cannot be written to: Permission denied")
+        raise ValueError(f"{option} {str(path)!r} cannot be written to: Permission denied")
     return path
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,10 +17,11 @@ from diffusers.models import attention_processor
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
-from ..recorder import EntropyRecorder
+from ..recording import Recorder
 from ..router import DenoiserCall, LayerSelection, Router, Unroutable
 from ..scale import Kind, LogN, Policy
 from .override import unwrap_call, wrap_call, wrapper_of
+from .prompts import listen, tokenizer_of, unlisten
 
 # Processors that compute attention without torch's scaled_dot_product_attention, so that there is nothing to route.
 _OTHER_PROCESSORS = (
@@ -63,8 +64,8 @@ class Handle:
         return self._active
 
     @property
-    def recorder(self) -> EntropyRecorder | None:
-        return self.router.recorder
+    def recorders(self) -> tuple[Recorder, ...]:
+        return self.router.recorders
 
     def remove(self) -> None:
         """Give the denoiser its own attention back. Does nothing the second time."""
@@ -72,6 +73,8 @@ class Handle:
             self._active = False
             for module in (self.denoiser, *self._modules.values()):
                 unwrap_call(module)
+            if (pipe := self._pipe()) is not None:
+                unlisten(pipe)
 
     def reset_steps(self) -> None:
         """Count the next call of the denoiser as step 0.
@@ -99,7 +102,13 @@ class Handle:
         wrap_call(self.denoiser, self._call_denoiser)
         for name, module in self._modules.items():
             wrap_call(module, functools.partial(self._call_layer, name, module))
+        if self.recorders and (pipe := self._pipe()) is not None:
+            listen(pipe, self._hear_prompts)
         self._active = True
+
+    def _hear_prompts(self, prompts: list[str] | None) -> None:
+        for recorder in self.recorders:
+            recorder.begin(prompts)
 
     @torch.compiler.disable(recursive=False)
     def _call_denoiser(self, call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -136,19 +145,19 @@ class Handle:
 def apply(
     pipe_or_denoiser: DiffusionPipeline | UNet2DConditionModel,
     scale: Policy | None = LogN(),  # noqa: B008  (immutable)
-    record: EntropyRecorder | None = None,
+    record: Recorder | Sequence[Recorder] | None = None,
     layers: str = "self",
     train_size: int | tuple[int, int] | None = None,
 ) -> Handle:
     """Route every attention layer of a UNet through this package, until `handle.remove()`.
 
     For pipelines around a `UNet2DConditionModel` (Stable Diffusion 1 and 2, SDXL, and their relatives), or for the UNet
-    alone. Text encoders and the autoencoder stay as they are. Nothing outside this one denoiser is changed; copies of
-    it are not routed. Applied again, the new routing takes the place of the old one, unless that one is the context
-    manager of a `with` block, which raises.
+    alone. Text encoders and the autoencoder stay as they are. Nothing outside this one denoiser is changed, but that
+    with recorders the pipeline's `encode_prompt` tells them the prompts; copies are not routed. Applied again, the new
+    routing takes the place of the old one, unless that one is the context manager of a `with` block, which raises.
 
     scale: a scale policy for the chosen layers: any callable(CallInfo). None leaves all layers their own scale.
-    record: an `EntropyRecorder`. It sees all layers, whatever `layers` is.
+    record: an `EntropyRecorder`, a `MapRecorder`, or a list of recorders. They see all layers, whatever `layers` is.
     layers: the layers that the policy is for: "self", "cross", "all", or a regular expression that is searched for in
         the layer's name ("up_blocks", r"mid_block.*attn1$"). The others keep their own scale.
     train_size: the size of the pictures that the model was trained on, an int or (height, width): in pixels for a
@@ -162,7 +171,9 @@ def apply(
     router = Router(scale, selection, record, _train_size(denoiser, pipe, train_size))
     handle = Handle(denoiser, pipe, router)
     _check_layers(handle, selection)
-    _check_guidance(pipe, record)
+    _check_guidance(pipe, router.recorders)
+    for recorder in router.recorders:
+        recorder.attach(tokenizer_of(pipe))
     previous = getattr(wrapper_of(denoiser), "__self__", None)
     if isinstance(previous, Handle):
         if previous._entered:
@@ -213,15 +224,14 @@ def _check_layers(handle: Handle, selection: LayerSelection) -> None:
         raise ValueError(f"layers={selection.layers!r}: matches none of the layers, such as {handle.layers[0]!r}")
 
 
-def _check_guidance(pipe: DiffusionPipeline | None, record: EntropyRecorder | None) -> None:
-    if record is None or record.branches is not None:
-        return
+def _check_guidance(pipe: DiffusionPipeline | None, recorders: Sequence[Recorder]) -> None:
     for name in _OTHER_GUIDANCE:
-        if hasattr(type(pipe), name):
-            raise ValueError(
-                f"record={record!r}: {type(pipe).__name__} has {name}, so that its batch may have more parts than two; "
-                "give EntropyRecorder(branches=...) their names, in order"
-            )
+        for recorder in recorders:
+            if recorder.branches is None and hasattr(type(pipe), name):
+                raise ValueError(
+                    f"record={recorder!r}: {type(pipe).__name__} has {name}, so that its batch may have more parts "
+                    f"than two; give {type(recorder).__name__}(branches=...) their names, in order"
+                )
 
 
 def _explain(module: Attention) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +16,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 TEXT_WIDTH = 32
 TEXT_TOKENS = 7
@@ -137,3 +140,21 @@ class Spy:
     def __call__(self, info: Any) -> Any:
         self.calls.append(info)
         return self.answer(info)
+
+
+def make_tokenizer() -> CLIPTokenizer:
+    """One token a letter from a to x, so that longer words are several tokens; made for `make_text_encoder`."""
+    letters = "abcdefghijklmnopqrstuvwx"
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    with tempfile.TemporaryDirectory() as folder:
+        vocabulary, merges = Path(folder, "vocab.json"), Path(folder, "merges.txt")
+        vocabulary.write_text(json.dumps({piece: index for index, piece in enumerate(pieces)}))
+        merges.write_text("#version: 0.2\n")
+        return CLIPTokenizer(str(vocabulary), str(merges), model_max_length=TEXT_TOKENS)
+
+
+def make_text_pipe(family: str = "sd1", **unet: Any) -> StableDiffusionPipeline:
+    """A pipeline that takes prompts."""
+    pipe = make_pipe(family, **unet)
+    pipe.register_modules(tokenizer=make_tokenizer())
+    return pipe

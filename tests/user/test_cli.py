@@ -97,6 +97,34 @@ def test_generate_compare(tiny_model, tmp_path, capsys):
     assert picture.width > 640 and picture.height > 320
 
 
+MAPS = ["maps", "--model", "MODEL", "--prompt", "a cat", "--steps", "2"]
+
+
+def test_maps(tiny_model, tmp_path, capsys):
+    out, table = tmp_path / "new" / "maps.png", tmp_path / "more" / "maps.csv"
+    arguments = [str(tiny_model) if argument == "MODEL" else argument for argument in MAPS]
+    options = ["--size", "16x24", "--map-size", "8x12", "--tokens", "cat,1", "--at-steps", "0,1", "--json"]
+    assert main([*arguments, *options, "--out", str(out), "--csv", str(table)]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert Image.open(out).format == "PNG"
+    assert done["map_size"] == [8, 12] and done["size"] == [16, 24] and done["at_steps"] == [0, 1]
+    words = done["tokens"]
+    assert [(word["token"], word["positions"]) for word in words] == [("cat", [2, 3, 4]), ("a", [1])]
+    rows = pd.read_csv(table)
+    assert len(rows) == 3 * 2 * 8 * 12 and set(rows["step"]) == {"mean", "0", "1"}
+    peak = rows[(rows["step"] == "mean") & (rows["token"] == "cat")].sort_values("attention").iloc[-1]
+    assert [peak["row"], peak["column"]] == words[0]["max_at"] and peak["attention"] == pytest.approx(words[0]["max"])
+    steps = rows.pivot_table(index=["token", "row", "column"], columns="step", values="attention")
+    assert steps["mean"].to_numpy() == pytest.approx(((steps["0"] + steps["1"]) / 2).to_numpy())
+
+
+def test_maps_of_every_word_by_default(tiny_model, tmp_path, capsys):
+    out = tmp_path / "maps.png"
+    arguments = [str(tiny_model) if argument == "MODEL" else argument for argument in MAPS]
+    assert main([*arguments, "--out", str(out)]) == 0
+    assert str(out) in capsys.readouterr().out and Image.open(out).width > 800
+
+
 def test_info(capsys):
     assert main(["info", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -109,7 +137,7 @@ def test_info(capsys):
     assert "transformers" in out and "256" in out
 
 
-@pytest.mark.parametrize("command", ["profile", "generate", "info"])
+@pytest.mark.parametrize("command", ["profile", "generate", "maps", "info"])
 def test_help_has_an_example(command, capsys):
     assert main([command, "--help"]) == 0
     out = capsys.readouterr().out
@@ -151,6 +179,17 @@ PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MO
         ([*GENERATE, "--out", "picture.docx"], "picture format"),
         ([*GENERATE, "--out", "FILE/below/a.png"], "cannot be written to"),
         ([*GENERATE, "--out", "FOLDER.png"], "is a folder"),
+        (["maps"], "--prompt"),
+        ([*MAPS, "--tokens", "dog"], "'dog' is not in the prompt 'a cat', whose words are 'a', 'cat'"),
+        ([*MAPS, "--tokens", "99"], "position 99 is not in the text"),
+        ([*MAPS, "--tokens", ","], "--tokens ','"),
+        ([*MAPS, "--map-size", "big"], "--map-size 'big'"),
+        ([*MAPS, "--map-size", "5"], "size=(5, 5): no cross-attention layer of that size was called"),
+        ([*MAPS, "--at-steps", "2"], "--at-steps '2': give steps from 0 to 1"),
+        ([*MAPS, "--at-steps", "-1"], "--at-steps '-1'"),
+        ([*MAPS, "--csv", "maps.txt"], "--csv 'maps.txt': the name must end in .csv"),
+        ([*MAPS, "--csv", "FILE/below/maps.csv"], "--csv 'FILE/below' cannot be written to"),
+        ([*MAPS, "--out", "maps.txt"], "picture format"),
         (["render"], "render"),
         (["info", "--jsn"], "--jsn"),
     ],

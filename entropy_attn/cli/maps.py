@@ -1,0 +1,173 @@
+"""`entropy-attn maps`: one picture, and where it attends to each word of its prompt."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import options
+
+EXAMPLE = (
+    "Examples:\n\n"
+    '  entropy-attn maps --prompt "a red circle and a blue square" --out maps.png\n\n'
+    '  entropy-attn maps --prompt "a red circle and a blue square" --tokens circle,square --map-size 16 '
+    "--at-steps 0,8,24 --csv maps.csv\n"
+)
+
+
+def maps(
+    prompt: Annotated[str, typer.Option(help="What to draw.")],
+    out: Annotated[Path, typer.Option(help="File to write; its folder is made if missing.")] = Path("maps.png"),
+    model: Annotated[str, typer.Option(help=options.MODEL_HELP)] = "shapes",
+    size: Annotated[str | None, typer.Option(help=f"{options.SIZE_HELP}; by default the training size.")] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(help="Words of the prompt or positions in it (0 is the start mark), by commas; by default all."),
+    ] = None,
+    map_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Layers to average, by their ROWSxCOLUMNS in tokens; by default the finest for shapes, else the most "
+            "common size."
+        ),
+    ] = None,
+    at_steps: Annotated[
+        str | None, typer.Option(help="Denoising steps, from 0, to show in rows below the mean, by commas.")
+    ] = None,
+    scale: Annotated[str, typer.Option(help=f"{options.SCALE_HELP}.")] = "logn",
+    seed: Annotated[int, typer.Option(help="Seed of the starting noise.")] = 0,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance; by default 4 for shapes, else the pipeline's own.")
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the maps' numbers to this .csv file too.")] = None,
+    device: Annotated[str, typer.Option(help=options.DEVICE_HELP)] = "auto",
+    dtype: Annotated[str, typer.Option(help=", ".join(options.DTYPES) + ".")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+) -> None:
+    with options.refusals():
+        policy = options.parse_scale(scale)
+        wanted = None if size is None else options.parse_size(size)
+        chosen = None if tokens is None else _tokens(tokens)
+        cells = None if map_size is None else options.parse_size(map_size, "--map-size")
+        options.check_prompts([prompt])
+        options.check_at_least("--seed", seed, 0)
+        options.check_at_least("--steps", steps, 1)
+        options.check_at_least("--guidance-scale", guidance_scale, 0)
+        rows = [] if at_steps is None else _steps(at_steps, steps)
+        options.output_picture(out)
+        if csv is not None:
+            options.output_table(csv)
+        guidance_scale = options.guidance(model, guidance_scale)
+        pipe, running_on = options.load(model, device, dtype)
+
+        from ..map_files import save_maps
+        from ..map_recorder import MapRecorder
+        from ..map_sheet import map_sheet
+        from ..pipelines import check_size, sample, train_size
+
+        wanted = wanted or train_size(pipe)
+        check_size(pipe, wanted)
+        if cells is None and model == "shapes":  # whose objects are a few tokens wide
+            cells = wanted[0] // pipe.vae_scale_factor, wanted[1] // pipe.vae_scale_factor
+        mean, apart = MapRecorder(chosen, cells), MapRecorder(chosen, cells, steps=rows or None)
+        start = time.perf_counter()
+        (picture,) = _with_progress(
+            steps,
+            lambda on_step: sample(
+                pipe,
+                [prompt],
+                size=wanted,
+                scale=policy,
+                seed=seed,
+                steps=steps,
+                guidance_scale=guidance_scale,
+                record=[mean, apart] if rows else mean,
+                on_step=on_step,
+            ),
+        )
+        seconds = time.perf_counter() - start
+        # Every number leaves the device here
+        by_step = {None: mean.maps().cpu(), **{step: apart.maps(step).cpu() for step in rows}}
+        names = {step: f"mean of {steps} steps" if step is None else f"step {step}" for step in by_step}
+        figure = map_sheet(
+            picture,
+            {names[step]: found[0, 0] for step, found in by_step.items()},
+            mean.tokens,
+            prompt,
+            subtitle=_caption(mean, model, wanted, seed, steps),
+        )
+        figure.savefig(out, dpi=150)
+        if csv is not None:
+            arrays = {step: found.numpy() for step, found in by_step.items()}
+            save_maps(csv, arrays, mean.branch_names, (mean.tokens,))
+    if as_json:
+        done = {
+            **running_on,
+            "prompt": prompt,
+            "size": list(wanted),
+            "map_size": list(mean.map_size),
+            "layers": list(mean.layers),
+            "tokens": _summary(mean, by_step[None][0, 0]),
+            "at_steps": rows,
+            "scale": repr(policy),
+            "seed": seed,
+            "steps": steps,
+            "guidance_scale": guidance_scale,
+            "seconds": seconds,
+            "out": str(out),
+            "csv": None if csv is None else str(csv),
+        }
+        print(json.dumps(done, indent=2))
+    else:
+        files = " and ".join(str(path.resolve()) for path in (out, csv) if path is not None)
+        print(f"Written to {files} ({seconds:.1f} s)")
+
+
+maps.__doc__ = f"Draw where the picture attends to each word of its prompt.\n\n{EXAMPLE}"
+
+
+def _tokens(text: str) -> list[str | int]:
+    return [int(part) if part.isdecimal() else part for part in options.parse_list("--tokens", text)]
+
+
+def _steps(text: str, count: int) -> list[int]:
+    parts = options.parse_list("--at-steps", text)
+    if not all(part.isdecimal() and int(part) < count for part in parts):
+        raise ValueError(f"--at-steps {text!r}: give steps from 0 to {count - 1}, such as 0,{count - 1}")
+    return [int(part) for part in parts]
+
+
+def _with_progress(steps: int, run: Callable[[Callable[[], None]], Any]) -> Any:
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    # Only where it can be wiped away again: a refusal is one line.
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("denoising", total=steps)
+        return run(lambda: progress.update(task, advance=1))
+
+
+def _caption(recorder: Any, model: str, size: options.Size, seed: int, steps: int) -> str:
+    rows, columns = recorder.map_size
+    return (
+        f"{Path(model).name or model}, {size[0]}x{size[1]} px, {steps} steps, seed {seed}; cross-attention of the "
+        f"{len(recorder.layers)} layers of {rows}x{columns} tokens, mean over heads"
+    )
+
+
+def _summary(recorder: Any, found: Any) -> list[dict[str, Any]]:
+    """Of each word: its mean and highest attention, and where in the map the highest is."""
+    words = []
+    for label, positions, values in zip(recorder.tokens, recorder.positions, found, strict=True):
+        row, column = divmod(int(values.argmax()), values.shape[-1])
+        entry = {"token": label, "positions": list(positions), "mean": float(values.mean())}
+        words.append({**entry, "max": float(values.max()), "max_at": [row, column]})
+    return words

@@ -1,0 +1,64 @@
+"""Hearing which prompts a pipeline is given, undone without a trace."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+_METHOD = "encode_prompt"
+
+
+def listen(pipe: DiffusionPipeline, tell: Callable[[list[str] | None], None]) -> None:
+    """From now on `tell(prompts)` is called before `pipe` encodes its prompts; None where it is given embeddings."""
+    if hasattr(type(pipe), _METHOD):
+        setattr(pipe, _METHOD, _Listener(pipe, tell))
+
+
+def unlisten(pipe: DiffusionPipeline) -> None:
+    """Undo `listen`; does nothing to a pipeline that is not listened to."""
+    listener = pipe.__dict__.get(_METHOD)
+    if isinstance(listener, _Listener):
+        delattr(pipe, _METHOD)
+        if listener.previous is not None:
+            setattr(pipe, _METHOD, listener.previous)
+
+
+class _Listener:
+    """Stands in for one pipeline's `encode_prompt`."""
+
+    def __init__(self, pipe: DiffusionPipeline, tell: Callable[[list[str] | None], None]):
+        self.pipe = weakref.ref(pipe)  # the pipeline holds this object
+        self.tell = tell
+        self.previous = pipe.__dict__.get(_METHOD)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        pipe = self.pipe()
+        encode = self.previous or MethodType(getattr(type(pipe), _METHOD), pipe)
+        given = inspect.signature(encode).bind(*args, **kwargs).arguments
+        self.tell(_prompts(pipe, given.get("prompt")))
+        return encode(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        # Copies of the pipeline are not listened to; the copy is known by now, for this is one of its attributes.
+        copied = memo[id(self.pipe())]
+        return MethodType(getattr(type(copied), _METHOD), copied)
+
+
+def _prompts(pipe: DiffusionPipeline, prompt: str | list[str] | None) -> list[str] | None:
+    """As they are tokenised: a textual inversion of several vectors is several words then."""
+    if prompt is None:
+        return None
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    expand = getattr(pipe, "maybe_convert_prompt", None)
+    tokenizer = tokenizer_of(pipe)
+    return expand(prompts, tokenizer) if expand is not None and tokenizer is not None else prompts
+
+
+def tokenizer_of(pipe: DiffusionPipeline | None) -> Any | None:
+    """The pipeline's tokenizer. The two of SDXL give the same tokens; its refiner has the second alone."""
+    return getattr(pipe, "tokenizer", None) or getattr(pipe, "tokenizer_2", None)

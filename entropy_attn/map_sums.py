@@ -1,0 +1,77 @@
+"""Running sums of maps by size and step, and the choice of the size. Nothing here waits for the device."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+
+Size = tuple[int, int]  # rows, columns
+
+
+@dataclass
+class _Sum:
+    """Maps added up, (branches, pictures, tokens of the picture, text positions), and how many they were."""
+
+    total: torch.Tensor
+    calls: int = 0
+
+
+class MapSums:
+    """One sum a size, or a size and step where `apart`; `size=None` chooses a size once the first step was seen.
+
+    Of the sizes that most layers have, that is the one nearest to a quarter of the latent's sides.
+    """
+
+    def __init__(self, size: Size | None, apart: bool):
+        self.apart = apart
+        self.held: dict[tuple[Size, int | None], _Sum] = {}
+        self.layers: dict[Size, set[str]] = defaultdict(set)  # all that were called, whether wanted or not
+        self._settled = size
+        self._first_step: int | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.held)
+
+    def wants(self, layer: str, size: Size, step: int, latent_size: Size) -> bool:
+        """Whether a call of this layer is to be added."""
+        if self._first_step is None:
+            self._first_step = step
+        if self._settled is None and self.layers and step != self._first_step:
+            self._settled = self.size(latent_size)
+            self.held = {key: held for key, held in self.held.items() if key[0] == self._settled}
+        self.layers[size].add(layer)
+        return self._settled in (None, size)
+
+    def add(self, size: Size, step: int, maps: torch.Tensor) -> None:
+        key = (size, step if self.apart else None)
+        if key not in self.held:
+            with torch.inference_mode(False):  # or a later generation outside of it could not be added
+                self.held[key] = _Sum(torch.zeros(maps.shape, dtype=torch.float32, device=maps.device))
+        held = self.held[key]
+        held.total.add_(maps.to(held.total.device, non_blocking=True))
+        held.calls += 1
+
+    def size(self, latent_size: Size) -> Size:
+        """The size whose maps are read."""
+        if self._settled is not None:
+            return self._settled
+        most = max(len(layers) for layers in self.layers.values())
+        sizes = [size for size, layers in self.layers.items() if len(layers) == most]
+        return min(sizes, key=lambda size: abs(math.log(16 * math.prod(size) / math.prod(latent_size))))
+
+    def steps(self, size: Size) -> tuple[int, ...]:
+        """The steps that are kept apart."""
+        return tuple(sorted(step for at, step in self.held if at == size and step is not None))
+
+    def mean(self, size: Size, step: int | None) -> torch.Tensor:
+        """Over all calls of this size; of one step where that is given."""
+        if step is not None and not self.apart:
+            raise ValueError(f"step={step!r}: steps were not kept apart; give MapRecorder(steps=...)")
+        found = [held for (at, own), held in self.held.items() if at == size and step in (None, own)]
+        if not found:
+            raise ValueError(f"step={step!r}: recorded were {', '.join(map(str, self.steps(size)))}")
+        total = found[0].total if len(found) == 1 else torch.stack([held.total for held in found]).sum(0)
+        return total / sum(held.calls for held in found)

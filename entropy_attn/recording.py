@@ -1,0 +1,59 @@
+"""What a recorder is to the router: it says what it wants of a call, and is handed that. Nothing here measures."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+
+from .scale import CallInfo
+
+# "entropy" is (batch, heads, queries); a range (start, stop) of keys is its map, (batch, queries, stop - start).
+Wish = Literal["entropy"] | tuple[int, int] | None
+
+
+class Recorder:
+    """Base of what `apply(record=...)` takes.
+
+    branches: names of the equal parts that the denoiser's batch consists of, in order; None asks the pipeline.
+    """
+
+    def __init__(self, branches: tuple[str, ...] | None):
+        if branches is not None:
+            if isinstance(branches, str) or not all(isinstance(name, str) for name in branches):
+                raise TypeError(f"branches={branches!r}: a tuple of names or None is needed")
+            branches = tuple(branches)
+            if not branches or len(set(branches)) < len(branches):
+                raise ValueError(f"branches={branches!r}: at least one name, each once, is needed")
+        self.branches = branches
+
+    def attach(self, tokenizer: Any | None) -> None:
+        """Routing begins. `tokenizer` is the pipeline's; a denoiser alone has none."""
+
+    def begin(self, prompts: list[str] | None) -> None:
+        """A generation begins; None for prompts that the pipeline was not given as text."""
+
+    def wants(self, info: CallInfo, latent_size: tuple[int, int]) -> Wish:
+        """What is to be measured in this call."""
+        raise NotImplementedError
+
+    def record(
+        self,
+        info: CallInfo,
+        scale: float | torch.Tensor,
+        measured: torch.Tensor,
+        branches: tuple[str, ...],
+        latent_size: tuple[int, int],
+    ) -> None:
+        """Take in what was wanted. `branches` is the pipeline's naming of the batch."""
+        raise NotImplementedError
+
+    def _parts(self, info: CallInfo, batch: int, branches: tuple[str, ...]) -> tuple[str, ...]:
+        """Names of the parts of this batch, which they divide."""
+        branches = self.branches or branches
+        if batch % len(branches):
+            raise ValueError(
+                f"layer {info.layer!r} was called with a batch of {batch}, which is not {len(branches)} equal parts "
+                f"{branches}: give {type(self).__name__}(branches=...) the parts it has, ('all',) for a single one"
+            )
+        return branches
