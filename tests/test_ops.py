@@ -127,7 +127,7 @@ def test_auto_is_torch_on_the_cpu(monkeypatch):
     ids=str,
 )
 @pytest.mark.parametrize(
-    "options", [{}, {"is_causal": True}, {"scale": 0.2}, {"attn_mask": torch.randn(5, 7)}], ids=str
+    "options", [{}, {"is_causal": True}, {"scale": 0.2}, {"attn_mask": torch.randn(5, 7)}], ids=lambda o: "".join(o)
 )
 def test_the_drop_in_equals_torch(shapes, options):
     q, k, v = (torch.randn(s) for s in shapes)

@@ -26,7 +26,7 @@ BOOL_MASK = torch.rand(33, 47, generator=torch.Generator().manual_seed(1)) > 0.3
         {"attn_mask": BOOL_MASK},
         {"attn_mask": torch.randn(4, 1, 47, dtype=torch.float64)},
     ],
-    ids=str,
+    ids=lambda options: "".join(options),
 )
 def test_out_equals_torch_in_float64(options):
     q, k, v = make_qkv(head_dim_v=24, dtype=torch.float64)
