@@ -11,6 +11,8 @@ import torch
 
 from entropy_attn.kernels.configs import INTERPRETER, MAX_CHUNKS, MAX_HEAD_DIM, TARGETS, head_dim_chunks
 
+ALL_CHUNKS = 2**MAX_CHUNKS - 1
+
 
 @dataclass(frozen=True)
 class TileConfig:
@@ -21,12 +23,17 @@ class TileConfig:
     num_warps: int
     num_stages: int
     max_chunk: int = MAX_HEAD_DIM  # the widest power of two in which a head dim is held
+    by_chunk: bool = False  # a launch for each chunk of the result: scores once more, for fewer accumulators
     max_registers: int | None = None  # NVIDIA: keeps the assembler from its occasional collapse to 32 registers
 
     def chunks(self, head_dim: int) -> tuple[int, int, int]:
         """The widths in which the kernel holds a head dim; 0 for a chunk it does not need."""
         chunks = head_dim_chunks(head_dim, self.max_chunk)
         return (*chunks, *(0,) * (MAX_CHUNKS - len(chunks)))
+
+    def launches(self, head_dim: int) -> list[int]:
+        """The chunks of a result that each launch sums, as bits."""
+        return [1 << i for i, width in enumerate(self.chunks(head_dim)) if width] if self.by_chunk else [ALL_CHUNKS]
 
 
 @dataclass(frozen=True)
