@@ -45,12 +45,55 @@ class BackwardConfig:
     separate: bool = False  # dK and dV by programs of their own: scores once more, but half of the accumulators
 
 
+# Rows are (largest width served, block_m, block_n, num_warps, num_stages, widest chunk, how); a width is the sum of a
+# head dim's chunks, of the wider one where value's differs. How: dK and dV TOGETHER, APART, or each BY_CHUNK.
+TOGETHER, APART, BY_CHUNK = range(3)
+_Row = tuple[int, int, int, int, int, int, int]
+_QUERY: dict[str, list[_Row]] = {}
+_KEY: dict[str, list[_Row]] = {}
+# A tile of the mask or of the map's gradient needs registers as well.
+_QUERY_MASKED: dict[str, list[_Row]] = {}
+_KEY_MASKED: dict[str, list[_Row]] = {}
+# Exact float32 products run on the plain FMA units of NVIDIA GPUs, which want small tiles; AMD has matrix units.
+_FLOAT32_NVIDIA: tuple[list[_Row], list[_Row]] = ([], [])
+_FLOAT32_AMD: tuple[list[_Row], list[_Row]] = ([], [])
+
+
 def backward_config(
     target: str, head_dim: int, head_dim_v: int, dtype: torch.dtype, *, has_mask: bool = False, has_map: bool = False
 ) -> BackwardConfig:
-    """The table's configuration for a call that ``support.backward_unsupported`` lets pass."""
+    """The table's configuration for a call that ``support.backward_unsupported`` lets pass.
+
+    Every row serves causal calls, any gradients and any scale.
+    """
     if target == INTERPRETER:
         return BackwardConfig(TileConfig(64, 64, 4, 1), TileConfig(64, 64, 4, 1))
+    width = max(sum(head_dim_chunks(head_dim)), sum(head_dim_chunks(head_dim_v)))
+    rows = (_row(rows, width) for rows in _tables(target, dtype, has_mask or has_map))
+    query, key = rows
+    return BackwardConfig(_tiles(target, query), _tiles(target, key), separate=key[-1] == APART)
+
+
+def widest(target: str, dtype: torch.dtype, *, has_mask: bool = False, has_map: bool = False) -> int:
+    """The widest head dim that the table has a row for."""
+    if target == INTERPRETER:
+        return MAX_HEAD_DIM
+    return min(rows[-1][0] for rows in _tables(target, dtype, has_mask or has_map))
+
+
+def _tables(target: str, dtype: torch.dtype, masked: bool) -> tuple[list[_Row], list[_Row]]:
     if target not in TARGETS:
         raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {target!r}")
-    raise NotImplementedError
+    if dtype == torch.float32:
+        return _FLOAT32_AMD if target.startswith("gfx") else _FLOAT32_NVIDIA
+    return (_QUERY_MASKED[target], _KEY_MASKED[target]) if masked else (_QUERY[target], _KEY[target])
+
+
+def _row(rows: list[_Row], width: int) -> _Row:
+    return next(row for row in rows if width <= row[0])
+
+
+def _tiles(target: str, row: _Row) -> TileConfig:
+    _, block_m, block_n, num_warps, num_stages, max_chunk, how = row
+    max_registers = None if target.startswith("gfx") else 255
+    return TileConfig(block_m, block_n, num_warps, num_stages, max_chunk, how == BY_CHUNK, max_registers)

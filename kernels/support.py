@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from entropy_attn.kernels.configs import INTERPRETER, MAX_HEAD_DIM, MIN_HEAD_DIM
+from entropy_attn.kernels.configs_backward import widest
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_PROGRAMS = 2**31 - 1
@@ -89,6 +90,20 @@ def unsupported_reasons(
             'or impl="sdpa"'
         )
     return reasons
+
+
+def backward_unsupported(
+    target: str, head_dim: int, head_dim_v: int, dtype: torch.dtype, *, has_mask: bool = False, has_map: bool = False
+) -> list[str]:
+    """Every reason why the backward kernels cannot serve a call that the forward serves; empty where they can."""
+    limit = widest(target, dtype, has_mask=has_mask, has_map=has_map)
+    options = [name for name, asked in (("a mask", has_mask), ("a gradient of the map", has_map)) if asked]
+    call = f"{dtype} on {target}" + (f" with {' and '.join(options)}" if options else "")
+    return [
+        f"head_dim {dim} of {name} is beyond {limit}, the widest that the backward kernels hold in registers for {call}"
+        for name, dim in (("query and key", head_dim), ("value", head_dim_v))
+        if dim > limit
+    ]
 
 
 def _environment_reasons(query: Tensor) -> list[str]:
