@@ -17,6 +17,7 @@ from entropy_attn.kernels.configs_backward import BackwardConfig, TileConfig
 from ..oracle import make_qkv as make_qkv_on
 from ..oracle_gradients import GRADS, assert_gradients_match, gradients, random_gradients, reference_outputs
 from .calls import DEVICE, DTYPES
+from .test_addresses import spread
 
 make_qkv = functools.partial(make_qkv_on, device=DEVICE)
 SMALL = BackwardConfig(TileConfig(32, 16, 4, 1), TileConfig(32, 32, 4, 1))
@@ -179,6 +180,13 @@ def test_any_strides_of_the_gradients():
     ):
         changed = {n: change(t) if isinstance(t, Tensor) else t for n, t in grads.items()}
         assert_gradients_match(backward(q, k, v, changed), q, k, v, changed)
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="the card has tests/gpu for this")
+@pytest.mark.parametrize("strides", [(2**31 + 8, 16 * 40, 16, 1), (3, 1, 7, 2**28 + 1)], ids=["batch", "column"])
+def test_large_strides(strides):
+    calls = (spread(t, strides) for t in make_qkv(2, 2, 40, 40, 16, dtype=torch.float16))
+    check(*calls)
 
 
 def test_the_scores_gradient_fits_into_float16():
