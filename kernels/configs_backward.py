@@ -49,14 +49,104 @@ class BackwardConfig:
 # head dim's chunks, of the wider one where value's differs. How: dK and dV TOGETHER, APART, or each BY_CHUNK.
 TOGETHER, APART, BY_CHUNK = range(3)
 _Row = tuple[int, int, int, int, int, int, int]
-_QUERY: dict[str, list[_Row]] = {}
-_KEY: dict[str, list[_Row]] = {}
+_QUERY: dict[str, list[_Row]] = {
+    "sm_80": [
+        (64, 128, 64, 8, 2, 256, TOGETHER),
+        (96, 128, 32, 8, 2, 64, TOGETHER),
+        (112, 128, 16, 8, 2, 64, TOGETHER),
+        (128, 128, 32, 8, 2, 64, TOGETHER),
+        (192, 128, 16, 8, 2, 64, TOGETHER),
+        (256, 32, 32, 8, 1, 128, BY_CHUNK),
+    ],
+    "sm_89": [
+        (64, 128, 64, 8, 2, 256, TOGETHER),
+        (96, 128, 32, 8, 2, 64, TOGETHER),
+        (112, 128, 16, 8, 2, 64, TOGETHER),
+        (128, 128, 32, 8, 2, 64, TOGETHER),
+        (192, 64, 16, 8, 2, 64, TOGETHER),
+        (256, 32, 32, 8, 1, 128, BY_CHUNK),
+    ],
+    "sm_90": [(128, 128, 64, 8, 2, 128, TOGETHER), (256, 128, 32, 8, 2, 128, BY_CHUNK)],
+    "sm_100": [
+        (64, 128, 64, 8, 2, 128, TOGETHER),
+        (128, 64, 64, 8, 2, 128, TOGETHER),
+        (256, 64, 32, 8, 2, 128, TOGETHER),
+    ],
+    "sm_120": [
+        (64, 128, 64, 8, 2, 256, TOGETHER),
+        (96, 128, 32, 8, 2, 64, TOGETHER),
+        (112, 128, 16, 8, 2, 64, TOGETHER),
+        (128, 128, 32, 8, 2, 64, TOGETHER),
+        (192, 64, 16, 8, 2, 64, TOGETHER),
+        (256, 32, 32, 8, 1, 128, BY_CHUNK),
+    ],
+    "gfx942": [(64, 64, 32, 4, 1, 128, TOGETHER), (256, 32, 32, 4, 1, 128, TOGETHER)],
+}
+_KEY: dict[str, list[_Row]] = {
+    "sm_80": [
+        (64, 32, 128, 8, 2, 64, TOGETHER),
+        (96, 16, 128, 8, 2, 64, TOGETHER),
+        (112, 16, 64, 8, 1, 64, APART),
+        (128, 16, 128, 8, 2, 64, TOGETHER),
+        (192, 16, 64, 8, 1, 64, BY_CHUNK),
+    ],
+    "sm_89": [
+        (64, 32, 128, 8, 2, 64, TOGETHER),
+        (96, 16, 128, 8, 2, 64, TOGETHER),
+        (112, 16, 64, 8, 1, 64, APART),
+        (128, 16, 128, 8, 2, 64, TOGETHER),
+        (192, 16, 64, 8, 1, 64, BY_CHUNK),
+    ],
+    "sm_90": [
+        (64, 64, 128, 8, 2, 128, TOGETHER),
+        (128, 32, 128, 8, 2, 64, TOGETHER),
+        (192, 32, 128, 8, 2, 64, APART),
+        (256, 32, 128, 8, 2, 128, BY_CHUNK),
+    ],
+    "sm_100": [
+        (64, 64, 128, 8, 2, 128, TOGETHER),
+        (128, 32, 128, 8, 2, 128, TOGETHER),
+        (256, 32, 128, 8, 2, 128, APART),
+    ],
+    "sm_120": [
+        (64, 32, 128, 8, 2, 64, TOGETHER),
+        (96, 16, 128, 8, 2, 64, TOGETHER),
+        (112, 16, 64, 8, 1, 64, APART),
+        (128, 16, 128, 8, 2, 64, TOGETHER),
+        (192, 16, 64, 8, 1, 64, BY_CHUNK),
+    ],
+    "gfx942": [(64, 32, 64, 4, 1, 128, TOGETHER), (256, 32, 32, 4, 1, 128, APART)],
+}
 # A tile of the mask or of the map's gradient needs registers as well.
-_QUERY_MASKED: dict[str, list[_Row]] = {}
-_KEY_MASKED: dict[str, list[_Row]] = {}
+_QUERY_MASKED: dict[str, list[_Row]] = {
+    "sm_80": [(64, 64, 32, 4, 2, 64, TOGETHER), (128, 64, 16, 8, 2, 64, TOGETHER), (256, 64, 16, 8, 1, 128, BY_CHUNK)],
+    "sm_89": [(64, 64, 32, 4, 2, 64, TOGETHER), (128, 64, 16, 8, 2, 64, TOGETHER), (256, 64, 16, 8, 1, 128, BY_CHUNK)],
+    "sm_90": [
+        (64, 64, 32, 4, 2, 128, TOGETHER),
+        (128, 128, 32, 8, 2, 64, TOGETHER),
+        (256, 128, 32, 8, 2, 128, BY_CHUNK),
+    ],
+    "sm_100": [(256, 64, 32, 8, 1, 128, TOGETHER)],
+    "sm_120": [(64, 64, 32, 4, 2, 64, TOGETHER), (128, 64, 16, 8, 2, 64, TOGETHER), (256, 64, 16, 8, 1, 128, BY_CHUNK)],
+    "gfx942": [(256, 32, 32, 4, 1, 128, TOGETHER)],
+}
+_KEY_MASKED: dict[str, list[_Row]] = {
+    "sm_80": [(64, 32, 64, 8, 1, 64, APART), (128, 16, 64, 8, 1, 64, APART)],
+    "sm_89": [(64, 32, 64, 8, 1, 64, APART), (128, 16, 64, 8, 1, 64, APART)],
+    "sm_90": [(64, 32, 128, 8, 2, 128, TOGETHER), (256, 32, 128, 8, 2, 128, BY_CHUNK)],
+    "sm_100": [(256, 32, 64, 8, 1, 128, APART)],
+    "sm_120": [(64, 32, 64, 8, 1, 64, APART), (128, 16, 64, 8, 1, 64, APART)],
+    "gfx942": [(256, 32, 32, 4, 1, 128, APART)],
+}
 # Exact float32 products run on the plain FMA units of NVIDIA GPUs, which want small tiles; AMD has matrix units.
-_FLOAT32_NVIDIA: tuple[list[_Row], list[_Row]] = ([], [])
-_FLOAT32_AMD: tuple[list[_Row], list[_Row]] = ([], [])
+_FLOAT32_NVIDIA: tuple[list[_Row], list[_Row]] = (
+    [(64, 32, 16, 8, 1, 256, TOGETHER), (256, 16, 16, 8, 1, 256, TOGETHER)],
+    [(64, 32, 16, 8, 1, 256, TOGETHER), (256, 16, 16, 8, 1, 256, APART)],
+)
+_FLOAT32_AMD: tuple[list[_Row], list[_Row]] = (
+    [(128, 32, 16, 4, 1, 128, TOGETHER), (256, 16, 16, 4, 1, 128, TOGETHER)],
+    [(128, 32, 16, 4, 1, 128, APART), (256, 16, 16, 4, 1, 128, APART)],
+)
 
 
 def backward_config(
