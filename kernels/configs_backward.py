@@ -80,7 +80,7 @@ _QUERY: dict[str, list[_Row]] = {
         (192, 64, 16, 8, 2, 64, TOGETHER),
         (256, 32, 32, 8, 1, 128, BY_CHUNK),
     ],
-    "gfx942": [(128, 64, 32, 4, 1, 128, TOGETHER), (256, 32, 32, 4, 1, 128, TOGETHER)],
+    "gfx942": [(256, 64, 32, 4, 1, 128, TOGETHER)],
 }
 _KEY: dict[str, list[_Row]] = {
     "sm_80": [
@@ -116,7 +116,10 @@ _KEY: dict[str, list[_Row]] = {
         (128, 16, 128, 8, 2, 64, TOGETHER),
         (192, 16, 64, 8, 1, 64, BY_CHUNK),
     ],
-    "gfx942": [(128, 64, 64, 4, 1, 128, TOGETHER), (256, 32, 32, 4, 1, 128, APART)],
+    "gfx942": [
+        (128, 64, 64, 4, 1, 128, TOGETHER),
+        (256, 32, 64, 4, 1, 128, TOGETHER),
+    ],
 }
 # A tile of the mask or of the map's gradient needs registers as well.
 _QUERY_MASKED: dict[str, list[_Row]] = {
@@ -127,17 +130,21 @@ _QUERY_MASKED: dict[str, list[_Row]] = {
         (128, 128, 32, 8, 2, 64, TOGETHER),
         (256, 128, 32, 8, 2, 128, BY_CHUNK),
     ],
-    "sm_100": [(128, 64, 32, 8, 2, 128, TOGETHER), (256, 64, 32, 8, 1, 128, TOGETHER)],
+    "sm_100": [(128, 64, 32, 8, 2, 128, TOGETHER), (256, 64, 32, 8, 1, 128, BY_CHUNK)],
     "sm_120": [(64, 64, 32, 4, 2, 64, TOGETHER), (128, 64, 16, 8, 2, 64, TOGETHER), (256, 64, 16, 8, 1, 128, BY_CHUNK)],
-    "gfx942": [(128, 64, 32, 4, 1, 128, TOGETHER), (256, 32, 32, 4, 1, 128, TOGETHER)],
+    "gfx942": [(256, 64, 32, 4, 1, 128, TOGETHER)],
 }
 _KEY_MASKED: dict[str, list[_Row]] = {
     "sm_80": [(64, 32, 64, 8, 1, 64, APART), (128, 16, 64, 8, 1, 64, APART), (192, 16, 64, 8, 1, 64, BY_CHUNK)],
     "sm_89": [(64, 32, 64, 8, 1, 64, APART), (128, 16, 64, 8, 1, 64, APART), (192, 16, 64, 8, 1, 64, BY_CHUNK)],
     "sm_90": [(64, 32, 128, 8, 2, 128, TOGETHER), (256, 32, 128, 8, 2, 128, BY_CHUNK)],
-    "sm_100": [(64, 32, 128, 8, 2, 128, TOGETHER), (256, 32, 64, 8, 1, 128, APART)],
+    "sm_100": [
+        (64, 32, 128, 8, 2, 128, TOGETHER),
+        (128, 32, 64, 8, 1, 128, APART),
+        (256, 32, 64, 8, 1, 128, BY_CHUNK),
+    ],
     "sm_120": [(64, 32, 64, 8, 1, 64, APART), (128, 16, 64, 8, 1, 64, APART), (192, 16, 64, 8, 1, 64, BY_CHUNK)],
-    "gfx942": [(64, 64, 64, 4, 1, 128, TOGETHER), (256, 32, 32, 4, 1, 128, APART)],
+    "gfx942": [(128, 64, 64, 4, 1, 128, TOGETHER), (256, 32, 64, 4, 1, 128, APART)],
 }
 # Exact float32 products run on the plain FMA units of NVIDIA GPUs, which want small tiles; AMD has matrix units.
 _FLOAT32_NVIDIA: tuple[list[_Row], list[_Row]] = (

@@ -20,7 +20,7 @@ from .calls import DEVICE, DTYPES
 from .test_addresses import spread
 
 make_qkv = functools.partial(make_qkv_on, device=DEVICE)
-SMALL = BackwardConfig(TileConfig(32, 16, 4, 1), TileConfig(32, 32, 4, 1))
+SMALL = BackwardConfig(TileConfig(32, 16, 4, 1), TileConfig(16, 32, 4, 1))
 
 
 def backward(query: Tensor, key: Tensor, value: Tensor, grads: dict[str, Any], **options: Any) -> tuple:
@@ -120,13 +120,18 @@ def test_masks_in_every_dtype(kind, dtype):
 @pytest.mark.parametrize("low", [-1e4, -1e9, -1e20, torch.finfo(torch.float32).min])
 def test_rows_whose_mask_is_low_everywhere(low):
     """As a user writes an excluded row without infinities: its keys are attended alike, or as the logits leave them."""
-    q, k, v = make_qkv(1, 2, 40, 53, 16)
+    q, k, v = make_qkv(1, 1, 40, 53, 16)
     mask = torch.zeros(40, 53, device=DEVICE)
     mask[:, 7:20] = low
     mask[5:8] = low
-    check(q, k, v, SMALL, attn_mask=mask)
-    uniform = q * 0  # here float64 agrees that such a row is uniform, so the budget is tight
-    check(uniform, k, v, SMALL, attn_mask=mask)
+    check(q, k, v, attn_mask=mask)
+    # With equal logits such a row is uniform in float64 as well, and the budget, which allows for the rounding of an
+    # lse as large as the mask, can be replaced by a tight one.
+    q = q * 0
+    grads = random_gradients(q, k, v, (5, 30))
+    truth = gradients(reference_outputs, torch.float64, q, k, v, grads, None, attn_mask=mask)
+    for actual, expected in zip(backward(q, k, v, grads, attn_mask=mask)[:3], truth, strict=True):
+        assert (actual - expected).abs().max() <= (1e-5 if low < -1e5 else 5e-3) * expected.abs().max()
 
 
 SCALES = [0.0, -0.3, 2.5, torch.tensor(0.2), torch.tensor(0.0), torch.tensor([0.1, -0.5, 0.0, 1.0])]
@@ -159,17 +164,17 @@ def test_chunks_and_tiles(head_dim, head_dim_v, max_chunk, apart):
 
 
 def test_any_strides():
-    packed = torch.randn(2, 40, 3, 4, 24, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    packed = torch.randn(2, 20, 3, 2, 24, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     q, k, v = (t.transpose(1, 2) for t in packed.unbind(2))
     dq, dk, dv, _ = check(q, k, v)
     assert all(t.transpose(1, 2).is_contiguous() for t in (dq, dk, dv))  # as the inputs: undoing a transpose is free
     check(*(t.mT.contiguous().mT for t in (q, k, v)))
     check(q[:, :, ::2], k.flip(2)[:, :, ::3], v.flip(2)[:, :, ::3])
-    check(q, k[:, :1].expand(-1, 4, -1, -1), v)
+    check(q, k[:, :1].expand(-1, 2, -1, -1), v)
 
 
 def test_any_strides_of_the_gradients():
-    q, k, v = make_qkv(2, 2, 35, 50, 24)
+    q, k, v = make_qkv(2, 2, 20, 30, 24)
     grads = random_gradients(q, k, v, (5, 30))
     for change in (
         lambda t: t.mT.contiguous().mT,
