@@ -57,11 +57,13 @@ def _load_chunks(
 def _store_chunks(
     ptr, x0, x1, x2, factor, start, stride_row, seqlen,
     C0: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr,
+    NEED: tl.constexpr,
 ):  # fmt: skip
-    store_rows(ptr, x0 * factor, start, stride_row, 1, seqlen, 0, ROWS, C0, DIM, WIDE)
-    if C1 > 0:
+    if NEED & 1:
+        store_rows(ptr, x0 * factor, start, stride_row, 1, seqlen, 0, ROWS, C0, DIM, WIDE)
+    if NEED & 2 and C1 > 0:
         store_rows(ptr, x1 * factor, start, stride_row, 1, seqlen, C0, ROWS, C1, DIM, WIDE)
-    if C2 > 0:
+    if NEED & 4 and C2 > 0:
         store_rows(ptr, x2 * factor, start, stride_row, 1, seqlen, C0 + C1, ROWS, C2, DIM, WIDE)
 
 
@@ -85,11 +87,13 @@ def _product(a0, a1, a2, b0, b1, b2, C1: tl.constexpr, C2: tl.constexpr):
 
 
 @triton.jit
-def _accumulate(acc0, acc1, acc2, a, b0, b1, b2, C1: tl.constexpr, C2: tl.constexpr):
-    acc0 = tl.dot(a, b0, acc0, input_precision=PRECISION)
-    if C1 > 0:
+def _accumulate(acc0, acc1, acc2, a, b0, b1, b2, C1: tl.constexpr, C2: tl.constexpr, NEED: tl.constexpr):
+    """acc + a b for the chunks whose bit is in NEED."""
+    if NEED & 1:
+        acc0 = tl.dot(a, b0, acc0, input_precision=PRECISION)
+    if NEED & 2 and C1 > 0:
         acc1 = tl.dot(a, b1, acc1, input_precision=PRECISION)
-    if C2 > 0:
+    if NEED & 4 and C2 > 0:
         acc2 = tl.dot(a, b2, acc2, input_precision=PRECISION)
     return acc0, acc1, acc2
 
@@ -358,7 +362,7 @@ def _query_gradient_block(
     if NEED_DSCALE:
         dscale_i += tl.sum(ds * s, 1)
     if NEED_DQ:
-        dq0, dq1, dq2 = _accumulate(dq0, dq1, dq2, ds.to(k0.dtype), k0, k1, k2, D1, D2)
+        dq0, dq1, dq2 = _accumulate(dq0, dq1, dq2, ds.to(k0.dtype), k0, k1, k2, D1, D2, NEED_DQ)
     return dq0, dq1, dq2, dscale_i
 
 
@@ -466,7 +470,7 @@ def attention_backward_query(
     if NEED_DQ:
         dq_ptr += b * in_eights(stride_dqb, STRIDES_IN_EIGHTS) + h * in_eights(stride_dqh, STRIDES_IN_EIGHTS)
         _store_chunks(dq_ptr, dq0, dq1, dq2, factor * LN2 * down, start_m, in_eights(stride_dqm, STRIDES_IN_EIGHTS),
-                      seqlen_q, D0, D1, D2, HEAD_DIM, BLOCK_M, WIDE)  # fmt: skip
+                      seqlen_q, D0, D1, D2, HEAD_DIM, BLOCK_M, WIDE, NEED_DQ)  # fmt: skip
 
 
 @triton.jit
@@ -504,7 +508,8 @@ def _key_gradient_block(
         do0, do1, do2 = _load_chunks(do_ptr, start_m, stride_dom, stride_dod, seqlen_q,
                                      V0, V1, V2, HEAD_DIM_V, BLOCK_M, CHECK, WIDE)  # fmt: skip
         if NEED_DV:
-            dv0, dv1, dv2 = _accumulate(dv0, dv1, dv2, p.to(do0.dtype), do0, do1, do2, V1, V2)
+            dv0, dv1, dv2 = _accumulate(dv0, dv1, dv2, p.to(do0.dtype), do0, do1, do2, V1, V2,
+                                        NEED_DV)  # fmt: skip
         if NEED_DK:
             dp = _product(v0, v1, v2, do0, do1, do2, V1, V2)
     if NEED_DK:
@@ -517,7 +522,7 @@ def _key_gradient_block(
             dmap = _load_map_tile(map_ptr, start_m, start_n, map_start, map_stop, stride_map_m, stride_map_n, seqlen_q,
                                   BLOCK_M, BLOCK_N, True, WIDE)  # fmt: skip
         ds = _score_gradient(p, x, dp, delta, g_i, dmap, up, up_map, HAS_DO, HAS_ENTROPY, HAS_MAP, SCALED, True)
-        dk0, dk1, dk2 = _accumulate(dk0, dk1, dk2, ds.to(q0.dtype), q0, q1, q2, D1, D2)
+        dk0, dk1, dk2 = _accumulate(dk0, dk1, dk2, ds.to(q0.dtype), q0, q1, q2, D1, D2, NEED_DK)
     return dk0, dk1, dk2, dv0, dv1, dv2
 
 
@@ -629,10 +634,10 @@ def attention_backward_key(
                 dk0, dk1, dk2, dv0, dv1, dv2 = _key_gradient_block(
                     k0, k1, k2, v0, v1, v2, dk0, dk1, dk2, dv0, dv1, dv2, q_h, do_h, map_ptr, mask_h,
                     lse_log2_ptr + off_row, log2_l_h, delta_ptr + off_row, g_h, factor, up_h, up_map, start_m, start_n,
-                    stride_qm, stride_qd, stride_dom, stride_dod, stride_map_m, stride_map_n, stride_mask_m, stride_mask_n,
-                    seqlen_q, seqlen_k, map_start, map_stop,
-                    HEAD_DIM, D0, D1, D2, HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, False,
-                    RESCALE or SCALE_TENSOR, HAS_DO, HAS_ENTROPY, True, NEED_DK, NEED_DV, WIDE,
+                    stride_qm, stride_qd, stride_dom, stride_dod, stride_map_m, stride_map_n, stride_mask_m,
+                    stride_mask_n, seqlen_q, seqlen_k, map_start, map_stop,
+                    HEAD_DIM, D0, D1, D2, HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL,
+                    False, RESCALE or SCALE_TENSOR, HAS_DO, HAS_ENTROPY, True, NEED_DK, NEED_DV, WIDE,
                 )  # fmt: skip
         for i in tl.range(0, full - first + end_m - end_full, BLOCK_M, num_stages=TAIL_STAGES):
             start_m = i + tl.where(i < full - first, first, end_full - full + first)
@@ -648,9 +653,9 @@ def attention_backward_key(
     if NEED_DK:
         dk_ptr += b * in_eights(stride_dkb, STRIDES_IN_EIGHTS) + h_kv * in_eights(stride_dkh, STRIDES_IN_EIGHTS)
         _store_chunks(dk_ptr, dk0, dk1, dk2, scale * down, start_n, in_eights(stride_dkn, STRIDES_IN_EIGHTS),
-                      seqlen_k, D0, D1, D2, HEAD_DIM, BLOCK_N, WIDE)  # fmt: skip
+                      seqlen_k, D0, D1, D2, HEAD_DIM, BLOCK_N, WIDE, NEED_DK)  # fmt: skip
     if NEED_DV:
         dv_ptr += b * in_eights(stride_dvb, STRIDES_IN_EIGHTS) + h_kv * in_eights(stride_dvh, STRIDES_IN_EIGHTS)
         _store_chunks(dv_ptr, dv0, dv1, dv2, UNSHIFT if RESCALE else 1.0, start_n,
                       in_eights(stride_dvn, STRIDES_IN_EIGHTS),
-                      seqlen_k, V0, V1, V2, HEAD_DIM_V, BLOCK_N, WIDE)  # fmt: skip
+                      seqlen_k, V0, V1, V2, HEAD_DIM_V, BLOCK_N, WIDE, NEED_DV)  # fmt: skip

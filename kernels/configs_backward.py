@@ -11,6 +11,8 @@ import torch
 
 from entropy_attn.kernels.configs import INTERPRETER, MAX_CHUNKS, MAX_HEAD_DIM, TARGETS, head_dim_chunks
 
+ALL_CHUNKS = 2**MAX_CHUNKS - 1
+
 
 @dataclass(frozen=True)
 class TileConfig:
@@ -21,12 +23,17 @@ class TileConfig:
     num_warps: int
     num_stages: int
     max_chunk: int = MAX_HEAD_DIM  # the widest power of two in which a head dim is held
+    by_chunk: bool = False  # a launch for each chunk of the result: scores once more, for fewer accumulators
     max_registers: int | None = None  # NVIDIA: keeps the assembler from its occasional collapse to 32 registers
 
     def chunks(self, head_dim: int) -> tuple[int, int, int]:
         """The widths in which the kernel holds a head dim; 0 for a chunk it does not need."""
         chunks = head_dim_chunks(head_dim, self.max_chunk)
         return (*chunks, *(0,) * (MAX_CHUNKS - len(chunks)))
+
+    def launches(self, head_dim: int) -> list[int]:
+        """The chunks of a result that each launch sums, as bits."""
+        return [1 << i for i, width in enumerate(self.chunks(head_dim)) if width] if self.by_chunk else [ALL_CHUNKS]
 
 
 @dataclass(frozen=True)
@@ -38,12 +45,153 @@ class BackwardConfig:
     separate: bool = False  # dK and dV by programs of their own: scores once more, but half of the accumulators
 
 
+# Rows are (largest width served, block_m, block_n, num_warps, num_stages, widest chunk, how); a width is the sum of a
+# head dim's chunks, of the wider one where value's differs. How: dK and dV TOGETHER, APART, or each BY_CHUNK.
+TOGETHER, APART, BY_CHUNK = range(3)
+_Row = tuple[int, int, int, int, int, int, int]
+_QUERY: dict[str, list[_Row]] = {
+    "sm_80": [
+        (64, 128, 64, 8, 2, 256, TOGETHER),
+        (96, 128, 32, 8, 2, 64, TOGETHER),
+        (112, 128, 16, 8, 2, 64, TOGETHER),
+        (128, 128, 32, 8, 2, 64, TOGETHER),
+        (192, 128, 16, 8, 2, 64, TOGETHER),
+        (256, 32, 32, 8, 1, 128, BY_CHUNK),
+    ],
+    "sm_89": [
+        (64, 128, 64, 8, 2, 256, TOGETHER),
+        (96, 128, 32, 8, 2, 64, TOGETHER),
+        (112, 128, 16, 8, 2, 64, TOGETHER),
+        (128, 128, 32, 8, 2, 64, TOGETHER),
+        (192, 64, 16, 8, 2, 64, TOGETHER),
+        (256, 32, 32, 8, 1, 128, BY_CHUNK),
+    ],
+    "sm_90": [(128, 128, 64, 8, 2, 128, TOGETHER), (256, 128, 32, 8, 2, 128, BY_CHUNK)],
+    "sm_100": [
+        (64, 128, 64, 8, 2, 128, TOGETHER),
+        (128, 64, 64, 8, 2, 128, TOGETHER),
+        (256, 64, 32, 8, 2, 128, TOGETHER),
+    ],
+    "sm_120": [
+        (64, 128, 64, 8, 2, 256, TOGETHER),
+        (96, 128, 32, 8, 2, 64, TOGETHER),
+        (112, 128, 16, 8, 2, 64, TOGETHER),
+        (128, 128, 32, 8, 2, 64, TOGETHER),
+        (192, 64, 16, 8, 2, 64, TOGETHER),
+        (256, 32, 32, 8, 1, 128, BY_CHUNK),
+    ],
+    "gfx942": [(256, 64, 32, 4, 1, 128, TOGETHER)],
+}
+_KEY: dict[str, list[_Row]] = {
+    "sm_80": [
+        (64, 32, 128, 8, 2, 64, TOGETHER),
+        (96, 16, 128, 8, 2, 64, TOGETHER),
+        (112, 16, 64, 8, 1, 64, APART),
+        (128, 16, 128, 8, 2, 64, TOGETHER),
+        (192, 16, 64, 8, 1, 64, BY_CHUNK),
+        (256, 16, 128, 8, 1, 128, BY_CHUNK),
+    ],
+    "sm_89": [
+        (64, 32, 128, 8, 2, 64, TOGETHER),
+        (96, 16, 128, 8, 2, 64, TOGETHER),
+        (112, 16, 64, 8, 1, 64, APART),
+        (128, 16, 128, 8, 2, 64, TOGETHER),
+        (192, 16, 64, 8, 1, 64, BY_CHUNK),
+    ],
+    "sm_90": [
+        (64, 64, 128, 8, 2, 128, TOGETHER),
+        (128, 32, 128, 8, 2, 64, TOGETHER),
+        (192, 32, 128, 8, 2, 64, APART),
+        (256, 32, 128, 8, 2, 128, BY_CHUNK),
+    ],
+    "sm_100": [
+        (64, 64, 128, 8, 2, 128, TOGETHER),
+        (128, 32, 128, 8, 2, 128, TOGETHER),
+        (256, 32, 128, 8, 2, 128, APART),
+    ],
+    "sm_120": [
+        (64, 32, 128, 8, 2, 64, TOGETHER),
+        (96, 16, 128, 8, 2, 64, TOGETHER),
+        (112, 16, 64, 8, 1, 64, APART),
+        (128, 16, 128, 8, 2, 64, TOGETHER),
+        (192, 16, 64, 8, 1, 64, BY_CHUNK),
+    ],
+    "gfx942": [
+        (128, 64, 64, 4, 1, 128, TOGETHER),
+        (256, 32, 64, 4, 1, 128, TOGETHER),
+    ],
+}
+# A tile of the mask or of the map's gradient needs registers as well.
+_QUERY_MASKED: dict[str, list[_Row]] = {
+    "sm_80": [(64, 64, 32, 4, 2, 64, TOGETHER), (128, 64, 16, 8, 2, 64, TOGETHER), (256, 64, 16, 8, 1, 128, BY_CHUNK)],
+    "sm_89": [(64, 64, 32, 4, 2, 64, TOGETHER), (128, 64, 16, 8, 2, 64, TOGETHER), (256, 64, 16, 8, 1, 128, BY_CHUNK)],
+    "sm_90": [
+        (64, 64, 32, 4, 2, 128, TOGETHER),
+        (128, 128, 32, 8, 2, 64, TOGETHER),
+        (256, 128, 32, 8, 2, 128, BY_CHUNK),
+    ],
+    "sm_100": [(128, 64, 32, 8, 2, 128, TOGETHER), (256, 64, 32, 8, 1, 128, BY_CHUNK)],
+    "sm_120": [(64, 64, 32, 4, 2, 64, TOGETHER), (128, 64, 16, 8, 2, 64, TOGETHER), (256, 64, 16, 8, 1, 128, BY_CHUNK)],
+    "gfx942": [(256, 64, 32, 4, 1, 128, TOGETHER)],
+}
+_KEY_MASKED: dict[str, list[_Row]] = {
+    "sm_80": [(64, 32, 64, 8, 1, 64, APART), (128, 16, 64, 8, 1, 64, APART), (192, 16, 64, 8, 1, 64, BY_CHUNK)],
+    "sm_89": [(64, 32, 64, 8, 1, 64, APART), (128, 16, 64, 8, 1, 64, APART), (192, 16, 64, 8, 1, 64, BY_CHUNK)],
+    "sm_90": [(64, 32, 128, 8, 2, 128, TOGETHER), (256, 32, 128, 8, 2, 128, BY_CHUNK)],
+    "sm_100": [
+        (64, 32, 128, 8, 2, 128, TOGETHER),
+        (128, 32, 64, 8, 1, 128, APART),
+        (256, 32, 64, 8, 1, 128, BY_CHUNK),
+    ],
+    "sm_120": [(64, 32, 64, 8, 1, 64, APART), (128, 16, 64, 8, 1, 64, APART), (192, 16, 64, 8, 1, 64, BY_CHUNK)],
+    "gfx942": [(128, 64, 64, 4, 1, 128, TOGETHER), (256, 32, 64, 4, 1, 128, APART)],
+}
+# Exact float32 products run on the plain FMA units of NVIDIA GPUs, which want small tiles; AMD has matrix units.
+_FLOAT32_NVIDIA: tuple[list[_Row], list[_Row]] = (
+    [(64, 32, 16, 8, 1, 256, TOGETHER), (256, 16, 16, 8, 1, 256, TOGETHER)],
+    [(64, 32, 16, 8, 1, 256, TOGETHER), (256, 16, 16, 8, 1, 256, APART)],
+)
+_FLOAT32_AMD: tuple[list[_Row], list[_Row]] = (
+    [(128, 32, 16, 4, 1, 128, TOGETHER), (256, 16, 16, 4, 1, 128, TOGETHER)],
+    [(128, 32, 16, 4, 1, 128, APART), (256, 16, 16, 4, 1, 128, APART)],
+)
+
+
 def backward_config(
     target: str, head_dim: int, head_dim_v: int, dtype: torch.dtype, *, has_mask: bool = False, has_map: bool = False
 ) -> BackwardConfig:
-    """The table's configuration for a call that ``support.backward_unsupported`` lets pass."""
+    """The table's configuration for a call that ``support.backward_unsupported`` lets pass.
+
+    Every row serves causal calls, any gradients and any scale.
+    """
     if target == INTERPRETER:
         return BackwardConfig(TileConfig(64, 64, 4, 1), TileConfig(64, 64, 4, 1))
+    width = max(sum(head_dim_chunks(head_dim)), sum(head_dim_chunks(head_dim_v)))
+    rows = (_row(rows, width) for rows in _tables(target, dtype, has_mask or has_map))
+    query, key = rows
+    return BackwardConfig(_tiles(target, query), _tiles(target, key), separate=key[-1] == APART)
+
+
+def widest(target: str, dtype: torch.dtype, *, has_mask: bool = False, has_map: bool = False) -> int:
+    """The widest head dim that the table has a row for."""
+    if target == INTERPRETER:
+        return MAX_HEAD_DIM
+    return min(rows[-1][0] for rows in _tables(target, dtype, has_mask or has_map))
+
+
+def _tables(target: str, dtype: torch.dtype, masked: bool) -> tuple[list[_Row], list[_Row]]:
     if target not in TARGETS:
         raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {target!r}")
-    raise NotImplementedError
+    if dtype == torch.float32:
+        return _FLOAT32_AMD if target.startswith("gfx") else _FLOAT32_NVIDIA
+    return (_QUERY_MASKED[target], _KEY_MASKED[target]) if masked else (_QUERY[target], _KEY[target])
+
+
+def _row(rows: list[_Row], width: int) -> _Row:
+    return next(row for row in rows if width <= row[0])
+
+
+def _tiles(target: str, row: _Row) -> TileConfig:
+    _, block_m, block_n, num_warps, num_stages, max_chunk, how = row
+    max_registers = None if target.startswith("gfx") else 255
+    return TileConfig(block_m, block_n, num_warps, num_stages, max_chunk, how == BY_CHUNK, max_registers)

@@ -21,7 +21,7 @@ from entropy_attn.kernels.arguments import (
     scale_arguments,
     tile_span,
 )
-from entropy_attn.kernels.configs_backward import BackwardConfig, TileConfig, backward_config
+from entropy_attn.kernels.configs_backward import ALL_CHUNKS, BackwardConfig, TileConfig, backward_config
 from entropy_attn.kernels.support import call_target
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
@@ -201,33 +201,38 @@ class BackwardCall:
     def gradient_launches(
         self, config: BackwardConfig, rows: Rows, bound: Tensor | None, parts: Tensor | None
     ) -> Iterator[Launch]:
+        chunks = config.query.launches(self.query.shape[3]) if self.dq is not None else [0]
         if self.dq is not None or parts is not None:
-            yield self.query_launch(config.query, rows, bound, parts)
-        dv = None if self.grad_out is None else self.dv
-        if config.separate and self.dk is not None and dv is not None:
-            yield self.key_launch(config.key, rows, bound, self.dk, None)
-            yield self.key_launch(config.key, rows, bound, None, dv)
-        elif self.dk is not None or dv is not None:
-            yield self.key_launch(config.key, rows, bound, self.dk, dv)
+            for i, need in enumerate(chunks):
+                yield self.query_launch(config.query, rows, bound, need, parts if i == 0 else None)
+        of_dk = config.key.launches(self.key.shape[3]) if self.dk is not None else []
+        of_dv = config.key.launches(self.value.shape[3]) if self.dv is not None and self.grad_out is not None else []
+        if config.separate or config.key.by_chunk or not (of_dk and of_dv):
+            yield from (self.key_launch(config.key, rows, bound, need, 0) for need in of_dk)
+            yield from (self.key_launch(config.key, rows, bound, 0, need) for need in of_dv)
+        else:
+            yield self.key_launch(config.key, rows, bound, ALL_CHUNKS, ALL_CHUNKS)
 
-    def query_launch(self, tiles: TileConfig, rows: Rows, bound: Tensor | None, parts: Tensor | None) -> Launch:
-        """dQ and the parts of the scale's gradient."""
-        arguments, tensors = self._arguments(rows, bound, [self.dq, parts], [self.dq])
+    def query_launch(
+        self, tiles: TileConfig, rows: Rows, bound: Tensor | None, need_dq: int, parts: Tensor | None
+    ) -> Launch:
+        """The chunks of dQ whose bits ``need_dq`` has, and the parts of the scale's gradient."""
+        dq = self.dq if need_dq else None
+        arguments, tensors = self._arguments(rows, bound, [dq, parts], [dq])
         constants = {
             **self.constants(tiles, tensors),
             "HAS_ENTROPY": self.grad_entropy is not None,
-            "NEED_DQ": self.dq is not None,
+            "NEED_DQ": need_dq,
             "NEED_DSCALE": parts is not None,
         }
         return Launch("attention_backward_query", self.query_programs(tiles), arguments, constants, tiles)
 
-    def key_launch(
-        self, tiles: TileConfig, rows: Rows, bound: Tensor | None, dk: Tensor | None, dv: Tensor | None
-    ) -> Launch:
-        """dK, dV or both."""
+    def key_launch(self, tiles: TileConfig, rows: Rows, bound: Tensor | None, need_dk: int, need_dv: int) -> Launch:
+        """The chunks of dK and of dV whose bits are given."""
+        dk, dv = self.dk if need_dk else None, self.dv if need_dv else None
         batch, heads_kv, seqlen_k, _ = self.key.shape
         arguments, tensors = self._arguments(rows, bound, [dk, dv], [dk, dv], heads_kv)
-        constants = {**self.constants(tiles, tensors), "NEED_DK": dk is not None, "NEED_DV": dv is not None}
+        constants = {**self.constants(tiles, tensors), "NEED_DK": need_dk, "NEED_DV": need_dv}
         programs = batch * heads_kv * -(-seqlen_k // tiles.block_n)
         return Launch("attention_backward_key", programs, arguments, constants, tiles)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from entropy_attn.kernels.configs import INTERPRETER, MAX_HEAD_DIM, MIN_HEAD_DIM
+from entropy_attn.kernels.configs_backward import widest
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_PROGRAMS = 2**31 - 1
@@ -41,7 +42,14 @@ def device_target(device: torch.device) -> str | None:
 
 def call_target(query: Tensor) -> str:
     """The configuration table's row for a call that :func:`unsupported_reasons` lets pass."""
-    return INTERPRETER if interpreting() else str(device_target(_with_index(query.device)))
+    return str(_target(query.device))
+
+
+@torch.compiler.assume_constant_result  # of no concern to a graph; older torch cannot trace what is asked here
+def _target(device: torch.device) -> str | None:
+    if interpreting():
+        return INTERPRETER
+    return device_target(_with_index(device)) if device.type == "cuda" else None
 
 
 def unsupported_reasons(
@@ -84,14 +92,44 @@ def unsupported_reasons(
         reasons.append(f"query of shape {tuple(query.shape)} needs more than {MAX_PROGRAMS} programs")
     if map_keys is not None:
         reasons.append(f'there is no kernel for map_keys (got {map_keys}): use impl="sdpa"')
-    if attn_mask is not None and attn_mask.requires_grad and torch.is_grad_enabled():
+    differentiable = (query, key, value, scale, attn_mask)
+    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in differentiable):
+        reasons += _gradient_reasons(query, value, attn_mask, map_keys)
+    return reasons
+
+
+def _gradient_reasons(
+    query: Tensor, value: Tensor, attn_mask: Tensor | None, map_keys: tuple[int, int] | None
+) -> list[str]:
+    reasons = []
+    if attn_mask is not None and attn_mask.requires_grad:
         reasons.append(
             'a gradient is asked for attn_mask, which the kernels do not give: use attn_mask.detach(), or impl="sdpa"'
+        )
+    target = _target(query.device)
+    if target is not None:
+        has_mask, has_map = attn_mask is not None, map_keys is not None
+        reasons += backward_unsupported(
+            target, query.shape[3], value.shape[3], query.dtype, has_mask=has_mask, has_map=has_map
         )
     return reasons
 
 
-@torch.compiler.assume_constant_result  # of no concern to a graph; older torch cannot trace what is asked here
+def backward_unsupported(
+    target: str, head_dim: int, head_dim_v: int, dtype: torch.dtype, *, has_mask: bool = False, has_map: bool = False
+) -> list[str]:
+    """Every reason why the backward kernels cannot serve a call that the forward serves; empty where they can."""
+    limit = widest(target, dtype, has_mask=has_mask, has_map=has_map)
+    options = [name for name, asked in (("a mask", has_mask), ("a gradient of the map", has_map)) if asked]
+    call = f"{dtype} on {target}" + (f" with {' and '.join(options)}" if options else "")
+    return [
+        f"head_dim {dim} of {name} is beyond {limit}, the widest that the backward kernels hold in registers for {call}"
+        for name, dim in (("query and key", head_dim), ("value", head_dim_v))
+        if dim > limit
+    ]
+
+
+@torch.compiler.assume_constant_result
 def _environment_reasons(device: torch.device) -> tuple[str, ...]:
     if not has_triton():
         return ("Triton is not installed",)

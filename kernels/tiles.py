@@ -126,7 +126,8 @@ def masked_scores(
             z = tl.where(bias != 0, z, EXCLUDED)
         else:
             bias = bias.to(tl.float32)
-            z = z + bias * LOG2E
+            # one way to round, wherever it is compiled: a backward kernel has to find the same score as another
+            z = tl.fma(s, factor, bias * LOG2E)
             z = tl.where(z < FLOOR, FLOOR, z)  # not tl.maximum, which would turn a NaN into FLOOR
             z = tl.where(bias == float("-inf"), EXCLUDED, z)
     if CHECK_KEYS:

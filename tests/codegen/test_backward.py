@@ -1,0 +1,143 @@
+"""The backward kernels' shipped configurations, compiled for their GPUs: no spills, no lost matrix unit."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+from entropy_attn.kernels import backward
+from entropy_attn.kernels.arguments import compile_options
+from entropy_attn.kernels.configs import TARGETS
+from entropy_attn.kernels.launch_backward import BackwardCall, Launch
+from entropy_attn.kernels.support import backward_unsupported
+
+from .aot import Code, assert_clean, compile_kernel
+
+HEADS = 8
+# The head dims of the Stable Diffusion family and the edges of the table's rows.
+HEAD_DIMS = (40, 64, 80, 96, 112, 128, 160, 192, 256)  # 224 is held as 256 is
+ADDED = torch.empty(1, HEADS, 1000, 1000, dtype=torch.float16)
+BOOLEAN = torch.empty(2, 1, 1000, 1000, dtype=torch.bool)
+
+
+def make_call(
+    target: str,
+    head_dim: int,
+    *,
+    dtype: torch.dtype = torch.float16,
+    mask: torch.Tensor | None = None,
+    is_causal: bool = False,
+    entropy: bool = True,
+    has_map: bool = False,
+    scale: torch.Tensor | None = None,
+    layout: str = "bhsd",
+) -> BackwardCall:
+    """A call as the launcher makes it. Its lengths have no factor 16, so the compiler knows nothing of them."""
+
+    def tensor() -> torch.Tensor:
+        if layout == "bshd":
+            return torch.empty(2, 1000, HEADS, head_dim, dtype=dtype).transpose(1, 2)
+        return torch.empty(2, HEADS, 1000, head_dim, dtype=dtype)
+
+    rows = torch.empty(2, HEADS, 1000)
+    statistics = rows if entropy else None
+    of_map = {"grad_map": torch.empty(2, 1000, 77), "map_keys": (0, 77)} if has_map else {}
+    return BackwardCall(
+        *(tensor() for _ in range(4)), rows, statistics, tensor(), statistics, statistics,
+        **{"grad_map": None, "map_keys": None, **of_map}, dq=tensor(), dk=tensor(), dv=tensor(),
+        need_dscale=scale is not None, attn_mask=mask, is_causal=is_causal, scale=scale, target=target,
+    )  # fmt: skip
+
+
+def launches(call: BackwardCall) -> list[Launch]:
+    """All that a call launches."""
+    config = call.table_config()
+    rows = call.allocate_rows(config)
+    bound = None if rows.bounds is None else rows.bounds[..., 0]
+    parts = call.allocate_scale_parts(config)
+    return [call.rows_launch(config, rows), *call.gradient_launches(config, rows, bound, parts)]
+
+
+def compile_launch(launch: Launch, target: str) -> Code:
+    kernel = getattr(backward, launch.kernel)
+    return compile_kernel(kernel, launch.arguments, launch.constants, target, compile_options(launch.config))
+
+
+@functools.cache
+def compiled(target: str, head_dim: int, **options) -> list[tuple[Launch, Code]]:
+    call = make_call(target, head_dim, **options)
+    return [(launch, compile_launch(launch, target)) for launch in launches(call)]
+
+
+def served(target: str, head_dim: int, dtype: torch.dtype = torch.float16, **options: bool) -> None:
+    reasons = backward_unsupported(target, head_dim, head_dim, dtype, **options)
+    if reasons:
+        pytest.skip("; ".join(reasons))
+
+
+def assert_good(built: list[tuple[Launch, Code]], target: str, dtype: torch.dtype = torch.float16) -> None:
+    for launch, code in built:
+        masked = launch.constants["MASK"] or launch.constants["HAS_MAP"]
+        assert_clean(code, target)
+        if launch.kernel == "attention_backward_rows":
+            continue
+        if dtype == torch.float32 and target != "gfx942":
+            assert code.loop["FFMA"] + 2 * code.loop["FFMA2"] > 256
+        else:
+            assert code.matrix_instructions > 0
+        if target != "gfx942" and not masked:
+            assert not code.warnings  # wgmma serialised, and the like
+            assert code.registers >= 64, "the assembler collapsed to few registers"
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("target", TARGETS)
+def test_table(target, head_dim):
+    """With the gradients of out, lse and entropy; causal calls have the loops of the others as well."""
+    served(target, head_dim)
+    assert_good(compiled(target, head_dim, is_causal=True), target)
+
+
+@pytest.mark.parametrize("head_dim", (64, 112, 128, 192, 256))
+@pytest.mark.parametrize("target", TARGETS)
+def test_masks_and_maps(target, head_dim):
+    served(target, head_dim, has_mask=True, has_map=True)
+    assert_good(compiled(target, head_dim, mask=ADDED, has_map=True), target)
+
+
+@pytest.mark.parametrize(
+    "option", [{"mask": BOOLEAN}, {"has_map": True, "is_causal": True}, {"mask": BOOLEAN[:, :, :1]}]
+)
+@pytest.mark.parametrize("head_dim", (112,))
+@pytest.mark.parametrize("target", TARGETS)
+def test_one_of_a_mask_and_a_map(target, head_dim, option):
+    assert_good(compiled(target, head_dim, **option), target)
+
+
+@pytest.mark.parametrize("head_dim", (64, 128))
+@pytest.mark.parametrize("target", TARGETS)
+def test_entropy_costs_at_most_a_fifth_of_the_loops(target, head_dim):
+    with_entropy = compiled(target, head_dim, is_causal=True)
+    without = compiled(target, head_dim, is_causal=True, entropy=False)
+    assert_good(without, target)
+    for (launch, on), (_, off) in list(zip(with_entropy, without, strict=True))[1:]:
+        assert on.loop.total() <= 1.20 * off.loop.total(), launch.kernel
+
+
+@pytest.mark.parametrize("head_dim", (64, 128, 160))
+@pytest.mark.parametrize("target", TARGETS)
+def test_scale_s_gradient_and_heads_inside_tokens(target, head_dim):
+    served(target, head_dim)
+    built = compiled(target, head_dim, scale=torch.ones(HEADS), layout="bshd", dtype=torch.bfloat16)
+    assert_good(built, target)
+
+
+@pytest.mark.parametrize("head_dim", (64, 128, 256))
+@pytest.mark.parametrize("target", ("sm_80", "sm_90", "gfx942"))
+def test_float32(target, head_dim):
+    """Exact products: matrix instructions on AMD, FMA on NVIDIA."""
+    served(target, head_dim, torch.float32)
+    built = compiled(target, head_dim, dtype=torch.float32, mask=ADDED, has_map=True)
+    assert_good(built, target, torch.float32)
