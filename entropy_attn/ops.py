@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,12 +70,7 @@ def attention(
             raise Unsupported(impl, reasons)
 
     if impl == "triton":
-        from entropy_attn.kernels.launch import attention_forward
-
-        result = (
-            *attention_forward(query, key, value, **given, return_lse=return_lse, return_entropy=return_entropy),
-            None,
-        )
+        result = _triton(query, key, value, **given, **wanted)
     elif impl == "sdpa":
         result = attention_sdpa(query, key, value, **given, **wanted, enable_gqa=enable_gqa)
     else:
@@ -150,6 +145,18 @@ def _reasons(impl: str, query: Tensor, key: Tensor, value: Tensor, given: dict, 
     if impl in IMPLS:
         return []
     raise ValueError(f"impl must be one of {', '.join(map(repr, IMPLS))}; got {impl!r}")
+
+
+def _triton(
+    query: Tensor, key: Tensor, value: Tensor, *, map_keys: tuple[int, int] | None, **options: Any
+) -> tuple[Tensor | None, ...]:
+    if map_keys is None:
+        from entropy_attn.kernels.launch import attention_forward
+
+        return *attention_forward(query, key, value, **options), None
+    from entropy_attn.kernels.launch_maps import attention_forward_with_map
+
+    return attention_forward_with_map(query, key, value, map_keys=map_keys, **options)
 
 
 def _auto(query: Tensor, key: Tensor, value: Tensor, given: dict, wanted: dict) -> str:

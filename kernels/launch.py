@@ -49,7 +49,7 @@ def attention_forward(
     if config is None and autotune is None:
         autotune = os.environ.get(AUTOTUNE_VARIABLE, "0") == "1"
     batch, num_heads, seqlen_q, _ = query.shape
-    out = _allocate_out(query, value.shape[3])
+    out = allocate_out(query, value.shape[3])
     stats = (batch, num_heads, seqlen_q)
     lse = allocate(stats, torch.float32, query.device) if return_lse else None
     entropy = allocate(stats, torch.float32, query.device) if return_entropy else None
@@ -140,7 +140,7 @@ class ForwardCall:
             *[self.query, *sources, self.out, self.lse, self.entropy, self.attn_mask],
             *[scale_tensor, factor, *strides, *mask_strides, scale_stride, *lengths],
         ]
-        spans = [_tile_span(t, config) for t in by_pointer]
+        spans = [tile_span(t, config) for t in by_pointer]
         spans.append(config.block_m * mask_strides[2] + config.block_n * mask_strides[3])
         compile_time = {
             **{"HEAD_DIM": head_dim, "D0": d_chunks[0], "D1": d_chunks[1], "D2": d_chunks[2]},
@@ -161,7 +161,7 @@ class ForwardCall:
         return kernel, run_time, compile_time
 
 
-def _allocate_out(query: Tensor, head_dim_v: int) -> Tensor:
+def allocate_out(query: Tensor, head_dim_v: int) -> Tensor:
     """Laid out as the query is: heads inside or outside of tokens, so that undoing a transpose stays free."""
     batch, num_heads, seqlen_q, _ = query.shape
     if query.stride(1) < query.stride(2):
@@ -169,6 +169,6 @@ def _allocate_out(query: Tensor, head_dim_v: int) -> Tensor:
     return allocate((batch, num_heads, seqlen_q, head_dim_v), query.dtype, query.device)
 
 
-def _tile_span(t: Tensor, config: ForwardConfig) -> int:
+def tile_span(t: Tensor, config: ForwardConfig) -> int:
     """The largest offset that a tile's elements can have from its first."""
     return max(config.block_m, config.block_n) * t.stride(2) + 256 * t.stride(3)

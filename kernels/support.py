@@ -58,7 +58,7 @@ def unsupported_reasons(
 ) -> list[str]:
     """Every reason why the kernels cannot serve a call whose arguments make sense; empty where they can.
 
-    ``is_causal`` and the statistics are always served; they are taken so that a call can be passed as it is.
+    ``is_causal``, the statistics and the map are always served; they are taken so that a call can be passed as it is.
     """
     reasons = _environment_reasons(query)
     if query.dtype not in DTYPES:
@@ -82,8 +82,6 @@ def unsupported_reasons(
         reasons.append(f"more than {MAX_SEQLEN} tokens: query has {query.shape[2]}, key {key.shape[2]}")
     elif query.shape[0] * query.shape[1] * -(-query.shape[2] // 16) > MAX_PROGRAMS:
         reasons.append(f"query of shape {tuple(query.shape)} needs more than {MAX_PROGRAMS} programs")
-    if map_keys is not None:
-        reasons.append(f'there is no kernel for map_keys (got {map_keys}): use impl="sdpa"')
     differentiable = {"query": query, "key": key, "value": value, "attn_mask": attn_mask, "scale": scale}
     wanting = [name for name, t in differentiable.items() if isinstance(t, Tensor) and t.requires_grad]
     if wanting and torch.is_grad_enabled():

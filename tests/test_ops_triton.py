@@ -35,6 +35,12 @@ check(torch.float16, scale=torch.tensor([0.0, 0.3, -0.4, 1.0]), grouped=True)
 check(torch.float32, scale=torch.tensor(0.2), attn_mask=keep)
 check(torch.float16, scale=-0.3, is_causal=True, statistics=False)
 
+for keys in ((0, 49), (-20, -3)):
+    q, k, v = make_qkv(2, 4, 35, 49, 40, dtype=torch.float16)
+    r = ea.attention(q, k, v, map_keys=keys, impl="triton")
+    assert r.lse is None and r.entropy is None and r.map.dtype == torch.float32
+    assert_matches_oracle(r, q, k, v, map_keys=(keys[0] % 49, keys[1] if keys[1] > 0 else keys[1] % 49))
+
 q, k, v = make_qkv(1, 2, 0, 5, 16)
 assert ea.attention(q, k, v, return_entropy=True, impl="triton").entropy.shape == (1, 2, 0)
 q, k, v = make_qkv(1, 2, 3, 0, 16)

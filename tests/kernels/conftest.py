@@ -19,10 +19,10 @@ if "triton" not in sys.modules and not torch.cuda.is_available():
 @pytest.fixture(autouse=True)
 def poisoned_outputs(monkeypatch):
     """What the kernel does not write stays NaN."""
-    from entropy_attn.kernels import launch
+    from entropy_attn.kernels import launch, launch_maps
 
     def allocate(shape, dtype, device):
         return torch.full(shape, math.nan, dtype=dtype, device=device)
 
-    for module in (launch,):
+    for module in (launch, launch_maps):
         monkeypatch.setattr(module, "allocate", allocate)
