@@ -66,7 +66,7 @@ def unsupported_reasons(
 ) -> list[str]:
     """Every reason why the kernels cannot serve a call whose arguments make sense; empty where they can.
 
-    ``is_causal`` and the statistics are always served; they are taken so that a call can be passed as it is.
+    ``is_causal``, the statistics and the map are always served; they are taken so that a call can be passed as it is.
     """
     reasons = list(_environment_reasons(query.device))
     if query.dtype not in DTYPES:
@@ -90,8 +90,6 @@ def unsupported_reasons(
         reasons.append(f"more than {MAX_SEQLEN} tokens: query has {query.shape[2]}, key {key.shape[2]}")
     elif query.shape[0] * query.shape[1] * -(-query.shape[2] // 16) > MAX_PROGRAMS:
         reasons.append(f"query of shape {tuple(query.shape)} needs more than {MAX_PROGRAMS} programs")
-    if map_keys is not None:
-        reasons.append(f'there is no kernel for map_keys (got {map_keys}): use impl="sdpa"')
     differentiable = (query, key, value, scale, attn_mask)
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in differentiable):
         reasons += _gradient_reasons(query, value, attn_mask, map_keys)

@@ -19,10 +19,10 @@ if "triton" not in sys.modules and not torch.cuda.is_available():
 @pytest.fixture(autouse=True)
 def poisoned_outputs(monkeypatch):
     """What the kernel does not write stays NaN."""
-    from entropy_attn.kernels import arguments, launch, launch_backward
+    from entropy_attn.kernels import arguments, launch, launch_backward, launch_maps
 
     def allocate(shape, dtype, device):
         return torch.full(shape, math.nan, dtype=dtype, device=device)
 
-    for module in (arguments, launch, launch_backward):
+    for module in (arguments, launch, launch_backward, launch_maps):
         monkeypatch.setattr(module, "allocate", allocate)

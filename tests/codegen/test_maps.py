@@ -1,0 +1,120 @@
+"""The map kernels' shipped configurations, compiled for their GPUs: no spills, and the matrix units in use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from entropy_attn.kernels import maps
+from entropy_attn.kernels.arguments import compile_options
+from entropy_attn.kernels.configs import TARGETS
+from entropy_attn.kernels.configs_maps import MapConfig, map_config
+from entropy_attn.kernels.launch_maps import MapCall
+
+from .aot import MATRIX, Code, assert_clean, compile_kernel
+
+HEADS = 8
+HEAD_DIMS = (40, 64, 80, 96, 128, 160, 192, 256)
+WIDEST_IN_ONE_PASS = {"sm_80": 256, "sm_89": 192, "sm_90": 256, "sm_100": 128, "sm_120": 192, "gfx942": 256}
+JOINT = {"seqlen_k": 4173, "map_keys": (4096, 4173)}
+
+
+def compile_map(
+    target: str,
+    head_dim: int,
+    *,
+    dtype: torch.dtype = torch.float16,
+    seqlen_k: int = 77,
+    map_keys: tuple[int, int] | None = None,
+    mask: str | None = None,
+    is_causal: bool = False,
+    statistics: bool = True,
+    scale: torch.Tensor | None = None,
+    heads_inside: bool = False,
+) -> tuple[Code, MapConfig]:
+    """What a call compiles, with the table's choice. The number of queries has no factor 16."""
+
+    def tensor(n: int) -> torch.Tensor:
+        if heads_inside:
+            return torch.empty(2, n, HEADS, head_dim, dtype=dtype).transpose(1, 2)
+        return torch.empty(2, HEADS, n, head_dim, dtype=dtype)
+
+    q, k, v, out = tensor(1000), tensor(seqlen_k), tensor(seqlen_k), tensor(1000)
+    masks = {
+        "bool": torch.empty(2, 1, 1000, seqlen_k, dtype=torch.bool),
+        "added": torch.empty(1, HEADS, 1000, seqlen_k, dtype=torch.float16),
+        "keys": torch.empty(2, 1, 1, seqlen_k, dtype=torch.bool),
+        None: None,
+    }
+    attn_mask = masks[mask]
+    config = map_config(target, head_dim, head_dim, dtype, seqlen_k=seqlen_k, mask_per_query=mask in ("bool", "added"))
+    start, stop = map_keys or (0, seqlen_k)
+    parts = torch.empty(1, 2, 1000, -(-(stop - start) // 16) * 16)[..., : stop - start]
+    stats = torch.empty(2, HEADS, 1000)
+    lse = stats if statistics or not config.one_pass else None
+    entropy = stats if statistics and config.one_pass else None
+    call = MapCall(
+        q, k, v, out, lse, entropy, parts, (start, stop), HEADS, attn_mask, is_causal, scale, target
+    )  # fmt: skip
+    kernel, arguments, constants = call.arguments(config)
+    return compile_kernel(getattr(maps, kernel), arguments, constants, target, compile_options(config)), config
+
+
+def matrix_instructions(code: Code) -> int:
+    """Of the whole program, which has no products outside of the loop over the heads."""
+    return sum(n for op, n in code.program.items() if op in MATRIX or op.startswith("v_mfma"))
+
+
+def check(target: str, head_dim: int, **options: Any) -> MapConfig:
+    code, config = compile_map(target, head_dim, **options)
+    assert_clean(code, target)
+    assert matrix_instructions(code) > 0
+    assert not code.warnings  # wgmma serialised, and the like
+    return config
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("target", TARGETS)
+def test_text_keys(target, head_dim):
+    assert check(target, head_dim).one_pass == (head_dim <= WIDEST_IN_ONE_PASS[target])
+
+
+@pytest.mark.parametrize("head_dim", (64, 160))
+@pytest.mark.parametrize("target", TARGETS)
+def test_options_of_one_pass(target, head_dim):
+    check(target, head_dim, is_causal=True)
+    check(target, head_dim, mask="keys")
+    check(target, head_dim, statistics=False, scale=torch.ones(HEADS), heads_inside=True)
+
+
+@pytest.mark.parametrize("head_dim", (40, 64, 128, 256))
+@pytest.mark.parametrize("target", TARGETS)
+def test_up_to_128_keys(target, head_dim):
+    check(target, head_dim, seqlen_k=120)
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("target", TARGETS)
+def test_sweep(target, head_dim):
+    assert not check(target, head_dim, **JOINT).one_pass
+
+
+@pytest.mark.parametrize("head_dim", (64, 256))
+@pytest.mark.parametrize("target", TARGETS)
+def test_options_of_the_sweep(target, head_dim):
+    check(target, head_dim, **JOINT, mask="bool")
+    check(target, head_dim, **JOINT, mask="added")
+    check(target, head_dim, **JOINT, is_causal=True, scale=torch.ones(HEADS), heads_inside=True)
+
+
+@pytest.mark.parametrize("head_dim", (64, 256))
+@pytest.mark.parametrize("target", TARGETS)
+def test_float32(target, head_dim):
+    """Exact products: matrix instructions on AMD, FMA on NVIDIA."""
+    code, _ = compile_map(target, head_dim, dtype=torch.float32)
+    assert_clean(code, target)
+    assert (
+        matrix_instructions(code) > 0 if target == "gfx942" else code.program["FFMA"] + 2 * code.program["FFMA2"] > 128
+    )
