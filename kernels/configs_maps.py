@@ -67,8 +67,8 @@ _ONE_PASS: dict[str, list[_Row]] = {
 }
 # Rows are (widest head dim, block_m, block_n, num_warps, num_stages, chunk).
 _SWEEP: dict[str, list[_Row]] = {
-    "sm_80": [(160, 64, 64, 4, 2, 64), (256, 64, 32, 4, 2, 32)],
-    "sm_89": [(160, 64, 64, 4, 2, 64), (256, 64, 32, 4, 2, 32)],
+    "sm_80": [(80, 64, 64, 4, 2, 64), (192, 64, 32, 4, 2, 32), (256, 64, 16, 4, 2, 32)],
+    "sm_89": [(80, 64, 64, 4, 2, 64), (192, 64, 32, 4, 2, 32), (256, 64, 16, 4, 2, 32)],
     "sm_90": [(256, 64, 64, 4, 2, 64)],
     "sm_100": [(256, 64, 64, 4, 2, 64)],
     "sm_120": [(64, 64, 64, 4, 2, 64), (256, 64, 32, 4, 2, 32)],
@@ -84,7 +84,7 @@ _MASKED: dict[str, list[_Row]] = {
     "gfx942": [(256, 64, 64, 4, 1, 64)],
 }
 # Exact float32 products run on the plain FMA units of NVIDIA GPUs, which want small tiles.
-_FLOAT32: list[_Row] = [(256, 32, 16, 8, 1, 32)]
+_FLOAT32: list[_Row] = [(256, 32, 16, 8, 1, 16)]
 
 
 def map_config(

@@ -7,7 +7,9 @@ import mmap
 import pytest
 import torch
 
-from ..oracle import make_qkv
+from entropy_attn.kernels.launch_maps import attention_forward_with_map
+
+from ..oracle import assert_matches_oracle, make_qkv
 from .calls import DEVICE, check
 
 MAP_NORESERVE = 0x4000  # Linux; Python's mmap names it from 3.13 on
@@ -41,3 +43,11 @@ def test_a_large_mask_stride():
     q, k, v = make_qkv(1, 1, 40, 40, 16)
     mask = spread(torch.rand(40, 40) > 0.4, (2**27 + 3, 2))
     check(q, k, v, attn_mask=mask)
+
+
+@pytest.mark.parametrize("seqlen_k", [40, 140])  # one pass, and a sweep
+@pytest.mark.parametrize("strides", [(2**31 + 8, 2**30, 16, 1), (2**31, 2**30, 2**26, 1)], ids=["outer", "tile"])
+def test_maps_of_large_strides(strides, seqlen_k):
+    q, k, v = (spread(t, strides) for t in make_qkv(2, 2, 40, seqlen_k, 16, dtype=torch.float16))
+    result = attention_forward_with_map(q, k, v, map_keys=(3, seqlen_k))
+    assert_matches_oracle(result, q, k, v, map_keys=(3, seqlen_k))
