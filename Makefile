@@ -32,8 +32,8 @@ test: $(STAMP)  ## all tests: the kernels in Triton's interpreter, then the code
 lint: $(STAMP)  ## style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-gpu:  ## check and measure on the GPU of this machine, with the packages of $(PYTHON)
-	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py --results $(RESULTS) --commit '$(COMMIT)'
+gpu:  ## check and measure on the GPU of this machine, with the packages of $(PYTHON); GPU_PARTS='--only maps' for a part
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py --results $(RESULTS) --commit '$(COMMIT)' $(GPU_PARTS)
 
 clean:  ## forget what was installed and drawn
 	rm -rf $(VENV) demo build *.egg-info

@@ -1,9 +1,10 @@
-"""What `make gpu` does: the oracle tests compiled on the card, then the table against torch's attention.
+"""What `make gpu` does: the oracle tests compiled on the card, then the tables against torch's.
 
 Each part runs in a process of its own with a time limit, so that a kernel that hangs costs that part alone. The tests,
 which wait for the compiler most of the time, run side by side; the timing has the card to itself.
 
     python benchmarks/gpu.py --results benchmarks/results
+    python benchmarks/gpu.py --only tests forward
 """
 
 from __future__ import annotations
@@ -24,9 +25,14 @@ TESTS = {
     "tests on the card": "tests/gpu",
     "oracle tests": "tests/kernels/test_oracle.py",
     "property tests": "tests/kernels/test_properties.py",
+    "gradient tests": "tests/kernels/test_backward.py",
+    "map tests": "tests/kernels/test_maps.py",
     "other kernel tests": "tests/kernels --ignore=tests/kernels/test_oracle.py "
-    "--ignore=tests/kernels/test_properties.py",
+    "--ignore=tests/kernels/test_properties.py --ignore=tests/kernels/test_backward.py "
+    "--ignore=tests/kernels/test_maps.py",
 }
+TEST_SECONDS = 300
+TABLES = {"forward": 240, "backward": 240, "maps": 120}  # scripts beside this one, with their limits in seconds
 
 
 def run(commands: dict[str, list[str]], limit: float) -> bool:
@@ -55,19 +61,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the CSV files")
     parser.add_argument("--commit", help="the commit that the rows name, where the folder is no git checkout")
+    parser.add_argument("--only", nargs="+", choices=["tests", *TABLES], help="these parts; by default all")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         print("gpu.py: no GPU is visible to torch; nothing was checked or measured", file=sys.stderr)
         return 2
     args.results.mkdir(parents=True, exist_ok=True)
-    python, table = sys.executable, args.results.resolve() / "forward.csv"
-    tests = {name: [python, "-m", "pytest", "-q", *paths.split()] for name, paths in TESTS.items()}
-    right = run(tests, limit=270)
-    timing = [python, "benchmarks/forward.py", "--csv", str(table)]
-    if args.commit:
-        timing += ["--commit", args.commit]
-    timed = run({"forward": timing}, limit=270)
-    return 0 if right and timed else 1
+    chosen = args.only or ["tests", *TABLES]
+    right = True
+    if "tests" in chosen:
+        command = [sys.executable, "-m", "pytest", "-q"]
+        right &= run({name: [*command, *paths.split()] for name, paths in TESTS.items()}, limit=TEST_SECONDS)
+    for name, limit in TABLES.items():
+        if name in chosen:
+            command = [sys.executable, f"benchmarks/{name}.py", "--csv", str(args.results.resolve() / f"{name}.csv")]
+            right &= run({name: command + (["--commit", args.commit] if args.commit else [])}, limit)
+    return 0 if right else 1
 
 
 if __name__ == "__main__":

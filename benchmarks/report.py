@@ -29,26 +29,59 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def forward_table(rows: list[dict[str, str]]) -> str:
+def by_case(rows: list[dict[str, str]], *names: str) -> dict[tuple, dict[str, dict[str, str]]]:
+    """Rows of each case, which the columns ``names`` tell apart, by implementation; in the order of the file."""
+    cases: dict[tuple, dict[str, dict[str, str]]] = {}
+    for row in rows:
+        cases.setdefault(tuple(row[name] for name in names), {})[row["implementation"]] = row
+    return cases
+
+
+def measured_on(about: dict[str, str]) -> str:
+    return (
+        f"{about['gpu']}, torch {about['torch']}, Triton {about['triton']}, {about['date']}, commit {about['commit']}"
+    )
+
+
+def added(case: dict[str, dict[str, str]], base: str, more: str) -> str:
+    """What ``more`` takes longer than ``base``."""
+    times = [case.get(name, {}).get("p50_ms") for name in (base, more)]
+    return f"{100 * (float(times[1]) / float(times[0]) - 1):+.1f} %" if all(times) else "-"
+
+
+def pass_table(rows: list[dict[str, str]], what: str, peers: tuple[str, ...]) -> str:
     """TFLOP/s of every implementation, and what entropy adds to our own time."""
+    body = []
+    for (dtype, head_dim, seqlen), case in by_case(rows, "dtype", "head_dim", "seqlen").items():
+        cells = [case.get(name, {}).get("tflops") or "-" for name in ("triton", "triton+entropy", *peers)]
+        body.append([dtype, head_dim, seqlen, *cells, added(case, "triton", "triton+entropy")])
+    header = ["dtype", "head dim", "N", "ours", "ours + entropy", *peers, "entropy adds"]
+    return f"{what}, TFLOP/s (useful FLOPs, median), {measured_on(rows[0])}:\n\n{markdown(header, body)}"
+
+
+def forward_table(rows: list[dict[str, str]]) -> str:
     if not rows:
         return "On a GPU: **not yet measured.** `make gpu` checks the kernels on a card and writes the figures."
-    cases: dict[tuple[str, int, int], dict[str, dict[str, str]]] = {}
-    for row in rows:
-        key = (row["dtype"], int(row["head_dim"]), int(row["seqlen"]))
-        cases.setdefault(key, {})[row["implementation"]] = row
+    return pass_table(rows, "Forward pass", PEERS)
+
+
+def backward_table(rows: list[dict[str, str]]) -> str:
+    if not rows:
+        return "Forward and backward together: **not yet measured.**"
+    return pass_table(rows, "Forward and backward pass", (*PEERS, "flex"))
+
+
+def maps_table(rows: list[dict[str, str]]) -> str:
+    """Milliseconds with and without the map, against the softmax that is kept."""
+    if not rows:
+        return "Cross-attention with its map: **not yet measured.**"
+    names = ("triton", "triton+map", "materialised+map", "triton+map, gradient", "materialised+map, gradient")
     body = []
-    for (dtype, head_dim, seqlen), by_name in sorted(cases.items()):
-        cells = [by_name.get(name, {}).get("tflops") or "-" for name in ("triton", "triton+entropy", *PEERS)]
-        times = [by_name.get(name, {}).get("p50_ms") for name in ("triton", "triton+entropy")]
-        added = f"{100 * (float(times[1]) / float(times[0]) - 1):+.1f} %" if all(times) else "-"
-        body.append([dtype, str(head_dim), str(seqlen), *cells, added])
-    about = rows[0]
-    header = ["dtype", "head dim", "N", "ours", "ours + entropy", *PEERS, "entropy adds"]
-    return (
-        f"Forward pass, TFLOP/s (useful FLOPs, median), {about['gpu']}, torch {about['torch']}, "
-        f"Triton {about['triton']}, {about['date']}, commit {about['commit']}:\n\n{markdown(header, body)}"
-    )
+    for (heads, seqlen, head_dim), case in by_case(rows, "heads", "seqlen", "head_dim").items():
+        cells = [case.get(name, {}).get("p50_ms") or case.get(name, {}).get("status") or "-" for name in names]
+        body.append([f"{heads} x {head_dim}", seqlen, *cells, added(case, "triton", "triton+map")])
+    header = ["heads x head dim", "N", *(name.replace("triton", "ours") for name in names), "the map adds"]
+    return f"Cross-attention over 77 tokens, ms (median), {measured_on(rows[0])}:\n\n{markdown(header, body)}"
 
 
 def shapes_table(rows: list[dict[str, str]]) -> str:
@@ -71,7 +104,11 @@ def shapes_table(rows: list[dict[str, str]]) -> str:
 
 
 SECTIONS = {
-    ROOT / "README.md": {"forward": lambda: forward_table(read(RESULTS / "forward.csv"))},
+    ROOT / "README.md": {
+        "forward": lambda: forward_table(read(RESULTS / "forward.csv")),
+        "backward": lambda: backward_table(read(RESULTS / "backward.csv")),
+        "maps": lambda: maps_table(read(RESULTS / "maps.csv")),
+    },
     ROOT / "entropy_attn" / "shapes" / "README.md": {"shapes": lambda: shapes_table(read(RESULTS / "shapes.csv"))},
 }
 

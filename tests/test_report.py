@@ -24,7 +24,8 @@ def test_documents_agree_with_the_results(report):
 
 
 def test_what_was_not_measured_is_said(report):
-    assert "not yet measured" in report.forward_table([])
+    for table in (report.forward_table, report.backward_table, report.maps_table):
+        assert "not yet measured" in table([])
     assert "Not yet measured" in report.shapes_table([])
 
 
@@ -39,6 +40,17 @@ def test_a_measured_table(report):
     table = report.forward_table(rows)
     assert "| bfloat16 | 64 | 1024 | 100.0 | 95.2 | - | - | - | +5.0 % |" in table
     assert "A GPU, torch 2, Triton 3, 2026-01-01, commit abc" in table
+
+
+def test_a_measured_table_of_maps(report):
+    about = {"gpu": "A GPU", "torch": "2", "triton": "3", "date": "2026-01-01", "commit": "abc", "heads": "8",
+             "head_dim": "40", "seqlen": "4096"}  # fmt: skip
+    rows = [
+        about | {"implementation": "triton", "p50_ms": "0.20", "status": "ok"},
+        about | {"implementation": "triton+map", "p50_ms": "0.22", "status": "ok"},
+        about | {"implementation": "materialised+map", "p50_ms": "", "status": "out of memory"},
+    ]
+    assert "| 8 x 40 | 4096 | 0.20 | 0.22 | out of memory | - | - | +10.0 % |" in report.maps_table(rows)
 
 
 def test_a_missing_marker_is_named(report, tmp_path, monkeypatch):
