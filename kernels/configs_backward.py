@@ -149,7 +149,7 @@ _KEY_MASKED: dict[str, list[_Row]] = {
         (256, 32, 64, 8, 1, 128, BY_CHUNK),
     ],
     "sm_120": [(64, 32, 64, 8, 1, 64, APART), (128, 16, 64, 8, 1, 64, APART), (192, 16, 64, 8, 1, 64, BY_CHUNK)],
-    "gfx942": [(128, 64, 64, 4, 1, 128, TOGETHER), (256, 32, 64, 4, 1, 128, APART)],
+    "gfx942": [(64, 64, 64, 4, 1, 128, TOGETHER), (256, 32, 32, 4, 1, 128, APART)],
 }
 # Exact float32 products run on the plain FMA units of NVIDIA GPUs, which want small tiles; AMD has matrix units.
 _FLOAT32_NVIDIA: tuple[list[_Row], list[_Row]] = (
