@@ -157,7 +157,8 @@ def _probabilities(
     """P of a tile and its logarithm, both with the shift that the row values bring."""
     if MASK != NO_MASK or CHECK_KEYS:
         z = masked_scores(s, factor, mask_ptr, start_m, start_n, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
-                          BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, WIDE, TRANSPOSED)  # fmt: skip
+                          BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, WIDE, TRANSPOSED,
+                          True)  # fmt: skip
         x = z - by_query(lse_log2, TRANSPOSED)
         if MASK == ADDED_MASK:
             x = x - by_query(log2_l, TRANSPOSED)
@@ -282,7 +283,7 @@ def attention_backward_rows(
                                       D0, D1, D2, HEAD_DIM, BLOCK_N, True, WIDE)  # fmt: skip
             s = _product(q0, q1, q2, k0, k1, k2, D1, D2)
             z = masked_scores(s, factor, mask_ptr, start_m, start_n, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
-                              BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, True, WIDE)  # fmt: skip
+                              BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, True, WIDE, False, True)  # fmt: skip
             m_new = tl.maximum(m_i, tl.max(z, 1))
             l_i = l_i * tl.math.exp2(m_i - m_new) + tl.sum(tl.math.exp2(z - m_new[:, None]), 1)
             m_i = m_new

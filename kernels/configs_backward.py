@@ -5,7 +5,7 @@ Every row was compiled ahead of time for its target and found free of register s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -40,9 +40,14 @@ class TileConfig:
 class BackwardConfig:
     """How the backward kernels are compiled."""
 
-    query: TileConfig  # dQ: a program has block_m queries and passes over the keys. The rows' values: the same
+    query: TileConfig  # dQ: a program has block_m queries and passes over the keys
     key: TileConfig  # dK and dV: a program has block_n keys and passes over the queries
     separate: bool = False  # dK and dV by programs of their own: scores once more, but half of the accumulators
+
+    @property
+    def rows(self) -> TileConfig:
+        """The rows' values: as dQ, with half of the queries, since out and its gradient are held as well."""
+        return replace(self.query, block_m=max(16, self.query.block_m // 2), num_stages=1)
 
 
 # Rows are (largest width served, block_m, block_n, num_warps, num_stages, widest chunk, how); a width is the sum of a
@@ -124,14 +129,14 @@ _KEY: dict[str, list[_Row]] = {
 # A tile of the mask or of the map's gradient needs registers as well.
 _QUERY_MASKED: dict[str, list[_Row]] = {
     "sm_80": [(64, 64, 32, 4, 2, 64, TOGETHER), (128, 64, 16, 8, 2, 64, TOGETHER), (256, 64, 16, 8, 1, 128, BY_CHUNK)],
-    "sm_89": [(64, 64, 32, 4, 2, 64, TOGETHER), (128, 64, 16, 8, 2, 64, TOGETHER), (256, 64, 16, 8, 1, 128, BY_CHUNK)],
+    "sm_89": [(128, 64, 16, 8, 2, 64, TOGETHER), (256, 64, 16, 8, 1, 128, BY_CHUNK)],
     "sm_90": [
         (64, 64, 32, 4, 2, 128, TOGETHER),
         (128, 128, 32, 8, 2, 64, TOGETHER),
         (256, 128, 32, 8, 2, 128, BY_CHUNK),
     ],
     "sm_100": [(128, 64, 32, 8, 2, 128, TOGETHER), (256, 64, 32, 8, 1, 128, BY_CHUNK)],
-    "sm_120": [(64, 64, 32, 4, 2, 64, TOGETHER), (128, 64, 16, 8, 2, 64, TOGETHER), (256, 64, 16, 8, 1, 128, BY_CHUNK)],
+    "sm_120": [(128, 64, 16, 8, 2, 64, TOGETHER), (256, 64, 16, 8, 1, 128, BY_CHUNK)],
     "gfx942": [(256, 64, 32, 4, 1, 128, TOGETHER)],
 }
 _KEY_MASKED: dict[str, list[_Row]] = {
@@ -144,16 +149,16 @@ _KEY_MASKED: dict[str, list[_Row]] = {
         (256, 32, 64, 8, 1, 128, BY_CHUNK),
     ],
     "sm_120": [(64, 32, 64, 8, 1, 64, APART), (128, 16, 64, 8, 1, 64, APART), (192, 16, 64, 8, 1, 64, BY_CHUNK)],
-    "gfx942": [(128, 64, 64, 4, 1, 128, TOGETHER), (256, 32, 64, 4, 1, 128, APART)],
+    "gfx942": [(64, 64, 64, 4, 1, 128, TOGETHER), (256, 32, 32, 4, 1, 128, APART)],
 }
 # Exact float32 products run on the plain FMA units of NVIDIA GPUs, which want small tiles; AMD has matrix units.
 _FLOAT32_NVIDIA: tuple[list[_Row], list[_Row]] = (
-    [(64, 32, 16, 8, 1, 256, TOGETHER), (256, 16, 16, 8, 1, 256, TOGETHER)],
-    [(64, 32, 16, 8, 1, 256, TOGETHER), (256, 16, 16, 8, 1, 256, APART)],
+    [(64, 32, 32, 8, 1, 256, TOGETHER), (128, 16, 16, 8, 1, 64, TOGETHER)],
+    [(64, 32, 32, 8, 1, 256, TOGETHER), (128, 16, 16, 8, 1, 64, APART)],
 )
 _FLOAT32_AMD: tuple[list[_Row], list[_Row]] = (
-    [(128, 32, 16, 4, 1, 128, TOGETHER), (256, 16, 16, 4, 1, 128, TOGETHER)],
-    [(128, 32, 16, 4, 1, 128, APART), (256, 16, 16, 4, 1, 128, APART)],
+    [(128, 32, 16, 4, 1, 128, TOGETHER), (256, 16, 16, 4, 1, 128, BY_CHUNK)],
+    [(128, 32, 16, 4, 1, 128, APART), (256, 16, 16, 4, 1, 128, BY_CHUNK)],
 )
 
 

@@ -155,7 +155,7 @@ class BackwardCall:
     def allocate_rows(self, config: BackwardConfig) -> Rows:
         batch, num_heads, seqlen_q, _ = self.query.shape
         heads_kv = self.key.shape[1]
-        programs = num_heads // heads_kv * -(-seqlen_q // config.query.block_m)
+        programs = num_heads // heads_kv * -(-seqlen_q // config.rows.block_m)
 
         def values(needed: bool = True, shape: tuple[int, ...] = (batch, num_heads, seqlen_q)) -> Tensor | None:
             return allocate(shape, torch.float32, self.query.device) if needed else None
@@ -178,7 +178,7 @@ class BackwardCall:
 
     def rows_launch(self, config: BackwardConfig, rows: Rows) -> Launch:
         """The first kernel: what the others read for each row."""
-        tiles = config.query
+        tiles = config.rows
         value_max = None
         if rows.bounds is not None and self.grad_out is not None:
             value_max = torch.linalg.vector_norm(self.value, math.inf, dtype=torch.float32)

@@ -104,8 +104,12 @@ def masked_scores(
     s, factor, mask_ptr, start_m, start_n, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
     IS_CAUSAL: tl.constexpr, CHECK_KEYS: tl.constexpr, WIDE: tl.constexpr, TRANSPOSED: tl.constexpr = False,
+    ONE_ROUNDING: tl.constexpr = False,
 ):  # fmt: skip
-    """Scaled scores in base 2 with the mask applied: EXCLUDED where the key is not attended, else at least FLOOR."""
+    """Scaled scores in base 2 with the mask applied: EXCLUDED where the key is not attended, else at least FLOOR.
+
+    ONE_ROUNDING: the sum with the mask rounds alike wherever this is compiled, for kernels that have to agree on it.
+    """
     offs_m = start_m + tl.arange(0, BLOCK_M)
     offs_n = start_n + tl.arange(0, BLOCK_N)
     z = s * factor  # [BLOCK_M, BLOCK_N], or TRANSPOSED
@@ -126,8 +130,10 @@ def masked_scores(
             z = tl.where(bias != 0, z, EXCLUDED)
         else:
             bias = bias.to(tl.float32)
-            # one way to round, wherever it is compiled: a backward kernel has to find the same score as another
-            z = tl.fma(s, factor, bias * LOG2E)
+            if ONE_ROUNDING:
+                z = tl.fma(s, factor, bias * LOG2E)
+            else:
+                z = z + bias * LOG2E
             z = tl.where(z < FLOOR, FLOOR, z)  # not tl.maximum, which would turn a NaN into FLOOR
             z = tl.where(bias == float("-inf"), EXCLUDED, z)
     if CHECK_KEYS:

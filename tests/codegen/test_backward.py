@@ -16,8 +16,7 @@ from entropy_attn.kernels.support import backward_unsupported
 from .aot import Code, assert_clean, compile_kernel
 
 HEADS = 8
-# The head dims of the Stable Diffusion family and the edges of the table's rows.
-HEAD_DIMS = (40, 64, 80, 96, 112, 128, 160, 192, 256)  # 224 is held as 256 is
+HEAD_DIMS = (64, 96, 112, 128, 192, 256)  # the edges of the table's rows
 ADDED = torch.empty(1, HEADS, 1000, 1000, dtype=torch.float16)
 BOOLEAN = torch.empty(2, 1, 1000, 1000, dtype=torch.bool)
 
@@ -100,7 +99,7 @@ def test_table(target, head_dim):
     assert_good(compiled(target, head_dim, is_causal=True), target)
 
 
-@pytest.mark.parametrize("head_dim", (64, 112, 128, 192, 256))
+@pytest.mark.parametrize("head_dim", (64, 128, 192, 256))
 @pytest.mark.parametrize("target", TARGETS)
 def test_masks_and_maps(target, head_dim):
     served(target, head_dim, has_mask=True, has_map=True)
@@ -110,10 +109,9 @@ def test_masks_and_maps(target, head_dim):
 @pytest.mark.parametrize(
     "option", [{"mask": BOOLEAN}, {"has_map": True, "is_causal": True}, {"mask": BOOLEAN[:, :, :1]}]
 )
-@pytest.mark.parametrize("head_dim", (112,))
-@pytest.mark.parametrize("target", TARGETS)
-def test_one_of_a_mask_and_a_map(target, head_dim, option):
-    assert_good(compiled(target, head_dim, **option), target)
+@pytest.mark.parametrize("target", ("sm_80", "sm_90", "gfx942"))
+def test_one_of_a_mask_and_a_map(target, option):
+    assert_good(compiled(target, 112, **option), target)
 
 
 @pytest.mark.parametrize("head_dim", (64, 128))
@@ -126,8 +124,8 @@ def test_entropy_costs_at_most_a_fifth_of_the_loops(target, head_dim):
         assert on.loop.total() <= 1.20 * off.loop.total(), launch.kernel
 
 
-@pytest.mark.parametrize("head_dim", (64, 128, 160))
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("head_dim", (40, 160))
+@pytest.mark.parametrize("target", ("sm_80", "sm_90", "gfx942"))
 def test_scale_s_gradient_and_heads_inside_tokens(target, head_dim):
     served(target, head_dim)
     built = compiled(target, head_dim, scale=torch.ones(HEADS), layout="bshd", dtype=torch.bfloat16)

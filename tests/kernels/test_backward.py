@@ -117,6 +117,14 @@ def test_masks_in_every_dtype(kind, dtype):
     test_masks_broadcast_by_stride((1, 2, 40, 53), kind, dtype)
 
 
+def test_a_large_gradient_does_not_meet_what_marks_excluded_keys():
+    q, k, v = make_qkv(1, 1, 20, 30, 16)
+    grads = random_gradients(q, k, v, (0, 1), ("grad_entropy",))
+    grads["grad_entropy"] *= 1e12
+    keep = torch.ones(20, 30, dtype=torch.bool, device=DEVICE).tril(5)
+    assert_gradients_match(backward(q, k, v, grads, attn_mask=keep), q, k, v, grads, attn_mask=keep)
+
+
 @pytest.mark.parametrize("low", [-1e4, -1e9, -1e20, torch.finfo(torch.float32).min])
 def test_rows_whose_mask_is_low_everywhere(low):
     """As a user writes an excluded row without infinities: its keys are attended alike, or as the logits leave them."""
