@@ -1,8 +1,8 @@
 """What the compiled forward kernels should cost, read from their machine code: no GPU is needed, and nothing is timed.
 
 For each target and head dim: registers, shared memory, occupancy, the loop's instructions for each score, and the
-clocks that a multiprocessor needs for a score by each of its units. The slowest unit bounds the speed where all overlap;
-where the exponential waits for the products, their times add up. The truth lies between the two.
+clocks that a multiprocessor needs for a score by each of its units. The slowest unit bounds the speed where all
+overlap; where the exponential waits for the products, their times add up. The truth lies between the two.
 
     PYTHONPATH=. python benchmarks/codegen.py --csv benchmarks/results/codegen.csv
     PYTHONPATH=. python benchmarks/codegen.py --targets sm_90 --head-dims 64 128
@@ -29,7 +29,8 @@ from tests.codegen.test_forward import make_call
 HEAD_DIMS = (40, 64, 80, 96, 128, 160, 256)
 FIELDS = (
     "target", "head_dim", "entropy", "block_m", "block_n", "warps", "stages", "registers", "shared_bytes",
-    "warps_per_sm", "instructions", "matrix", "exp", "fma", "memory", "other", "tensor_clk", "exp_clk", "issue_clk", "bound",
+    "warps_per_sm", "instructions", "matrix", "exp", "fma", "memory", "other", "tensor_clk", "exp_clk", "issue_clk",
+    "bound",
 )  # fmt: skip
 REGISTERS, MAX_WARPS = 65_536, {"sm_89": 48, "sm_120": 48}  # of a multiprocessor; 64 warps elsewhere
 
