@@ -88,7 +88,8 @@ def cpu_table(by_what: dict[str, list[dict[str, str]]]) -> str:
     """Times and memory of the cpu_*.py benchmarks."""
     body = [
         [what, row["tokens"], row["head_dim"], row["sdpa_ms"], row["materialised_ms"],
-         f"{row['ratio']} ({row['ratio_min']}-{row['ratio_max']})", row["sdpa_extra_mib"], row["materialised_extra_mib"]]
+         f"{row['ratio']} ({row['ratio_min']}-{row['ratio_max']})", row["sdpa_extra_mib"],
+         row["materialised_extra_mib"]]
         for what, rows in by_what.items()
         for row in rows
     ]  # fmt: skip
