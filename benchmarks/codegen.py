@@ -16,6 +16,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
@@ -30,7 +31,7 @@ HEAD_DIMS = (40, 64, 80, 96, 128, 160, 256)
 FIELDS = (
     "target", "head_dim", "entropy", "block_m", "block_n", "warps", "stages", "registers", "shared_bytes",
     "warps_per_sm", "instructions", "matrix", "exp", "fma", "memory", "other", "tensor_clk", "exp_clk", "issue_clk",
-    "bound",
+    "bound", "triton",
 )  # fmt: skip
 REGISTERS, MAX_WARPS = 65_536, {"sm_89": 48, "sm_120": 48}  # of a multiprocessor; 64 warps elsewhere
 
@@ -83,7 +84,7 @@ def row(target: str, head_dim: int, entropy: bool) -> dict[str, object]:
         "shared_bytes": code.shared, "warps_per_sm": occupancy(target, code, config.num_warps),
         **{name: f"{n / scores:.2f}" for name, n in per_score.items()},
         **{name: f"{clk:.4f}" for name, clk in clocks.items()},
-        "bound": max(clocks, key=clocks.get).removesuffix("_clk"),
+        "bound": max(clocks, key=clocks.get).removesuffix("_clk"), "triton": version("triton"),
     }  # fmt: skip
 
 
