@@ -153,11 +153,11 @@ _KEY_MASKED: dict[str, list[_Row]] = {
 }
 # Exact float32 products run on the plain FMA units of NVIDIA GPUs, which want small tiles; AMD has matrix units.
 _FLOAT32_NVIDIA: tuple[list[_Row], list[_Row]] = (
-    [(64, 32, 32, 8, 1, 256, TOGETHER), (128, 16, 16, 8, 1, 64, TOGETHER)],
-    [(64, 32, 32, 8, 1, 256, TOGETHER), (128, 16, 16, 8, 1, 64, APART)],
+    [(64, 32, 32, 8, 1, 256, TOGETHER), (128, 32, 32, 8, 1, 64, TOGETHER)],
+    [(64, 32, 32, 8, 1, 256, TOGETHER), (128, 32, 32, 8, 1, 64, APART)],
 )
 _FLOAT32_AMD: tuple[list[_Row], list[_Row]] = (
-    [(128, 32, 16, 4, 1, 128, TOGETHER), (256, 16, 16, 4, 1, 128, BY_CHUNK)],
+    [(128, 32, 16, 4, 1, 128, TOGETHER), (256, 16, 16, 2, 1, 128, BY_CHUNK)],
     [(128, 32, 16, 4, 1, 128, APART), (256, 16, 16, 4, 1, 128, BY_CHUNK)],
 )
 
