@@ -39,9 +39,7 @@ def test_the_widest_heads_are_those_that_the_readme_names():
     for target in TARGETS:
         plain, masked = (widest(target, half, has_mask=has_mask) for has_mask in (False, True))
         assert widest(target, half, has_map=True) == masked
-        assert (plain, masked) == {"sm_80": (256, 192), "sm_89": (192, 192), "sm_120": (192, 192)}.get(
-            target, (256, 256)
-        )
+        assert (plain, masked) == narrower.get(target, (256, 256))
         assert widest(target, single) == widest(target, single, has_mask=True) == (256 if target == "gfx942" else 128)
 
 
