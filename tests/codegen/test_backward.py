@@ -15,7 +15,7 @@ from entropy_attn.kernels.launch_backward import BackwardCall, Launch
 from entropy_attn.kernels.support import backward_unsupported
 
 from .aot import PACKED, Code, assert_clean, compile_kernel
-from .cases import table_cases
+from .cases import PARTLY_FILLED, table_cases
 
 HEADS = 8
 ADDED = torch.empty(1, HEADS, 1000, 1000, dtype=torch.float16)
@@ -110,7 +110,7 @@ def loop_length(code: Code) -> int:
     return code.loop.total() + sum(code.loop[op] for op in PACKED)
 
 
-@pytest.mark.parametrize("target, head_dim, part", cases(64, 128))
+@pytest.mark.parametrize("target, head_dim, part", cases(64, 128, PARTLY_FILLED))
 def test_table(target, head_dim, part):
     """With the gradients of out, lse and entropy; causal calls have the loops of the others as well."""
     with_entropy = compiled(target, head_dim, part, is_causal=True)
@@ -124,7 +124,7 @@ def test_table(target, head_dim, part):
             assert loop_length(on) <= 1.20 * loop_length(off), f"the entropy's gradient in {launch.kernel}"
 
 
-@pytest.mark.parametrize("target, head_dim, part", cases(has_mask=True, has_map=True))
+@pytest.mark.parametrize("target, head_dim, part", cases(PARTLY_FILLED, has_mask=True, has_map=True))
 def test_masks_and_maps(target, head_dim, part):
     assert_good(compiled(target, head_dim, part, mask=ADDED, has_map=True), target)
 
