@@ -1,7 +1,7 @@
 """Which tile sizes, warps and stages the backward kernels are compiled with: a plain table, without Triton or a GPU.
 
-Every row was compiled ahead of time for its target and found free of register spills (tests/codegen holds that); those of
-sm_90 by Triton 3.6 as well, which needs more registers than 3.7.
+Every row was compiled ahead of time for its target and found free of register spills (tests/codegen holds that);
+those of sm_90 by Triton 3.6 as well, which needs more registers than 3.7.
 """
 
 from __future__ import annotations
