@@ -26,7 +26,9 @@ class Ask:
         if self.task not in TASKS:
             raise ValueError(f"unknown task {self.task!r}: give one of {', '.join(TASKS)}")
         if (self.task == "map") != (self.map_keys is not None):
-            raise ValueError(f"task {self.task!r} with map_keys={self.map_keys}: a map needs keys, and nothing else does")
+            raise ValueError(
+                f"task {self.task!r} with map_keys={self.map_keys}: a map needs keys, and nothing else does"
+            )
 
     @property
     def results(self) -> tuple[str, ...]:

@@ -20,7 +20,9 @@ def machine(device: torch.device, commit: str | None = None) -> dict[str, str]:
         "driver": (_smi(device, "driver_version") or ["unknown"])[0] if gpu else "",
         "torch": torch.__version__,
         "triton": version("triton"),
-        "commit": commit or _output("git", "-C", str(here), "describe", "--always", "--dirty", "--exclude=*") or "unknown",
+        "commit": commit
+        or _output("git", "-C", str(here), "describe", "--always", "--dirty", "--exclude=*")
+        or "unknown",
         "date": datetime.date.today().isoformat(),
     }
 

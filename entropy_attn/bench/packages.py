@@ -1,4 +1,4 @@
-"""Other people's attention, where it is installed. Nothing here is required, and nothing is imported before it is run."""
+"""Other people's attention, where it is installed. None of it is required, or imported before it is run."""
 
 from __future__ import annotations
 
@@ -96,7 +96,9 @@ def _tutorial_reasons(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> li
 
 PACKAGES = (
     Implementation("flash-attn-2", _flash2, ("plain", "lse"), reasons=_installed("flash_attn", _flash_reasons)),
-    Implementation("flash-attn-3", _flash3, ("plain", "lse"), reasons=_installed("flash_attn_interface", _flash_reasons)),
+    Implementation(
+        "flash-attn-3", _flash3, ("plain", "lse"), reasons=_installed("flash_attn_interface", _flash_reasons)
+    ),
     Implementation(
         "sage", _sage, passes=("forward",), reasons=_installed("sageattention", _sage_reasons), slack=SAGE_SLACK
     ),

@@ -69,11 +69,15 @@ def _by_flex(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
     return _with_lse(_flex_lse, query, key, value, ask)
 
 
-def _with_lse(attend: Callable[..., tuple[Tensor, Tensor]], query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
+def _with_lse(
+    attend: Callable[..., tuple[Tensor, Tensor]], query: Tensor, key: Tensor, value: Tensor, ask: Ask
+) -> Results:
     return dict(zip(("out", "lse"), attend(query, key, value), strict=True))
 
 
-def _by_vk(attend: Callable[..., tuple[Tensor, Tensor]], query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
+def _by_vk(
+    attend: Callable[..., tuple[Tensor, Tensor]], query: Tensor, key: Tensor, value: Tensor, ask: Ask
+) -> Results:
     out, lse = attend(query, key, value)
     mean_key, _ = attend(query, key, key)
     logit = (query.to(lse.dtype) * mean_key.to(lse.dtype)).sum(dim=-1) * query.shape[-1] ** -0.5
@@ -125,8 +129,12 @@ TORCH = (
         for name, (lse, reasons) in _LSE.items()
     ),
     *(
-        Implementation(f"vk-{name}", functools.partial(_by_vk, lse), ("entropy",), ("forward",), reasons, slack=VK_SLACK)
+        Implementation(
+            f"vk-{name}", functools.partial(_by_vk, lse), ("entropy",), ("forward",), reasons, slack=VK_SLACK
+        )
         for name, (lse, reasons) in _LSE.items()
     ),
-    Implementation("vk-flex", functools.partial(_by_vk, _flex_lse), ("entropy",), reasons=_flex_reasons, slack=VK_SLACK),
+    Implementation(
+        "vk-flex", functools.partial(_by_vk, _flex_lse), ("entropy",), reasons=_flex_reasons, slack=VK_SLACK
+    ),
 )

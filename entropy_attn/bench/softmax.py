@@ -36,7 +36,9 @@ def chunked(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
     parts: list[Results] = []
     for rows in chunks(query, key):
         tensors = (query[:, :, rows], key, value, ask)
-        parts.append(checkpoint(materialised, *tensors, use_reentrant=False) if ask.gradient else materialised(*tensors))
+        parts.append(
+            checkpoint(materialised, *tensors, use_reentrant=False) if ask.gradient else materialised(*tensors)
+        )
     return {name: torch.cat([part[name] for part in parts], dim=1 if name == "map" else 2) for name in ask.results}
 
 

@@ -142,12 +142,12 @@ MODELS = {
             _unet("sd21", [(8, 5, 64, 5), (16, 10, 64, 5), (32, 20, 64, 5), (64, 20, 64, 1)]),
         ),
         Model(
-            "sdxl", (1024, 1024), "as sd15; SDXL has no attention at the first level, and 2 and 10 blocks at the others",
+            "sdxl", (1024, 1024), "as sd15; no attention at the first level, 2 and 10 blocks at the others",
             _unet("sdxl", [(16, 10, 64, 10), (32, 20, 64, 60)]),
         ),
         Model(
             "pixart", (1024, 1024),
-            "PixArt-Sigma-XL-2-1024-MS: defaults of diffusers PixArtTransformer2DModel, 300 tokens of T5 (its mask left out)",
+            "PixArt-Sigma-XL-2-1024-MS: defaults of diffusers PixArtTransformer2DModel, 300 tokens of T5; no mask here",
             _transformer("pixart", {"self": (28, 0), "cross": (28, 300)}, 16, 72, batch=2),
         ),
         Model(
@@ -160,13 +160,13 @@ MODELS = {
         ),
         Model(
             "flux", (1024, 1024),
-            "FLUX.1-dev: defaults of diffusers FluxTransformer2DModel, 19 + 38 layers, 512 tokens of T5; guidance is distilled",
+            "FLUX.1-dev: defaults of diffusers FluxTransformer2DModel, 19 + 38 layers, 512 tokens of T5; no second half",
             _transformer("flux", {"joint": (57, 512)}, 24, 128, batch=1),
         ),
         Model(
             "wan-1.3b", (512, 832),
-            "Wan2.1-T2V-1.3B transformer/config.json: 30 layers, 12 heads of 128; 81 frames are 21 latents, 512 tokens of "
-            "umT5; the two halves of guidance are calls of their own",
+            "Wan2.1-T2V-1.3B transformer/config.json: 30 layers, 12 heads of 128; 81 frames are 21 latents, "
+            "512 tokens of umT5; the two halves of guidance are calls of their own",
             _transformer("wan-1.3b", {"self": (60, 0), "cross": (60, 512)}, 12, 128, batch=1, frames=21),
         ),
         Model(
