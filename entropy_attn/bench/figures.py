@@ -21,6 +21,9 @@ MARKERS = "osD^vPX*<>"
 GREY = "#8a8a8a"
 MAX_PANELS = 3  # side by side in one row
 PASSES = {"forward": "forward", "both": "forward and backward"}
+SIDES = {"ours": (OURS_COLOURS[0], "ours (auto)"), "other": (OTHER_COLOURS[0], "torch, or the best other way")}
+MAX_SIZES_AS_BARS = 2
+MAX_BARS = 40  # shapes in one panel
 TASKS = {"plain": "plain call", "lse": "with lse", "entropy": "with entropy", "map": "with maps"}
 
 
@@ -34,8 +37,9 @@ def save_figures(rows: list[Row], about: Row, out: Path) -> dict[str, Path]:
         plain = [row for row in of_pass if row["task"] == "plain"]
         figures[f"throughput{suffix}"] = throughput(plain, about, PASSES[name])
         figures[f"memory{suffix}"] = memory(of_pass, about, PASSES[name])
-        figures[f"overhead{suffix}"] = overhead([row for row in rows if row["pass"] == name], about, PASSES[name])
-    figures["denoising_step"] = steps(rows, about)
+        of_pass = [row for row in rows if row["pass"] == name]
+        figures[f"overhead{suffix}"] = overhead(of_pass, about, PASSES[name])
+        figures[f"denoising_step{suffix}"] = steps(of_pass, about, PASSES[name])
     paths = {}
     for name, figure in figures.items():
         if figure is not None:
@@ -114,6 +118,7 @@ def overhead(rows: list[Row], about: Row, passes: str) -> Figure | None:
     for axis, (task, found) in zip(axes, panels, strict=True):
         keys = list(dict.fromkeys((f["model"], f["head_dim"], f["seqlen"], f["seqlen_k"], f["kind"]) for f in found))
         keys.sort(key=lambda key: (key[0] != SWEEP, key[0], key[1], key[2]))
+        count, keys = len(keys), keys[:MAX_BARS]
         for i, side in enumerate(("ours", "best other")):
             colour = OURS_COLOURS[0] if side == "ours" else OTHER_COLOURS[0]
             for j, key in enumerate(keys):
@@ -124,15 +129,17 @@ def overhead(rows: list[Row], about: Row, passes: str) -> Figure | None:
                 # several sizes of one model may share a shape: the mean stands for them
                 percent = sum(f["percent"] for f in ones) / len(ones)
                 axis.barh(j + 0.4 * i - 0.2, percent, 0.38, color=colour, label=side if j == 0 else None)
-                axis.annotate(f"{percent:+.0f} %", (max(percent, 0.0), j + 0.4 * i - 0.2), fontsize=7, va="center",
-                              xytext=(3, 0), textcoords="offset points")  # fmt: skip
+                at = (max(percent, 0.0), j + 0.4 * i - 0.2)
+                axis.annotate(f"{round(percent):+d} %", at, fontsize=7, va="center", xytext=(3, 0),
+                              textcoords="offset points")  # fmt: skip
         axis.set_yticks(range(len(keys)), [_shape(key) for key in keys], fontsize=8)
-        axis.invert_yaxis()
         axis.axvline(0, color="black", linewidth=0.8)
         axis.set_xscale("symlog", linthresh=10)
         axis.margins(x=0.12)
         axis.grid(False, axis="y")
-        axis.set_title(f"time that the {task} adds to a plain call, %")
+        some = f" (the first {MAX_BARS} of {count} shapes)" if count > MAX_BARS else ""
+        axis.set_title(f"time that the {task} adds to a plain call, %{some}")
+        axis.set_ylim(len(keys) - 0.4, -0.6)
     figure.set_figheight(max(3.0, 1.6 + 0.36 * max(len(axis.get_yticks()) for axis in axes)))
     handles, labels = axes[0].get_legend_handles_labels()
     names = {"ours": "ours, to our plain call", "best other": "best other, to torch's plain call"}
@@ -140,31 +147,56 @@ def overhead(rows: list[Row], about: Row, passes: str) -> Figure | None:
     return figure
 
 
-def steps(rows: list[Row], about: Row) -> Figure | None:
-    """Milliseconds of attention in one denoising step, a panel a model and pass."""
+def steps(rows: list[Row], about: Row, passes: str) -> Figure | None:
+    """Milliseconds of attention in one denoising step: bars for a size, or lines over the sizes where they are many."""
     found = denoising_steps(rows)
-    keys = list(dict.fromkeys((step["model"], step["size"], step["pass"]) for step in found))
-    if not keys:
+    panels: dict[str, list[Row]] = {}
+    for step in found:
+        many = len({other["size"] for other in found if other["model"] == step["model"]}) > MAX_SIZES_AS_BARS
+        panels.setdefault(step["model"] if many else f"{step['model']}, {step['size']} px", []).append(step)
+    if not panels:
         return None
-    figure, axes = _panels(len(keys), f"Attention in one denoising step, {about['device']}", share_y=False, height=3.4)
-    for axis, key in zip(axes, keys, strict=True):
-        own = [step for step in found if (step["model"], step["size"], step["pass"]) == key]
-        tasks = list(dict.fromkeys(step["task"] for step in own))
-        for i, side in enumerate(("ours", "other")):
-            values = {step["task"]: step["ms"] for step in own if step["side"] == side}
-            places = [tasks.index(task) + 0.4 * i - 0.2 for task in values]
-            colour = OURS_COLOURS[0] if side == "ours" else OTHER_COLOURS[0]
-            label = "ours (auto)" if side == "ours" else "torch, or the best other way"
-            bars = axis.bar(places, list(values.values()), 0.38, color=colour, label=label)
-            axis.bar_label(bars, fmt="%.3g", fontsize=8, padding=2)
-        axis.set_xticks(range(len(tasks)), [TASKS[task] for task in tasks])
-        axis.set_title(f"{key[0]} {key[1]} px, {PASSES[key[2]]}", fontsize=10)
-        axis.margins(y=0.12)
-        axis.grid(False, axis="x")
+    figure, axes = _panels(len(panels), f"Attention in one denoising step, {passes}, {about['device']}", height=3.4)
+    for axis, (title, own) in zip(axes, panels.items(), strict=True):
+        sizes = _unique(own, "size")
+        if len(sizes) > 1:
+            _step_lines(axis, own, sizes)
+        else:
+            _step_bars(axis, own)
+        axis.set_title(title)
     for axis in axes[::MAX_PANELS]:
         axis.set_ylabel("ms")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=8)
     return figure
+
+
+def _step_bars(axis: Any, own: list[Row]) -> None:
+    tasks = _unique(own, "task")
+    for i, (side, (colour, label)) in enumerate(SIDES.items()):
+        values = {step["task"]: step["ms"] for step in own if step["side"] == side}
+        places = [tasks.index(task) + 0.4 * i - 0.2 for task in values]
+        bars = axis.bar(places, list(values.values()), 0.38, color=colour, label=label)
+        axis.bar_label(bars, [_short(ms) for ms in values.values()], fontsize=8, padding=2)
+    axis.set_xticks(range(len(tasks)), [TASKS[task] for task in tasks])
+    axis.margins(y=0.12)
+    axis.grid(False, axis="x")
+
+
+def _step_lines(axis: Any, own: list[Row], sizes: list[str]) -> None:
+    styles = {"plain": "-", "entropy": "--", "map": ":"}
+    for side, (colour, label) in SIDES.items():
+        for task, style in styles.items():
+            line = [step for step in own if step["side"] == side and step["task"] == task]
+            at = [sizes.index(step["size"]) for step in line]
+            axis.plot(at, [step["ms"] for step in line], color=colour, linestyle=style, marker="o", markersize=3,
+                      label=f"{label}: {TASKS[task]}")  # fmt: skip
+    axis.set_yscale("log")
+    axis.set_xticks(range(len(sizes)), sizes, rotation=45, fontsize=8)
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 # -- helpers --------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from entropy_attn.bench.contract import Ask, Implementation, Results
 
-CHUNK_SCORES = 2**26  # scores that the chunked way holds at once: 256 MiB of float32
+CHUNK_SCORES = {"cuda": 2**26, "cpu": 2**22}  # scores that the chunked way holds at once: enough to keep a device busy
 
 
 def materialised(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
@@ -25,7 +25,7 @@ def materialised(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results
     return out | ({"lse": scores.logsumexp(dim=-1)} if ask.task == "lse" else {"entropy": -(p * log_p).sum(dim=-1)})
 
 
-def chunks(query: Tensor, key: Tensor, held: int = CHUNK_SCORES) -> list[slice]:
+def chunks(query: Tensor, key: Tensor, held: int) -> list[slice]:
     """Rows of the query whose scores fit into ``held``."""
     rows = max(1, held // (query.shape[0] * query.shape[1] * key.shape[2]))
     return [slice(start, start + rows) for start in range(0, query.shape[2], rows)]
@@ -34,7 +34,7 @@ def chunks(query: Tensor, key: Tensor, held: int = CHUNK_SCORES) -> list[slice]:
 def chunked(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
     """The same over chunks of rows; for a gradient each chunk is computed again, so that none is held."""
     parts: list[Results] = []
-    for rows in chunks(query, key):
+    for rows in chunks(query, key, CHUNK_SCORES.get(query.device.type, 2**22)):
         tensors = (query[:, :, rows], key, value, ask)
         parts.append(
             checkpoint(materialised, *tensors, use_reentrant=False) if ask.gradient else materialised(*tensors)

@@ -61,8 +61,8 @@ def _print_cases(console: Console, rows: list[Row], about: Row) -> None:
     """A heading and a narrow table for each case, under one header."""
     console.print(f"[bold]Attention on {about['device']}[/bold]")
     console.print(
-        f"[dim]torch {about['torch']}, Triton {about['triton']}, commit {about['commit']}, {about['date']}. Medians. Error: "
-        "as a part of what the gate allows. Speed: times as fast as the best competitor.[/dim]"
+        f"[dim]torch {about['torch']}, Triton {about['triton']}, commit {about['commit']}, {about['date']}. "
+        "Medians. Error: as a part of what the gate allows. Speed: times as fast as the best competitor.[/dim]"
     )
     console.print(_narrow([f"[bold]{title}[/bold]" for title in WIDTHS]))
     for those in by_case(rows).values():

@@ -19,6 +19,7 @@ from entropy_attn.bench.cases import Inputs
 
 ROUNDS = 4  # even, so that each order of turns is had equally often
 MAX_RUNS = 100  # of one implementation in one round
+SLOW_MS = 200.0  # a run that takes longer has been warmed up enough by the gate
 MAX_SETS = 8  # of inputs
 FLUSH_BYTES = 256 * 2**20  # at least; beyond twice the cache of any card so far
 QUANTILES = (0.2, 0.5, 0.8)
@@ -139,7 +140,9 @@ def interleaved(
         for name in list(times) if turn % 2 == 0 else list(reversed(times)):
             try:
                 if turn < 0:
-                    once = clock.runs(runs[name], sets, clock.warmups)[-1]
+                    once = clock.runs(runs[name], sets, 1)[-1]
+                    if once < SLOW_MS:
+                        once = clock.runs(runs[name], sets, clock.warmups)[-1]
                     counts[name] = max(1, min(MAX_RUNS, round(clock.round_ms / max(once, 1e-3))))
                 else:
                     times[name] += clock.runs(runs[name], sets, counts[name])

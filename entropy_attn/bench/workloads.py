@@ -160,7 +160,7 @@ MODELS = {
         ),
         Model(
             "flux", (1024, 1024),
-            "FLUX.1-dev: defaults of diffusers FluxTransformer2DModel, 19 + 38 layers, 512 tokens of T5; no second half",
+            "FLUX.1-dev: defaults of diffusers FluxTransformer2DModel, 19 + 38 layers, 512 T5 tokens; no CFG",
             _transformer("flux", {"joint": (57, 512)}, 24, 128, batch=1),
         ),
         Model(

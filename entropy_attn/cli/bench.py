@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from . import Refused, options
+from . import options
+
+EXIT_WRONG = 1
 
 EXAMPLE = (
     "Examples:\n\n"
@@ -39,6 +42,9 @@ def bench(
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES) + ".")] = "auto",
     csv: Annotated[Path | None, typer.Option(help="Write the rows to this .csv file as they come.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for bench.csv and the figures; made if missing.")] = None,
+    commit: Annotated[
+        str | None, typer.Option(help="The commit that the rows name, where the package lies in no git checkout.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON instead of tables.")] = False,
 ) -> None:
     with options.refusals():
@@ -63,7 +69,7 @@ def bench(
         names = chosen.implementations if implementations is None else options.parse_list(
             "--implementations", implementations
         )  # fmt: skip
-        contenders(Ask(), names)
+        contenders(Ask(), names)  # refuses unknown names before anything is made
         if csv is not None:
             options.output_table(csv)
         if out is not None:
@@ -71,9 +77,10 @@ def bench(
         dtype = ("bfloat16" if where.type == "cuda" else "float32") if dtype == "auto" else dtype
         shapes = list(chosen.workloads()) if model is None else _model_workloads(model, size, str(where))
         todo = list(cases(shapes, wanted_tasks, wanted_passes, [getattr(torch, dtype)]))
+        todo = [case for case in todo if contenders(case.ask, names)]
         if not todo:
-            raise ValueError(f"nothing to measure: no workload has a task of {', '.join(wanted_tasks)}")
-        about = machine(where)
+            raise ValueError(f"nothing to measure: nothing of this is asked for {', '.join(wanted_tasks)}")
+        about = machine(where, commit)
         rows = _measure(todo, where, names, about, [p for p in (csv, out and out / "bench.csv") if p])
         if not any("p50_ms" in row or str(row["status"]).startswith("wrong") for row in rows):
             reasons = {f"{row['implementation']}: {row['status']}" for row in rows}
@@ -103,7 +110,8 @@ def bench(
                 console.print(f"  {path.name}")
     wrong = [f"{row['implementation']}: {row['status']}" for row in rows if str(row["status"]).startswith("wrong")]
     if wrong:
-        raise Refused(f"{len(wrong)} wrong result(s), which have no time: {wrong[0]}")
+        print(f"entropy-attn: {len(wrong)} wrong result(s), which have no time: {wrong[0]}", file=sys.stderr)
+        raise typer.Exit(EXIT_WRONG)
 
 
 bench.__doc__ = (
@@ -149,7 +157,8 @@ def _measure(
     rows: list[dict[str, Any]] = []
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        console = Console(stderr=True)
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             task = progress.add_task("measuring", total=len(todo))
 
             def begins(case: Any) -> None:
