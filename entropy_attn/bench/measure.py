@@ -23,7 +23,7 @@ FIELDS = (
 )  # fmt: skip
 CASE = ("model", "size", "kind", "task", "pass", "dtype", "batch", "heads", "seqlen", "seqlen_k", "head_dim")
 OUT_OF_MEMORY = "out of memory"
-DEVICE_GONE = getattr(torch, "AcceleratorError", ())  # after an illegal access every later call fails too
+DEVICE_ERRORS = getattr(torch, "AcceleratorError", ())  # after some, an illegal access, every later call fails too
 
 
 def measure(
@@ -56,6 +56,7 @@ def measure(
                 good[name], status = call, "ok"
         except Exception as error:
             status = failure(error)
+        if status != "ok":  # once the error has let go of what it held
             clock.tidy()
         rows[name]["status"] = status
     del gate
@@ -97,7 +98,7 @@ def failure(error: Exception) -> str:
     Raises:
         Exception: the same, where the device is lost and every later row would be wrong.
     """
-    if isinstance(error, DEVICE_GONE):
+    if isinstance(error, DEVICE_ERRORS) and not _device_answers():
         raise error
     if isinstance(error, WrongResult):
         return f"wrong: {error}"
@@ -106,6 +107,14 @@ def failure(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [""]
     kind = "" if type(error) is RuntimeError else f"{type(error).__name__}: "
     return f"refused: {kind}{lines[0][:100]}"
+
+
+def _device_answers() -> bool:
+    try:
+        torch.cuda.synchronize()
+        return float(torch.ones(1, device="cuda").sum()) == 1.0
+    except (RuntimeError, AssertionError):  # the latter where torch has no CUDA
+        return False
 
 
 def _refusal(implementation: Implementation, case: Case, inputs: Inputs, clock: Clock) -> str | None:

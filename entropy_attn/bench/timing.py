@@ -146,10 +146,11 @@ def interleaved(
                     counts[name] = max(1, min(MAX_RUNS, round(clock.round_ms / max(once, 1e-3))))
                 else:
                     times[name] += clock.runs(runs[name], sets, counts[name])
+                continue
             except Exception as error:
                 on_error(name, error)
                 times.pop(name)
-                clock.tidy()
+            clock.tidy()  # once the error has let go of what it held
     return times
 
 
