@@ -14,17 +14,21 @@ import torch
 def machine(device: torch.device, commit: str | None = None) -> dict[str, str]:
     """Device, versions, commit and date. ``commit`` is for where the package lies in no git checkout."""
     gpu = device.type == "cuda"
-    here = Path(__file__).parent
     return {
         "device": torch.cuda.get_device_name(device) if gpu else f"{cpu_name()}, {torch.get_num_threads()} thread(s)",
         "driver": (_smi(device, "driver_version") or ["unknown"])[0] if gpu else "",
         "torch": torch.__version__,
         "triton": version("triton"),
-        "commit": commit
-        or _output("git", "-C", str(here), "describe", "--always", "--dirty", "--exclude=*")
-        or "unknown",
+        "commit": commit or _commit(),
         "date": datetime.date.today().isoformat(),
     }
+
+
+def _commit() -> str:
+    """Of the checkout that this file is part of, which the one around a virtual environment is not."""
+    git = ("git", "-C", str(Path(__file__).parent))
+    ours = _output(*git, "ls-files", "--error-unmatch", Path(__file__).name)
+    return (ours and _output(*git, "describe", "--always", "--dirty", "--exclude=*")) or "unknown"
 
 
 def version(package: str) -> str:

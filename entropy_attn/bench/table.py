@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-WIDTHS = {"implementation": 24, "ms": 9, "p20 - p80": 17, "TFLOP/s": 8, "+MiB": 8, "error": 5, "speed": 5}
+WIDTHS = {"implementation": 22, "ms": 9, "p20 - p80": 17, "TFLOP/s": 8, "+MiB": 8, "error": 5, "speed": 5}
 
 
 class CsvRows:
