@@ -86,6 +86,24 @@ def maps_table(rows: list[dict[str, str]]) -> str:
     return f"Cross-attention over 77 tokens, ms (median), {measured_on(rows[0])}:\n\n{markdown(header, body)}"
 
 
+def cpu_table(by_what: dict[str, list[dict[str, str]]]) -> str:
+    """Times and memory of the cpu_*.py benchmarks."""
+    body = [
+        [what, row["tokens"], row["head_dim"], row["sdpa_ms"], row["materialised_ms"],
+         f"{row['ratio']} ({row['ratio_min']}-{row['ratio_max']})", row["sdpa_extra_mib"],
+         row["materialised_extra_mib"]]
+        for what, rows in by_what.items()
+        for row in rows
+    ]  # fmt: skip
+    if not body:
+        return "Not yet measured."
+    about = next(rows[0] for rows in by_what.values() if rows)
+    header = ["what", "N", "head dim", "ours, ms", "materialised, ms", "times faster (min-max)", "ours, MiB",
+              "materialised, MiB"]  # fmt: skip
+    heads = f"batch {about['batch']}, {about['heads']} heads, float32, {about['threads']} thread"
+    return f"{about['cpu']}, torch {about['torch']}, {heads}:\n\n{markdown(header, body)}"
+
+
 def shapes_table(rows: list[dict[str, str]]) -> str:
     """The checker's marks of the embedded model."""
     if not rows:
@@ -110,6 +128,12 @@ SECTIONS = {
         "forward": lambda: forward_table(read(RESULTS / "forward.csv")),
         "backward": lambda: backward_table(read(RESULTS / "backward.csv")),
         "maps": lambda: maps_table(read(RESULTS / "maps.csv")),
+        "cpu": lambda: cpu_table(
+            {
+                "output and entropy": read(RESULTS / "cpu_entropy.csv"),
+                "output, map over 77 tokens, gradients": read(RESULTS / "cpu_maps.csv"),
+            }
+        ),
     },
     ROOT / "entropy_attn" / "shapes" / "README.md": {"shapes": lambda: shapes_table(read(RESULTS / "shapes.csv"))},
 }

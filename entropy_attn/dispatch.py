@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from entropy_attn.kernels.support import device_target
+from entropy_attn.kernels.support import call_target
 
 # (compile target, head_dim, length bucket) -> the faster one.
 MEASURED: dict[tuple[str | None, int, int], Literal["triton", "sdpa"]] = {}
@@ -35,5 +35,5 @@ def measured_choice(
     )
     if not covered or not MEASURED or query.device.type != "cuda":
         return "sdpa"
-    target = device_target(query.device)
+    target = call_target(query)
     return MEASURED.get((target, query.shape[3], length_bucket(max(query.shape[2], key.shape[2]))), "sdpa")

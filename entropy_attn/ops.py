@@ -14,6 +14,7 @@ from entropy_attn.dispatch import measured_choice
 from entropy_attn.errors import Unsupported
 from entropy_attn.reference import attention_reference
 from entropy_attn.sdpa import attention_sdpa, torch_attention
+from entropy_attn.tracing import constant_in_graphs
 
 IMPLS = ("auto", "triton", "sdpa", "reference")
 
@@ -191,6 +192,6 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     )
 
 
-@torch.compiler.assume_constant_result  # older torch cannot trace the question
+@constant_in_graphs  # older torch cannot trace the question
 def _has_autocast(device: str) -> bool:
     return torch.amp.is_autocast_available(device)

@@ -153,11 +153,21 @@ _KEY_MASKED: dict[str, list[_Row]] = {
 }
 # Exact float32 products run on the plain FMA units of NVIDIA GPUs, which want small tiles; AMD has matrix units.
 _FLOAT32_NVIDIA: tuple[list[_Row], list[_Row]] = (
-    [(64, 32, 32, 8, 1, 256, TOGETHER), (128, 16, 16, 8, 1, 64, TOGETHER)],
-    [(64, 32, 32, 8, 1, 256, TOGETHER), (128, 16, 16, 8, 1, 64, APART)],
+    [(64, 32, 32, 8, 1, 256, TOGETHER), (128, 32, 32, 8, 1, 64, TOGETHER)],
+    [(64, 32, 32, 8, 1, 256, TOGETHER), (128, 32, 32, 8, 1, 64, APART)],
+)
+_FLOAT32_NVIDIA_MASKED: tuple[list[_Row], list[_Row]] = (
+    [
+        (64, 32, 32, 8, 1, 256, TOGETHER),
+        (80, 32, 32, 8, 1, 64, TOGETHER),
+        (96, 64, 16, 8, 1, 64, TOGETHER),
+        (112, 16, 32, 8, 1, 64, TOGETHER),
+        (128, 32, 32, 8, 1, 64, TOGETHER),
+    ],
+    _FLOAT32_NVIDIA[1],
 )
 _FLOAT32_AMD: tuple[list[_Row], list[_Row]] = (
-    [(128, 32, 16, 4, 1, 128, TOGETHER), (256, 16, 16, 4, 1, 128, BY_CHUNK)],
+    [(128, 32, 16, 4, 1, 128, TOGETHER), (256, 16, 16, 2, 1, 128, BY_CHUNK)],
     [(128, 32, 16, 4, 1, 128, APART), (256, 16, 16, 4, 1, 128, BY_CHUNK)],
 )
 
@@ -188,7 +198,8 @@ def _tables(target: str, dtype: torch.dtype, masked: bool) -> tuple[list[_Row], 
     if target not in TARGETS:
         raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {target!r}")
     if dtype == torch.float32:
-        return _FLOAT32_AMD if target.startswith("gfx") else _FLOAT32_NVIDIA
+        nvidia = _FLOAT32_NVIDIA_MASKED if masked else _FLOAT32_NVIDIA
+        return _FLOAT32_AMD if target.startswith("gfx") else nvidia
     return (_QUERY_MASKED[target], _KEY_MASKED[target]) if masked else (_QUERY[target], _KEY[target])
 
 

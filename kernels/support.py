@@ -11,6 +11,7 @@ from torch import Tensor
 
 from entropy_attn.kernels.configs import INTERPRETER, MAX_HEAD_DIM, MIN_HEAD_DIM
 from entropy_attn.kernels.configs_backward import widest
+from entropy_attn.tracing import constant_in_graphs
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_PROGRAMS = 2**31 - 1
@@ -45,7 +46,7 @@ def call_target(query: Tensor) -> str:
     return str(_target(query.device))
 
 
-@torch.compiler.assume_constant_result  # of no concern to a graph; older torch cannot trace what is asked here
+@constant_in_graphs  # of no concern to a graph; older torch cannot trace what is asked here
 def _target(device: torch.device) -> str | None:
     if interpreting():
         return INTERPRETER
@@ -127,7 +128,7 @@ def backward_unsupported(
     ]
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def _environment_reasons(device: torch.device) -> tuple[str, ...]:
     if not has_triton():
         return ("Triton is not installed",)

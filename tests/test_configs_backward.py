@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from entropy_attn.kernels.configs import INTERPRETER, TARGETS
-from entropy_attn.kernels.configs_backward import backward_config
+from entropy_attn.kernels.configs_backward import backward_config, widest
 from entropy_attn.kernels.support import backward_unsupported
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -31,6 +31,16 @@ def test_the_head_dims_of_diffusion_models_are_served(target):
     for head_dim in (40, 64, 72, 80, 96, 112, 128, 160):
         for dtype in (torch.float16, torch.bfloat16):
             assert not backward_unsupported(target, head_dim, head_dim, dtype, has_mask=True, has_map=True)
+
+
+def test_the_widest_heads_are_those_that_the_readme_names():
+    half, single = torch.float16, torch.float32
+    narrower = {"sm_80": (256, 192), "sm_89": (192, 192), "sm_120": (192, 192)}
+    for target in TARGETS:
+        plain, masked = (widest(target, half, has_mask=has_mask) for has_mask in (False, True))
+        assert widest(target, half, has_map=True) == masked
+        assert (plain, masked) == narrower.get(target, (256, 256))
+        assert widest(target, single) == widest(target, single, has_mask=True) == (256 if target == "gfx942" else 128)
 
 
 def test_a_reason_names_the_head_dim_and_the_target():

@@ -71,7 +71,7 @@ def choices(monkeypatch):
     class OnCuda(torch.Tensor):
         device = torch.device("cuda:0")
 
-    monkeypatch.setattr(dispatch, "device_target", lambda device: "sm_90")
+    monkeypatch.setattr(dispatch, "call_target", lambda query: "sm_90")
     monkeypatch.setattr(dispatch, "MEASURED", {("sm_90", 64, 10): "triton", ("sm_90", 64, 11): "sdpa"})
 
     def choose(

@@ -34,6 +34,7 @@ GPU_TARGETS = {f"sm_{arch}": GPUTarget("cuda", arch, 32) for arch in (80, 89, 90
 GPU_TARGETS["gfx942"] = GPUTarget("hip", "gfx942", 64)
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.bool: "i1"}
 MATRIX = ("HGMMA", "HMMA", "UTCHMMA", "OMMA", "QGMMA", "UTCQMMA")
+PACKED = ("FFMA2", "FMUL2", "FADD2")
 NVDISASM = Path(next(iter(triton.backends.__path__)), "nvidia", "bin", "nvdisasm")
 
 
@@ -116,7 +117,7 @@ def _read_nvidia(cubin: bytes, log: str, shared: int) -> Code:
     with tempfile.NamedTemporaryFile(suffix=".cubin", delete=False) as f:
         f.write(cubin)
     try:
-        text = subprocess.run([NVDISASM, "-c", f.name], capture_output=True, text=True, check=True).stdout
+        text = subprocess.run([NVDISASM, "-c", "-ndf", f.name], capture_output=True, text=True, check=True).stdout
     finally:
         os.unlink(f.name)
     return Code(registers, stores + loads, stack, shared, warnings, *_count_sass(text))

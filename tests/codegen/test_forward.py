@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import functools
-import itertools
+from typing import Any
 
 import pytest
 import torch
 
-from entropy_attn.kernels.configs import TARGETS, ForwardConfig
+from entropy_attn.kernels.configs import TARGETS, ForwardConfig, forward_config
 from entropy_attn.kernels.launch import ForwardCall
 
 from .aot import Code, assert_clean, compile_call
+from .cases import PARTLY_FILLED, table_cases
 
 HEADS = 8
-# The head dims of the Stable Diffusion family and the edges of the table's rows.
-HEAD_DIMS = (16, 40, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 DESCRIPTOR_TARGETS = ("sm_90", "sm_100", "sm_120")
+
+
+def configuration(target: str, head_dim: int, **options: Any) -> ForwardConfig:
+    return forward_config(target, head_dim, head_dim, options.pop("dtype", torch.float16), **options)
+
+
+TABLE = table_cases(configuration, TARGETS, PARTLY_FILLED)
+SHORT_KEYS = table_cases(functools.partial(configuration, seqlen_k=77), DESCRIPTOR_TARGETS, PARTLY_FILLED)
+MASKED = table_cases(functools.partial(configuration, has_mask=True), TARGETS, PARTLY_FILLED)
+FLOAT32 = table_cases(functools.partial(configuration, dtype=torch.float32))
 
 
 def make_call(
@@ -47,12 +56,6 @@ def make_call(
     return ForwardCall(q, k, v, out, lse, lse, mask, is_causal, scale, target)
 
 
-@functools.cache
-def plain(target: str, head_dim: int, entropy: bool = True) -> tuple[Code, ForwardConfig]:
-    call = make_call(target, head_dim, entropy=entropy)
-    return compile_call(call, call.table_config()), call.table_config()
-
-
 def assert_fast(code: Code, target: str, config: ForwardConfig) -> None:
     """What a kernel in half precision without a mask has to show besides."""
     assert_clean(code, target)
@@ -72,86 +75,66 @@ def assert_fast(code: Code, target: str, config: ForwardConfig) -> None:
         assert code.registers >= 96, "the assembler collapsed to few registers"
 
 
-@pytest.mark.parametrize("head_dim", HEAD_DIMS)
-@pytest.mark.parametrize("target", TARGETS)
+def compiled(target: str, head_dim: int, **options: Any) -> tuple[Code, ForwardConfig]:
+    call = make_call(target, head_dim, **options)
+    return compile_call(call, call.table_config()), call.table_config()
+
+
+@pytest.mark.parametrize("target, head_dim", TABLE)
 def test_table(target, head_dim):
-    code, config = plain(target, head_dim)
+    """With all statistics, whose entropy makes the loop at most a fifth longer, and without."""
+    code, config = compiled(target, head_dim)
     assert config.descriptors == (target in DESCRIPTOR_TARGETS)
+    assert_fast(code, target, config)
+    without, _ = compiled(target, head_dim, entropy=False)
+    assert_fast(without, target, config)
+    assert code.loop.total() <= 1.20 * without.loop.total()
+
+
+@pytest.mark.parametrize("target, head_dim", SHORT_KEYS)
+def test_short_keys_go_by_pointer(target, head_dim):
+    code, config = compiled(target, head_dim, seqlen_k=77)
+    assert not config.descriptors
     assert_fast(code, target, config)
 
 
-@pytest.mark.parametrize("head_dim", (40, 64, 96, 112, 128, 160, 192, 256))
-@pytest.mark.parametrize("target", TARGETS)
-def test_entropy_costs_at_most_a_fifth_of_the_loop(target, head_dim):
-    without, config = plain(target, head_dim, entropy=False)
-    assert_fast(without, target, config)
-    assert plain(target, head_dim)[0].loop.total() <= 1.20 * without.loop.total()
+@pytest.mark.parametrize("target, head_dim", TABLE)
+def test_causal_with_a_scale_from_a_tensor_and_heads_inside_tokens(target, head_dim):
+    code, config = compiled(target, head_dim, is_causal=True, scale=torch.ones(HEADS), layout="bshd")
+    assert_fast(code, target, config)
 
 
-@pytest.mark.parametrize("head_dim", (40, 64, 96, 128, 160, 192, 224, 256))
-@pytest.mark.parametrize("target", DESCRIPTOR_TARGETS)
-def test_short_keys_go_by_pointer(target, head_dim):
-    call = make_call(target, head_dim, seqlen_k=77)
-    assert not call.table_config().descriptors
-    assert_fast(compile_call(call, call.table_config()), target, call.table_config())
-
-
-@pytest.mark.parametrize("entropy", [True, False])
-@pytest.mark.parametrize("head_dim", (40, 96, 112, 128, 160, 192, 256))
-@pytest.mark.parametrize("target", TARGETS)
-def test_causal(target, head_dim, entropy):
-    call = make_call(target, head_dim, is_causal=True, entropy=entropy)
-    assert_fast(compile_call(call, call.table_config()), target, call.table_config())
-
-
-@pytest.mark.parametrize("head_dim", (64, 112, 160, 256))
-@pytest.mark.parametrize("target", TARGETS)
-def test_scale_from_a_tensor_and_heads_inside_tokens(target, head_dim):
-    call = make_call(target, head_dim, scale=torch.ones(HEADS), layout="bshd")
-    assert_fast(compile_call(call, call.table_config()), target, call.table_config())
-
-
-@pytest.mark.parametrize("target", TARGETS)
-def test_negative_scale(target):
-    call = make_call(target, 40, scale=-0.1)
-    assert_fast(compile_call(call, call.table_config()), target, call.table_config())
-
-
-@pytest.mark.parametrize(
-    "kind, head_dim",
-    [*itertools.product(["bool"], (64, 96, 112, 128, 160, 192, 224, 256)), ("added", 64), ("added", 160),
-     ("added", 224), ("keys", 64)],
-)  # fmt: skip
-@pytest.mark.parametrize("target", TARGETS)
-def test_masks(target, kind, head_dim):
-    masks = {
-        "bool": torch.empty(2, 1, 1000, 1000, dtype=torch.bool),
-        "added": torch.empty(1, HEADS, 1000, 1000, dtype=torch.float16),
-        "keys": torch.empty(2, 1, 1, 1000, dtype=torch.bool),
-    }
-    call = make_call(target, head_dim, mask=masks[kind])
-    code = compile_call(call, call.table_config())
+@pytest.mark.parametrize("kind", ["bool", "added"])
+@pytest.mark.parametrize("target, head_dim", MASKED)
+def test_masks(target, head_dim, kind):
+    shape, dtype = ((2, 1, 1000, 1000), torch.bool) if kind == "bool" else ((1, HEADS, 1000, 1000), torch.float16)
+    code, _ = compiled(target, head_dim, mask=torch.empty(shape, dtype=dtype))
     assert_clean(code, target)
     assert code.matrix_instructions > 0
 
 
-@pytest.mark.parametrize("head_dim", (64, 128, 256))
 @pytest.mark.parametrize("target", TARGETS)
+def test_a_mask_of_keys(target):
+    code, _ = compiled(target, 64, mask=torch.empty(2, 1, 1, 1000, dtype=torch.bool))
+    assert_clean(code, target)
+    assert code.matrix_instructions > 0
+
+
+@pytest.mark.parametrize("target, head_dim", FLOAT32)
 def test_float32(target, head_dim):
     """Exact products: matrix instructions on AMD, FMA on NVIDIA."""
-    call = make_call(target, head_dim, dtype=torch.float32)
-    code = compile_call(call, call.table_config())
+    code, _ = compiled(target, head_dim, dtype=torch.float32)
     assert_clean(code, target)
     assert code.matrix_instructions > 0 if target == "gfx942" else code.loop["FFMA"] + 2 * code.loop["FFMA2"] > 256
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_strides_that_no_descriptor_takes(target):
-    call = make_call(target, 64, layout="bhds")
-    assert not call.table_config().descriptors
-    assert_clean(compile_call(call, call.table_config()), target)
+def test_a_negative_scale_and_strides_that_no_descriptor_takes(target):
+    code, config = compiled(target, 64, scale=-0.1, layout="bhds")
+    assert not config.descriptors
+    assert_clean(code, target)
 
 
 def test_head_dim_40_keeps_its_pipeline():
     """Stride 40 is no multiple of 16, which alone would cost the asynchronous copies."""
-    assert plain("sm_80", 40)[0].loop["LDGSTS"] > 0
+    assert compiled("sm_80", 40)[0].loop["LDGSTS"] > 0

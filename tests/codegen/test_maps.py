@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -14,11 +15,26 @@ from entropy_attn.kernels.configs_maps import MapConfig, map_config
 from entropy_attn.kernels.launch_maps import MapCall
 
 from .aot import MATRIX, Code, assert_clean, compile_kernel
+from .cases import table_cases
 
 HEADS = 8
-HEAD_DIMS = (40, 64, 80, 96, 128, 160, 192, 256)
 WIDEST_IN_ONE_PASS = {"sm_80": 256, "sm_89": 192, "sm_90": 256, "sm_100": 128, "sm_120": 192, "gfx942": 256}
 JOINT = {"seqlen_k": 4173, "map_keys": (4096, 4173)}
+
+
+def one_pass(target: str, head_dim: int, seqlen_k: int) -> MapConfig | None:
+    config = map_config(target, head_dim, head_dim, torch.float16, seqlen_k=seqlen_k)
+    return config if config.one_pass else None
+
+
+def sweep(target: str, head_dim: int, **options: Any) -> MapConfig:
+    return map_config(target, head_dim, head_dim, torch.float16, seqlen_k=1000, **options)
+
+
+TEXT_KEYS = table_cases(functools.partial(one_pass, seqlen_k=77))
+MORE_KEYS = table_cases(functools.partial(one_pass, seqlen_k=120))
+SWEEP = table_cases(sweep)
+MASKED = table_cases(functools.partial(sweep, mask_per_query=True))
 
 
 def compile_map(
@@ -75,46 +91,54 @@ def check(target: str, head_dim: int, **options: Any) -> MapConfig:
     return config
 
 
-@pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("target", TARGETS)
+def test_which_head_dims_take_one_pass(target):
+    assert max(d for t, d in TEXT_KEYS if t == target) == WIDEST_IN_ONE_PASS[target]
+
+
+@pytest.mark.parametrize("target, head_dim", TEXT_KEYS)
 def test_text_keys(target, head_dim):
-    assert check(target, head_dim).one_pass == (head_dim <= WIDEST_IN_ONE_PASS[target])
+    assert check(target, head_dim).one_pass
 
 
 @pytest.mark.parametrize("head_dim", (64, 160))
 @pytest.mark.parametrize("target", TARGETS)
 def test_options_of_one_pass(target, head_dim):
-    check(target, head_dim, is_causal=True)
     check(target, head_dim, mask="keys")
-    check(target, head_dim, statistics=False, scale=torch.ones(HEADS), heads_inside=True)
+    check(target, head_dim, is_causal=True, scale=torch.ones(HEADS), heads_inside=True)
 
 
-@pytest.mark.parametrize("head_dim", (40, 64, 128, 256))
 @pytest.mark.parametrize("target", TARGETS)
+def test_one_pass_without_statistics(target):
+    check(target, 64, statistics=False)
+
+
+@pytest.mark.parametrize("target, head_dim", MORE_KEYS)
 def test_up_to_128_keys(target, head_dim):
-    check(target, head_dim, seqlen_k=120)
+    assert check(target, head_dim, seqlen_k=120).one_pass
 
 
-@pytest.mark.parametrize("head_dim", HEAD_DIMS)
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target, head_dim", SWEEP)
 def test_sweep(target, head_dim):
     assert not check(target, head_dim, **JOINT).one_pass
+
+
+@pytest.mark.parametrize("target, head_dim", MASKED)
+def test_sweep_with_a_mask(target, head_dim):
+    check(target, head_dim, **JOINT, mask="bool")
+    check(target, head_dim, **JOINT, mask="added")
 
 
 @pytest.mark.parametrize("head_dim", (64, 256))
 @pytest.mark.parametrize("target", TARGETS)
 def test_options_of_the_sweep(target, head_dim):
-    check(target, head_dim, **JOINT, mask="bool")
-    check(target, head_dim, **JOINT, mask="added")
     check(target, head_dim, **JOINT, is_causal=True, scale=torch.ones(HEADS), heads_inside=True)
 
 
-@pytest.mark.parametrize("head_dim", (64, 256))
 @pytest.mark.parametrize("target", TARGETS)
-def test_float32(target, head_dim):
+def test_float32(target):
     """Exact products: matrix instructions on AMD, FMA on NVIDIA."""
-    code, _ = compile_map(target, head_dim, dtype=torch.float32)
+    code, _ = compile_map(target, 256, dtype=torch.float32)
     assert_clean(code, target)
-    assert (
-        matrix_instructions(code) > 0 if target == "gfx942" else code.program["FFMA"] + 2 * code.program["FFMA2"] >= 64
-    )
+    fma = code.program["FFMA"] + 2 * code.program["FFMA2"]
+    assert matrix_instructions(code) > 0 if target == "gfx942" else fma >= 64

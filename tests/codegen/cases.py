@@ -1,0 +1,26 @@
+"""Which head dims of a table of configurations are compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from entropy_attn.kernels.configs import MAX_HEAD_DIM, MIN_HEAD_DIM, TARGETS
+
+FAMILY = (40, 64, 80, 128, 160)  # of the Stable Diffusion models and those after them
+PARTLY_FILLED = 224  # held as 256, so that each column is checked
+
+
+def table_cases(
+    configuration: Callable[[str, int], object], targets: tuple[str, ...] = TARGETS, *extra: int
+) -> list[tuple[str, int]]:
+    """``(target, head_dim)`` with the widest head dim of each row of a table, and more of them for the main target.
+
+    ``configuration(target, head_dim)`` is None for a head dim that is not served. ``extra`` are added where they are.
+    """
+    cases = []
+    for target in targets:
+        rows = {d: configuration(target, d) for d in range(MIN_HEAD_DIM, MAX_HEAD_DIM + 1, 8)}
+        widest = {d for d, row in rows.items() if row != rows.get(d + 8)}
+        chosen = widest | set(extra) | (set(FAMILY) if target == "sm_90" else set())
+        cases += [(target, d) for d in sorted(chosen) if rows[d] is not None]
+    return cases
