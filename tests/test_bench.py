@@ -30,6 +30,11 @@ CPU = torch.device("cpu")
 JOINT = Workload("tiny", "", "joint", 1, 3, 40, 40, 16, 2, (8, 40))
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
 class OneRun(CpuClock):
     """Each implementation runs once a round: the interpreter takes its time."""
 

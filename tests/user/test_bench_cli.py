@@ -6,6 +6,7 @@ import csv
 import json
 
 import pytest
+import torch
 from PIL import Image
 
 pytest.importorskip("typer")
@@ -20,6 +21,7 @@ def small(monkeypatch):
     tiny = presets.Preset((("sd15", (64, 64)),), (16, 40), (32, 64), 64, ("plain", "entropy", "map"), ("forward",))
     monkeypatch.setitem(presets.CPU, "quick", tiny)
     monkeypatch.setattr(timing.CpuClock, "round_ms", 0.0)
+    torch.manual_seed(0)
 
 
 NAMES = ["--implementations", "auto,sdpa,materialised,vk-flash"]
