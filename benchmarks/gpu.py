@@ -33,6 +33,7 @@ TESTS = {
 }
 TEST_SECONDS = 300
 TABLES = {"forward": 240, "backward": 240, "maps": 120}  # scripts beside this one, with their limits in seconds
+BENCH_SECONDS = 300
 
 
 def run(commands: dict[str, list[str]], limit: float) -> bool:
@@ -61,13 +62,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the CSV files")
     parser.add_argument("--commit", help="the commit that the rows name, where the folder is no git checkout")
-    parser.add_argument("--only", nargs="+", choices=["tests", *TABLES], help="these parts; by default all")
+    parser.add_argument("--only", nargs="+", choices=["tests", *TABLES, "bench"], help="these parts; by default all")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         print("gpu.py: no GPU is visible to torch; nothing was checked or measured", file=sys.stderr)
         return 2
     args.results.mkdir(parents=True, exist_ok=True)
-    chosen = args.only or ["tests", *TABLES]
+    chosen = args.only or ["tests", *TABLES, "bench"]
     right = True
     if "tests" in chosen:
         command = [sys.executable, "-m", "pytest", "-q"]
@@ -76,6 +77,9 @@ def main() -> int:
         if name in chosen:
             command = [sys.executable, f"benchmarks/{name}.py", "--csv", str(args.results.resolve() / f"{name}.csv")]
             right &= run({name: command + (["--commit", args.commit] if args.commit else [])}, limit)
+    if "bench" in chosen:  # its rows and figures
+        command = [sys.executable, "-m", "entropy_attn", "bench", "--out", str(args.results.resolve() / "bench")]
+        right &= run({"bench": command + (["--commit", args.commit] if args.commit else [])}, BENCH_SECONDS)
     return 0 if right else 1
 
 

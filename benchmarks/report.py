@@ -38,9 +38,8 @@ def by_case(rows: list[dict[str, str]], *names: str) -> dict[tuple, dict[str, di
 
 
 def measured_on(about: dict[str, str]) -> str:
-    return (
-        f"{about['gpu']}, torch {about['torch']}, Triton {about['triton']}, {about['date']}, commit {about['commit']}"
-    )
+    device = about.get("device") or about["gpu"]  # as the column was named at first
+    return f"{device}, torch {about['torch']}, Triton {about['triton']}, {about['date']}, commit {about['commit']}"
 
 
 def added(case: dict[str, dict[str, str]], base: str, more: str) -> str:
@@ -76,6 +75,9 @@ def maps_table(rows: list[dict[str, str]]) -> str:
     if not rows:
         return "Cross-attention with its map: **not yet measured.**"
     names = ("triton", "triton+map", "materialised+map", "triton+map, gradient", "materialised+map, gradient")
+    rows = [
+        row | {"implementation": row["implementation"] + ", gradient" * (row.get("pass") == "both")} for row in rows
+    ]
     body = []
     for (heads, seqlen, head_dim), case in by_case(rows, "heads", "seqlen", "head_dim").items():
         cells = [case.get(name, {}).get("p50_ms") or case.get(name, {}).get("status") or "-" for name in names]

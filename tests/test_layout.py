@@ -23,7 +23,7 @@ LAYERS = [
     {"router"},
     {"integrations"},
     {"shapes", "pipelines"},
-    {"profile", "plots", "map_sheet"},
+    {"profile", "plots", "map_sheet", "bench"},
     {"cli", "__main__"},
 ]
 OPTIONAL = {

@@ -30,7 +30,7 @@ def test_what_was_not_measured_is_said(report):
 
 
 def test_a_measured_table(report):
-    about = {"gpu": "A GPU", "torch": "2", "triton": "3", "date": "2026-01-01", "commit": "abc", "dtype": "bfloat16",
+    about = {"device": "A GPU", "torch": "2", "triton": "3", "date": "2026-01-01", "commit": "abc", "dtype": "bfloat16",
              "head_dim": "64", "seqlen": "1024"}  # fmt: skip
     rows = [
         about | {"implementation": "triton", "tflops": "100.0", "p50_ms": "2.0"},
@@ -43,14 +43,15 @@ def test_a_measured_table(report):
 
 
 def test_a_measured_table_of_maps(report):
-    about = {"gpu": "A GPU", "torch": "2", "triton": "3", "date": "2026-01-01", "commit": "abc", "heads": "8",
-             "head_dim": "40", "seqlen": "4096"}  # fmt: skip
+    about = {"device": "A GPU", "torch": "2", "triton": "3", "date": "2026-01-01", "commit": "abc", "heads": "8",
+             "head_dim": "40", "seqlen": "4096", "pass": "forward"}  # fmt: skip
     rows = [
         about | {"implementation": "triton", "p50_ms": "0.20", "status": "ok"},
         about | {"implementation": "triton+map", "p50_ms": "0.22", "status": "ok"},
         about | {"implementation": "materialised+map", "p50_ms": "", "status": "out of memory"},
+        about | {"implementation": "triton+map", "pass": "both", "p50_ms": "0.90", "status": "ok"},
     ]
-    assert "| 8 x 40 | 4096 | 0.20 | 0.22 | out of memory | - | - | +10.0 % |" in report.maps_table(rows)
+    assert "| 8 x 40 | 4096 | 0.20 | 0.22 | out of memory | 0.90 | - | +10.0 % |" in report.maps_table(rows)
 
 
 def test_a_missing_marker_is_named(report, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from .bench import bench
 from .generate import generate
 from .info import info
 from .maps import maps
@@ -19,4 +20,5 @@ app = typer.Typer(
 app.command()(profile)
 app.command()(generate)
 app.command()(maps)
+app.command()(bench)
 app.command()(info)

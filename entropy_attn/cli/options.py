@@ -162,6 +162,22 @@ def load(model: str, device: str, dtype: str) -> tuple[Any, dict[str, str]]:
 
     if dtype not in DTYPES:
         raise ValueError(f"--dtype {dtype!r}: give one of {', '.join(DTYPES)}")
+    device = parse_device(device)
+    if dtype == "auto":
+        dtype = "float16" if device.startswith("cuda") else "float32"
+    quiet_libraries()
+    with warnings.catch_warnings():
+        # what the libraries below will rename some day is of no use to someone at the command line
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        pipe = load_pipeline(model, device=device, dtype=getattr(torch, dtype))
+    return pipe, {"model": model, "device": device, "dtype": dtype}
+
+
+def parse_device(device: str) -> str:
+    """The device by torch's name for it, which is there."""
+    import torch
+
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -173,15 +189,7 @@ def load(model: str, device: str, dtype: str) -> tuple[Any, dict[str, str]]:
     index = torch.device(device).index or 0
     if kind == "cuda" and index >= torch.cuda.device_count():
         raise ValueError(f"--device {device!r}: this machine has {torch.cuda.device_count()} such devices")
-    if dtype == "auto":
-        dtype = "float16" if kind == "cuda" else "float32"
-    quiet_libraries()
-    with warnings.catch_warnings():
-        # what the libraries below will rename some day is of no use to someone at the command line
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", UserWarning)
-        pipe = load_pipeline(model, device=device, dtype=getattr(torch, dtype))
-    return pipe, {"model": model, "device": device, "dtype": dtype}
+    return device
 
 
 def guidance(model: str, given: float | None) -> float | None:

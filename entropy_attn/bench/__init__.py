@@ -1,0 +1,1 @@
+"""Benchmarks: workloads, the implementations that compete at them, and a clock that starts after a correctness gate."""

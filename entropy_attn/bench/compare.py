@@ -1,0 +1,109 @@
+"""What rows say beside each other: the best competitor, what a statistic adds, the time of a denoising step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from entropy_attn.bench.implementations import IMPLEMENTATIONS, TORCHS_CHOICE
+from entropy_attn.bench.measure import CASE, Row
+
+AUTO = "auto"
+
+
+def by_case(rows: Iterable[Row]) -> dict[tuple, list[Row]]:
+    """Rows that answer the same question, in the order they came."""
+    found: dict[tuple, list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[name] for name in CASE), []).append(row)
+    return found
+
+
+def name_of(row: Row) -> str:
+    """The registry's name, without what was asked."""
+    return str(row["implementation"]).partition("+")[0]
+
+
+def is_ours(row: Row) -> bool:
+    return IMPLEMENTATIONS[name_of(row)].ours
+
+
+def fastest(rows: Iterable[Row], *, ours: bool | None = None, name: str | None = None) -> Row | None:
+    """The fastest of those that were measured, of ours or of the others, or of one name."""
+    timed = [
+        row
+        for row in rows
+        if "p50_ms" in row and ours in (None, is_ours(row)) and (name is None or name_of(row) == name)
+    ]
+    return min(timed, key=lambda row: row["p50_ms"], default=None)
+
+
+def speeds(rows: list[Row]) -> dict[str, float]:
+    """How many times as fast as the best competitor each implementation of one case is."""
+    best = fastest(rows, ours=False)
+    if best is None:
+        return {}
+    return {row["implementation"]: best["p50_ms"] / row["p50_ms"] for row in rows if "p50_ms" in row}
+
+
+def choices(rows: Iterable[Row]) -> list[tuple[Row, Row]]:
+    """`auto` and torch's own choice at every plain case where both were measured."""
+    pairs = ((fastest(case, name=AUTO), fastest(case, name=TORCHS_CHOICE)) for case in by_case(rows).values())
+    return [(auto, torchs) for auto, torchs in pairs if auto and torchs]
+
+
+def plain_of(case: tuple, task: str = "plain") -> tuple:
+    """The same case, asked for ``task``."""
+    return tuple(task if name == "task" else value for name, value in zip(CASE, case, strict=True))
+
+
+def added(rows: list[Row], task: str) -> list[dict[str, object]]:
+    """What a statistic adds to a plain call, in per cent: to `triton` or else `auto`, and the best competitor's way
+    to it over torch's own plain call."""
+    cases, found = by_case(rows), []
+    for case, those in cases.items():
+        if those[0]["task"] != task:
+            continue
+        plain = cases.get(plain_of(case), [])
+        pairs = {
+            "ours": next(
+                ((fastest(those, name=n), fastest(plain, name=n)) for n in ("triton", AUTO) if fastest(those, name=n)),
+                (None, None),
+            ),
+            "best other": (fastest(those, ours=False), fastest(plain, name=TORCHS_CHOICE)),
+        }
+        for side, (more, base) in pairs.items():
+            if more and base:
+                percent = 100.0 * (more["p50_ms"] / base["p50_ms"] - 1.0)
+                found.append({**those[0], "side": side, "implementation": more["implementation"], "percent": percent})
+    return found
+
+
+def denoising_steps(rows: list[Row]) -> list[dict[str, object]]:
+    """Milliseconds of attention in one denoising step of every model that was measured whole.
+
+    Layers that have nothing to say about a task take their plain call. Ours is what `auto` takes, the other side
+    torch's own choice and, where a statistic is asked for, the fastest competitor at each shape.
+    """
+    cases, totals = by_case(rows), {}
+    for case, plain in cases.items():
+        row = plain[0]
+        if row["task"] != "plain" or not row["layers"] or row["model"] == "sweep":
+            continue
+        key = (row["model"], row["size"], row["pass"], row["dtype"])
+        tasks = totals.setdefault(key, {})
+        for task in ("plain", "entropy", "map"):
+            asked = cases.get(plain_of(case, task))
+            there = plain if asked is None else asked
+            other = {"name": TORCHS_CHOICE} if asked is None or task == "plain" else {"ours": False}
+            for side, one in (("ours", fastest(there, name=AUTO)), ("other", fastest(there, **other))):
+                total = tasks.setdefault(task, {}).setdefault(side, {"ms": 0.0, "whole": True, "asked": False})
+                total["asked"] |= asked is not None
+                total["whole"] &= one is not None
+                total["ms"] += row["layers"] * one["p50_ms"] if one else 0.0
+    return [
+        {"model": model, "size": size, "pass": passes, "dtype": dtype, "task": task, "side": side, "ms": total["ms"]}
+        for (model, size, passes, dtype), tasks in totals.items()
+        for task, sides in tasks.items()
+        for side, total in sides.items()
+        if total["whole"] and total["asked"]
+    ]

@@ -1,0 +1,139 @@
+"""From cases to rows: gate, memory, clock. Being out of memory, refusing and being wrong are results too."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+
+from entropy_attn.bench.cases import Case, Inputs, dtype_name, run
+from entropy_attn.bench.contract import Implementation
+from entropy_attn.bench.gate import Gate, WrongResult
+from entropy_attn.bench.implementations import contenders
+from entropy_attn.bench.machine import Sensors
+from entropy_attn.bench.timing import Clock, clock_of, interleaved, quantiles
+
+Row = dict[str, object]
+
+FIELDS = (
+    "device", "driver", "torch", "triton", "commit", "date", "model", "size", "kind", "layers", "task", "pass", "dtype",
+    "batch", "heads", "seqlen", "seqlen_k", "head_dim", "implementation", "status", "max_error", "p20_ms", "p50_ms",
+    "p80_ms", "peak_mib", "tflops", "sm_mhz", "power_w",
+)  # fmt: skip
+CASE = ("model", "size", "kind", "task", "pass", "dtype", "batch", "heads", "seqlen", "seqlen_k", "head_dim")
+OUT_OF_MEMORY = "out of memory"
+DEVICE_ERRORS = getattr(torch, "AcceleratorError", ())  # after some, an illegal access, every later call fails too
+
+
+def measure(
+    case: Case, device: torch.device, clock: Clock, names: Iterable[str] | None = None, sensors: Sensors | None = None
+) -> list[Row]:
+    """A row for each implementation that is made for what the case asks."""
+    rows: dict[str, Row] = {}
+    about, good = _about(case), {}
+    chosen = contenders(case.ask, names)
+    if not chosen:
+        return []
+    try:
+        inputs = case.inputs(device)
+        gate = Gate(case, inputs)
+    except Exception as error:
+        if failure(error) != OUT_OF_MEMORY:
+            raise
+        clock.tidy()
+        status = f"{OUT_OF_MEMORY}: the inputs, or the gate's float64"
+        return [about | {"implementation": i.row_name(case.ask), "status": status} for i in chosen]
+    for implementation in chosen:
+        name = implementation.row_name(case.ask)
+        rows[name] = about | {"implementation": name}
+        call = functools.partial(run, implementation, case.ask)
+        try:
+            status = _refusal(implementation, case, inputs, clock)
+            if status is None:
+                rows[name]["max_error"] = round(gate.check(call(inputs), implementation.slack), 3)
+                rows[name]["peak_mib"] = _digits(clock.peak_mib(call, inputs))
+                good[name], status = call, "ok"
+        except Exception as error:
+            status = failure(error)
+        if status != "ok":  # once the error has let go of what it held
+            clock.tidy()
+        rows[name]["status"] = status
+    del gate
+
+    def failed(name: str, error: Exception) -> None:
+        rows[name]["status"] = failure(error)
+
+    try:
+        sets = [inputs, *(case.inputs(device) for _ in range(clock.sets(inputs) - 1))]
+    except torch.OutOfMemoryError:
+        sets = [inputs]
+    for name, times in interleaved(clock, good, sets, failed, sensors.ask if sensors else None).items():
+        p20, p50, p80 = quantiles(times)
+        rows[name] |= {"p20_ms": _digits(p20), "p50_ms": _digits(p50), "p80_ms": _digits(p80)}
+        rows[name]["tflops"] = _digits(case.flops / p50 / 1e9)
+    sensed = sensors.answer() if sensors else {}
+    return [row | (sensed if "p50_ms" in row else {}) for row in rows.values()]
+
+
+def measure_all(
+    cases: Iterable[Case],
+    device: torch.device,
+    names: Iterable[str] | None = None,
+    on_case: Callable[[Case], None] | None = None,
+) -> Iterator[tuple[Case, list[Row]]]:
+    """The rows of each case as they come."""
+    clock, sensors = clock_of(device), Sensors(device)
+    names = None if names is None else tuple(names)
+    for case in cases:
+        if on_case:
+            on_case(case)
+        yield case, measure(case, device, clock, names, sensors)
+        clock.tidy()
+
+
+def failure(error: Exception) -> str:
+    """What a row says of an implementation that did not get through.
+
+    Raises:
+        Exception: the same, where the device is lost and every later row would be wrong.
+    """
+    if isinstance(error, DEVICE_ERRORS) and not _device_answers():
+        raise error
+    if isinstance(error, WrongResult):
+        return f"wrong: {error}"
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
+        return OUT_OF_MEMORY
+    lines = str(error).strip().splitlines() or [""]
+    kind = "" if type(error) is RuntimeError else f"{type(error).__name__}: "
+    return f"refused: {kind}{lines[0][:100]}"
+
+
+def _device_answers() -> bool:
+    try:
+        torch.cuda.synchronize()
+        return float(torch.ones(1, device="cuda").sum()) == 1.0
+    except (RuntimeError, AssertionError):  # the latter where torch has no CUDA
+        return False
+
+
+def _refusal(implementation: Implementation, case: Case, inputs: Inputs, clock: Clock) -> str | None:
+    reasons = implementation.unsupported_reasons(inputs.query, inputs.key, inputs.value, case.ask)
+    if reasons:
+        return "refused: " + "; ".join(reasons)
+    w = case.workload
+    needed = 4.0 * implementation.matrices * w.batch * w.heads * w.seqlen * w.seqlen_k * (1 + case.ask.gradient)
+    return f"{OUT_OF_MEMORY}: it would hold {needed / 2**30:.1f} GiB" if needed > clock.free_bytes() else None
+
+
+def _about(case: Case) -> Row:
+    w = case.workload
+    return {
+        "model": w.model, "size": w.size, "kind": w.kind, "layers": w.layers, "task": case.ask.task,
+        "pass": "both" if case.ask.gradient else "forward", "dtype": dtype_name(case.dtype), "batch": w.batch,
+        "heads": w.heads, "seqlen": w.seqlen, "seqlen_k": w.seqlen_k, "head_dim": w.head_dim,
+    }  # fmt: skip
+
+
+def _digits(value: float | None, digits: int = 4) -> float | None:
+    return None if value is None else float(f"{value:.{digits}g}")

@@ -1,0 +1,82 @@
+"""What `entropy-attn bench` measures by name; a CPU has smaller presets of its own, so that everyone can try it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from entropy_attn.bench.contract import PASSES, TASKS
+from entropy_attn.bench.workloads import (
+    HEAD_DIMS,
+    LENGTHS,
+    MODELS,
+    SIZES,
+    SWEEP_TOKENS,
+    Size,
+    Workload,
+    sweep,
+    workloads,
+)
+
+# FlexAttention is compiled anew for every shape, which takes longer than the rest of a small benchmark.
+QUICK = (
+    "auto", "triton", "ours-sdpa", "sdpa", "sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "flash-attn-2", "flash-attn-3",
+    "vk-flash", "vk-cudnn", "vk-efficient", "materialised", "chunked", "attend-and-excite", "daam",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Preset:
+    models: tuple[tuple[str, Size | None], ...] = ()  # None: the training size
+    head_dims: tuple[int, ...] = ()
+    lengths: tuple[int, ...] = ()
+    tokens: int = SWEEP_TOKENS
+    tasks: tuple[str, ...] = TASKS
+    passes: tuple[str, ...] = PASSES
+    implementations: tuple[str, ...] | None = None  # None: all
+
+    def workloads(self) -> Iterator[Workload]:
+        yield from sweep(self.head_dims, self.lengths, tokens=self.tokens)
+        for model, size in self.models:
+            yield from workloads(model, size)
+
+
+def _squares(*sides: int) -> tuple[tuple[str, Size | None], ...]:
+    return tuple((model, (side, side)) for model in MODELS if not model.startswith("wan") for side in sides)
+
+
+_WANS = (("wan-1.3b", None), ("wan-14b", None))
+GPU = {
+    "quick": Preset(
+        (("sd15", None), ("sdxl", None)), (64, 128), (1024, 4096, 16_384), tasks=("plain", "entropy", "map"),
+        implementations=QUICK,
+    ),
+    "paper": Preset(
+        (*((model, None) for model in MODELS), ("sd15", (1024, 1024)), ("sdxl", (2048, 2048))),
+        (40, 64, 80, 128, 160), (256, 1024, 4096, 16_384),
+    ),
+    "full": Preset((*_squares(*SIZES), *_WANS), HEAD_DIMS, LENGTHS),
+}  # fmt: skip
+CPU = {
+    "quick": Preset(
+        (("sd15", (256, 256)),), (40, 64), (256, 1024), 1024, ("plain", "entropy", "map"), ("forward",), QUICK
+    ),
+    "paper": Preset((("sd15", None), ("sdxl", (512, 512))), (40, 64, 128), (256, 1024, 4096), 4096),
+    "full": Preset(tuple((model, None) for model in ("sd15", "sd21", "sdxl", "sd3")), HEAD_DIMS, LENGTHS[:5], 4096),
+}  # fmt: skip
+PRESETS = tuple(GPU)
+
+
+def preset(name: str, device_type: str) -> Preset:
+    """
+    Raises:
+        ValueError: for a name that is none.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}: give one of {', '.join(PRESETS)}")
+    return (CPU if device_type == "cpu" else GPU)[name]
+
+
+def only_models(chosen: Preset, models: tuple[tuple[str, Size | None], ...]) -> Preset:
+    """The preset's questions, asked of these models instead of its own workloads."""
+    return replace(chosen, models=models, head_dims=(), lengths=())

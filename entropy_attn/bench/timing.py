@@ -1,0 +1,165 @@
+"""Clocks: CUDA events with a cold cache, or perf_counter on the CPU. Implementations take turns, in both orders.
+
+On a GPU the level-2 cache is overwritten before every run and the inputs rotate through more memory than it holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from entropy_attn.bench.cases import Inputs
+
+ROUNDS = 4  # even, so that each order of turns is had equally often
+MAX_RUNS = 100  # of one implementation in one round
+SLOW_MS = 200.0  # a run that takes longer has been warmed up enough by the gate
+MAX_SETS = 8  # of inputs
+FLUSH_BYTES = 256 * 2**20  # at least; beyond twice the cache of any card so far
+QUANTILES = (0.2, 0.5, 0.8)
+
+Run = Callable[[Inputs], Any]
+
+
+class CudaClock:
+    """Time on a CUDA or ROCm device."""
+
+    warmups = 3
+    round_ms = 40.0
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.cache = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0)
+        self._flush = torch.empty(max(FLUSH_BYTES, 2 * self.cache), dtype=torch.int8, device=device)
+
+    def sets(self, one: Inputs) -> int:
+        free = torch.cuda.mem_get_info(self.device)[0]
+        wanted = math.ceil(2 * self.cache / one.bytes)
+        return max(1, min(MAX_SETS, max(2, wanted), free // (8 * one.bytes)))
+
+    def runs(self, run: Run, sets: Sequence[Inputs], count: int) -> list[float]:
+        """Milliseconds of each of ``count`` runs."""
+        with torch.cuda.device(self.device):
+            pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
+            for i, (start, end) in enumerate(pairs):
+                self._flush.zero_()
+                start.record()
+                run(sets[i % len(sets)])
+                end.record()
+            torch.cuda.synchronize(self.device)
+            return [start.elapsed_time(end) for start, end in pairs]
+
+    def peak_mib(self, run: Run, one: Inputs) -> float:
+        """MiB that a run adds to what is allocated."""
+        torch.cuda.synchronize(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        run(one)
+        torch.cuda.synchronize(self.device)
+        return (torch.cuda.max_memory_allocated(self.device) - before) / 2**20
+
+    def free_bytes(self) -> float:
+        """Without a limit: a card says when it is full."""
+        return math.inf
+
+    def tidy(self) -> None:
+        torch.cuda.empty_cache()
+
+
+class CpuClock:
+    """Time on the CPU; memory is the growth of the peak resident set, on Linux."""
+
+    warmups = 1
+    round_ms = 60.0
+
+    def sets(self, one: Inputs) -> int:
+        return 2
+
+    def runs(self, run: Run, sets: Sequence[Inputs], count: int) -> list[float]:
+        times = []
+        for i in range(count):
+            start = time.perf_counter()
+            run(sets[i % len(sets)])
+            times.append(1e3 * (time.perf_counter() - start))
+        return times
+
+    def peak_mib(self, run: Run, one: Inputs) -> float | None:
+        reset = Path("/proc/self/clear_refs")
+        if not reset.exists():
+            return None
+        with contextlib.suppress(OSError, AttributeError):  # what was freed before would hide what a run takes
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        try:
+            reset.write_text("5")  # the peak restarts here
+        except OSError:
+            return None
+        before = _status_mib("VmRSS")
+        run(one)
+        return max(0.0, _status_mib("VmHWM") - before)
+
+    def free_bytes(self) -> float:
+        """What may be taken: the kernel ends a process that takes more, with no error to catch."""
+        found = Path("/proc/meminfo")
+        lines = found.read_text().splitlines() if found.exists() else []
+        kib = next((int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+        return math.inf if kib is None else 512.0 * kib  # half of it
+
+    def tidy(self) -> None:
+        pass
+
+
+Clock = CudaClock | CpuClock
+
+
+def clock_of(device: torch.device) -> Clock:
+    return CudaClock(device) if device.type == "cuda" else CpuClock()
+
+
+def interleaved(
+    clock: Clock,
+    runs: Mapping[str, Run],
+    sets: Sequence[Inputs],
+    on_error: Callable[[str, Exception], None],
+    halfway: Callable[[], None] | None = None,
+) -> dict[str, list[float]]:
+    """Milliseconds of every run of each; what fails is told to ``on_error`` and takes no more turns.
+
+    ``halfway`` is called between two rounds, when the device is warm.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    counts: dict[str, int] = {}
+    for turn in range(-1, ROUNDS):  # the first warms up, and says how many runs fill a round
+        if halfway and turn == ROUNDS // 2:
+            halfway()
+        for name in list(times) if turn % 2 == 0 else list(reversed(times)):
+            try:
+                if turn < 0:
+                    once = clock.runs(runs[name], sets, 1)[-1]
+                    if once < SLOW_MS:
+                        once = clock.runs(runs[name], sets, clock.warmups)[-1]
+                    counts[name] = max(1, min(MAX_RUNS, round(clock.round_ms / max(once, 1e-3))))
+                else:
+                    times[name] += clock.runs(runs[name], sets, counts[name])
+                continue
+            except Exception as error:
+                on_error(name, error)
+                times.pop(name)
+            clock.tidy()  # once the error has let go of what it held
+    return times
+
+
+def quantiles(times: Sequence[float]) -> tuple[float, ...]:
+    """p20, p50 and p80."""
+    levels = torch.tensor(QUANTILES, dtype=torch.float64)
+    return tuple(torch.tensor(times, dtype=torch.float64).quantile(levels).tolist())
+
+
+def _status_mib(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
