@@ -16,6 +16,7 @@ _EXPORTS: dict[str, tuple[str, str | None]] = {
     "Unsupported": ("errors", "Unsupported"),
     "apply": ("integrations.diffusers", "apply"),
     "attention": ("ops", "attention"),
+    "guidance": ("guidance", None),
     "scale": ("scale", None),
     "scaled_dot_product_attention": ("ops", "scaled_dot_product_attention"),
     "shapes": ("shapes", None),

@@ -21,6 +21,7 @@ LAYERS = [
     {"recording", "tokens", "heat", "map_files", "map_sums"},
     {"recorder", "map_recorder"},
     {"router"},
+    {"guidance"},
     {"integrations"},
     {"shapes", "pipelines"},
     {"profile", "plots", "map_sheet"},
@@ -70,6 +71,12 @@ def test_optional_packages_stay_where_they_belong(path):
     for name in imported(path):
         allowed = OPTIONAL.get(name.split(".")[0])
         assert allowed is None or part_of(path) in allowed, f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "guidance").glob("*.py")), ids=lambda p: p.name)
+def test_guidance_is_made_of_torch_alone(path):
+    outside = {name.split(".")[0] for name in imported(path)} - set(sys.stdlib_module_names)
+    assert outside <= {"torch", "entropy_attn"}
 
 
 def test_kernels_is_a_link_and_no_package():
