@@ -13,6 +13,8 @@ _EXPORTS: dict[str, tuple[str, str | None]] = {
     "CallInfo": ("scale", "CallInfo"),
     "EntropyRecorder": ("recorder", "EntropyRecorder"),
     "MapRecorder": ("map_recorder", "MapRecorder"),
+    "TSAMStableDiffusionPipeline": ("pipelines.tsam", "TSAMStableDiffusionPipeline"),
+    "TSAMStableDiffusionXLPipeline": ("pipelines.tsam", "TSAMStableDiffusionXLPipeline"),
     "Unsupported": ("errors", "Unsupported"),
     "apply": ("integrations.diffusers", "apply"),
     "attention": ("ops", "attention"),

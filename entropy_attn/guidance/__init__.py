@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from .method import Guidance, Prompt
+from importlib import import_module
+
+from .method import Custom, Guidance, Prompt
 from .similarity import attention_similarity
 from .text import real_tokens, text_self_attention
 from .tsam import TSAM, tsam_loss
@@ -13,8 +15,10 @@ from .update import input_correction, step_size, update_latents
 
 __all__ = [
     "TSAM",
+    "Custom",
     "Guidance",
     "Prompt",
+    "attach",
     "attention_similarity",
     "input_correction",
     "real_tokens",
@@ -23,3 +27,10 @@ __all__ = [
     "tsam_loss",
     "update_latents",
 ]
+
+
+def __getattr__(name: str) -> object:
+    # Its name is here, where it is looked for; it lies above, with the pipelines, and needs diffusers.
+    if name != "attach":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module("entropy_attn.pipelines.guided").attach

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -79,6 +79,41 @@ class Guidance:
         return False
 
     waits = False  # whether `is_reached` is asked after each refinement, which waits for the device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Custom(Guidance):
+    """A loss of the user's own.
+
+    function: called with maps (h, w, s) and the `Prompt`, returns a 0-d loss; see `Guidance.loss`.
+    text_attention: fill `Prompt.attention`.
+    """
+
+    function: Callable[[Tensor, Prompt], Tensor]
+    text_attention: bool = False
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise TypeError(f"function={self.function!r}: a callable (maps, prompt) -> loss is needed")
+        super().__post_init__()
+
+    @property
+    def needs_text_attention(self) -> bool:
+        return self.text_attention
+
+    def loss(self, maps: Tensor, prompt: Prompt) -> Tensor:
+        return self.function(maps, prompt)
+
+
+def as_guidance(guidance: Any) -> Guidance:
+    """A `Guidance` as it is, a callable (maps, prompt) -> loss as `Custom` with the default settings."""
+    if isinstance(guidance, Guidance):
+        return guidance
+    if callable(guidance) and not isinstance(guidance, type):
+        return Custom(function=guidance)
+    raise TypeError(
+        f"guidance={guidance!r}: a Guidance, such as TSAM(), or a callable (maps, prompt) -> loss is needed"
+    )
 
 
 def require_number(name: str, value: Any, least: float | None = None) -> None:

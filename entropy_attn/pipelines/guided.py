@@ -22,7 +22,7 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
 from ..guidance.descent import Descent
-from ..guidance.method import Guidance, Prompt
+from ..guidance.method import Guidance, Prompt, as_guidance
 from ..guidance.update import input_correction, step_size
 from ..integrations.diffusers import OTHER_GUIDANCE, plain_routing
 from ..integrations.guided_forward import conditional, cross_attention_maps, map_layers
@@ -83,7 +83,12 @@ class GuidanceHandle:
             return call(*args, **kwargs)
 
 
-def attach(pipe: DiffusionPipeline, guidance: Guidance, *, prompt: str | Sequence[str] | None = None) -> GuidanceHandle:
+def attach(
+    pipe: DiffusionPipeline,
+    guidance: Guidance | Callable[[Tensor, Prompt], Tensor],
+    *,
+    prompt: str | Sequence[str] | None = None,
+) -> GuidanceHandle:
     """Guide every generation of `pipe` until `handle.remove()`, its first step included.
 
     For pipelines around a `UNet2DConditionModel` with CLIP text encoders: Stable Diffusion 1 and 2, SDXL, and their
@@ -91,14 +96,15 @@ def attach(pipe: DiffusionPipeline, guidance: Guidance, *, prompt: str | Sequenc
     used, and not at all once the last guided step is done. An `ea.apply` on the same pipeline keeps its scale, in the
     guided pass too, and its recorders see the pipeline's own calls alone.
 
-    guidance: `TSAM()` or another `Guidance`.
+    guidance: `TSAM()` or another `Guidance`; or a loss, a callable (maps, prompt) as `Guidance.loss`, for `Custom`.
     prompt: the prompt, or a list of them, for a pipeline that is given embeddings instead (weighted prompts).
 
     Raises:
         TypeError, ValueError: a pipeline or guidance that is none, or a pipeline whose batch has other parts.
         RuntimeError: the pipeline is guided already.
     """
-    check_guided(pipe, guidance)
+    guidance = as_guidance(guidance)
+    check_guided(pipe)
     if wrapper_of(pipe) is not None:
         raise RuntimeError(f"this {type(pipe).__name__} is guided already: remove() that guidance first")
     handle = GuidanceHandle(pipe, guidance, checked_prompt(prompt))
@@ -106,11 +112,9 @@ def attach(pipe: DiffusionPipeline, guidance: Guidance, *, prompt: str | Sequenc
     return handle
 
 
-def check_guided(pipe: Any, guidance: Any) -> None:
+def check_guided(pipe: Any) -> None:
     if not isinstance(pipe, DiffusionPipeline):
         raise TypeError(f"pipe={pipe!r}: a diffusers pipeline is needed")
-    if not isinstance(guidance, Guidance):
-        raise TypeError(f"guidance={guidance!r}: a Guidance, such as TSAM(), is needed")
     unet = getattr(pipe, "unet", None)
     if not isinstance(unet, UNet2DConditionModel) or not hasattr(pipe, "encode_prompt"):
         raise ValueError(
