@@ -11,7 +11,6 @@ that copy. All of it is undone when the call ends, whatever happens in it.
 from __future__ import annotations
 
 import functools
-import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -208,10 +207,13 @@ class Generation:
         return self._scale(sample, *args, **kwargs)
 
     def _scheduler_step(self, *args: Any, **kwargs: Any) -> Any:
-        given = inspect.signature(self._step).bind(*args, **kwargs)
         if self._updated is not None:
-            given.arguments["sample"], self._updated = self._updated, None
-        return self._step(*given.args, **given.kwargs)
+            if "sample" in kwargs:
+                kwargs["sample"] = self._updated
+            else:
+                args = (*args[:2], self._updated, *args[3:])  # (model_output, timestep, sample, ...)
+            self._updated = None
+        return self._step(*args, **kwargs)
 
     @torch.compiler.disable
     def before_denoiser(self, unet: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
