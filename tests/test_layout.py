@@ -76,7 +76,7 @@ def test_optional_packages_stay_where_they_belong(path):
 @pytest.mark.parametrize("path", sorted((PACKAGE / "guidance").glob("*.py")), ids=lambda p: p.name)
 def test_guidance_is_made_of_torch_alone(path):
     outside = {name.split(".")[0] for name in imported(path)} - set(sys.stdlib_module_names)
-    assert outside <= {"torch", "entropy_attn"}
+    assert outside <= {"torch", "entropy_attn", "spacy"}  # the last in one function, which says what it is for
 
 
 def test_kernels_is_a_link_and_no_package():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from .compared import CONFORM, AttendAndExcite, SynGen
 from .method import Custom, Guidance, Prompt
 from .similarity import attention_similarity
 from .text import real_tokens, text_self_attention
@@ -14,10 +15,13 @@ from .tsam import TSAM, tsam_loss
 from .update import input_correction, step_size, update_latents
 
 __all__ = [
+    "CONFORM",
     "TSAM",
+    "AttendAndExcite",
     "Custom",
     "Guidance",
     "Prompt",
+    "SynGen",
     "attach",
     "attention_similarity",
     "input_correction",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from .method import Guidance, Prompt
+from .similarity import no_autocast
 from .update import update_latents
 
 
@@ -54,7 +54,7 @@ class Descent:
         with torch.inference_mode(False), torch.enable_grad():
             latents = latents.clone().requires_grad_()
             maps = maps_of(latents)
-            with _no_autocast(latents.device.type):
+            with no_autocast(latents.device.type):
                 losses = torch.stack([self._loss(maps[index], index) for index in range(len(maps))])
                 total = losses.sum()
             gradient = torch.zeros_like(latents)
@@ -74,7 +74,3 @@ class Descent:
         if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
             raise TypeError(f"guidance={self.guidance!r}: its loss must be a 0-d floating-point tensor, got {loss!r}")
         return loss.to(maps.dtype)
-
-
-def _no_autocast(device_type: str):
-    return torch.autocast(device_type, enabled=False) if torch.amp.is_autocast_available(device_type) else nullcontext()

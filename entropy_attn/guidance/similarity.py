@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -44,13 +45,20 @@ def attention_similarity(
         ValueError: a size that is not that of the maps, a token that is not in the text, an unknown variant.
     """
     check_variant(variant)
-    chosen = token_maps(maps, size, tokens)
-    if smooth:
-        chosen = smoothed(chosen)
-    flat = F.normalize(chosen.flatten(1), dim=1, eps=torch.finfo(chosen.dtype).tiny ** 0.5)
-    cosines = flat @ flat.mT
+    with no_autocast(maps.device.type):
+        chosen = token_maps(maps, size, tokens)
+        if smooth:
+            chosen = smoothed(chosen)
+        flat = F.normalize(chosen.flatten(1), dim=1, eps=torch.finfo(chosen.dtype).tiny ** 0.5)
+        cosines = flat @ flat.mT
     weighed = cosines if variant == "paper" else cosines.tril()
     return cosines / weighed.sum(-1, keepdim=True).clamp_min(torch.finfo(cosines.dtype).tiny)
+
+
+def no_autocast(device_type: str) -> AbstractContextManager:
+    """Keeps an autocast region from narrowing what is computed in the block."""
+    known = torch.amp.is_autocast_available(device_type)  # "meta" is not
+    return torch.autocast(device_type, enabled=False) if known else nullcontext()
 
 
 def token_maps(maps: Tensor, size: tuple[int, int], tokens: Sequence[int] | Tensor) -> Tensor:

@@ -86,6 +86,13 @@ def test_float32_whatever_the_dtype(dtype):
     assert tsam_loss(torch.eye(3, dtype=dtype), torch.eye(3, dtype=dtype)).dtype == torch.float32
 
 
+def test_autocast_narrows_nothing():
+    maps = torch.rand(16, 5)
+    expected = attention_similarity(maps, (4, 4), [1, 2, 3])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(attention_similarity(maps, (4, 4), [1, 2, 3]), expected)
+
+
 @pytest.mark.parametrize("variant", ["released", "paper"])
 def test_gradients(variant):
     maps = torch.rand(12, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()

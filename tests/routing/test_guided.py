@@ -21,7 +21,7 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 import entropy_attn as ea
-from entropy_attn.guidance import TSAM, Guidance
+from entropy_attn.guidance import CONFORM, TSAM, AttendAndExcite, Guidance, SynGen
 from entropy_attn.integrations.transformers import text_self_attention_maps
 from entropy_attn.recorder import EntropyRecorder
 from entropy_attn.scale import Fixed
@@ -360,6 +360,74 @@ def test_a_loss_of_the_users_own():
     assert [first for *_, first in seen] == [True, False, False] and len(handle.losses) == 3
     with ea.guidance.attach(pipe, lambda maps, prompt: 3.0), pytest.raises(TypeError, match="0-d"):
         draw(pipe)
+
+
+def add_ip_adapter(unet, width: int = 16, tokens: int = 4) -> None:
+    torch.manual_seed(6)
+    weights, cross = {}, unet.config.cross_attention_dim
+    for number, (name, processor) in enumerate(unet.attn_processors.items()):
+        if name.endswith("attn2.processor"):
+            inner = unet.get_submodule(name.removesuffix(".processor")).to_k.weight.shape[0]
+            weights |= {f"{number}.to_{which}_ip.weight": torch.randn(inner, cross) for which in "kv"}
+    projection = {
+        "proj.weight": torch.randn(tokens * cross, width) * 0.1,
+        "proj.bias": torch.zeros(tokens * cross),
+        "norm.weight": torch.ones(cross),
+        "norm.bias": torch.zeros(cross),
+    }
+    unet._load_ip_adapter_weights([{"image_proj": projection, "ip_adapter": weights}])
+
+
+def test_with_an_ip_adapter():
+    pipe = make_text_pipe()
+    plain = draw(pipe)
+    add_ip_adapter(pipe.unet)
+    embeds = torch.randn(2, 1, 16, generator=torch.Generator().manual_seed(8))
+    options = {"ip_adapter_image_embeds": [embeds]}
+    expected = draw(pipe, **options)
+    assert not torch.equal(expected, plain)
+    with ea.guidance.attach(pipe, TSAM(alpha=0.0)) as handle:
+        assert torch.equal(draw(pipe, **options), expected)
+        torch.testing.assert_close(handle.maps.sum(-1), torch.ones(handle.maps.shape[:-1]))
+    with ea.guidance.attach(pipe, TSAM()):
+        assert not torch.equal(draw(pipe, **options), expected)
+
+
+def test_with_offloading():
+    """As enable_model_cpu_offload sets it up, which itself needs a device to offload from."""
+    accelerate = pytest.importorskip("accelerate")
+    pipe = make_text_pipe()
+    with ea.guidance.attach(pipe, TSAM()):
+        expected, before = draw(pipe), None
+        for part in (pipe.text_encoder, pipe.unet, pipe.vae):
+            _, before = accelerate.cpu_offload_with_hook(part, "cpu", before)
+        assert torch.equal(draw(pipe), expected)
+
+
+COMPARED = [
+    AttendAndExcite(tokens=("circle", "square"), alpha=5.0, thresholds={1: 0.999}, refine_iters=4),
+    CONFORM(groups=[("red", "circle"), ("blue", "square")], alpha=5.0, refine_at=(1,), refine_iters=4),
+    SynGen(pairs=[("red", "circle"), ("blue", "square")], alpha=5.0, refine_at=(1,), refine_iters=4),
+]
+
+
+@pytest.mark.parametrize("guidance", COMPARED, ids=lambda guidance: type(guidance).__name__)
+def test_the_compared_losses_fall_too(guidance):
+    pipe = ea.shapes.load_pipeline()
+    with ea.guidance.attach(pipe, guidance) as handle:
+        pipe(["a red circle and a blue square", "a blue square and a red circle"], num_inference_steps=3,
+             output_type="latent", generator=torch.Generator().manual_seed(0))  # fmt: skip
+    losses = [loss for step, loss in handle.losses if step == 1]
+    assert len(losses) == 5 and (losses[-1] < losses[0]).all()
+
+
+def test_a_threshold_that_is_reached_ends_the_refinement():
+    pipe = ea.shapes.load_pipeline()
+    guidance = AttendAndExcite(tokens=("circle",), thresholds={0: 0.0, 1: 0.999}, refine_iters=3)
+    with ea.guidance.attach(pipe, guidance) as handle:
+        pipe("a red circle", num_inference_steps=3, output_type="latent")
+    # One look that finds it reached; three refinements that do not get there; and the normal update of each step.
+    assert [step for step, _ in handle.losses] == [0, 0, 1, 1, 1, 1, 2]
 
 
 def test_refusals():
