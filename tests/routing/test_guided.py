@@ -365,7 +365,7 @@ def test_a_loss_of_the_users_own():
 def add_ip_adapter(unet, width: int = 16, tokens: int = 4) -> None:
     torch.manual_seed(6)
     weights, cross = {}, unet.config.cross_attention_dim
-    for number, (name, processor) in enumerate(unet.attn_processors.items()):
+    for number, name in enumerate(unet.attn_processors):
         if name.endswith("attn2.processor"):
             inner = unet.get_submodule(name.removesuffix(".processor")).to_k.weight.shape[0]
             weights |= {f"{number}.to_{which}_ip.weight": torch.randn(inner, cross) for which in "kv"}
