@@ -21,6 +21,7 @@ setup(
     packages=[
         "entropy_attn",
         "entropy_attn.cli",
+        "entropy_attn.guidance",
         "entropy_attn.integrations",
         "entropy_attn.kernels",
         "entropy_attn.pipelines",

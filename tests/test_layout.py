@@ -85,6 +85,12 @@ def test_kernels_is_a_link_and_no_package():
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
 
+def test_every_folder_of_the_package_is_installed():
+    listed = (ROOT / "setup.py").read_text()
+    for folder in {path.parent for path in FILES if path.name == "__init__.py"}:
+        assert f'"entropy_attn.{folder.name}"' in listed
+
+
 def test_importing_the_package_needs_no_optional_one():
     code = f"import entropy_attn, sys; print(sorted({set(OPTIONAL)!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -153,6 +153,7 @@ def guided(pipe: DiffusionPipeline, guidance: Guidance, prompt: list[str] | None
         if hook is not None:
             hook.remove()
         unlisten(pipe)
+        generation.close()
 
 
 class Generation:
@@ -184,6 +185,10 @@ class Generation:
     @property
     def prompts(self) -> list[Prompt]:
         return [] if self._descent is None else self._descent.prompts
+
+    def close(self) -> None:
+        """Let go of the pipeline and of what was on its way; what was measured stays."""
+        self.pipe = self.own = self._scale = self._step = self._seen = self._updated = None
 
     def hear_prompts(self, prompts: list[str] | None) -> None:
         if self._texts is None and prompts is not None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -335,6 +337,16 @@ def test_nothing_stays_when_a_generation_fails(error):
     handle.remove()
     handle.remove()
     assert not handle.active and footprint(pipe) == before and torch.equal(draw(pipe), expected)
+
+
+def test_a_removed_guidance_holds_no_pipeline():
+    pipe = make_text_pipe()
+    with ea.guidance.attach(pipe, TSAM()) as handle:
+        draw(pipe)
+    held = weakref.ref(pipe)
+    del pipe
+    gc.collect()
+    assert held() is None and len(handle.losses) == 3 and len(handle.prompts) == 1
 
 
 def test_another_pipeline_with_the_same_modules_is_not_guided():
