@@ -22,6 +22,7 @@ setup(
         "entropy_attn",
         "entropy_attn.bench",
         "entropy_attn.cli",
+        "entropy_attn.guidance",
         "entropy_attn.integrations",
         "entropy_attn.kernels",
         "entropy_attn.pipelines",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,11 +20,15 @@ class _Sum:
     calls: int = 0
 
 
-class MapSums:
-    """One sum a size, or a size and step where `apart`; `size=None` chooses a size once the first step was seen.
+def preferred_size(layers: Mapping[Size, Collection[str]], latent_size: Size) -> Size:
+    """Of the sizes that most layers have, the one nearest to a quarter of the latent's sides."""
+    most = max(map(len, layers.values()))
+    sizes = [size for size, names in layers.items() if len(names) == most]
+    return min(sizes, key=lambda size: abs(math.log(16 * math.prod(size) / math.prod(latent_size))))
 
-    Of the sizes that most layers have, that is the one nearest to a quarter of the latent's sides.
-    """
+
+class MapSums:
+    """One sum a size, or a size and step where `apart`; `size=None` is `preferred_size` once a step was seen."""
 
     def __init__(self, size: Size | None, apart: bool):
         self.apart = apart
@@ -58,9 +63,7 @@ class MapSums:
         """The size whose maps are read."""
         if self._settled is not None:
             return self._settled
-        most = max(len(layers) for layers in self.layers.values())
-        sizes = [size for size, layers in self.layers.items() if len(layers) == most]
-        return min(sizes, key=lambda size: abs(math.log(16 * math.prod(size) / math.prod(latent_size))))
+        return preferred_size(self.layers, latent_size)
 
     def steps(self, size: Size) -> tuple[int, ...]:
         """The steps that are kept apart."""

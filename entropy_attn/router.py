@@ -121,6 +121,16 @@ class Router:
             self._running.call = outer
 
     @contextmanager
+    def recorded_by(self, recorder: Recorder) -> Iterator[None]:
+        """This recorder alone is told of this thread's calls, for as long as the block lasts."""
+        outer = getattr(self._running, "recorders", None)
+        self._running.recorders = (recorder,)
+        try:
+            yield
+        finally:
+            self._running.recorders = outer
+
+    @contextmanager
     def layer_call(self, layer: str, kind: Kind, describe: Callable[[], str]) -> Iterator[None]:
         """Torch's attention calls in this block are this layer's. `describe` explains a block without any."""
 
@@ -176,7 +186,8 @@ class Router:
         """Who wants what of this call."""
         if call is None:  # a layer by itself, before the denoiser was ever called
             return []
-        wishes = [(recorder, recorder.wants(info, call.latent_size)) for recorder in self.recorders]
+        recorders = getattr(self._running, "recorders", None) or self.recorders
+        wishes = [(recorder, recorder.wants(info, call.latent_size)) for recorder in recorders]
         return [(recorder, wish) for recorder, wish in wishes if wish is not None]
 
     def _describe(

@@ -21,6 +21,7 @@ LAYERS = [
     {"recording", "tokens", "heat", "map_files", "map_sums"},
     {"recorder", "map_recorder"},
     {"router"},
+    {"guidance"},
     {"integrations"},
     {"shapes", "pipelines"},
     {"profile", "plots", "map_sheet", "bench"},
@@ -72,10 +73,22 @@ def test_optional_packages_stay_where_they_belong(path):
         assert allowed is None or part_of(path) in allowed, f"{path} imports {name}"
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "guidance").glob("*.py")), ids=lambda p: p.name)
+def test_guidance_is_made_of_torch_alone(path):
+    outside = {name.split(".")[0] for name in imported(path)} - set(sys.stdlib_module_names)
+    assert outside <= {"torch", "entropy_attn", "spacy"}  # the last in one function, which says what it is for
+
+
 def test_kernels_is_a_link_and_no_package():
     # With an __init__.py, transformers' probe for Hugging Face's package `kernels` would import this folder.
     assert (PACKAGE / "kernels").is_symlink() and (PACKAGE / "kernels").resolve() == ROOT / "kernels"
     assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_every_folder_of_the_package_is_installed():
+    listed = (ROOT / "setup.py").read_text()
+    for folder in {path.parent for path in FILES if path.name == "__init__.py"}:
+        assert f'"entropy_attn.{folder.name}"' in listed
 
 
 def test_importing_the_package_needs_no_optional_one():

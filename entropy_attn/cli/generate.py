@@ -14,7 +14,8 @@ from . import options
 EXAMPLE = (
     "Examples:\n\n"
     '  entropy-attn generate --prompt "a red circle and a blue square" --size 96x64 --out circle.png\n\n'
-    '  entropy-attn generate --prompt "two red circles" --size 128 --scale logn --compare --out compare.png\n'
+    '  entropy-attn generate --prompt "two red circles" --size 128 --scale logn --compare --out compare.png\n\n'
+    '  entropy-attn generate --prompt "a red circle and a blue square" --guidance tsam --compare --out guided.png\n'
 )
 
 
@@ -24,14 +25,13 @@ def generate(
     model: Annotated[str, typer.Option(help=options.MODEL_HELP)] = "shapes",
     size: Annotated[str | None, typer.Option(help=f"{options.SIZE_HELP}; by default the training size.")] = None,
     scale: Annotated[str, typer.Option(help=f"{options.SCALE_HELP}.")] = "logn",
+    guidance: Annotated[str | None, typer.Option(help=f"{options.GUIDANCE_HELP}.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the starting noise.")] = 0,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
     guidance_scale: Annotated[
         float | None, typer.Option(help="Classifier-free guidance; by default 4 for shapes, else the pipeline's own.")
     ] = None,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Put the picture of the original scale beside ours.")
-    ] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="Put the pipeline's own picture beside ours.")] = False,
     device: Annotated[str, typer.Option(help=options.DEVICE_HELP)] = "auto",
     dtype: Annotated[str, typer.Option(help=", ".join(options.DTYPES) + ".")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
@@ -39,7 +39,8 @@ def generate(
     with options.refusals():
         policy = options.parse_scale(scale)
         wanted = None if size is None else options.parse_size(size)
-        if compare and scale == "off":
+        method = options.parse_guidance(guidance)
+        if compare and scale == "off" and method is None:
             raise ValueError("--compare puts another scale beside 'off': give --scale logn, for example")
         options.check_prompts([prompt])
         options.check_at_least("--seed", seed, 0)
@@ -53,18 +54,28 @@ def generate(
 
         wanted = wanted or train_size(pipe)
         check_size(pipe, wanted)
-        policies = {"off": options.parse_scale("off"), scale: policy} if compare else {scale: policy}
+        ours = scale if method is None else f"{scale} + {guidance}"
+        runs = {ours: (policy, method)}
+        if compare:
+            runs = {"off": (options.parse_scale("off"), None), **runs}
         pictures, seconds = [], {}
-        for name, policy in policies.items():
+        for name, (policy, method) in runs.items():
             start = time.perf_counter()
             pictures += sample(
-                pipe, [prompt], size=wanted, scale=policy, seed=seed, steps=steps, guidance_scale=guidance_scale
+                pipe,
+                [prompt],
+                size=wanted,
+                scale=policy,
+                seed=seed,
+                steps=steps,
+                guidance_scale=guidance_scale,
+                guidance=method,
             )
             seconds[name] = time.perf_counter() - start
         if compare:
             from ..plots import side_by_side
 
-            picture = side_by_side(pictures, [f"original ({wanted[0]}x{wanted[1]} px)", f"ours: {scale}"], title=prompt)
+            picture = side_by_side(pictures, [f"original ({wanted[0]}x{wanted[1]} px)", f"ours: {ours}"], title=prompt)
         else:
             picture = pictures[0]
         picture.save(out)
@@ -73,7 +84,8 @@ def generate(
             **running_on,
             "prompt": prompt,
             "size": list(wanted),
-            "policies": {name: repr(policy) for name, policy in policies.items()},
+            "policies": {name: repr(policy) for name, (policy, _) in runs.items()},
+            "guidance": guidance,
             "seed": seed,
             "steps": steps,
             "guidance_scale": guidance_scale,

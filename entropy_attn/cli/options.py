@@ -29,6 +29,8 @@ SCALE_HELP = (
     "'logn:strength=0.5:direction=up', 'off:value=0.2'"
 )
 
+GUIDANCE_HELP = "'tsam' (text self-attention maps) or with options: 'tsam:alpha=10:variant=paper'; off by default"
+
 
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
@@ -81,21 +83,33 @@ def parse_scale(text: str) -> Any:
     """'name' or 'name:option=value:option=value' to a scale policy."""
     from ..scale import Fixed, LogN
 
-    policies = {"off": Fixed, "logn": LogN}
+    return _parse_choice("scale", text, {"off": Fixed, "logn": LogN})
+
+
+def parse_guidance(text: str | None) -> Any:
+    """The same to a guidance; None, or 'off', for none."""
+    from ..guidance import TSAM
+
+    if text is None or text == "off":
+        return None
+    return _parse_choice("guidance", text, {"tsam": TSAM}, leave_out={"target", "steps", "refine_at", "map_size"})
+
+
+def _parse_choice(what: str, text: str, choices: dict[str, Any], leave_out: set[str] = frozenset()) -> Any:
     name, *pairs = text.strip().split(":")
-    if name not in policies:
-        raise ValueError(f"unknown scale {name!r}: give one of {', '.join(policies)}")
-    allowed = [field.name for field in dataclasses.fields(policies[name])]
+    if name not in choices:
+        raise ValueError(f"unknown {what} {name!r}: give one of {', '.join(choices)}")
+    allowed = [field.name for field in dataclasses.fields(choices[name]) if field.name not in leave_out]
     options = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or key not in allowed:
-            raise ValueError(f"scale {text!r}: {pair!r} is not option=value with one of {', '.join(allowed)}")
+            raise ValueError(f"{what} {text!r}: {pair!r} is not option=value with one of {', '.join(allowed)}")
         options[key] = _literal(value)
     try:
-        return policies[name](**options)
+        return choices[name](**options)
     except TypeError as error:
-        raise ValueError(f"scale {text!r}: {error}") from error
+        raise ValueError(f"{what} {text!r}: {error}") from error
 
 
 def _literal(text: str) -> Any:

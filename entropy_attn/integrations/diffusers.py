@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ _REMEDY = (
     "(set_default_attn_processor() sets AttnProcessor, which does not)"
 )
 # Pipelines with one of these run more than two guidance parts in a batch, and do not say which.
-_OTHER_GUIDANCE = ("do_perturbed_attention_guidance", "image_guidance_scale")
+OTHER_GUIDANCE = ("do_perturbed_attention_guidance", "image_guidance_scale")
 
 
 class Handle:
@@ -55,6 +56,7 @@ class Handle:
         self._pipe = weakref.ref(pipe) if pipe is not None else lambda: None
         self._next_step = 0
         self._timesteps: Any = None
+        self._aside: int | None = None
         self._active = False
         self._entered = False
 
@@ -70,11 +72,13 @@ class Handle:
     def remove(self) -> None:
         """Give the denoiser its own attention back. Does nothing the second time."""
         if self._active:
-            self._active = False
-            for module in (self.denoiser, *self._modules.values()):
-                unwrap_call(module)
+            self._uninstall()
             if (pipe := self._pipe()) is not None:
                 unlisten(pipe)
+
+    def named_layers(self) -> Iterator[tuple[str, Attention]]:
+        """The attention layers with their names, whether they are routed now or not."""
+        return iter(self._modules.items())
 
     def reset_steps(self) -> None:
         """Count the next call of the denoiser as step 0.
@@ -83,6 +87,24 @@ class Handle:
         begins.
         """
         self._next_step = 0
+
+    @contextmanager
+    def aside(self, recorder: Recorder, step: int) -> Iterator[None]:
+        """Calls of the denoiser in this block are no steps of the generation: all are `step`, told to `recorder` alone.
+
+        A handle that is not installed is, for as long as the block lasts.
+        """
+        installed, outer = self._active, self._aside
+        try:
+            if not installed:
+                self._install()
+            self._aside = step
+            with self.router.recorded_by(recorder):
+                yield
+        finally:
+            self._aside = outer
+            if not installed:
+                self._uninstall()
 
     def __enter__(self) -> Handle:
         if not self._active:
@@ -99,12 +121,17 @@ class Handle:
         return f"<Handle on {type(self.denoiser).__name__}, scale={self.router.policy!r}, {state}>"
 
     def _install(self) -> None:
+        self._active = True  # from the first wrapped module on, there is something to undo
         wrap_call(self.denoiser, self._call_denoiser)
         for name, module in self._modules.items():
             wrap_call(module, functools.partial(self._call_layer, name, module))
         if self.recorders and (pipe := self._pipe()) is not None:
             listen(pipe, self._hear_prompts)
-        self._active = True
+
+    def _uninstall(self) -> None:
+        self._active = False
+        for module in (self.denoiser, *self._modules.values()):
+            unwrap_call(module)
 
     def _hear_prompts(self, prompts: list[str] | None) -> None:
         for recorder in self.recorders:
@@ -113,8 +140,11 @@ class Handle:
     @torch.compiler.disable(recursive=False)
     def _call_denoiser(self, call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         sample = args[0] if args else kwargs["sample"]
-        step = self._count_step()
-        with self.router.denoiser_call(DenoiserCall(step, tuple(sample.shape[-2:]), self._branches())):
+        if self._aside is None:
+            step, branches = self._count_step(), self._branches()
+        else:
+            step, branches = self._aside, ("all",)
+        with self.router.denoiser_call(DenoiserCall(step, tuple(sample.shape[-2:]), branches)):
             return call(*args, **kwargs)
 
     @torch.compiler.disable  # policies and recorders are plain Python; what lies between the layers compiles
@@ -174,12 +204,25 @@ def apply(
     _check_guidance(pipe, router.recorders)
     for recorder in router.recorders:
         recorder.attach(tokenizer_of(pipe))
-    previous = getattr(wrapper_of(denoiser), "__self__", None)
-    if isinstance(previous, Handle):
+    if (previous := handle_of(denoiser)) is not None:
         if previous._entered:
             raise RuntimeError("the denoiser is routed by an enclosing `with apply(...)` block: leave that first")
         previous.remove()
     handle._install()
+    return handle
+
+
+def handle_of(denoiser: nn.Module) -> Handle | None:
+    """The routing that this denoiser is under."""
+    handle = getattr(wrapper_of(denoiser), "__self__", None)
+    return handle if isinstance(handle, Handle) else None
+
+
+def plain_routing(denoiser: UNet2DConditionModel) -> Handle:
+    """A routing that leaves every scale as it is, checked but not installed: for `Handle.aside`."""
+    selection = LayerSelection()
+    handle = Handle(denoiser, None, Router(None, selection, None, None))
+    _check_layers(handle, selection)
     return handle
 
 
@@ -225,7 +268,7 @@ def _check_layers(handle: Handle, selection: LayerSelection) -> None:
 
 
 def _check_guidance(pipe: DiffusionPipeline | None, recorders: Sequence[Recorder]) -> None:
-    for name in _OTHER_GUIDANCE:
+    for name in OTHER_GUIDANCE:
         for recorder in recorders:
             if recorder.branches is None and hasattr(type(pipe), name):
                 raise ValueError(

@@ -38,10 +38,10 @@ class _Listener:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         pipe = self.pipe()
-        encode = self.previous or MethodType(getattr(type(pipe), _METHOD), pipe)
-        given = inspect.signature(encode).bind(*args, **kwargs).arguments
+        own = MethodType(getattr(type(pipe), _METHOD), pipe)
+        given = inspect.signature(own).bind(*args, **kwargs).arguments  # `previous` may be a listener too
         self.tell(_prompts(pipe, given.get("prompt")))
-        return encode(*args, **kwargs)
+        return (self.previous or own)(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         # Copies of the pipeline are not listened to; the copy is known by now, for this is one of its attributes.

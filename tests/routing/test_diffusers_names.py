@@ -6,7 +6,15 @@ import inspect
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.models import attention_processor
 from diffusers.models.attention_processor import Attention
 
@@ -60,3 +68,29 @@ def test_a_generation_begins_with_new_timesteps():
 
 def test_pipeline_says_its_pixels_a_latent_cell():
     assert make_pipe().vae_scale_factor == 2
+
+
+def test_what_guidance_relies_on():
+    """The order of a scheduler's arguments, where a UNet halves its input, and the device that encoders run on."""
+    for scheduler in (DDIMScheduler, PNDMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler):
+        assert list(inspect.signature(scheduler.step).parameters)[1:4] == ["model_output", "timestep", "sample"]
+        assert list(inspect.signature(scheduler.scale_model_input).parameters)[1] == "sample"
+    pipe = make_pipe()
+    assert [block.downsamplers is None for block in pipe.unet.down_blocks] == [False, True]
+    assert [block.upsamplers is None for block in pipe.unet.up_blocks] == [False, True]
+    layers = {name: m for name, m in pipe.unet.named_modules() if isinstance(m, Attention)}
+    assert all(module.is_cross_attention == name.endswith("attn2") for name, module in layers.items())
+    assert pipe._execution_device == torch.device("cpu")
+    sample(pipe, steps=3)
+    assert pipe.num_timesteps == 3
+    parameters = list(inspect.signature(UNet2DConditionModel.forward).parameters)
+    assert parameters[:4] == ["self", "sample", "timestep", "encoder_hidden_states"]
+
+
+@pytest.mark.parametrize("pipeline", [StableDiffusionPipeline, StableDiffusionXLPipeline])
+def test_a_pipeline_scales_then_denoises_then_steps(pipeline: type):
+    source = inspect.getsource(pipeline.__call__)
+    places = [
+        source.index(call) for call in ("self.scheduler.scale_model_input(", "self.unet(", "self.scheduler.step(")
+    ]
+    assert places == sorted(places) and "self.encode_prompt(" in source[: places[0]]

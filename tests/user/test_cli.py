@@ -77,6 +77,19 @@ def test_generate(tiny_model, tmp_path, capsys):
     )
 
 
+def test_generate_guided(tmp_path, capsys):
+    given = ["generate", "--prompt", "a red circle and a blue square", "--steps", "2", "--scale", "off"]
+    pictures = []
+    for number, more in enumerate(([], ["--guidance", "tsam:alpha=0"], ["--guidance", "tsam"])):
+        out = tmp_path / f"{number}.png"
+        assert main([*given, *more, "--json", "--out", str(out)]) == 0
+        assert json.loads(capsys.readouterr().out)["guidance"] == (more or [None])[-1]
+        pictures.append(Image.open(out).tobytes())
+    assert pictures[0] == pictures[1] != pictures[2]
+    out = tmp_path / "compare.png"
+    assert main([*given, "--guidance", "tsam", "--compare", "--out", str(out)]) == 0 and out.exists()
+
+
 def test_generate_compare(tiny_model, tmp_path, capsys):
     out = tmp_path / "b.png"
     arguments = [
@@ -175,6 +188,9 @@ PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MO
         ([*GENERATE, "--size", "big"], "size 'big'"),
         ([*GENERATE, "--scale", "other"], "unknown scale 'other'"),
         ([*GENERATE, "--scale", "off", "--compare"], "--compare"),
+        ([*GENERATE, "--guidance", "tsan"], "unknown guidance 'tsan'"),
+        ([*GENERATE, "--guidance", "tsam:alpha=-1"], "alpha=-1"),
+        ([*GENERATE, "--guidance", "tsam:beta=1"], "option=value"),
         ([*GENERATE, "--seed", "-1"], "--seed -1"),
         ([*GENERATE, "--out", "picture.docx"], "picture format"),
         ([*GENERATE, "--out", "FILE/below/a.png"], "cannot be written to"),

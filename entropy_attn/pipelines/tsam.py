@@ -1,0 +1,53 @@
+"""Stable Diffusion pipelines with a `guidance=` argument. All else is their parents'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+from ..guidance.method import Guidance, as_guidance
+from ..guidance.tsam import TSAM
+from .guided import Generation, check_guided, checked_prompt, guided
+
+
+class _Guided:
+    """Before a pipeline class among the bases, it guides that one's call."""
+
+    last_guidance: Generation | None = None
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        *args: Any,
+        guidance: Guidance | Callable | None = TSAM(),  # noqa: B008  (immutable)
+        guidance_prompt: str | Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The parent's call, with its latents guided at every step of `guidance.steps`.
+
+        guidance: `TSAM()` or another `Guidance`, a callable (maps, prompt) -> loss, or None for the parent's picture.
+        guidance_prompt: the text, or a list, of `prompt_embeds`, where those are given instead of a prompt.
+
+        All other arguments are the parent's. `last_guidance` then has `losses`, `maps` and `prompts` of this call.
+        """
+        self.last_guidance = None
+        if guidance is None:
+            return super().__call__(*args, **kwargs)
+        guidance = as_guidance(guidance)
+        check_guided(self)
+        with guided(self, guidance, checked_prompt(guidance_prompt)) as self.last_guidance:
+            return super().__call__(*args, **kwargs)
+
+
+class TSAMStableDiffusionPipeline(_Guided, StableDiffusionPipeline):
+    """`StableDiffusionPipeline` with T-SAM (arXiv 2411.15236): `pipe("a red bear and a blue bird")` is guided.
+
+    `from_pretrained` loads what the parent loads; `from_pipe` takes the modules of a pipeline at hand.
+    """
+
+
+class TSAMStableDiffusionXLPipeline(_Guided, StableDiffusionXLPipeline):
+    """`StableDiffusionXLPipeline` with T-SAM (arXiv 2411.15236); T is the mean of both text encoders'."""

@@ -1,0 +1,89 @@
+"""T against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from entropy_attn.guidance import real_tokens, text_self_attention
+from entropy_attn.guidance.text import sharpen
+
+BOS, EOS = 8, 9
+IDS = torch.tensor([[BOS, 1, 2, EOS, EOS]])
+
+
+def two_words(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Two layers whose mean gives the real tokens the rows (0.4, 0) and (0.1, 0.3)."""
+    layers = torch.rand(2, 1, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for layer, rows in enumerate(([[0.5, 0.0], [0.2, 0.2]], [[0.3, 0.0], [0.0, 0.4]])):
+        layers[layer, 0, 1:3, 1:3] = torch.tensor(rows)
+    return layers.to(dtype)
+
+
+def test_the_power_comes_before_renormalising_in_the_released_form():
+    (found,) = text_self_attention(two_words(), IDS, EOS, gamma=2.0)
+    torch.testing.assert_close(found, torch.tensor([[1.0, 0.0], [0.1, 0.9]]))  # (0.01, 0.09) / 0.1
+
+
+def test_and_after_it_in_the_papers():
+    (found,) = text_self_attention(two_words(), IDS, EOS, gamma=2.0, variant="paper")
+    torch.testing.assert_close(found, torch.tensor([[1.0, 0.0], [0.0625, 0.5625]]))  # (0.25, 0.75)^2
+
+
+def test_the_power_is_four_unless_said():
+    (found,) = text_self_attention(two_words(), IDS, EOS)
+    torch.testing.assert_close(found[1], torch.tensor([1.0, 81.0]) / 82)
+
+
+def test_real_tokens_lie_between_the_marks():
+    """The first end mark counts: CLIP pads with it, the second encoder of SDXL with another token."""
+    ids = torch.tensor([[BOS, 1, 2, EOS, EOS], [BOS, 3, EOS, 0, 0], [BOS, EOS, EOS, EOS, EOS], [BOS, 1, 2, 3, EOS]])
+    assert real_tokens(ids, EOS) == [[1, 2], [1], [], [1, 2, 3]]
+    attentions = torch.rand(3, 4, 5, 5)
+    found = text_self_attention(attentions, ids, EOS)
+    assert [tuple(each.shape) for each in found] == [(2, 2), (1, 1), (0, 0), (3, 3)]
+    assert found[1].item() == 1.0
+
+
+def test_every_prompt_of_a_batch_is_by_itself():
+    attentions, ids = torch.rand(3, 2, 5, 5), torch.tensor([[BOS, 1, 2, EOS, EOS], [BOS, 1, 2, 3, EOS]])
+    together = text_self_attention(attentions, ids, EOS)
+    for prompt, found in enumerate(together):
+        (alone,) = text_self_attention(attentions[:, prompt : prompt + 1], ids[prompt : prompt + 1], EOS)
+        assert torch.equal(found, alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_float32_whatever_the_dtype(dtype):
+    (found,) = text_self_attention(two_words(dtype), IDS, EOS)
+    (expected,) = text_self_attention(two_words(dtype).float(), IDS, EOS)
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+    assert text_self_attention(two_words(torch.float64), IDS, EOS)[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize("variant", ["released", "paper"])
+def test_large_powers_and_tiny_probabilities_stay_numbers(variant):
+    rows = torch.tensor([[1e-12, 0.0], [1e-12, 3e-12]])
+    torch.testing.assert_close(sharpen(rows, 2.0, variant), sharpen(rows * 1e11, 2.0, variant))
+    assert sharpen(rows, 300.0, variant).isfinite().all()
+
+
+def test_gradients_flow():
+    attentions = two_words(torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda a: text_self_attention(a, IDS, EOS)[0], attentions, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changed, match",
+    [
+        ({"attentions": torch.rand(2, 5, 5)}, "attentions must be"),
+        ({"attentions": torch.ones(2, 1, 5, 5, dtype=torch.long)}, "floating-point"),
+        ({"input_ids": IDS[:, :4]}, "input_ids must be"),
+        ({"eos_token_id": 7}, "eos_token_id=7"),
+        ({"variant": "other"}, "variant='other'"),
+    ],
+)
+def test_refusals(changed, match):
+    given = {"attentions": two_words(), "input_ids": IDS, "eos_token_id": EOS, **changed}
+    with pytest.raises((TypeError, ValueError), match=match):
+        text_self_attention(**given)
