@@ -10,15 +10,17 @@ import pytest
 import entropy_attn as ea
 
 PUBLIC = {
-    "AttentionOutput", "CallInfo", "EntropyRecorder", "MapRecorder", "Unsupported", "__version__", "apply", "attention",
-    "scale", "scaled_dot_product_attention", "shapes", "unsupported_reasons",
+    "AttentionOutput", "CallInfo", "EntropyRecorder", "MapRecorder", "TSAMStableDiffusionPipeline",
+    "TSAMStableDiffusionXLPipeline", "Unsupported", "__version__", "apply", "attention", "guidance", "scale",
+    "scaled_dot_product_attention", "shapes", "unsupported_reasons",
 }  # fmt: skip
+NEED_DIFFUSERS = {"apply", "shapes", "TSAMStableDiffusionPipeline", "TSAMStableDiffusionXLPipeline"}
 
 
 def test_public_names():
     assert set(dir(ea)) == set(ea.__all__) == PUBLIC
     assert ea.__version__ == "0.1.0"
-    for name in PUBLIC - {"apply", "shapes"}:
+    for name in PUBLIC - NEED_DIFFUSERS:
         assert getattr(ea, name) is not None
     assert issubclass(ea.Unsupported, RuntimeError)
 
@@ -26,6 +28,7 @@ def test_public_names():
 def test_public_names_that_need_a_model_library():
     pytest.importorskip("diffusers")
     assert callable(ea.apply)
+    assert callable(ea.TSAMStableDiffusionPipeline.from_pipe)
     assert callable(ea.shapes.load_pipeline)
 
 
