@@ -5,6 +5,7 @@ Every row was compiled ahead of time for its target and found free of register s
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import dataclass, replace
 
@@ -50,6 +51,7 @@ def _power_of_two(n: int) -> int:
     return max(16, 1 << (n - 1).bit_length())
 
 
+@functools.cache
 def head_dim_chunks(head_dim: int, max_chunk: int = MAX_HEAD_DIM) -> tuple[int, ...]:
     """At most three descending powers of two from 16 to ``max_chunk``, with the least sum that covers the head dim.
 
@@ -120,6 +122,7 @@ _FLOAT32_NVIDIA: list[_Row] = [(64, 32, 32, 8, 1, 256), (128, 32, 16, 8, 1, 256)
 _FLOAT32_AMD: list[_Row] = [(128, 64, 16, 4, 1, 256), (256, 32, 16, 4, 1, 128)]
 
 
+@functools.lru_cache(maxsize=1024)  # asked at every launch
 def forward_config(
     target: str,
     head_dim: int,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +25,7 @@ from entropy_attn.kernels.arguments import (
     tile_span,
 )
 from entropy_attn.kernels.configs import ForwardConfig, forward_config
+from entropy_attn.kernels.plans import Plan, first_launch, launch, layout
 from entropy_attn.kernels.support import call_target
 
 AUTOTUNE_VARIABLE = "ENTROPY_ATTN_AUTOTUNE"
@@ -66,9 +69,10 @@ def attention_forward(
             from entropy_attn.kernels.autotune import tuned_config
 
             config = tuned_config(call)
-        elif config is None:
-            config = call.table_config()
-        call.launch(config)
+        if config is None:
+            launch(call.plan_key(), call.own(), lambda: call.launch(call.table_config()))
+        else:
+            call.launch(config)
     return out, lse, entropy
 
 
@@ -99,19 +103,38 @@ class ForwardCall:
             "descriptors": self.descriptors_allowed(),
         }
 
+    @functools.cached_property
+    def scaling(self) -> tuple[Tensor | None, float, int]:
+        """``(tensor or None, factor in base 2, stride)``"""
+        return scale_arguments(self.scale, self.query.shape[3])
+
     def table_config(self) -> ForwardConfig:
         return forward_config(**self.options())
 
     def descriptors_allowed(self) -> bool:
         return describable(self.key) and describable(self.value)
 
-    def launch(self, config: ForwardConfig) -> None:
+    def own(self) -> tuple[Any, ...]:
+        """The values that differ between calls of one ``plan_key``."""
+        tensors = (self.query, self.key, self.value, self.out, self.lse, self.entropy, self.attn_mask)
+        return (*tensors, *self.scaling[:2])
+
+    def plan_key(self) -> Hashable:
+        """All else that the table's configuration, the arguments and the compiled code depend on."""
+        scale = layout(self.scale) if isinstance(self.scale, Tensor) else self.scaling[1] < 0
+        wanted = (self.lse is not None, self.entropy is not None)
+        tensors = (layout(self.query), layout(self.key), layout(self.value), layout(self.attn_mask))
+        return ("forward", *tensors, self.query.device, self.target, self.is_causal, scale, *wanted)
+
+    def launch(self, config: ForwardConfig) -> Plan | None:
+        """Launch the kernel, and return how to launch it again."""
         from entropy_attn.kernels import forward
 
         batch, num_heads, seqlen_q, _ = self.query.shape
-        grid = (batch * num_heads * -(-seqlen_q // config.block_m),)
-        kernel, arguments, constants = self.arguments(config)
-        getattr(forward, kernel)[grid](*arguments, **constants, **compile_options(config))
+        programs = batch * num_heads * -(-seqlen_q // config.block_m)
+        name, arguments, constants = self.arguments(config)
+        kernel, options = getattr(forward, name), compile_options(config)
+        return first_launch(kernel, programs, arguments, constants, options, self.own())
 
     def arguments(self, config: ForwardConfig) -> tuple[str, list[Any], dict[str, Any]]:
         """The kernel's name, its run-time arguments in order, and its compile-time ones."""
@@ -134,7 +157,7 @@ class ForwardCall:
             sources = [self.key, self.value]
             by_pointer = [self.query, self.key, self.value, self.out]
 
-        scale_tensor, factor, scale_stride = scale_arguments(self.scale, head_dim)
+        scale_tensor, factor, scale_stride = self.scaling
         mask_strides = (0, 0, 0, 0) if self.attn_mask is None else broadcast_strides(self.attn_mask)
         strides = [s for t in by_pointer[:-1] for s in t.stride()] + list(self.out.stride()[:3])
         lengths = [num_heads, num_heads // self.key.shape[1], self.query.shape[2], self.key.shape[2]]
