@@ -61,6 +61,7 @@ def tuning_key(call: ForwardCall) -> str:
         "entropy": call.entropy is not None,
         "seqlen_q": f"2^{length_bucket(seqlen_q)}",
         "seqlen_k": f"2^{length_bucket(seqlen_k)}",
+        "whole_blocks": seqlen_k % 128 == 0,
         "heads": f"2^{length_bucket(batch * num_heads)}",
     }
     return " ".join(f"{name}={value}" for name, value in parts.items())

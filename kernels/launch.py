@@ -24,7 +24,7 @@ from entropy_attn.kernels.arguments import (
     scale_arguments,
     tile_span,
 )
-from entropy_attn.kernels.configs import ForwardConfig, forward_config
+from entropy_attn.kernels.configs import SCHEDULES, ForwardConfig, forward_config
 from entropy_attn.kernels.plans import Plan, first_launch, launch, layout
 from entropy_attn.kernels.support import call_target
 
@@ -65,14 +65,14 @@ def attention_forward(
         attn_mask = attn_mask[(None,) * (4 - attn_mask.dim())]
     call = ForwardCall(query, key, value, out, lse, entropy, attn_mask, is_causal, scale, call_target(query))
     with on_device(query.device):
-        if autotune:
+        if config is not None:
+            call.launch(config)
+        elif autotune:
             from entropy_attn.kernels.autotune import tuned_config
 
-            config = tuned_config(call)
-        if config is None:
-            launch(call.plan_key(), call.own(), lambda: call.launch(call.table_config()))
+            launch(("tuned", *call.plan_key()), call.own(), lambda: call.launch(tuned_config(call)))
         else:
-            call.launch(config)
+            launch(call.plan_key(), call.own(), lambda: call.launch(call.table_config()))
     return out, lse, entropy
 
 
@@ -134,10 +134,19 @@ class ForwardCall:
         programs = batch * num_heads * -(-seqlen_q // config.block_m)
         name, arguments, constants = self.arguments(config)
         kernel, options = getattr(forward, name), compile_options(config)
-        return first_launch(kernel, programs, arguments, constants, options, self.own())
+        scratch = config.schedule == "specialized"  # makes a descriptor on the device
+        return first_launch(kernel, programs, arguments, constants, options, self.own(), scratch)
 
     def arguments(self, config: ForwardConfig) -> tuple[str, list[Any], dict[str, Any]]:
         """The kernel's name, its run-time arguments in order, and its compile-time ones."""
+        specialized = config.schedule == "specialized"
+        if config.schedule != "plain" and not config.descriptors:
+            raise ValueError(f"schedule={config.schedule!r} needs descriptors; got {config}")
+        if specialized and not (self.attn_mask is None and describable(self.query)):
+            raise ValueError(
+                "schedule='specialized' needs a call without a mask and a query with 16-byte aligned data and strides; "
+                f"got {'no' if self.attn_mask is None else 'a'} mask and query strides {self.query.stride()}"
+            )
         if config.descriptors and not self.descriptors_allowed():
             raise ValueError(
                 "descriptors need a unit last stride, 16-byte aligned data and strides, and at least one key; "
@@ -183,4 +192,10 @@ class ForwardCall:
             "STRIDES_IN_EIGHTS": all(s % 8 == 0 for t in by_pointer for s in t.stride()[:3]),
             "WIDE": max(spans) > INT32_MAX,
         }
+        if config.descriptors:  # the other kernel knows one schedule
+            whole = not self.is_causal and self.key.shape[2] % config.block_n == 0
+            compile_time |= {
+                "SCHEDULE": SCHEDULES.index(config.schedule),
+                "FULL_BLOCKS": config.schedule == "specialized" and whole,
+            }
         return kernel, run_time, compile_time

@@ -7,6 +7,7 @@ values are put in their places.
 
 from __future__ import annotations
 
+import contextvars
 import copy
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -36,17 +37,21 @@ def launch(key: Hashable, own: tuple[Any, ...], prepare: Callable[[], Plan | Non
 
 def first_launch(
     kernel: Any, programs: int, arguments: list[Any], constants: dict[str, Any], options: dict[str, Any],
-    own: tuple[Any, ...],
+    own: tuple[Any, ...], scratch: bool = False,
 ) -> Plan | None:  # fmt: skip
-    """Launch a jitted kernel by way of the compiler, and return its plan.
+    """Launch a jitted kernel by way of the compiler, and return its plan. ``scratch``: it makes descriptors by itself.
 
     There is none for an interpreted kernel, nor on AMD, where the compiler also asks how large a tensor's storage is.
     """
-    compiled = kernel[(programs,)](*arguments, **constants, **options)
+
+    def run() -> Any:
+        return kernel[(programs,)](*arguments, **constants, **options)
+
+    compiled = _with_scratch(run) if scratch else run()
     if compiled is None or torch.version.hip:
         return None
     names = kernel.arg_names[len(arguments) :]
-    return Plan(compiled, programs, [*arguments, *(constants[name] for name in names)], own)
+    return Plan(compiled, programs, [*arguments, *(constants[name] for name in names)], own, scratch)
 
 
 def count() -> int:
@@ -67,11 +72,12 @@ def layout(t: Tensor | None) -> Hashable:
 class Plan:
     """A compiled kernel, its grid, and its arguments with the places where a call's own values go."""
 
-    def __init__(self, compiled: Any, programs: int, arguments: list[Any], own: tuple[Any, ...]):
+    def __init__(self, compiled: Any, programs: int, arguments: list[Any], own: tuple[Any, ...], scratch: bool):
         """``own`` are found among the arguments by identity, and as the tensors of descriptors."""
         from triton.tools.tensor_descriptor import TensorDescriptor
 
         self.compiled, self.grid, self.arguments = compiled, (programs, 1, 1), list(arguments)
+        self.scratch = scratch
         self.values: list[tuple[int, int]] = []  # (place, index in own)
         self.descriptors: list[tuple[int, int, Any]] = []  # (place, index in own, template)
         for place, argument in enumerate(arguments):
@@ -96,4 +102,22 @@ class Plan:
             arguments[place] = descriptor = object.__new__(type(template))  # as one that was checked when it was made
             descriptor.__dict__.update(template.__dict__)
             descriptor.base = own[index]
-        self.compiled[self.grid](*arguments)
+        if self.scratch:
+            _with_scratch(lambda: self.compiled[self.grid](*arguments))
+        else:
+            self.compiled[self.grid](*arguments)
+
+
+def _with_scratch(run: Callable[[], Any]) -> Any:
+    """Run a launch that makes descriptors on the device, whose memory Triton asks its user for.
+
+    In a context of its own, so that what the user set stays.
+    """
+
+    def run_there() -> Any:
+        import triton
+
+        triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device="cuda"))
+        return run()
+
+    return contextvars.copy_context().run(run_there)

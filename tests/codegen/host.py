@@ -72,8 +72,10 @@ class Compiled:
     packed_metadata = ()
 
     def __init__(self, source: Any, options: dict[str, Any], launches: list[Launched] | None):
-        types = {name: source.signature[name] for name in source.signature}
-        self.specialised_on = repr((source.fn.__name__, types, source.constants, source.attrs, sorted(options.items())))
+        signature = dict(source.signature)
+        self.specialised_on = repr(
+            (source.fn.__name__, signature, source.constants, source.attrs, sorted(options.items()))
+        )
         self.launches = launches
 
     def launch_metadata(self, grid: tuple, stream: int, *arguments: Any) -> None:
