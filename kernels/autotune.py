@@ -19,6 +19,7 @@ import torch
 
 from entropy_attn.kernels.configs import ForwardConfig, forward_candidates
 from entropy_attn.kernels.launch import ForwardCall
+from entropy_attn.kernels.measured import length_bucket
 from entropy_attn.kernels.support import interpreting
 
 Timer = Callable[[Callable[[], None]], float]
@@ -65,11 +66,6 @@ def tuning_key(call: ForwardCall) -> str:
         "heads": f"2^{length_bucket(batch * num_heads)}",
     }
     return " ".join(f"{name}={value}" for name, value in parts.items())
-
-
-def length_bucket(n: int) -> int:
-    """Lengths 2**(b-1) < n <= 2**b share bucket b."""
-    return max(0, n - 1).bit_length()
 
 
 def cache_folder() -> Path:

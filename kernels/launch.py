@@ -25,6 +25,7 @@ from entropy_attn.kernels.arguments import (
     tile_span,
 )
 from entropy_attn.kernels.configs import SCHEDULES, ForwardConfig, forward_config
+from entropy_attn.kernels.measured import Measured, measured
 from entropy_attn.kernels.plans import Plan, first_launch, launch, layout
 from entropy_attn.kernels.support import call_target
 
@@ -109,7 +110,21 @@ class ForwardCall:
         return scale_arguments(self.scale, self.query.shape[3])
 
     def table_config(self) -> ForwardConfig:
-        return forward_config(**self.options())
+        """What was measured on such a card to be the fastest for such a call, else the row of the static table."""
+        row = self.measured_row()
+        return forward_config(**self.options()) if row is None else row.config
+
+    def measured_row(self) -> Measured | None:
+        one_width = self.query.shape[3] == self.value.shape[3]
+        plain = one_width and self.attn_mask is None and not self.is_causal
+        row = None
+        if plain and self.query.dtype != torch.float32:
+            lengths = self.query.shape[2], self.key.shape[2]
+            row = measured(self.target, self.query.shape[3], *lengths, entropy=self.entropy is not None)
+        if row is None or (row.config.descriptors and not self.descriptors_allowed()):
+            return None
+        whole = self.key.shape[2] % row.config.block_n == 0 and describable(self.query)
+        return row if row.config.schedule != "specialized" or whole else None
 
     def descriptors_allowed(self) -> bool:
         return describable(self.key) and describable(self.value)
