@@ -20,7 +20,7 @@ from . import ops
 from .errors import Unsupported
 from .recording import Recorder, Wish
 from .row_scales import attend_by_rows
-from .scale import CallInfo, Kind, Policy, RowScale, needs_train_tokens, resolve_scale, training_tokens
+from .scale import CallInfo, Kind, Policy, RowScale, TokenRatio, needs_train_tokens, resolve_scale, training_tokens
 
 
 class Unroutable(Unsupported):
@@ -94,16 +94,17 @@ class Router:
         if policy is not None and not callable(policy):
             raise TypeError(f"scale={policy!r}: a policy, called with a CallInfo, is needed; a number is Fixed(number)")
         if needs_train_tokens(policy):
-            own = type(policy).__name__
-            if layers.layers in ("cross", "all"):
+            # A policy made of others may have one that needs none for cross-attention.
+            if layers.layers in ("cross", "all") and isinstance(policy, TokenRatio):
+                own = type(policy).__name__
                 raise ValueError(
                     f"layers={layers.layers!r} with {own}(train_tokens='auto'): the keys of cross-attention are text "
                     f"tokens, whose number at training is not known; give {own}(train_tokens=...) or layers='self'"
                 )
             if train_size is None:
                 raise ValueError(
-                    f"{own}(train_tokens='auto') needs the training size, which the model does not state: give "
-                    f"apply(train_size=...) or {own}(train_tokens=...)"
+                    f"scale={policy!r} needs the training size, which the model does not state: give "
+                    "apply(train_size=...) or train_tokens=... instead of 'auto'"
                 )
         self.policy = policy
         self.layers = layers
