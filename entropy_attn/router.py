@@ -19,8 +19,7 @@ from torch.overrides import TorchFunctionMode
 from . import ops
 from .errors import Unsupported
 from .recording import Recorder, Wish
-from .row_scales import attend_by_rows
-from .scale import CallInfo, Kind, Policy, RowScale, TokenRatio, needs_train_tokens, resolve_scale, training_tokens
+from .scale import CallInfo, Kind, LogN, Policy, resolve_scale, training_tokens
 
 
 class Unroutable(Unsupported):
@@ -93,18 +92,16 @@ class Router:
     ):
         if policy is not None and not callable(policy):
             raise TypeError(f"scale={policy!r}: a policy, called with a CallInfo, is needed; a number is Fixed(number)")
-        if needs_train_tokens(policy):
-            # A policy made of others may have one that needs none for cross-attention.
-            if layers.layers in ("cross", "all") and isinstance(policy, TokenRatio):
-                own = type(policy).__name__
+        if isinstance(policy, LogN) and policy.train_tokens == "auto":
+            if layers.layers in ("cross", "all"):
                 raise ValueError(
-                    f"layers={layers.layers!r} with {own}(train_tokens='auto'): the keys of cross-attention are text "
-                    f"tokens, whose number at training is not known; give {own}(train_tokens=...) or layers='self'"
+                    f"layers={layers.layers!r} with LogN(train_tokens='auto'): the keys of cross-attention are text "
+                    "tokens, whose number at training is not known; give LogN(train_tokens=...) or layers='self'"
                 )
             if train_size is None:
                 raise ValueError(
-                    f"scale={policy!r} needs the training size, which the model does not state: give "
-                    "apply(train_size=...) or train_tokens=... instead of 'auto'"
+                    "LogN(train_tokens='auto') needs the training size, which the model does not state: give "
+                    "apply(train_size=...) or LogN(train_tokens=...)"
                 )
         self.policy = policy
         self.layers = layers
@@ -162,33 +159,20 @@ class Router:
         running = getattr(self._running, "call", None)
         call = running or self._latest
         info = self._describe(layer, kind, query, key, call)
-        chosen = resolve_scale(self.policy, info) if (layer, kind) in self.layers else None
-        options = {"is_causal": is_causal, "enable_gqa": enable_gqa}
+        if (layer, kind) in self.layers:
+            chosen = resolve_scale(self.policy, info)
+            if isinstance(chosen, torch.Tensor):
+                chosen = chosen.to(query.device)
+            scale = scale if chosen is None else chosen
+        options = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
         wishes = self._wishes(info, call)
-        if wishes and dropout_p > 0.0:
+        if not wishes:
+            return ops.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, **options)
+        if dropout_p > 0.0:
             raise Unroutable(f"layer {layer!r}", [f"dropout_p={dropout_p}: attention is recorded without dropout only"])
         keys = _cover([wish for _, wish in wishes])
         wants_entropy = any(wish == "entropy" for _, wish in wishes)
-
-        def attend(
-            query: torch.Tensor, attn_mask: torch.Tensor | None, scale: float | torch.Tensor | None
-        ) -> ops.AttentionOutput:
-            if isinstance(scale, torch.Tensor):
-                scale = scale.to(query.device, non_blocking=True)  # or the host would wait for the device
-            given = {"attn_mask": attn_mask, "scale": scale, **options}
-            if wishes:
-                return ops.attention(query, key, value, return_entropy=wants_entropy, map_keys=keys, **given)
-            out = ops.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, **given)
-            return ops.AttentionOutput(out, None, None, None)
-
-        if isinstance(chosen, RowScale):
-            if is_causal:
-                raise Unroutable(f"layer {layer!r}", ["is_causal=True with a RowScale, whose rows are called apart"])
-            result = attend_by_rows(attend, query, attn_mask, info, chosen, scale)
-            chosen = chosen.image
-        else:
-            result = attend(query, attn_mask, scale if chosen is None else chosen)
-        scale = scale if chosen is None else chosen
+        result = ops.attention(query, key, value, return_entropy=wants_entropy, map_keys=keys, **options)
         if running is not None:
             used = info.head_dim**-0.5 if scale is None else scale
             for recorder, wish in wishes:

@@ -1,14 +1,14 @@
 """Scale policies: which softmax scale an attention call gets, decided from its token counts.
 
-A policy is any callable that takes a `CallInfo` and returns a float, a 0-d tensor, a tensor of one scale a head, a
-`RowScale`, or None for the model's own scale. The ones here are frozen dataclasses: they print, compare and hash by
+A policy is any callable that takes a `CallInfo` and returns a float, a 0-d tensor, a tensor of one scale a head, or
+None for the model's own scale. The ones here are frozen dataclasses: they print, compare and hash by
 their settings. docs/scale.md says which is for what.
 """
 
 from __future__ import annotations
 
 from .adaptive import EntropyAdaptive
-from .call import CallInfo, Kind, Policy, RowScale, Scale, needs_train_tokens, resolve_scale
+from .call import CallInfo, Kind, Policy, Scale, needs_train_tokens, resolve_scale
 from .combine import Layers, Product, Steps
 from .plain import Constant, Fixed
 from .ratio import LogN, LogNoRoot, Power, TokenRatio, YaRN
@@ -38,7 +38,6 @@ __all__ = [
     "Policy",
     "Power",
     "Product",
-    "RowScale",
     "Scale",
     "Steps",
     "TokenRatio",

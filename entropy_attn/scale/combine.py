@@ -7,9 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
-
-from .call import CallInfo, Policy, RowScale, Scale, needs_train_tokens, resolve_scale
+from .call import CallInfo, Policy, Scale, needs_train_tokens, resolve_scale
 from .fields import require_int, require_policy
 
 
@@ -116,14 +114,7 @@ class Product:
         return any(map(needs_train_tokens, self.policies))
 
     def __call__(self, info: CallInfo) -> Scale:
+        root = math.sqrt(info.head_dim)
         scales = [resolve_scale(policy, info) for policy in self.policies]
-        if not any(isinstance(scale, RowScale) for scale in scales):
-            return _product(scales, info)
-        pairs = [scale if isinstance(scale, RowScale) else RowScale(scale, scale) for scale in scales]
-        return RowScale(*(_product(of_rows, info) for of_rows in zip(*pairs, strict=True)))
-
-
-def _product(scales: Iterable[float | torch.Tensor | None], info: CallInfo) -> float | torch.Tensor | None:
-    root = math.sqrt(info.head_dim)
-    given = [scale * root for scale in scales if scale is not None]
-    return math.prod(given) / root if given else None
+        factors = [scale * root for scale in scales if scale is not None]
+        return math.prod(factors) / root if factors else None

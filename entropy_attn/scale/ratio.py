@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from .call import CallInfo, RowScale, Scale
+from .call import CallInfo, Scale
 from .fields import checked_clamp, require_bool, require_finite, require_int, require_one_of
 
 
@@ -22,9 +22,6 @@ class TokenRatio:
     strength: exponent on f; 0 is no change, 1 the formula, more than 1 exaggerates.
     direction: "up" only sharpens (pictures larger than the training size), "down" only flattens, "both" does both.
     clamp: (low, high) bounds of f to the power of strength, applied last; either may be None.
-    rows: in joint attention, "all" scales the rows of the picture and of the text alike, as I-Max, HiFlow and DyPE do:
-        what the text gathers from the picture spreads over more tokens too. "image" leaves the text's rows with the
-        model's own scale, so that as far as one layer goes the text's tokens change only as the picture does.
 
     Counts below two tokens are taken as two, for the logarithm of one is zero.
     """
@@ -33,14 +30,12 @@ class TokenRatio:
     strength: float = 1.0
     direction: Literal["both", "up", "down"] = "both"
     clamp: tuple[float | None, float | None] | None = None
-    rows: Literal["all", "image"] = "all"
 
     def __post_init__(self) -> None:
         if self.train_tokens != "auto":
             require_int("train_tokens", self.train_tokens, 1, "'auto' or ")
         require_finite("strength", self.strength)
         require_one_of("direction", self.direction, ("both", "up", "down"))
-        require_one_of("rows", self.rows, ("all", "image"))
         if self.clamp is not None:
             object.__setattr__(self, "clamp", checked_clamp(self.clamp))
 
@@ -49,8 +44,7 @@ class TokenRatio:
         return self.train_tokens == "auto"
 
     def __call__(self, info: CallInfo) -> Scale:
-        scale = self.ratio(info) / math.sqrt(info.head_dim)
-        return RowScale(scale) if self.rows == "image" and info.kind == "joint" else scale
+        return self.ratio(info) / math.sqrt(info.head_dim)
 
     def ratio(self, info: CallInfo) -> float | torch.Tensor:
         """The scale as a multiple of 1/sqrt(head_dim). In code that is being compiled it is a 0-d tensor."""
@@ -125,7 +119,7 @@ class LogN(_KeyRatio):
     Variable-Sized Text-to-Image Synthesis", NeurIPS 2023, arXiv 2306.08645. Lumina-Next calls it proportional
     attention, and I-Max (arXiv 2410.07536) and HiFlow take it to Flux with `count_text_tokens=True`.
 
-    train_tokens, strength, direction, clamp, rows: as in `TokenRatio`. strength=2 is `LogNoRoot`.
+    train_tokens, strength, direction, clamp: as in `TokenRatio`. strength=2 is `LogNoRoot`.
     count_text_tokens: in joint attention, count the text tokens in N and in T (T is then the call's image tokens at
         the training size, plus its text tokens) instead of the image tokens alone.
     """
@@ -178,7 +172,7 @@ class YaRN(TokenRatio):
     along that axis, which leaves the channels of the third axis as they are; here it is one number for all channels,
     with the geometric mean of the two ratios. Positions are not touched: neither method is whole without its own.
 
-    train_tokens, strength, direction, clamp, rows: as in `TokenRatio`. The fit is for s >= 1, so that direction is "up"
+    train_tokens, strength, direction, clamp: as in `TokenRatio`. The fit is for s >= 1, so that direction is "up"
     unless something else is given. Text tokens are no part of the ratio.
     """
 
