@@ -173,7 +173,7 @@ def test_refusals_name_the_policy(make):
 
 @every_ratio
 def test_compiled_once_for_all_sizes(make):
-    """As for LogN: a traced policy is a 0-d tensor from symbolic counts, equal to the float, and never compiled anew."""
+    """Traced, a policy gives a 0-d tensor from symbolic counts, equal to the float, and is never compiled anew."""
     for options in ({}, {"direction": "down", "strength": 2.0}, {"clamp": (0.9, 1.2)}):
         policy, counter = make(**options), CompileCounterWithBackend("eager")
         torch._dynamo.reset()

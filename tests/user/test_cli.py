@@ -24,17 +24,8 @@ PNGS = {"entropy_vs_tokens", "entropy_per_layer", "entropy_heads", "entropy_vs_s
 @pytest.fixture(scope="module")
 def profiled(tiny_model, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "made" / "for me"
-    arguments = [
-        "profile",
-        "--model",
-        str(tiny_model),
-        "--sizes",
-        "16,32x24",
-        "--scale",
-        "off",
-        "--scale",
-        "logn:strength=0.5",
-    ]
+    arguments = ["profile", "--model", str(tiny_model), "--sizes", "16,32x24"]
+    arguments += ["--scale", "off", "--scale", "logn:strength=0.5"]
     done = _run([*arguments, "--prompt", "a", "--prompt", "b", "--steps", "2", "--json", "--out", str(out)])
     assert done.returncode == 0, done.stderr
     return out, done
@@ -292,12 +283,10 @@ def test_every_policy_takes_every_setting(name, tmp_path, invented):
     invented.entropy.to_csv(table, index=False)
     chosen = {"profile": str(table), "size": "32x32", "policy": "off"}  # of a profile of several
     fields = dataclasses.fields(POLICIES[name])
-    needed = {
-        f.name: {**SETTINGS, **chosen}[f.name] for f in fields if f.default is dataclasses.MISSING or f.name in chosen
-    }
+    values = {**SETTINGS, **chosen}
+    needed = {f.name: values[f.name] for f in fields if f.default is dataclasses.MISSING or f.name in chosen}
     for field in fields:
-        value = {**SETTINGS, **chosen}[field.name]
-        settings = {**needed, field.name: value}
+        settings = {**needed, field.name: values[field.name]}
         policy = parse_scale(":".join([name, *(f"{key}={_written(each)}" for key, each in settings.items())]))
         assert policy == POLICIES[name](**settings)
         assert field.name in needed or policy != POLICIES[name](**needed), f"{field.name} makes no difference"
