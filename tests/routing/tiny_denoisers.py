@@ -42,6 +42,7 @@ class Case:
     train_size: int | tuple[int, int] | None = None
     sizes: tuple[tuple[int, int], ...] = ((8, 8), (12, 8))
     masked: bool = False
+    outside: int = 0  # attention calls that come first and are of no attention layer
 
     def make(self) -> nn.Module:
         torch.manual_seed(0)
@@ -281,7 +282,7 @@ CASES: dict[str, Case] = {
             "n_kv_heads": 2,
             "cap_feat_dim": 20,
             "axes_dims": [4, 4, 8],
-            "axes_lens": [64, 32, 32],
+            "axes_lens": [256, 32, 32],
         },
         lambda h, w: {
             "x": list(noise(2, 4, 1, h, w)),
@@ -314,7 +315,7 @@ CASES: dict[str, Case] = {
             "encoder_mask": text_mask().bool(),
             "timestep": torch.full((2,), 0.3),
             "image_rotary_emb": torch.polar(torch.ones(48, 48, 8), noise(48, 48, 8)),
-            "cross_attention_kwargs": {"base_sequence_length": 16},
+            "cross_attention_kwargs": {},
         },
         lambda h, w: self_and_cross(h, w, train=16),
         masked=True,
@@ -422,13 +423,13 @@ CASES: dict[str, Case] = {
             "in_channels": 4,
             "num_layers": 2,
             "pooled_projection_dim": 12,
-            "text_embed_dim": 20,
+            "text_embed_dim": 16,
             "time_embed_dim": 8,
             "max_sequence_length": TEXT,
         },
         lambda h, w: {
             "hidden_states": noise(2, 4, 3, h, w),
-            "encoder_hidden_states": noise(2, TEXT, 20),
+            "encoder_hidden_states": noise(2, TEXT, 16),
             "encoder_attention_mask": torch.ones(2, TEXT).bool(),
             "timestep": steps(),
         },
@@ -438,6 +439,7 @@ CASES: dict[str, Case] = {
             ),
         ),
         train_size=16,
+        outside=1,  # the pooling of its text
     ),
     "sana": Case(
         "SanaTransformer2DModel",
@@ -579,7 +581,7 @@ CASES: dict[str, Case] = {
             "num_layers": 2,
             "mlp_ratio": 2.0,
             "cross_attention_dim": 20,
-            "cross_attention_dim_t5": 12,
+            "cross_attention_dim_t5": 16,
             "pooled_projection_dim": 8,
             "text_len": TEXT,
             "text_len_t5": 3,
@@ -588,10 +590,10 @@ CASES: dict[str, Case] = {
         },
         lambda h, w: {
             "hidden_states": noise(2, 4, h, w),
-            "timestep": steps(),
+            "timestep": steps().float(),
             "encoder_hidden_states": noise(2, TEXT, 20),
             "text_embedding_mask": text_mask(),
-            "encoder_hidden_states_t5": noise(2, 3, 12),
+            "encoder_hidden_states_t5": noise(2, 3, 16),
             "text_embedding_mask_t5": text_mask(3),
             "image_rotary_emb": (noise(h * w // 4, 16), noise(h * w // 4, 16)),
         },
