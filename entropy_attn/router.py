@@ -21,7 +21,6 @@ from .errors import Unsupported
 from .recording import Recorder, Wish
 from .scale import CallInfo, Kind, LogN, Policy, resolve_scale, training_tokens
 
-
 # Of joint attention, the queries that the scale is for: all, or those of the picture alone.
 Rows = Literal["all", "image"]
 

@@ -215,7 +215,7 @@ def test_the_scale_may_be_for_the_picture_alone(name: str):
     if not any(layer.kind == "joint" for layer in case.layers(*size)):
         return
     if any(layer.order == "ragged" for layer in case.layers(*size)):
-        with routed(name, scale=Fixed(), rows="image"), pytest.raises(Unsupported, match="rows='image'.*begin at"):
+        with routed(name, scale=Fixed(), rows="image"), pytest.raises(Unsupported, match=r"rows='image'.*begin at"):
             run(name, size)
         return
     output, calls = plain(name, size)

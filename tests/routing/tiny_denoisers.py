@@ -108,6 +108,32 @@ CASES: dict[str, Case] = {
         lambda h, w: {"sample": noise(2, 3, h, w), "timestep": steps()},
         lambda h, w: (Layer(r"", "self", math.ceil(h / 2) * math.ceil(w / 2), train=64),),
     ),
+    "ldm": Case(
+        "UNet2DConditionModel",
+        {
+            "sample_size": 16,
+            "block_out_channels": (16, 32),
+            "layers_per_block": 1,
+            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+            "cross_attention_dim": 24,
+            "norm_num_groups": 8,
+            "attention_head_dim": 2,
+        },
+        lambda h, w: {
+            "sample": noise(2, 4, h, w),
+            "timestep": steps(),
+            "encoder_hidden_states": noise(2, TEXT, 24),
+            "encoder_attention_mask": text_mask(),
+        },
+        lambda h, w: (
+            Layer(r"^mid.*attn1$", "self", math.ceil(h / 2) * math.ceil(w / 2), train=64),
+            Layer(r"^mid.*attn2$", "cross", math.ceil(h / 2) * math.ceil(w / 2), TEXT),
+            *self_and_cross(h, w, patch=1, train=256),
+        ),
+        sizes=((16, 16), (13, 21)),
+        masked=True,
+    ),
     "if": Case(
         "UNet2DConditionModel",
         {
@@ -118,6 +144,7 @@ CASES: dict[str, Case] = {
             "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
             "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
             "cross_attention_dim": 24,
+            "out_channels": 8,
             "encoder_hid_dim": 24,
             "encoder_hid_dim_type": "text_proj",
             "norm_num_groups": 8,
@@ -131,7 +158,14 @@ CASES: dict[str, Case] = {
     ),
     "dit": Case(
         "DiTTransformer2DModel",
-        {**_HEADS, "num_layers": 2, "sample_size": 8, "out_channels": 4, "num_embeds_ada_norm": 8, "norm_num_groups": 4},
+        {
+            **_HEADS,
+            "num_layers": 2,
+            "sample_size": 8,
+            "out_channels": 4,
+            "num_embeds_ada_norm": 8,
+            "norm_num_groups": 4,
+        },
         lambda h, w: {"hidden_states": noise(2, 4, h, w), "timestep": steps(), "class_labels": torch.tensor([1, 2])},
         lambda h, w: (Layer(r"attn1$", "self", (h // 2) * (w // 2), train=16),),
     ),
@@ -389,9 +423,7 @@ CASES: dict[str, Case] = {
             "timestep": steps(),
         },
         lambda h, w: (
-            Layer(
-                r"", "joint", 3 * (h // 2) * (w // 2), TEXT, train=3 * 16, order="first", text_queries=TEXT
-            ),
+            Layer(r"", "joint", 3 * (h // 2) * (w // 2), TEXT, train=3 * 16, order="first", text_queries=TEXT),
         ),
     ),
     "cogview4": Case(
@@ -434,9 +466,7 @@ CASES: dict[str, Case] = {
             "timestep": steps(),
         },
         lambda h, w: (
-            Layer(
-                r"", "joint", 3 * (h // 2) * (w // 2), TEXT, train=3 * 64, order="last", text_queries=TEXT
-            ),
+            Layer(r"", "joint", 3 * (h // 2) * (w // 2), TEXT, train=3 * 64, order="last", text_queries=TEXT),
         ),
         train_size=16,
         outside=1,  # the pooling of its text
@@ -563,9 +593,7 @@ CASES: dict[str, Case] = {
         },
         lambda h, w: (
             Layer(r"token_refiner", "self", 0, TEXT, text_queries=TEXT),
-            Layer(
-                r"", "joint", 3 * (h // 2) * (w // 2), TEXT, train=3 * 64, order="last", text_queries=TEXT
-            ),
+            Layer(r"", "joint", 3 * (h // 2) * (w // 2), TEXT, train=3 * 64, order="last", text_queries=TEXT),
         ),
         train_size=16,
         masked=True,
