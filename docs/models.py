@@ -16,17 +16,17 @@ for one pipeline: each attention layer with its route, its tokens at a size, its
 
 {table}
 
-**Layers.** *self*: the picture attends to itself. *cross*: the picture attends to the text. *joint*: both attend to both;
-the text stands first or last in the sequence. *text*: the text attends to itself; `layers="self"` leaves that alone.
-Where a layer is named by a pattern, it is a regular expression for its name. In joint attention `LogN` counts the tokens
-of the picture, or with `count_text_tokens=True` those of the text too, at both sizes. `rows="image"` gives the scale to
-the queries of the picture alone. Recorders see the queries of the picture.
+**Layers.** *self*: the picture attends to itself. *cross*: the picture attends to the text. *joint*: both attend to
+both; the text stands first or last in the sequence. *text*: the text attends to itself; `layers="self"` leaves that
+alone. Where a layer is named by a pattern, it is a regular expression for its name. In joint attention `LogN` counts
+the tokens of the picture, or with `count_text_tokens=True` those of the text too, at both sizes. `rows="image"` gives
+the scale to the queries of the picture alone. Recorders see the queries of the picture.
 
 **Route.** *torch*: the attention processor calls torch's `scaled_dot_product_attention`. *dispatch*: it goes through
 diffusers' dispatcher, whose backend has to be one of torch's own (`native` is the default).
 
-**T** is the number of picture tokens at the training size; `ea.apply(train_size=...)` overrides where that comes from. A
-denoiser without its pipeline has to be given it where the pipeline is the source.
+**T** is the number of picture tokens at the training size; `ea.apply(train_size=...)` overrides where that comes
+from. A denoiser without its pipeline has to be given it where the pipeline is the source.
 
 **Guidance** is how the pipeline runs its two branches: as parts of one batch, or as calls one after the other, which
 count as one step. *unsaid*: the pipeline does not tell whether it is guided, so the branch recorded is `all`;
