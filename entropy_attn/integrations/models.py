@@ -259,6 +259,7 @@ MODELS: tuple[Model, ...] = (
         "1024 x 1024 pixels, the default of the pipeline",
         "cond, uncond",
         text_tokens=512,
+        pack=2,
         pad=True,
         refused={
             "siglip_feats": "its reference pictures are not told apart",
@@ -340,7 +341,8 @@ MODELS: tuple[Model, ...] = (
         "480 x 848 pixels, the default of the pipeline",
         "uncond, cond",
         text_tokens=256,
-        note="The model calls attention once for each sample, with the text of that sample alone. " + _FRAMES,
+        note="The model calls attention once for each sample, with the text of that sample alone. The "
+        "pooling of its text keeps its own attention. " + _FRAMES,
     ),
     Model(
         "SanaTransformer2DModel",

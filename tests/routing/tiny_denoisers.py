@@ -42,6 +42,7 @@ class Case:
     train_size: int | tuple[int, int] | None = None
     sizes: tuple[tuple[int, int], ...] = ((8, 8), (12, 8))
     masked: bool = False
+    outside: int = 0  # attention calls that come first and are of no attention layer
 
     def make(self) -> nn.Module:
         torch.manual_seed(0)
@@ -107,6 +108,32 @@ CASES: dict[str, Case] = {
         lambda h, w: {"sample": noise(2, 3, h, w), "timestep": steps()},
         lambda h, w: (Layer(r"", "self", math.ceil(h / 2) * math.ceil(w / 2), train=64),),
     ),
+    "ldm": Case(
+        "UNet2DConditionModel",
+        {
+            "sample_size": 16,
+            "block_out_channels": (16, 32),
+            "layers_per_block": 1,
+            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+            "cross_attention_dim": 24,
+            "norm_num_groups": 8,
+            "attention_head_dim": 2,
+        },
+        lambda h, w: {
+            "sample": noise(2, 4, h, w),
+            "timestep": steps(),
+            "encoder_hidden_states": noise(2, TEXT, 24),
+            "encoder_attention_mask": text_mask(),
+        },
+        lambda h, w: (
+            Layer(r"^mid.*attn1$", "self", math.ceil(h / 2) * math.ceil(w / 2), train=64),
+            Layer(r"^mid.*attn2$", "cross", math.ceil(h / 2) * math.ceil(w / 2), TEXT),
+            *self_and_cross(h, w, patch=1, train=256),
+        ),
+        sizes=((16, 16), (13, 21)),
+        masked=True,
+    ),
     "if": Case(
         "UNet2DConditionModel",
         {
@@ -117,6 +144,7 @@ CASES: dict[str, Case] = {
             "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
             "up_block_types": ("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
             "cross_attention_dim": 24,
+            "out_channels": 8,
             "encoder_hid_dim": 24,
             "encoder_hid_dim_type": "text_proj",
             "norm_num_groups": 8,
@@ -130,7 +158,14 @@ CASES: dict[str, Case] = {
     ),
     "dit": Case(
         "DiTTransformer2DModel",
-        {**_HEADS, "num_layers": 2, "sample_size": 8, "out_channels": 4, "num_embeds_ada_norm": 8, "norm_num_groups": 4},
+        {
+            **_HEADS,
+            "num_layers": 2,
+            "sample_size": 8,
+            "out_channels": 4,
+            "num_embeds_ada_norm": 8,
+            "norm_num_groups": 4,
+        },
         lambda h, w: {"hidden_states": noise(2, 4, h, w), "timestep": steps(), "class_labels": torch.tensor([1, 2])},
         lambda h, w: (Layer(r"attn1$", "self", (h // 2) * (w // 2), train=16),),
     ),
@@ -281,7 +316,7 @@ CASES: dict[str, Case] = {
             "n_kv_heads": 2,
             "cap_feat_dim": 20,
             "axes_dims": [4, 4, 8],
-            "axes_lens": [64, 32, 32],
+            "axes_lens": [256, 32, 32],
         },
         lambda h, w: {
             "x": list(noise(2, 4, 1, h, w)),
@@ -314,7 +349,7 @@ CASES: dict[str, Case] = {
             "encoder_mask": text_mask().bool(),
             "timestep": torch.full((2,), 0.3),
             "image_rotary_emb": torch.polar(torch.ones(48, 48, 8), noise(48, 48, 8)),
-            "cross_attention_kwargs": {"base_sequence_length": 16},
+            "cross_attention_kwargs": {},
         },
         lambda h, w: self_and_cross(h, w, train=16),
         masked=True,
@@ -388,9 +423,7 @@ CASES: dict[str, Case] = {
             "timestep": steps(),
         },
         lambda h, w: (
-            Layer(
-                r"", "joint", 3 * (h // 2) * (w // 2), TEXT, train=3 * 16, order="first", text_queries=TEXT
-            ),
+            Layer(r"", "joint", 3 * (h // 2) * (w // 2), TEXT, train=3 * 16, order="first", text_queries=TEXT),
         ),
     ),
     "cogview4": Case(
@@ -422,22 +455,21 @@ CASES: dict[str, Case] = {
             "in_channels": 4,
             "num_layers": 2,
             "pooled_projection_dim": 12,
-            "text_embed_dim": 20,
+            "text_embed_dim": 16,
             "time_embed_dim": 8,
             "max_sequence_length": TEXT,
         },
         lambda h, w: {
             "hidden_states": noise(2, 4, 3, h, w),
-            "encoder_hidden_states": noise(2, TEXT, 20),
+            "encoder_hidden_states": noise(2, TEXT, 16),
             "encoder_attention_mask": torch.ones(2, TEXT).bool(),
             "timestep": steps(),
         },
         lambda h, w: (
-            Layer(
-                r"", "joint", 3 * (h // 2) * (w // 2), TEXT, train=3 * 64, order="last", text_queries=TEXT
-            ),
+            Layer(r"", "joint", 3 * (h // 2) * (w // 2), TEXT, train=3 * 64, order="last", text_queries=TEXT),
         ),
         train_size=16,
+        outside=1,  # the pooling of its text
     ),
     "sana": Case(
         "SanaTransformer2DModel",
@@ -561,9 +593,7 @@ CASES: dict[str, Case] = {
         },
         lambda h, w: (
             Layer(r"token_refiner", "self", 0, TEXT, text_queries=TEXT),
-            Layer(
-                r"", "joint", 3 * (h // 2) * (w // 2), TEXT, train=3 * 64, order="last", text_queries=TEXT
-            ),
+            Layer(r"", "joint", 3 * (h // 2) * (w // 2), TEXT, train=3 * 64, order="last", text_queries=TEXT),
         ),
         train_size=16,
         masked=True,
@@ -579,7 +609,7 @@ CASES: dict[str, Case] = {
             "num_layers": 2,
             "mlp_ratio": 2.0,
             "cross_attention_dim": 20,
-            "cross_attention_dim_t5": 12,
+            "cross_attention_dim_t5": 16,
             "pooled_projection_dim": 8,
             "text_len": TEXT,
             "text_len_t5": 3,
@@ -588,10 +618,10 @@ CASES: dict[str, Case] = {
         },
         lambda h, w: {
             "hidden_states": noise(2, 4, h, w),
-            "timestep": steps(),
+            "timestep": steps().float(),
             "encoder_hidden_states": noise(2, TEXT, 20),
             "text_embedding_mask": text_mask(),
-            "encoder_hidden_states_t5": noise(2, 3, 12),
+            "encoder_hidden_states_t5": noise(2, 3, 16),
             "text_embedding_mask_t5": text_mask(3),
             "image_rotary_emb": (noise(h * w // 4, 16), noise(h * w // 4, 16)),
         },
