@@ -8,7 +8,8 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 
 from entropy_attn.integrations.diffusers import apply
-from entropy_attn.integrations.survey import refusals, survey
+from entropy_attn.integrations.survey import refusals, stated_size, survey
+from entropy_attn.pipelines.outline import outline_pipeline
 from entropy_attn.scale import Fixed, LogN
 
 from .test_models import denoiser_of, run
@@ -74,3 +75,16 @@ def test_refusals_are_gathered():
     assert all("linear" in reason for reason in sana) and len(next(iter(sana.values()))) == 2
     everything = survey(make_pipe(), (32, 32), scale=LogN(), layers="mid_block")
     assert any("train_tokens" in (report.refused or "") for report in everything)
+
+
+@pytest.mark.parametrize("name", sorted(set(PIPELINES) - {"flux2"}))  # whose stand-in for an autoencoder has no files
+def test_an_outline_says_the_same_as_the_pipeline(name: str, tmp_path):
+    case = PIPELINES[name]
+    pipe = case.make()
+    pipe.save_pretrained(tmp_path)
+    outline = outline_pipeline(str(tmp_path))
+    assert type(outline) is type(pipe)
+    assert {parameter.device.type for parameter in getattr(outline, case.component).parameters()} == {"meta"}
+    size = stated_size(pipe)
+    assert stated_size(outline) == size
+    assert survey(outline, size, scale=None) == survey(pipe, size, scale=None)
