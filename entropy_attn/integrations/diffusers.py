@@ -173,7 +173,7 @@ class Handle:
             step, branches = self._aside, ("all",)
         train_tokens = None
         if picture.tokens is not None and self.router.train_size is not None:
-            train_tokens = self.model.train_tokens(config, self.router.train_size, picture.frames)
+            train_tokens = self.model.picture_tokens(config, self.router.train_size, picture.frames)
         size = self._latent_size(picture, arguments)
         with self.router.denoiser_call(DenoiserCall(step, size, branches, picture.tokens, train_tokens)):
             return call(*args, **kwargs)
@@ -321,10 +321,9 @@ def _check_layers(handle: Handle, selection: LayerSelection) -> None:
     if not handle.layers:
         raise Unroutable(model, ["it has no attention layer"])
     _check_parallel(handle.denoiser)
-    others = tuple(getattr(attention_processor, name) for name in _OTHER_PROCESSORS)
     for name, module in handle._modules.items():
-        if type(module.processor) in others or not _torch_backend(module):
-            raise Unroutable(f"layer {name!r} of {model}", [_explain(module)])
+        if (reason := refusal_of(module)) is not None:
+            raise Unroutable(f"layer {name!r} of {model}", [reason])
     if selection.pattern is not None and not any((name, "self") in selection for name in handle.layers):
         raise ValueError(f"layers={selection.layers!r}: matches none of the layers, such as {handle.layers[0]!r}")
 
@@ -369,6 +368,12 @@ _TORCH_BACKENDS = tuple(
     getattr(AttentionBackendName, name)
     for name in ("NATIVE", "_NATIVE_CUDNN", "_NATIVE_EFFICIENT", "_NATIVE_FLASH", "_NATIVE_MATH")
 )
+
+
+def refusal_of(module: AttentionLayer) -> str | None:
+    """Why this layer as it is set up cannot be routed, or None where it can."""
+    others = tuple(getattr(attention_processor, name) for name in _OTHER_PROCESSORS)
+    return _explain(module) if type(module.processor) in others or not _torch_backend(module) else None
 
 
 def _explain(module: AttentionLayer) -> str:

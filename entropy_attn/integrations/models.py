@@ -68,10 +68,15 @@ class Model:
     def rule(self, layer: str) -> LayerRule | None:
         return next((rule for rule in self.layers if re.search(rule.pattern, layer)), None)
 
-    def train_tokens(self, config: Any, train_size: tuple[int, int], frames: int) -> int:
-        """T of every layer, of a model whose layers all see the picture alike."""
+    @property
+    def halves(self) -> bool:
+        """Whether layers see the picture halved, each in its own way."""
+        return self.picture is pictures.unet
+
+    def picture_tokens(self, config: Any, latent_size: tuple[int, int], frames: int = 1) -> int:
+        """What every layer sees of a picture of this size, in a model whose layers all see it alike."""
         side = self.pack if self.pack > 1 else pictures.patch_of(config)
-        tokens = frames * pictures.tokens_of(train_size, side)
+        tokens = frames * pictures.tokens_of(latent_size, side)
         return pictures.padded(tokens) if self.pad else tokens
 
 

@@ -42,6 +42,7 @@ class Case:
     train_size: int | tuple[int, int] | None = None
     sizes: tuple[tuple[int, int], ...] = ((8, 8), (12, 8))
     masked: bool = False
+    frames: int = 1
     outside: int = 0  # attention calls that come first and are of no attention layer
 
     def make(self) -> nn.Module:
@@ -425,6 +426,7 @@ CASES: dict[str, Case] = {
         lambda h, w: (
             Layer(r"", "joint", 3 * (h // 2) * (w // 2), TEXT, train=3 * 16, order="first", text_queries=TEXT),
         ),
+        frames=3,
     ),
     "cogview4": Case(
         "CogView4Transformer2DModel",
@@ -470,6 +472,7 @@ CASES: dict[str, Case] = {
         ),
         train_size=16,
         outside=1,  # the pooling of its text
+        frames=3,
     ),
     "sana": Case(
         "SanaTransformer2DModel",
@@ -515,6 +518,7 @@ CASES: dict[str, Case] = {
             Layer(r"attn2$", "cross", 3 * (h // 2) * (w // 2), TEXT),
         ),
         train_size=16,
+        frames=3,
     ),
     "wan-i2v": Case(
         "WanTransformer3DModel",
@@ -542,6 +546,7 @@ CASES: dict[str, Case] = {
             Layer(r"attn2\.image$", "cross", 3 * (h // 2) * (w // 2), 0, prompt=5),
         ),
         train_size=16,
+        frames=3,
     ),
     "ltx": Case(
         "LTXVideoTransformer3DModel",
@@ -569,6 +574,7 @@ CASES: dict[str, Case] = {
         train_size=4,
         sizes=((4, 4), (6, 4)),
         masked=True,
+        frames=3,
     ),
     "hunyuan-video": Case(
         "HunyuanVideoTransformer3DModel",
@@ -597,6 +603,7 @@ CASES: dict[str, Case] = {
         ),
         train_size=16,
         masked=True,
+        frames=3,
     ),
     "hunyuan-dit": Case(
         "HunyuanDiT2DModel",

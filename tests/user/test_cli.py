@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 
@@ -152,6 +153,37 @@ def test_info(capsys):
     assert main(["info"]) == 0
     out = capsys.readouterr().out
     assert "transformers" in out and "256" in out
+
+
+def test_info_of_a_model(capsys, tmp_path, tiny_model):
+    table = tmp_path / "layers.csv"
+    command = ["info", "--model", str(tiny_model), "--size", "48x32", "--device", "cpu"]
+    assert main([*command, "--json", "--csv", str(table)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["pipeline"], report["served"], report["size"]) == ("StableDiffusionPipeline", True, [48, 32])
+    rows = report["layers"]
+    first = next(row for row in rows if row["layer"] == "down_blocks.0.attentions.0.transformer_blocks.0.attn1")
+    assert (first["kind"], first["seqlen_k"], first["train_tokens"], first["impl"]) == ("self", 24 * 16, 256, "sdpa")
+    assert first["scale"] == pytest.approx((math.log(384) / math.log(256) / first["head_dim"]) ** 0.5)
+    assert {row["scale"] for row in rows if row["kind"] == "cross"} == {None}
+    assert len(pd.read_csv(table)) == len(rows)
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "StableDiffusionPipeline at 48x32" in shown and "384" in shown
+    assert main(["info", "--model", "shapes"]) == 0
+    assert "at 64x64" in capsys.readouterr().out
+
+
+def test_info_of_a_model_that_is_not_routed(capsys, tmp_path):
+    from diffusers import DanceDiffusionPipeline, DDPMScheduler, UNet1DModel
+
+    folder = tmp_path / "other"
+    DanceDiffusionPipeline(unet=UNet1DModel(sample_size=64), scheduler=DDPMScheduler()).save_pretrained(folder)
+    assert main(["info", "--model", str(folder), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert not report["served"] and "UNet1DModel" in report["reasons"][0]
+    assert main(["info", "--model", str(folder)]) == 0
+    assert "is not routed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["profile", "generate", "maps", "info"])
