@@ -23,7 +23,7 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 import entropy_attn as ea
-from entropy_attn.guidance import CONFORM, TSAM, AttendAndExcite, Guidance, SynGen
+from entropy_attn.guidance import CONFORM, TSAM, AttendAndExcite, Custom, Guidance, SynGen
 from entropy_attn.integrations.transformers import text_self_attention_maps
 from entropy_attn.recorder import EntropyRecorder
 from entropy_attn.scale import Fixed
@@ -471,3 +471,23 @@ def test_no_warning_in_a_usual_generation():
     with ea.guidance.attach(pipe, TSAM()), warnings.catch_warnings():
         warnings.simplefilter("error")
         draw(pipe)
+
+
+def test_float16_keeps_a_small_gradient():
+    """Of a loss of any size: a picture's gradient is brought to the middle of float16 on its way through the model."""
+    moved = {}
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+    for dtype, size in ((torch.float32, 1.0), (torch.float16, 1.0), (torch.float16, 2.0**-16)):
+        pipe, seen = ea.shapes.load_pipeline(dtype), []
+
+        def loss(maps, prompt, size=size):
+            return TSAM().loss(maps, prompt) * size
+
+        pipe.unet.register_forward_hook(lambda m, args, out, seen=seen: seen.append(args[0][-1:].float()))
+        guidance = Custom(function=loss, text_attention=True, alpha=2.0**8 / size, steps=(0,))
+        with ea.guidance.attach(pipe, guidance):
+            pipe("a red circle and a blue square", latents=noise.to(dtype), num_inference_steps=1, output_type="latent")
+        moved[dtype, size] = seen[-1] - noise.to(dtype).float()
+    assert torch.equal(moved[torch.float16, 1.0], moved[torch.float16, 2.0**-16])
+    error = (moved[torch.float16, 1.0] - moved[torch.float32, 1.0]).norm() / moved[torch.float32, 1.0].norm()
+    assert error < 0.05
