@@ -71,7 +71,7 @@ def test_the_wider_dtypes_need_none(dtype):
 
 
 def test_a_model_that_overflows_is_said():
-    with pytest.raises(FloatingPointError, match="step 0.*float16.*bfloat16 or float32"):
+    with pytest.raises(FloatingPointError, match=r"step 0.*float16.*bfloat16 or float32"):
         gradients([1.0, 1.0], lambda z: z * 60000.0 * 60000.0)
 
 
