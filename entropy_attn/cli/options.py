@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -34,13 +35,18 @@ GUIDANCE_HELP = "'tsam' (text self-attention maps) or with options: 'tsam:alpha=
 
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
-    """Turn what the library refuses into the one-line error; anything else is a bug and keeps its traceback."""
+    """Turn what the library refuses into the one-line error; anything else is a bug and keeps its traceback.
+
+    Its warnings become lines of the same kind.
+    """
     import torch
 
     from .. import Unsupported
 
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"entropy-attn: warning: {message}", file=sys.stderr)
+            yield
     except (ValueError, Unsupported) as error:
         raise Refused(str(error)) from error
     except ImportError as error:
@@ -144,13 +150,13 @@ def output_folder(path: Path, option: str = "--out") -> Path:
     return path
 
 
-def output_picture(path: Path) -> Path:
+def output_picture(path: Path, option: str = "--out") -> Path:
     from PIL import Image
 
     known = Image.registered_extensions()
     if known.get(path.suffix.lower()) not in Image.SAVE:
-        raise ValueError(f"--out {str(path)!r}: the name must end in a picture format, such as .png or .jpg")
-    return _output_file("--out", path)
+        raise ValueError(f"{option} {str(path)!r}: the name must end in a picture format, such as .png or .jpg")
+    return _output_file(option, path)
 
 
 def output_table(path: Path) -> Path:

@@ -88,7 +88,7 @@ def _no_graph_of(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _strengths_kept(model: nn.Module) -> Iterator[None]:
-    """LoRA layers of peft keep theirs: older releases of diffusers scale them for a forward pass that has to reach its end."""
+    """LoRA layers keep theirs: older releases of diffusers scale them for a forward pass that has to reach its end."""
     before = [(module.scaling, dict(module.scaling)) for module in model.modules() if _is_lora(module)]
     try:
         yield
