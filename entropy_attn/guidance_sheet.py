@@ -179,4 +179,6 @@ def _draw_losses(axis: Any, runs: dict[str, Guided], index: int) -> None:
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
     if len(runs) > 1:
-        axis.legend(fontsize=10, frameon=False)
+        low, high = axis.get_ylim()
+        axis.set_ylim(low, high + 0.25 * (high - low))  # room for the legend above the lines
+        axis.legend(fontsize=10, frameon=False, loc="upper left")
