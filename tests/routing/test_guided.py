@@ -143,6 +143,16 @@ def test_euler_moves_what_the_model_sees_by_alpha_times_its_own_gradient():
     torch.testing.assert_close(moved[EulerDiscreteScheduler], moved[DDIMScheduler], rtol=1e-2, atol=1e-4)
 
 
+def test_the_schedule_spans_all_steps_of_the_generation():
+    """From the first to the last one, guided or not."""
+    pipe = make_text_pipe()
+    expected = draw(pipe, steps=4)
+    for step_range, moving in (((1.0, 0.0), [0, 1, 2]), ((0.0, 1.0), [1, 2, 3])):
+        for step in range(4):
+            with ea.guidance.attach(pipe, TSAM(steps=(step,), step_range=step_range)):
+                assert torch.equal(draw(pipe, steps=4), expected) == (step not in moving)
+
+
 @pytest.mark.parametrize("variant", ["released", "paper"])
 def test_the_loss_falls_over_guided_updates(variant):
     pipe = ea.shapes.load_pipeline()
