@@ -10,7 +10,11 @@ import argparse
 import csv
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # wherever the script is loaded from
+import report_performance as perf
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -123,7 +127,27 @@ def shapes_table(rows: list[dict[str, str]]) -> str:
     return markdown(header, body)
 
 
+def performance_sections() -> dict[str, Callable[[], str]]:
+    def rows(name: str) -> list[dict[str, str]]:
+        return read(RESULTS / f"{name}.csv")
+
+    def launch_table() -> str:
+        found = rows("launch")
+        if not found:
+            return "Not yet measured."
+        without = "" if found[0]["driver_part"] == "included" else ", without the driver's part"
+        return f"{measured_on(found[0])}{without}:\n\n{markdown(perf.LAUNCH_HEADER, perf.launch(found))}"
+
+    measured = ("forward", "backward", "maps", "launch")
+    return {
+        "targets": lambda: markdown(perf.TARGETS_HEADER, perf.targets(*map(rows, measured))),
+        "static": lambda: markdown(perf.STATIC_HEADER, perf.static(rows("codegen"))),
+        "launch": launch_table,
+    }
+
+
 SECTIONS = {
+    ROOT / "docs" / "performance.md": performance_sections(),
     ROOT / "README.md": {
         "forward": lambda: forward_table(read(RESULTS / "forward.csv")),
         "backward": lambda: backward_table(read(RESULTS / "backward.csv")),

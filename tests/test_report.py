@@ -54,6 +54,29 @@ def test_a_measured_table_of_maps(report):
     assert "| 8 x 40 | 4096 | 0.20 | 0.22 | out of memory | 0.90 | - | +10.0 % |" in report.maps_table(rows)
 
 
+def test_targets_take_the_worst_long_row(report):
+    def row(name: str, seqlen: int, ms: float, head_dim: int = 64) -> dict[str, str]:
+        about = {"dtype": "bfloat16", "head_dim": str(head_dim), "seqlen": str(seqlen), "implementation": name}
+        return about | {"p50_ms": str(ms), "pass": "forward"}
+
+    forward = [
+        *(row("triton", n, ms) for n, ms in ((1024, 9.0), (4096, 2.0), (16384, 2.5))),
+        *(row("sdpa-cudnn", n, 2.0) for n in (1024, 4096, 16384)),
+        *(row("sdpa-flash", n, 3.0) for n in (1024, 4096, 16384)),
+        *(row("triton+entropy", n, ms) for n, ms in ((4096, 2.2), (16384, 2.6))),
+        row("materialised+entropy", 16384, 26.0),
+    ]
+    maps = [row("triton", 4096, 1.0), row("triton+map", 4096, 1.1), row("materialised+map", 4096, 6.6)]
+    told = {name: value for name, _, value in report.perf.targets(forward, [], maps, [])}
+    assert told["forward, d 64 and 128, times the speed of the best of SDPA"] == "0.80"
+    assert told["entropy, d 64"] == "1.10"
+    assert told["entropy, d 128, times the plain kernel's time"] == "not yet measured"
+    assert told["entropy, N = 16,384, times the speed of the softmax that is kept"] == "10.00"
+    assert told["cross-attention with its map, times the time without"] == "1.10"
+    assert told["cross-attention with its map, times the speed of keeping the softmax"] == "6.00"
+    assert told["forward and backward, times the speed of the best of SDPA"] == "not yet measured"
+
+
 def test_a_missing_marker_is_named(report, tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text("nothing")

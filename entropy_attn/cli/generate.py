@@ -16,7 +16,7 @@ from . import options
 EXAMPLE = (
     "Examples:\n\n"
     '  entropy-attn generate --prompt "a red circle and a blue square" --size 96x64 --out circle.png\n\n'
-    '  entropy-attn generate --prompt "two red circles" --size 128 --scale logn --compare --out compare.png\n\n'
+    '  entropy-attn generate --prompt "two red circles" --scale logn:strength=2 --compare --out compare.png\n\n'
     '  entropy-attn generate --prompt "a red circle and a blue square" --guidance tsam --compare --out guided.png\n\n'
     '  entropy-attn generate --prompt "a red circle and a blue square" --guidance tsam:alpha=10 --show-maps maps.png\n'
 )
@@ -68,10 +68,12 @@ def generate(
         pipe, running_on = options.load(model, device, dtype)
 
         from ..integrations.guided_text import prompts_of
-        from ..pipelines import attach, check_size, sample, train_size
+        from ..pipelines import attach, check_guided, check_size, sample, train_size
 
         wanted = wanted or train_size(pipe)
         check_size(pipe, wanted)
+        if method is not None:
+            check_guided(pipe)
         if show_maps is not None and not method.applies_to(prompts_of(pipe, [prompt], attention=False)[0]):
             raise ValueError(f"--show-maps: the prompt {prompt!r} has too few words to be guided: give two at least")
         ours = scale if method is None else f"{scale} + {guidance}"

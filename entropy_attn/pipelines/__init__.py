@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from .guided import attach
+from .guided import attach, check_guided
 from .loading import SHAPES, check_size, load_pipeline, quiet_libraries, size_multiple, train_size
 from .sampling import sample
 
 __all__ = [
     "SHAPES",
     "attach",
+    "check_guided",
     "check_size",
     "load_pipeline",
     "quiet_libraries",
