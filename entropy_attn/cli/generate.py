@@ -61,6 +61,8 @@ def generate(
         options.check_at_least("--seed", seed, 0)
         options.check_at_least("--steps", steps, 1)
         options.check_at_least("--guidance-scale", guidance_scale, 0)
+        if method is not None and not any(step < steps for step in method.steps):
+            raise ValueError(f"--guidance {guidance}: none of its steps is one of the {steps} of --steps")
         options.output_picture(out)
         if show_maps is not None:
             options.output_picture(show_maps, "--show-maps")

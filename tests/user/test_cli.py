@@ -269,6 +269,7 @@ PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MO
         ([*GENERATE, "--guidance", "tsam:target=1"], "option=value"),
         ([*GENERATE, "--guidance", "tsam:steps=9"], "steps=9 is not START..STOP"),
         ([*GENERATE, "--guidance", "tsam:refine_at=0,10"], "refine_at=0,10: give steps with + between them"),
+        ([*GENERATE, "--guidance", "tsam:steps=8..9", "--steps", "6"], "none of its steps is one of the 6 of --steps"),
         ([*GENERATE, "--guidance", "tsam:map_size=big"], "map_size 'big'"),
         ([*GENERATE, "--show-maps", "maps.png"], "--show-maps draws what a guidance does: give --guidance tsam"),
         ([*GENERATE, "--show-maps", "maps.png", "--guidance", "off"], "give --guidance tsam"),
