@@ -501,3 +501,14 @@ def test_float16_keeps_a_small_gradient():
     assert torch.equal(moved[torch.float16, 1.0], moved[torch.float16, 2.0**-16])
     error = (moved[torch.float16, 1.0] - moved[torch.float32, 1.0]).norm() / moved[torch.float32, 1.0].norm()
     assert error < 0.05
+
+
+def test_the_maps_are_those_that_a_recorder_sees():
+    """Of every layer of that size, in the conditional half, at each picture's own size."""
+    pipe, recorder = ea.shapes.load_pipeline(), ea.MapRecorder(special=True)
+    with ea.apply(pipe, scale=None, record=recorder), ea.guidance.attach(pipe, TSAM(alpha=0.0)) as handle:
+        pipe(["a red circle", "a blue square"], num_inference_steps=1, height=96, width=64, output_type="latent",
+             generator=torch.Generator().manual_seed(0))  # fmt: skip
+    assert len(recorder.layers) > 1 and handle.maps.shape == (2, 12, 8, 77)
+    expected = recorder.maps()[recorder.branch_names.index("cond")].permute(0, 2, 3, 1)
+    torch.testing.assert_close(handle.maps, expected, rtol=1e-4, atol=1e-6)
