@@ -9,10 +9,12 @@ import importlib.metadata
 import os
 import platform
 import re
+import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from . import Refused
@@ -31,18 +33,26 @@ SCALE_HELP = (
     "'yarn:steps=0..10', 'logn:layers=up_blocks'"
 )
 
-GUIDANCE_HELP = "'tsam' (text self-attention maps) or with options: 'tsam:alpha=10:variant=paper'; off by default"
+GUIDANCE_HELP = (
+    "'tsam' (text self-attention maps) or with options: 'tsam:alpha=10:variant=paper', "
+    "'tsam:steps=0..12:refine_at=0+10' (12 steps, refined at two of them); off by default"
+)
 
 
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
-    """Turn what the library refuses into the one-line error; anything else is a bug and keeps its traceback."""
+    """Turn what the library refuses into the one-line error; anything else is a bug and keeps its traceback.
+
+    Its warnings become lines of the same kind.
+    """
     import torch
 
     from .. import Unsupported
 
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"entropy-attn: warning: {message}", file=sys.stderr)
+            yield
     except (ValueError, Unsupported) as error:
         raise Refused(str(error)) from error
     except ImportError as error:
@@ -107,14 +117,32 @@ def parse_guidance(text: str | None) -> Any:
 
     if text is None or text == "off":
         return None
-    leave_out = {"target", "steps", "refine_at", "map_size"}
-    return _parse_choice("guidance", text, {"tsam": TSAM}, leave_out=leave_out)[0]
+    read = {"steps": _range, "refine_at": _steps, "map_size": lambda value: parse_size(value, "map_size")}
+    return _parse_choice("guidance", text, {"tsam": TSAM}, leave_out={"target"}, read=read)[0]
+
+
+def _range(text: str) -> range:
+    found = re.fullmatch(r"(\d*)\.\.(\d+)", text)
+    if not found:
+        raise ValueError(f"steps={text} is not START..STOP, such as 0..12 for the first 12 steps")
+    return range(int(found[1] or 0), int(found[2]))
+
+
+def _steps(text: str) -> list[int]:
+    if not all(part.isdecimal() for part in text.split("+")):
+        raise ValueError(f"refine_at={text}: give steps with + between them, such as 0+10+20")
+    return [int(part) for part in text.split("+")]
 
 
 def _parse_choice(
-    what: str, text: str, choices: dict[str, Any], leave_out: set[str] = frozenset(), also: tuple[str, ...] = ()
+    what: str,
+    text: str,
+    choices: dict[str, Any],
+    leave_out: Collection[str] = (),
+    also: tuple[str, ...] = (),
+    read: Mapping[str, Callable[[str], Any]] = MappingProxyType({}),
 ) -> tuple[Any, dict[str, Any]]:
-    """The choice with its options, and those of its options that are in `also`."""
+    """The choice with its options, and those of its options that are in `also`. `read` is for those with own syntax."""
     name, *pairs = text.strip().split(":")
     if name not in choices:
         raise ValueError(f"unknown {what} {name!r}: give one of {', '.join(choices)}")
@@ -127,7 +155,8 @@ def _parse_choice(
             raise ValueError(f"{what} {text!r}: {pair!r} is not option=value with one of {', '.join(allowed)}")
         if key in options:
             raise ValueError(f"{what} {text!r}: {key} is given twice")
-        options[key] = _literal(value)
+        with _named(what, text):
+            options[key] = read.get(key, _literal)(value)
     needed = [field.name for field in fields if field.default is dataclasses.MISSING and field.name not in options]
     if needed:
         raise ValueError(f"{what} {text!r}: give {' and '.join(f'{name}=...' for name in needed)}")
@@ -179,13 +208,13 @@ def output_folder(path: Path, option: str = "--out") -> Path:
     return path
 
 
-def output_picture(path: Path) -> Path:
+def output_picture(path: Path, option: str = "--out") -> Path:
     from PIL import Image
 
     known = Image.registered_extensions()
     if known.get(path.suffix.lower()) not in Image.SAVE:
-        raise ValueError(f"--out {str(path)!r}: the name must end in a picture format, such as .png or .jpg")
-    return _output_file("--out", path)
+        raise ValueError(f"{option} {str(path)!r}: the name must end in a picture format, such as .png or .jpg")
+    return _output_file(option, path)
 
 
 def output_table(path: Path) -> Path:

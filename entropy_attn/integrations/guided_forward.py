@@ -50,7 +50,12 @@ def cross_attention_maps(
     """
     recorder = GraphMaps(layers, length)
     unet, (args, kwargs) = own.denoiser, call
-    with (handle_of(unet) or own).aside(recorder, step), _no_graph_of(unet), contextlib.suppress(Enough):
+    with (
+        (handle_of(unet) or own).aside(recorder, step),
+        _no_graph_of(unet),
+        _strengths_kept(unet),
+        contextlib.suppress(Enough),
+    ):
         unet(*args, **kwargs)
     return recorder.mean(size)
 
@@ -79,3 +84,18 @@ def _no_graph_of(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
+
+
+@contextlib.contextmanager
+def _strengths_kept(model: nn.Module) -> Iterator[None]:
+    """LoRA layers keep theirs: older releases of diffusers scale them for a forward pass that has to reach its end."""
+    before = [(module.scaling, dict(module.scaling)) for module in model.modules() if _is_lora(module)]
+    try:
+        yield
+    finally:
+        for scaling, strengths in before:
+            scaling.update(strengths)
+
+
+def _is_lora(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "scaling", None), dict)

@@ -17,6 +17,7 @@ pytest.importorskip("diffusers")
 
 from entropy_attn.cli import main, options
 from entropy_attn.cli.options import parse_scale
+from entropy_attn.guidance import TSAM
 from entropy_attn.scale import POLICIES, Constant, Fixed, Layers, LogN, Steps, YaRN
 
 PNGS = {"entropy_vs_tokens", "entropy_per_layer", "entropy_heads", "entropy_vs_step", "entropy_map", "pictures"}
@@ -93,6 +94,37 @@ def test_generate_guided(tmp_path, capsys):
     assert pictures[0] == pictures[1] != pictures[2]
     out = tmp_path / "compare.png"
     assert main([*given, "--guidance", "tsam", "--compare", "--out", str(out)]) == 0 and out.exists()
+
+
+def test_generate_shows_maps(tmp_path, capsys):
+    given = ["generate", "--prompt", "a red circle", "--steps", "2", "--guidance", "tsam:alpha=30", "--json"]
+    assert main([*given, "--out", str(tmp_path / "plain.png")]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    out, sheet = tmp_path / "picture.png", tmp_path / "new" / "sheet.png"
+    assert main([*given, "--compare", "--show-maps", str(sheet), "--out", str(out)]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done["show_maps"] == str(sheet) and plain["show_maps"] is None
+    assert list(done["policies"]) == ["off", "unguided", "logn + tsam:alpha=30"]
+    unguided, guided = done["losses"]["unguided"], done["losses"]["logn + tsam:alpha=30"]
+    assert [step for step, _ in unguided] == [step for step, _ in guided] == [0, 1]
+    assert unguided[0] == guided[0] and unguided[1] != guided[1] and guided == plain["losses"]["logn + tsam:alpha=30"]
+    assert Image.open(sheet).width > 1000 and Image.open(out).width > 640
+
+
+def test_the_settings_of_a_guidance():
+    found = options.parse_guidance(
+        "tsam:alpha=10:steps=0..12:refine_at=0+10:map_size=8x4:step_range=1..0.5:variant=paper"
+    )
+    expected = {"alpha": 10, "steps": range(12), "refine_at": (0, 10), "map_size": (8, 4), "step_range": (1, 0.5)}
+    assert found == TSAM(**expected, variant="paper")
+    assert options.parse_guidance("off") is options.parse_guidance(None) is None
+
+
+def test_a_warning_is_one_line(tmp_path, capsys):
+    given = ["generate", "--prompt", "circle", "--steps", "1", "--guidance", "tsam"]
+    assert main([*given, "--out", str(tmp_path / "a.png")]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("entropy-attn: warning: guidance=TSAM: the prompt 'circle' has too few words")
 
 
 def test_generate_compare(tiny_model, tmp_path, capsys):
@@ -234,6 +266,16 @@ PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MO
         ([*GENERATE, "--guidance", "tsan"], "unknown guidance 'tsan'"),
         ([*GENERATE, "--guidance", "tsam:alpha=-1"], "alpha=-1"),
         ([*GENERATE, "--guidance", "tsam:beta=1"], "option=value"),
+        ([*GENERATE, "--guidance", "tsam:target=1"], "option=value"),
+        ([*GENERATE, "--guidance", "tsam:steps=9"], "steps=9 is not START..STOP"),
+        ([*GENERATE, "--guidance", "tsam:refine_at=0,10"], "refine_at=0,10: give steps with + between them"),
+        ([*GENERATE, "--guidance", "tsam:steps=8..9", "--steps", "6"], "none of its steps is one of the 6 of --steps"),
+        ([*GENERATE, "--guidance", "tsam:map_size=big"], "map_size 'big'"),
+        ([*GENERATE, "--show-maps", "maps.png"], "--show-maps draws what a guidance does: give --guidance tsam"),
+        ([*GENERATE, "--show-maps", "maps.png", "--guidance", "off"], "give --guidance tsam"),
+        ([*GENERATE, "--show-maps", "picture.png", "--guidance", "tsam"], "is --out as well"),
+        ([*GENERATE, "--show-maps", "maps.txt", "--guidance", "tsam"], "--show-maps 'maps.txt': the name must end"),
+        ([*GENERATE, "--show-maps", "maps.png", "--guidance", "tsam"], "the prompt 'a' has too few words"),
         ([*GENERATE, "--seed", "-1"], "--seed -1"),
         ([*GENERATE, "--out", "picture.docx"], "picture format"),
         ([*GENERATE, "--out", "FILE/below/a.png"], "cannot be written to"),
