@@ -13,7 +13,6 @@ import diffusers
 import entropy_attn as ea
 from entropy_attn.integrations.models import MODELS
 
-
 _routed: Counter[str] = Counter()
 
 
