@@ -1,7 +1,7 @@
 """Run diffusers' own model tests twice, as they are and with every denoiser routed, and compare the outcomes.
 
-It needs a checkout of diffusers, whose sources are what is run, and what its tests import (httpx, parameterized, requests_mock).
-No test may pass without this package and fail with it. Exit code 1 where one does.
+It needs a checkout of diffusers, whose sources are what is run, and what its tests import (httpx, parameterized,
+requests_mock). No test may pass without this package and fail with it. Exit code 1 where one does.
 
     python tests/diffusers_suite/compare.py --diffusers ~/src/diffusers --csv benchmarks/results/diffusers_suite.csv
     python tests/diffusers_suite/compare.py --diffusers ~/src/diffusers --models flux sd3
