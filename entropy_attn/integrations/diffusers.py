@@ -27,7 +27,7 @@ from ..scale import Kind, LogN, Policy
 from .models import MODELS, LayerRule, latent_factor, model_of
 from .override import unwrap_call, wrap_call, wrapper_of
 from .pictures import Picture
-from .prompts import listen, tokenizer_of, unlisten
+from .prompts import listen, text_parts, unlisten
 
 # What every attention layer of diffusers is one of.
 AttentionLayer = Attention | MochiAttention | AttentionModuleMixin
@@ -146,7 +146,7 @@ class Handle:
         for name, module in self._modules.items():
             wrap_call(module, functools.partial(self._call_layer, name, module))
         if self.recorders and (pipe := self._pipe()) is not None:
-            listen(pipe, self._hear_prompts)
+            listen(pipe, self._hear_prompts, self.model.tokenizers)
 
     def _uninstall(self) -> None:
         self._active = False
@@ -267,7 +267,7 @@ def apply(
         )
     _check_guidance(pipe, router.recorders)
     for recorder in router.recorders:
-        recorder.attach(tokenizer_of(pipe))
+        recorder.attach(text_parts(pipe, handle.model.tokenizers, handle.model.joint))
     if (previous := handle_of(denoiser)) is not None:
         if previous._entered:
             raise RuntimeError("the denoiser is routed by an enclosing `with apply(...)` block: leave that first")
