@@ -100,7 +100,7 @@ class JoinedText:
         rest = length - sum(part.length or 0 for part in parts)
         if rest < 1 and any(part.length is None for part in parts):
             raise ValueError(
-                f"the layers attend to {length} positions of text, which are {length - rest} in its first part"
+                f"the layers attend to {length} positions of text, too few for the {length - rest} of its first parts"
             )
         prompts = (prompt,) * len(parts) if isinstance(prompt, str) else prompt
         self._length = length

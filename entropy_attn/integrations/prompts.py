@@ -74,7 +74,9 @@ def _is_negative(pipe: DiffusionPipeline, prompt: Any) -> bool:
     frame = sys._getframe(1)
     while frame is not None and not (frame.f_locals.get("self") is pipe and "negative_prompt" in frame.f_locals):
         frame = frame.f_back
-    return frame is not None and prompt is frame.f_locals["negative_prompt"] and prompt is not frame.f_locals["prompt"]
+    if frame is None:
+        return False
+    return prompt is frame.f_locals["negative_prompt"] and prompt is not frame.f_locals.get("prompt")
 
 
 def _prompts(pipe: DiffusionPipeline, arguments: dict[str, Any], tokenizers: tuple[str, ...]) -> list[Prompt] | None:
@@ -97,8 +99,7 @@ def text_parts(pipe: DiffusionPipeline | None, tokenizers: tuple[str, ...], open
 
     open_ended: the last text is as long as the pipeline's call says.
     """
-    # A pipeline that cleans its prompts tokenises others than it is given.
-    if not tokenizers or pipe is None or hasattr(type(pipe), "_text_preprocessing"):
+    if not tokenizers or pipe is None or _cleans_prompts(pipe):
         return ()
     parts = []
     for name in tokenizers:
@@ -111,6 +112,12 @@ def text_parts(pipe: DiffusionPipeline | None, tokenizers: tuple[str, ...], open
         last = open_ended and name == tokenizers[-1]
         parts.append(TextPart(tokenizer, None if last else tokenizer.model_max_length))
     return tuple(parts)
+
+
+def _cleans_prompts(pipe: DiffusionPipeline) -> bool:
+    """Whether the pipeline tokenises other prompts than it is given, as DeepFloyd IF does."""
+    method = getattr(type(pipe), _METHOD, None)
+    return method is not None and "clean_caption" in inspect.signature(method).parameters
 
 
 def tokenizer_of(pipe: DiffusionPipeline | None, name: str = "tokenizer") -> Any | None:

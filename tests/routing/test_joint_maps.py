@@ -211,7 +211,7 @@ def test_prompts_of_the_other_encoders():
 
 def test_sd3_without_t5():
     """There are zeros in its place, which are no words."""
-    make = functools.partial(sd3, text_encoder_3=None, tokenizer_3=None)
+    make = functools.partial(sd3, text_encoder_3=None)
     recorder = recorded((make, *SD3[1:]), "ab c", MapRecorder(("ab", "c")))
     assert recorder.positions == ((1, 2), (3,))
     assert recorded((make, *SD3[1:]), "ab c", MapRecorder((CLIP + 2,))).tokens == (str(CLIP + 2),)
@@ -245,9 +245,11 @@ def test_a_prompt_that_is_cut():
 
 def test_words_elsewhere_are_refused():
     """Templates, registers and cleaning move the words of other pipelines; positions serve there."""
-    for name in ("qwen", "pixart", "auraflow", "cogview4"):
+    for name in ("qwen", "pixart", "auraflow", "cogview4", "if"):
+        pipe = PIPELINES[name].make()
+        pipe.register_modules(tokenizer=make_tokenizer())
         with pytest.raises(ValueError, match="it is not known where its words are: give positions"):
-            apply(PIPELINES[name].make(), scale=None, record=MapRecorder("c"))
+            apply(pipe, scale=None, record=MapRecorder("c"))
     pipe, recorder = PIPELINES["auraflow"].make(), MapRecorder((0, 9))
     with apply(pipe, scale=None, record=recorder):
         PIPELINES["auraflow"].run(pipe)
@@ -267,7 +269,7 @@ def test_joined_text():
     assert [(word.label, word.positions) for word in text.words] == [("ab", (1, 2)), ("b", (9,)), ("ab", (10, 11))]
     assert text.find("ab").positions == (1, 2, 10, 11) and text.find("b").positions == (9,)
     assert text.token(CLIP).label == str(CLIP) and text.token(10).label == "a"
-    with pytest.raises(ValueError, match="9 positions of text, but 9 are in its first part"):
+    with pytest.raises(ValueError, match="9 positions of text, too few for the 9 of its first parts"):
         JoinedText("ab", parts, CLIP + 2)
 
 
