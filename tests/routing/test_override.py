@@ -12,7 +12,7 @@ from torch import nn
 from entropy_attn.integrations.override import unwrap_call, wrap_call, wrapper_of
 
 
-def double(call, args, kwargs):
+def double(module, call, args, kwargs):
     return 2 * call(*args, **kwargs)
 
 
@@ -36,7 +36,7 @@ def test_wrap_and_unwrap():
 
 def test_copies_and_pickles_are_plain():
     module = nn.Linear(3, 3)
-    wrap_call(module, lambda call, args, kwargs: None)
+    wrap_call(module, lambda module, call, args, kwargs: None)
     for twin in (copy.copy(module), copy.deepcopy(module), pickle.loads(pickle.dumps(module, 2))):
         assert type(twin) is nn.Linear and wrapper_of(twin) is None
         assert twin(X).shape == (1, 3)
