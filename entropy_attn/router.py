@@ -225,7 +225,7 @@ class Router:
         """Attention, and what is recorded of it. `query` is all rows of the call, or those of the picture alone."""
         options = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
         if not wishes:
-            return ops.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, **options)
+            return ops.attention_of_a_model(query, key, value, dropout_p=dropout_p, **options)
         if dropout_p > 0.0:
             raise Unroutable(
                 f"layer {place.layer!r}", [f"dropout_p={dropout_p}: attention is recorded without dropout only"]

@@ -183,14 +183,16 @@ class Handle:
             return call(*args, **kwargs)
 
     def _call_layer(self, module: AttentionLayer, call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-        if torch.compiler.is_compiling() and self._traceable and module.__dict__[COPY][1] is not None:
+        if not torch.compiler.is_compiling():
+            name = self._names[module]
+            return run_layer(self.router, name, module, self._rules[name], call, args, kwargs)
+        if self._traceable and module.__dict__[COPY][1] is not None:
             return trace_layer(self._number, self._by_call, module, call, args, kwargs)
-        return self._run_layer(module, call, args, kwargs)
+        return self._call_untraced(module, call, args, kwargs)
 
     @torch.compiler.disable  # recorders are plain Python; what lies between the layers compiles
-    def _run_layer(self, module: AttentionLayer, call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-        name = self._names[module]
-        return run_layer(self.router, name, module, self._rules[name], call, args, kwargs)
+    def _call_untraced(self, *arguments: Any) -> Any:
+        return self._call_layer(*arguments)
 
     def _latent_size(self, picture: Picture, arguments: dict[str, Any]) -> tuple[int, int]:
         if not callable(picture.size):

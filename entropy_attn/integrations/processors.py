@@ -46,7 +46,8 @@ class _Calling(threading.local):
 class _Traced:
     """The same while torch.compile traces a layer."""
 
-    attend: Callable[..., torch.Tensor] | None = None
+    def __init__(self) -> None:
+        self.attend: Callable[..., torch.Tensor] | None = None
 
 
 calling = _Calling()
