@@ -53,7 +53,16 @@ def wrapper_of(module: nn.Module) -> Around | None:
 def _wrapped_class(cls: type[nn.Module], base: type) -> type[nn.Module]:
     original = cls.__call__  # torch.compile knows it as this, not as an attribute of the class
 
-    class Wrapped(*((cls,) if base is object else (base, cls))):
+    class Alike(type(cls)):
+        """`DiffusionPipeline.from_pipe` asks whether the type of a component is in a list of types."""
+
+        def __eq__(self, other: object) -> bool:
+            return other is self or other is self.__dict__.get("_unwrapped_class", self)
+
+        def __hash__(self) -> int:
+            return hash(self.__dict__.get("_unwrapped_class", id(self)))
+
+    class Wrapped(*((cls,) if base is object else (base, cls)), metaclass=Alike):
         _unwrapped_class = cls
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -89,3 +89,16 @@ def test_a_call_that_was_taken_hold_of():
     assert torch.equal(call(X), 2 * expected)
     unwrap_call(module)
     assert torch.equal(call(X), expected)
+
+
+def test_the_class_counts_as_the_original():
+    """Pipelines compare the type of a component with those they take."""
+    module = nn.Linear(3, 3)
+    wrap_call(module, double)
+    assert type(module) is not nn.Linear
+    assert type(module) in [nn.Linear] and type(module) in {nn.Linear} and nn.Linear in (type(module),)
+    assert type(module) not in [nn.Conv2d] and type(module) not in {nn.Conv2d}
+    other = type("Other", (type(module),), {})
+    assert other not in [nn.Linear] and len({other, type(module), nn.Linear}) == 2
+    unwrap_call(module)
+    assert type(module) is nn.Linear
