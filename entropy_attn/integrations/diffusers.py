@@ -1,7 +1,4 @@
-"""`apply`: send the attention of a diffusers model through this package.
-
-The only file that relies on names which diffusers does not document; tests/routing/test_diffusers_names.py pins them.
-"""
+"""`apply`: send the attention of a diffusers model through this package."""
 
 from __future__ import annotations
 
@@ -19,10 +16,11 @@ from torch import nn
 from ..recording import Recorder
 from ..router import DenoiserCall, LayerCall, LayerSelection, Router, Rows, Unroutable
 from ..scale import Kind, LogN, Policy
-from .layers import AttentionLayer, kind_of, place_of, refusal_of, run_layer
+from .layers import kind_of, place_of, refusal_of, run_layer
 from .models import MODELS, LayerRule, latent_factor, model_of
 from .override import unwrap_call, wrap_call, wrapper_of
 from .pictures import Picture
+from .private import AttentionLayer, is_context_parallel
 from .processors import COPY, SwappedProcessor, forget_copy, has_copy
 from .prompts import listen, tokenizer_of, unlisten
 from .traced import NUMBER, number_of, trace_layer
@@ -347,8 +345,7 @@ def _check_guidance(pipe: DiffusionPipeline | None, recorders: Sequence[Recorder
 
 
 def _check_parallel(denoiser: ModelMixin) -> None:
-    config = getattr(denoiser, "_parallel_config", None)
-    if getattr(config, "context_parallel_config", None) is not None:
+    if is_context_parallel(denoiser):
         raise Unroutable(
             type(denoiser).__name__, ["its sequence is spread over devices (context parallel), so that no one sees N"]
         )

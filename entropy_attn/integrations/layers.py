@@ -7,29 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers.models import attention_processor
-from diffusers.models.attention import AttentionModuleMixin
-from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
-from diffusers.models.attention_processor import Attention, MochiAttention
 
 from ..router import AttentionCalls, LayerCall, Router, Unroutable
 from ..scale import Kind
 from .models import LayerRule
-from .processors import TORCH_BACKENDS, calling, has_copy
+from .private import TORCH_BACKENDS, AttentionLayer, backend_of, other_processors
+from .processors import calling, has_copy
 
-# What every attention layer of diffusers is one of.
-AttentionLayer = Attention | MochiAttention | AttentionModuleMixin
-
-# Processors that compute attention without torch's scaled_dot_product_attention, so that there is nothing to route.
-_OTHER_PROCESSORS = (
-    "AttnProcessor",
-    "SlicedAttnProcessor",
-    "XFormersAttnProcessor",
-    "CustomDiffusionAttnProcessor",
-    "CustomDiffusionXFormersAttnProcessor",
-    "IPAdapterAttnProcessor",
-    "IPAdapterXFormersAttnProcessor",
-)
 _REMEDY = (
     "set one that does, with set_attn_processor(AttnProcessor2_0()) of the model, AttnProcessor2_0 being of "
     "diffusers.models.attention_processor "
@@ -79,31 +63,23 @@ def run_layer(
     return result
 
 
-def _backend_of(module: AttentionLayer) -> AttentionBackendName | None:
-    """The backend of diffusers' dispatcher, or None for a processor that does not use it."""
-    processor = module.processor
-    if not hasattr(processor, "_attention_backend"):
-        return None
-    return processor._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]
-
-
 def _torch_backend(module: AttentionLayer) -> bool:
     """Whether attention that goes through the dispatcher ends in torch's scaled_dot_product_attention."""
-    backend = _backend_of(module)
+    backend = backend_of(module.processor)
     return backend is None or backend in TORCH_BACKENDS
 
 
 def refusal_of(module: AttentionLayer) -> str | None:
     """Why this layer as it is set up cannot be routed, or None where it can."""
-    others = tuple(getattr(attention_processor, name) for name in _OTHER_PROCESSORS)
-    return _explain(module) if type(module.processor) in others or not _torch_backend(module) else None
+    return _explain(module) if type(module.processor) in other_processors() or not _torch_backend(module) else None
 
 
 def _explain(module: AttentionLayer) -> str:
     if not _torch_backend(module):
+        name = backend_of(module.processor).value
         return (
-            f"its attention backend, {_backend_of(module).value!r}, makes no scaled_dot_product_attention call; set "
-            "'native', with set_attention_backend('native') of the model"
+            f"its attention backend, {name!r}, makes no scaled_dot_product_attention call; set 'native', with "
+            "set_attention_backend('native') of the model"
         )
     return f"its processor, {type(module.processor).__name__}, makes no scaled_dot_product_attention call; {_REMEDY}"
 

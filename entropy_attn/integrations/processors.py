@@ -17,23 +17,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_dispatch import (
-    AttentionBackendName,
-    _AttentionBackendRegistry,
-    dispatch_attention_fn,
-)
 
 from ..router import AttentionCalls, Unroutable
+from .private import PICKED_BACKENDS, TORCH_BACKENDS, active_backend, dispatch_attention_fn
 
 _TORCHS, _DISPATCHER = "scaled_dot_product_attention", "dispatch_attention_fn"
 COPY = "_entropy_attn_processor"  # (the layer's own processor, its copy)
-
-# Backends of the dispatcher that end in torch's attention, beside the plain one.
-_PICKED = tuple(
-    getattr(AttentionBackendName, name)
-    for name in ("_NATIVE_CUDNN", "_NATIVE_EFFICIENT", "_NATIVE_FLASH", "_NATIVE_MATH")
-)
-TORCH_BACKENDS = (AttentionBackendName.NATIVE, *_PICKED)
 
 
 class _Calling(threading.local):
@@ -156,11 +145,11 @@ def _dispatch(
 ) -> torch.Tensor:
     """Stands in for diffusers' dispatcher, whose tensors are (batch, tokens, heads, head dim)."""
     if backend is None:
-        backend = _AttentionBackendRegistry.get_active_backend()[0]
+        backend = active_backend()
     if parallel_config is not None or backend not in TORCH_BACKENDS:
         what = "attention over several devices" if parallel_config is not None else f"attention backend {backend!r}"
         raise Unroutable(what, ["it is not torch's scaled_dot_product_attention; set_attention_backend('native')"])
-    if attention_kwargs or backend in _PICKED:
+    if attention_kwargs or backend in PICKED_BACKENDS:
         with AttentionCalls(_attend):
             return dispatch_attention_fn(
                 query,

@@ -18,8 +18,9 @@ from ..router import LayerSelection, Router
 from ..scale import CallInfo, Policy, resolve_scale
 from . import pictures
 from .diffusers import Handle, _denoiser_of, _train_size
-from .layers import AttentionLayer, kind_of, refusal_of
+from .layers import kind_of, refusal_of
 from .models import LayerRule, Model, latent_factor
+from .private import AttentionLayer
 
 Size = tuple[int, int]
 

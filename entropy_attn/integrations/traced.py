@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from .. import ops
-from .layers import AttentionLayer, kind_by_context
+from .layers import kind_by_context
+from .private import AttentionLayer
 from .processors import traced
 
 NUMBER = "_entropy_attn_number"  # of the layer in its handle, a tensor

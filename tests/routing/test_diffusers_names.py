@@ -20,8 +20,7 @@ from diffusers.models import attention_dispatch, attention_processor
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_processor import Attention, MochiAttention
 
-from entropy_attn.integrations import layers as integration
-from entropy_attn.integrations import models, processors
+from entropy_attn.integrations import models, private, processors
 
 from .tiny_denoisers import CASES
 from .tiny_models import make_pipe, sample
@@ -36,7 +35,7 @@ def test_attention_modules():
     assert (attention.heads, attention.inner_dim) == (2, 8)
 
 
-@pytest.mark.parametrize("name", integration._OTHER_PROCESSORS)
+@pytest.mark.parametrize("name", private.OTHER_PROCESSORS)
 def test_processors_that_do_not_call_torch(name: str):
     assert "F.scaled_dot_product_attention(" not in inspect.getsource(getattr(attention_processor, name).__call__)
 
@@ -101,7 +100,7 @@ def test_a_pipeline_scales_then_denoises_then_steps(pipeline: type):
 
 
 NAMES = [
-    (attention_processor, ("Attention", "MochiAttention", *integration._OTHER_PROCESSORS)),
+    (attention_processor, ("Attention", "MochiAttention", *private.OTHER_PROCESSORS)),
     (attention_dispatch, ("AttentionBackendName", "_AttentionBackendRegistry", "dispatch_attention_fn")),
     (attention_dispatch.AttentionBackendName, ("NATIVE", *(f"_NATIVE_{each}" for each in ("CUDNN", "EFFICIENT")))),
     (attention_dispatch.AttentionBackendName, ("_NATIVE_FLASH", "_NATIVE_MATH")),
