@@ -33,6 +33,7 @@ class LayerRule:
     text: where the text lies among the keys of joint attention, and among its queries if they have any.
     ragged: the text of a shorter prompt leaves its place to the picture, so that pictures of one batch lie differently.
     per_sample: the model makes one attention call for each sample of the batch.
+    picture_first: a layer with keys of its own for a picture prompt attends to that before it does to the text.
     """
 
     pattern: str
@@ -40,6 +41,7 @@ class LayerRule:
     text: Literal["first", "last"] | None = None
     ragged: bool = False
     per_sample: bool = False
+    picture_first: bool = False
     note: str = ""
 
 
@@ -377,7 +379,7 @@ MODELS: tuple[Model, ...] = (
         "WanTransformer3DModel",
         "Wan 2.1, Wan 2.2",
         "dispatch",
-        _SELF_AND_CROSS,
+        (LayerRule(r"attn1$", "self"), LayerRule(r"attn2$", "cross", picture_first=True)),
         pictures.video,
         _pixels(480, 832),
         "480 x 832 pixels, the default of the pipeline",
