@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from . import ops
 from .errors import Unsupported
 from .recording import Recorder, Wish
-from .scale import CallInfo, Kind, LogN, Policy, resolve_scale, training_tokens
+from .scale import CallInfo, Kind, Policy, TokenRatio, needs_train_tokens, resolve_scale, training_tokens
 
 _training_tokens = functools.lru_cache(maxsize=4096)(training_tokens)  # the same few in every call
 
@@ -130,16 +130,18 @@ class Router:
     ):
         if policy is not None and not callable(policy):
             raise TypeError(f"scale={policy!r}: a policy, called with a CallInfo, is needed; a number is Fixed(number)")
-        if isinstance(policy, LogN) and policy.train_tokens == "auto":
-            if layers.layers in ("cross", "all"):
+        if needs_train_tokens(policy):
+            # A policy made of others may have one that needs none for cross-attention.
+            if layers.layers in ("cross", "all") and isinstance(policy, TokenRatio):
+                own = type(policy).__name__
                 raise ValueError(
-                    f"layers={layers.layers!r} with LogN(train_tokens='auto'): the keys of cross-attention are text "
-                    "tokens, whose number at training is not known; give LogN(train_tokens=...) or layers='self'"
+                    f"layers={layers.layers!r} with {own}(train_tokens='auto'): the keys of cross-attention are text "
+                    f"tokens, whose number at training is not known; give {own}(train_tokens=...) or layers='self'"
                 )
             if train_size is None:
                 raise ValueError(
-                    "LogN(train_tokens='auto') needs the training size, which the model does not state: give "
-                    "apply(train_size=...) or LogN(train_tokens=...)"
+                    f"scale={policy!r} needs the training size, which the model does not state: give "
+                    "apply(train_size=...), or train_tokens=... instead of 'auto'"
                 )
         self.policy = policy
         self.layers = layers
@@ -191,7 +193,7 @@ class Router:
         if self.layers.takes(info):
             chosen = resolve_scale(self.policy, info)
             if isinstance(chosen, torch.Tensor):
-                chosen = chosen.to(query.device)
+                chosen = chosen.to(query.device, non_blocking=True)  # or the host would wait for the device
             scale = own if chosen is None else chosen
             if self.rows == "image" and chosen is not None:
                 text_rows = _rows(place, info)[1]

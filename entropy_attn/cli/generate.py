@@ -14,7 +14,7 @@ from . import options
 EXAMPLE = (
     "Examples:\n\n"
     '  entropy-attn generate --prompt "a red circle and a blue square" --size 96x64 --out circle.png\n\n'
-    '  entropy-attn generate --prompt "two red circles" --size 128 --scale logn --compare --out compare.png\n\n'
+    '  entropy-attn generate --prompt "two red circles" --scale logn:strength=2 --compare --out compare.png\n\n'
     '  entropy-attn generate --prompt "a red circle and a blue square" --guidance tsam --compare --out guided.png\n'
 )
 

@@ -25,8 +25,10 @@ MODEL_HELP = "'shapes' (the embedded model), a diffusers folder, or a Hub id."
 DEVICE_HELP = "auto, cpu, cuda or cuda:INDEX."
 SIZE_HELP = "one number for a square, or HEIGHTxWIDTH"
 SCALE_HELP = (
-    "'off' (1/sqrt(d)), 'logn' (sqrt(log_T N / d)), either with options: "
-    "'logn:strength=0.5:direction=up', 'off:value=0.2'"
+    "'off' (1/sqrt(d)), 'logn' (sqrt(log_T N / d)), 'lognoroot', 'power', 'yarn', 'constant' or 'adaptive' (per head), "
+    "with options: 'logn:strength=0.5:direction=up', 'power:p=0.25:clamp=0.8..1.5', "
+    "'adaptive:profile=entropy.csv:policy=off'; each for some steps or layers alone: "
+    "'yarn:steps=0..10', 'logn:layers=up_blocks'"
 )
 
 GUIDANCE_HELP = "'tsam' (text self-attention maps) or with options: 'tsam:alpha=10:variant=paper'; off by default"
@@ -80,10 +82,23 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_scale(text: str) -> Any:
-    """'name' or 'name:option=value:option=value' to a scale policy."""
-    from ..scale import Fixed, LogN
+    """'name' or 'name:option=value:option=value' to a scale policy.
 
-    return _parse_choice("scale", text, {"off": Fixed, "logn": LogN})
+    Every policy takes steps=START..STOP and layers=REGEX besides its own options; the rest keeps the model's own scale.
+    """
+    from ..scale import POLICIES, Layers, Steps
+
+    policy, windows = _parse_choice("scale", text, POLICIES, also=("steps", "layers"))
+    if "steps" in windows:
+        steps = windows["steps"]
+        if not isinstance(steps, tuple):
+            raise ValueError(f"scale {text!r}: steps={steps} is not START..STOP, such as 0..10, 5.. or ..5")
+        with _named("scale", text):
+            policy = Steps(policy, steps[0] or 0, steps[1])
+    if "layers" in windows:
+        with _named("scale", text):
+            policy = Layers({str(windows["layers"]): policy})
+    return policy
 
 
 def parse_guidance(text: str | None) -> Any:
@@ -92,31 +107,51 @@ def parse_guidance(text: str | None) -> Any:
 
     if text is None or text == "off":
         return None
-    return _parse_choice("guidance", text, {"tsam": TSAM}, leave_out={"target", "steps", "refine_at", "map_size"})
+    leave_out = {"target", "steps", "refine_at", "map_size"}
+    return _parse_choice("guidance", text, {"tsam": TSAM}, leave_out=leave_out)[0]
 
 
-def _parse_choice(what: str, text: str, choices: dict[str, Any], leave_out: set[str] = frozenset()) -> Any:
+def _parse_choice(
+    what: str, text: str, choices: dict[str, Any], leave_out: set[str] = frozenset(), also: tuple[str, ...] = ()
+) -> tuple[Any, dict[str, Any]]:
+    """The choice with its options, and those of its options that are in `also`."""
     name, *pairs = text.strip().split(":")
     if name not in choices:
         raise ValueError(f"unknown {what} {name!r}: give one of {', '.join(choices)}")
-    allowed = [field.name for field in dataclasses.fields(choices[name]) if field.name not in leave_out]
+    fields = [field for field in dataclasses.fields(choices[name]) if field.name not in leave_out]
+    allowed = [*(field.name for field in fields), *also]
     options = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or key not in allowed:
             raise ValueError(f"{what} {text!r}: {pair!r} is not option=value with one of {', '.join(allowed)}")
+        if key in options:
+            raise ValueError(f"{what} {text!r}: {key} is given twice")
         options[key] = _literal(value)
+    needed = [field.name for field in fields if field.default is dataclasses.MISSING and field.name not in options]
+    if needed:
+        raise ValueError(f"{what} {text!r}: give {' and '.join(f'{name}=...' for name in needed)}")
+    others = {key: options.pop(key) for key in also if key in options}
+    with _named(what, text):
+        return choices[name](**options), others
+
+
+@contextlib.contextmanager
+def _named(what: str, text: str) -> Iterator[None]:
+    """Refusals say which option of the command line they are about."""
     try:
-        return choices[name](**options)
-    except TypeError as error:
+        yield
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{what} {text!r}: {error}") from error
 
 
 def _literal(text: str) -> Any:
-    """A Python literal (number, bool, None, or a tuple written low..high), else the text itself."""
+    """A Python literal (number, bool, None, or a tuple written low..high, or low.. or ..high), else the text itself."""
     low, dots, high = text.partition("..")
     if dots:
-        return _literal(low), _literal(high)
+        ends = _literal(low or "none"), _literal(high or "none")
+        # but "../profile.csv" is a path
+        return text if any(isinstance(end, (str, tuple)) for end in ends) else ends
     try:
         return ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text.lower(), text))
     except (ValueError, SyntaxError):

@@ -22,7 +22,7 @@ from .override import unwrap_call, wrap_call, wrapper_of
 from .pictures import Picture
 from .private import AttentionLayer, is_context_parallel
 from .processors import COPY, SwappedProcessor, forget_copy, has_copy
-from .prompts import listen, tokenizer_of, unlisten
+from .prompts import listen, text_parts, unlisten
 from .traced import NUMBER, number_of, trace_layer
 
 # Pipelines with one of these run more than two guidance parts in a batch, and do not say which.
@@ -139,7 +139,7 @@ class Handle:
             module.__dict__[NUMBER] = torch.tensor(number)
         self._make_copies()
         if self.recorders and (pipe := self._pipe()) is not None:
-            listen(pipe, self._hear_prompts)
+            listen(pipe, self._hear_prompts, self.model.tokenizers)
 
     def _uninstall(self) -> None:
         self._active = False
@@ -273,7 +273,7 @@ def apply(
         )
     _check_guidance(pipe, router.recorders)
     for recorder in router.recorders:
-        recorder.attach(tokenizer_of(pipe))
+        recorder.attach(text_parts(pipe, handle.model.tokenizers, handle.model.joint))
     if (previous := handle_of(denoiser)) is not None:
         if previous._entered:
             raise RuntimeError("the denoiser is routed by an enclosing `with apply(...)` block: leave that first")

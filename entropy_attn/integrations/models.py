@@ -62,6 +62,7 @@ class Model:
     train_size_from: str
     guidance: Guidance
     text_tokens: int = 0
+    tokenizers: tuple[str, ...] = ()  # of the pipeline, whose texts stand one after the other; () where that is not so
     pack: int = 1  # latent cells a side that the pipeline packs into one, before the patches of the model
     pad: bool = False  # picture tokens are filled up to a multiple of 32
     refused: Mapping[str, str] = field(default_factory=dict)  # arguments of the call that are, and why
@@ -69,6 +70,11 @@ class Model:
 
     def rule(self, layer: str) -> LayerRule | None:
         return next((rule for rule in self.layers if re.search(rule.pattern, layer)), None)
+
+    @property
+    def joint(self) -> bool:
+        """Whether text and picture attend to both."""
+        return any(rule.kind == "joint" for rule in self.layers)
 
     @property
     def halves(self) -> bool:
@@ -152,6 +158,7 @@ MODELS: tuple[Model, ...] = (
         _CONFIG,
         "uncond, cond",
         text_tokens=77,
+        tokenizers=("tokenizer",),
         note="In DeepFloyd IF the keys are text and picture, the text first: joint, with queries of the picture alone. "
         "LDM's pipeline does not say whether it is guided: its branch is `all` unless the recorder is given "
         '`branches=("uncond", "cond")`. Its text encoder keeps its own attention.',
@@ -198,6 +205,7 @@ MODELS: tuple[Model, ...] = (
         _CONFIG,
         "uncond, cond",
         text_tokens=333,
+        tokenizers=("tokenizer", "tokenizer_3"),
     ),
     Model(
         "FluxTransformer2DModel",
@@ -209,6 +217,7 @@ MODELS: tuple[Model, ...] = (
         _PIPELINE,
         _CALLS,
         text_tokens=512,
+        tokenizers=("tokenizer_2",),
         pack=2,
         note=_REFERENCES,
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -14,7 +15,9 @@ from PIL import Image
 pytest.importorskip("typer")
 pytest.importorskip("diffusers")
 
-from entropy_attn.cli import main
+from entropy_attn.cli import main, options
+from entropy_attn.cli.options import parse_scale
+from entropy_attn.scale import POLICIES, Constant, Fixed, Layers, LogN, Steps, YaRN
 
 PNGS = {"entropy_vs_tokens", "entropy_per_layer", "entropy_heads", "entropy_vs_step", "entropy_map", "pictures"}
 
@@ -22,7 +25,8 @@ PNGS = {"entropy_vs_tokens", "entropy_per_layer", "entropy_heads", "entropy_vs_s
 @pytest.fixture(scope="module")
 def profiled(tiny_model, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "made" / "for me"
-    arguments = ["profile", "--model", str(tiny_model), "--sizes", "16,32x24", "--scales", "off,logn:strength=0.5"]
+    arguments = ["profile", "--model", str(tiny_model), "--sizes", "16,32x24"]
+    arguments += ["--scale", "off", "--scale", "logn:strength=0.5"]
     done = _run([*arguments, "--prompt", "a", "--prompt", "b", "--steps", "2", "--json", "--out", str(out)])
     assert done.returncode == 0, done.stderr
     return out, done
@@ -199,7 +203,14 @@ PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MO
         ([*PROFILE, "--sizes", "32x"], "size '32x'"),
         ([*PROFILE, "--sizes", ","], "at least one value"),
         ([*PROFILE, "--sizes", "32,32x32"], "the same size is given twice"),
-        ([*PROFILE, "--scales", "off,cosine"], "unknown scale 'cosine': give one of off, logn"),
+        ([*PROFILE, "--scales", "off,cosine"], "unknown scale 'cosine': give one of off, logn, lognoroot"),
+        ([*PROFILE, "--scale", "off", "--scale", "power"], "scale 'power': give p=..."),
+        ([*PROFILE, "--scale", "logn:strength=1:strength=2"], "strength is given twice"),
+        ([*PROFILE, "--scale", "yarn:clamp=2..1"], "scale 'yarn:clamp=2..1': clamp=(2, 1): low must not exceed high"),
+        ([*PROFILE, "--scale", "off:steps=3"], "steps=3 is not START..STOP"),
+        ([*PROFILE, "--scale", "off:steps=3..1"], "stop=1: at least 4"),
+        ([*PROFILE, "--scale", "off:layers=("], "'(' is not a regular expression"),
+        ([*PROFILE, "--scale", "adaptive:profile=none.csv"], "profile='none.csv' cannot be read"),
         ([*PROFILE, "--scales", "off,off"], "'off' is given twice"),
         ([*PROFILE, "--scales", "logn:warmth=2"], "'warmth=2' is not option=value with one of train_tokens, strength"),
         ([*PROFILE, "--scales", "logn:direction=sideways"], "sideways"),
@@ -232,7 +243,7 @@ PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MO
         ([*MAPS, "--tokens", "99"], "position 99 is not in the text"),
         ([*MAPS, "--tokens", ","], "--tokens ','"),
         ([*MAPS, "--map-size", "big"], "--map-size 'big'"),
-        ([*MAPS, "--map-size", "5"], "size=(5, 5): no cross-attention layer of that size was called"),
+        ([*MAPS, "--map-size", "5"], "size=(5, 5): no layer of that size was called"),
         ([*MAPS, "--at-steps", "2"], "--at-steps '2': give steps from 0 to 1"),
         ([*MAPS, "--at-steps", "-1"], "--at-steps '-1'"),
         ([*MAPS, "--csv", "maps.txt"], "--csv 'maps.txt': the name must end in .csv"),
@@ -269,11 +280,63 @@ def test_a_missing_dependency_is_named(monkeypatch, capsys):
     assert "typer" in (error := capsys.readouterr().err) and "entropy-attn[cli]" in error
 
 
-def test_scale_options_become_the_policy():
-    from entropy_attn.cli.options import parse_scale
-    from entropy_attn.scale import Fixed, LogN
+def _written(value):
+    """A setting as it is written on the command line."""
+    return "..".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
+
+# A value other than the default for every setting of every policy, by its name.
+SETTINGS = {
+    "value": 0.2,
+    "factor": 1.5,
+    "p": 0.25,
+    "train_tokens": 64,
+    "strength": 0.5,
+    "direction": "down",
+    "clamp": (0.9, 1.2),
+    "count_text_tokens": True,
+    "lambda_min": 1.1,
+    "lambda_max": 1.5,
+    "gamma": 1.5,
+    "h_min": 0.25,
+    "h_max": 6.0,
+    "missing": "leave",
+    "size": "32x32",
+    "policy": "off",
+    "step": 0,
+    "branch": "uncond",
+    "relative": True,
+}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_takes_every_setting(name, tmp_path, invented):
+    table = tmp_path / "entropy.csv"
+    invented.entropy.to_csv(table, index=False)
+    chosen = {"profile": str(table), "size": "32x32", "policy": "off"}  # of a profile of several
+    fields = dataclasses.fields(POLICIES[name])
+    values = {**SETTINGS, **chosen}
+    needed = {f.name: values[f.name] for f in fields if f.default is dataclasses.MISSING or f.name in chosen}
+    for field in fields:
+        settings = {**needed, field.name: values[field.name]}
+        policy = parse_scale(":".join([name, *(f"{key}={_written(each)}" for key, each in settings.items())]))
+        assert policy == POLICIES[name](**settings)
+        assert field.name in needed or policy != POLICIES[name](**needed), f"{field.name} makes no difference"
+    assert name in options.SCALE_HELP
+
+
+def test_scale_options_become_the_policy():
     assert parse_scale("off") == Fixed()
     assert parse_scale("off:value=0") == Fixed(value=0)
     assert parse_scale("logn:strength=0.5:direction=up") == LogN(strength=0.5, direction="up")
     assert parse_scale("logn:clamp=0.9..1.2:count_text_tokens=true") == LogN(clamp=(0.9, 1.2), count_text_tokens=True)
+    assert parse_scale("logn:clamp=..1.2") == LogN(clamp=(None, 1.2))
+    assert parse_scale("constant:factor=1.1..1.2") == Constant((1.1, 1.2))
+    assert parse_scale("yarn:steps=2..5") == Steps(YaRN(), 2, 5)
+    assert parse_scale("yarn:steps=..5") == Steps(YaRN(), 0, 5)
+    assert parse_scale("yarn:steps=5..") == Steps(YaRN(), 5)
+    assert parse_scale("yarn:layers=^mid|up_blocks.1:steps=0..5:strength=2") == Layers(
+        {"^mid|up_blocks.1": Steps(YaRN(strength=2), 0, 5)}
+    )
+    with pytest.raises(ValueError, match=r"profile='\.\./none\.csv' cannot be read"):
+        parse_scale("adaptive:profile=../none.csv")
