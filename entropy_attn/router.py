@@ -5,6 +5,7 @@ Knows nothing of any model library: an integration says which layer is calling a
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,8 @@ from . import ops
 from .errors import Unsupported
 from .recording import Recorder, Wish
 from .scale import CallInfo, Kind, Policy, TokenRatio, needs_train_tokens, resolve_scale, training_tokens
+
+_training_tokens = functools.lru_cache(maxsize=4096)(training_tokens)  # the same few in every call
 
 # Of joint attention, the queries that the scale is for: all, or those of the picture alone.
 Rows = Literal["all", "image"]
@@ -292,7 +295,7 @@ class Router:
             if flat:
                 train_tokens = call.train_tokens
             elif self.train_size is not None:
-                train_tokens = training_tokens(seqlen_k - text_tokens, call.latent_size, self.train_size)
+                train_tokens = _training_tokens(seqlen_k - text_tokens, call.latent_size, self.train_size)
         return CallInfo(
             layer=place.layer,
             kind=place.kind,
