@@ -4,8 +4,8 @@
 
 As in the paper's figure 6a (arXiv 2411.15236), on the captions that are reported: entries of T, the encoder's mean
 self-attention over the real tokens with rows that sum to one, where the row is a noun and the column its own colour
-(bound), or the colour of an object named before it (unbound). Both stand in one row, so each noun is its own control. What
-it cannot tell apart from syntax is distance: in this grammar a noun's own colour is always the word before it.
+(bound), or the colour of an object named before it (unbound). Both stand in one row, so each noun is its own control.
+What it cannot tell apart from syntax is distance: in this grammar a noun's own colour is always the word before it.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@
 Every arm gets six settings, of which the one with the highest mean of presence and binding is taken (the weaker one of
 equals). An arm of T-SAM tries four alphas with the paper's gamma and then two other gammas with the best of them. Where
 the best alpha is the least or the greatest, one beyond it is tried as well, until it is not, or EXTENSIONS are used up.
+T-SAM with a shuffled T is searched as the others are, but reported at the strength chosen for T-SAM: T alone differs.
 """
 
 from __future__ import annotations
@@ -106,6 +107,9 @@ def main() -> None:
 
         for arm in args.arms:
             tried = search(arm, score) if arm != "none" else [Setting("none")]
+            if arm == "tsam-shuffled":
+                chosen = search("tsam-released", score)[0]
+                tried = list(dict.fromkeys([Setting(arm, chosen.alpha, chosen.gamma), *tried]))
             for setting in sorted(tried, key=lambda s: (s.gamma, float(s.alpha or 0))):
                 score(setting)
                 table.append(vars(setting) | means(trials.of(setting)) | {"chosen": int(setting == tried[0])})
