@@ -136,7 +136,8 @@ def measure(args: argparse.Namespace, size: int, device: torch.device, of: Promp
     gate = check({name: make(unet, embedding, of, guidance) for name, make in STEPS.items()}, latents)
     bar.update()
     dtype = getattr(torch, args.dtype)
-    unet, latents, embedding = unet.to(dtype), latents.to(dtype), embedding.to(dtype)
+    if dtype != torch.float32:
+        unet, latents, embedding = unet.to(dtype), latents.to(dtype), embedding.to(dtype)
     steps = {name: make(unet, embedding, of, guidance) for name, make in STEPS.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(args.repeats + (device.type == "cuda")):  # the gate has warmed a CPU up
@@ -181,7 +182,7 @@ def worker(args: argparse.Namespace) -> None:
     print(mib)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 768], help="pixels, divisible by 64")
     parser.add_argument("--layers-per-block", type=int, default=2, help="2 is the model's (default)")
@@ -196,7 +197,8 @@ def main() -> None:
     if any(size < 64 or size % 64 for size in args.sizes):
         parser.error(f"--sizes {args.sizes}: positive multiples of 64 are needed")
     if args.worker:
-        return worker(args)
+        worker(args)
+        return 0
     device = torch.device(args.device)
     args.dtype = args.dtype or ("float16" if device.type == "cuda" else "float32")
     if device.type == "cpu" and args.dtype != "float32":
@@ -204,12 +206,21 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32 = False  # for the gate; half precision does not look at it
     of, about = prompt(), {"diffusers": version("diffusers")} | machine(device, args.commit)
     turns = args.repeats + 2 + (device.type == "cuda")
+    full = 0
     with tqdm(total=turns * len(args.sizes), desc="turns") as bar:
         for size in args.sizes:
-            row = measure(args, size, device, of, bar) | about
+            try:
+                row = measure(args, size, device, of, bar) | about
+            except torch.OutOfMemoryError:
+                full = 1
+                print(
+                    f"size {size}: out of memory, not measured; try --layers-per-block 1 --width-divisor 2", flush=True
+                )
+                continue
             print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
             if args.csv:
                 keep(args.csv, row)
+    return full
 
 
 def keep(path: Path, row: dict[str, object]) -> None:
@@ -226,4 +237,4 @@ def keep(path: Path, row: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

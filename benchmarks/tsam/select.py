@@ -112,7 +112,8 @@ def main() -> None:
                 tried = list(dict.fromkeys([Setting(arm, chosen.alpha, chosen.gamma), *tried]))
             for setting in sorted(tried, key=lambda s: (s.gamma, float(s.alpha or 0))):
                 score(setting)
-                table.append(vars(setting) | means(trials.of(setting)) | {"chosen": int(setting == tried[0])})
+                marks = {name: f"{value:.4f}" for name, value in means(trials.of(setting)).items()}
+                table.append(vars(setting) | marks | {"chosen": int(setting == tried[0])})
 
     about = machine(torch.device("cpu"), args.commit)
     with args.csv.open("w", newline="") as file:

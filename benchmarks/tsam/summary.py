@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from scipy import stats
 
+from benchmarks.report import GUIDANCES
 from benchmarks.tsam.arms import ARMS
 from benchmarks.tsam.evaluate import PICTURES, RESULTS
 from benchmarks.tsam.select import TABLE, chosen_settings
@@ -27,11 +28,6 @@ METRICS = {"presence": "every object present", "binding": "binding", "count": "e
 SPLITS = ("seen", "held-out", "all")
 RESAMPLES = 10_000
 FIGURE = Path(__file__).parents[2] / "docs" / "images" / "tsam_shapes.png"
-NAMES = {
-    "none": "no guidance", "tsam-released": "T-SAM", "tsam-paper": "T-SAM, paper's form",
-    "attend-and-excite": "Attend-and-Excite", "conform": "CONFORM", "syngen": "SynGen",
-    "tsam-shuffled": "T-SAM, shuffled T", "tsam-oracle": "T-SAM, syntax-oracle T",
-}  # fmt: skip
 Key = tuple[str, str, str]  # split, caption, seed
 
 
@@ -122,7 +118,7 @@ def draw(rows: list[dict], path: Path) -> None:
         for side in ("top", "right", "left"):
             axis.spines[side].set_visible(False)
         axis.tick_params(axis="y", length=0)
-    axes[0].set_yticks(range(len(arms)), [NAMES[arm] for arm in arms])
+    axes[0].set_yticks(range(len(arms)), [GUIDANCES[arm] for arm in arms])
     axes[0].invert_yaxis()
     axes[0].legend(frameon=False, fontsize=8, loc="lower left")
     figure.supxlabel("difference to no guidance, percentage points (95 % interval over captions)", fontsize=9)
