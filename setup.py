@@ -28,7 +28,7 @@ setup(
         "entropy_attn.pipelines",
         "entropy_attn.shapes",
     ],
-    package_data={"entropy_attn.shapes": ["model/*", "model/*/*"]},
+    package_data={"entropy_attn.kernels": ["*.csv"], "entropy_attn.shapes": ["model/*", "model/*/*"]},
     # The CPU build of torch does not bring Triton; the kernels' interpreter and compiler run without a GPU.
     install_requires=["torch>=2.9", "numpy", 'triton>=3.5; platform_system == "Linux"'],
     extras_require={**EXTRAS, "all": sorted({need for extra in EXTRAS.values() for need in extra})},

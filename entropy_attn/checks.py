@@ -94,7 +94,7 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> None:
-    q, k, v = (tuple(t.shape) for t in (query, key, value))
+    q, k, v = query.shape, key.shape, value.shape
     if not isinstance(enable_gqa, bool):
         raise TypeError(f"enable_gqa must be a bool, got {type(enable_gqa).__name__}")
     if not q[0] == k[0] == v[0]:

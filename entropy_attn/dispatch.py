@@ -1,7 +1,7 @@
-"""Which implementation ``impl="auto"`` takes for a call that wants no statistics: a table of measured rows.
+"""Which implementation ``impl="auto"`` takes for a call that wants no statistics: the faster one, if both were timed.
 
-Adding a row means having measured it: the faster of torch's best attention and the Triton kernel on that device, for
-that head dim and length, in fp16 or bf16, without mask, causality or grouped heads. A call without a row goes to torch.
+The rows are those of `kernels/measured.csv`, in fp16 or bf16 without mask, causality or grouped heads. A call without a
+row goes to torch, so that nobody gets slower than they were.
 """
 
 from __future__ import annotations
@@ -11,29 +11,23 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from entropy_attn.kernels.measured import measured
 from entropy_attn.kernels.support import call_target
-
-# (compile target, head_dim, length bucket) -> the faster one.
-MEASURED: dict[tuple[str | None, int, int], Literal["triton", "sdpa"]] = {}
-
-
-def length_bucket(seqlen: int) -> int:
-    """Lengths 2**(b-1) < n <= 2**b share bucket b."""
-    return max(0, seqlen - 1).bit_length()
 
 
 def measured_choice(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
 ) -> Literal["triton", "sdpa"]:
-    """What the table says about a call without statistics; "sdpa" where nothing was measured."""
+    """What was measured of a call without statistics; "sdpa" where nothing was."""
     covered = (
-        query.dtype in (torch.float16, torch.bfloat16)
+        query.device.type == "cuda"
+        and query.dtype in (torch.float16, torch.bfloat16)
         and attn_mask is None
         and not is_causal
         and query.shape[1] == key.shape[1]
         and query.shape[3] == value.shape[3]
     )
-    if not covered or not MEASURED or query.device.type != "cuda":
+    if not covered:
         return "sdpa"
-    target = call_target(query)
-    return MEASURED.get((target, query.shape[3], length_bucket(max(query.shape[2], key.shape[2]))), "sdpa")
+    row = measured(call_target(query), query.shape[3], query.shape[2], key.shape[2], entropy=False)
+    return "triton" if row is not None and row.faster_than_torch else "sdpa"

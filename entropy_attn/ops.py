@@ -105,12 +105,12 @@ def scaled_dot_product_attention(
     ``scale`` may also be zero, negative, a 0-d tensor or one factor a head. Calls with dropout, and shapes other than
     (B, H, N, D) with equal batch sizes and heads, are torch's to serve.
     """
+    options = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+    if dropout_p == 0.0 and _is_plain(query, key, value, enable_gqa):
+        return attention(query, key, value, **options).out
     query, key, value = _autocast(query, key, value)
     check_scale(scale, query)
-    options = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
-    if dropout_p != 0.0 or not _is_plain(query, key, value, enable_gqa):
-        return torch_attention(query, key, value, dropout_p=dropout_p, **options)
-    return attention(query, key, value, **options).out
+    return torch_attention(query, key, value, dropout_p=dropout_p, **options)
 
 
 def unsupported_reasons(
@@ -174,10 +174,10 @@ def _plain_scale(scale: float | Tensor | None, query: Tensor) -> float | Tensor 
 
 def _is_plain(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> bool:
     """Whether the shapes are those :func:`attention` takes; torch's attention also broadcasts and takes other ranks."""
-    tensors = (query, key, value)
-    return all(t.dim() == 4 and t.shape[0] == query.shape[0] for t in tensors) and (
-        enable_gqa or all(t.shape[1] == query.shape[1] for t in tensors)
-    )
+    if not query.dim() == key.dim() == value.dim() == 4:
+        return False
+    q, k, v = query.shape, key.shape, value.shape
+    return q[0] == k[0] == v[0] and (enable_gqa or q[1] == k[1] == v[1])
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor
 LOG2E = math.log2(math.e)
 NO_MASK, BOOL_MASK, ADDED_MASK = 0, 1, 2
 INT32_MAX = 2**31 - 1
+LEAST_NORMAL = torch.finfo(torch.float32).tiny
 
 
 class Compiled(Protocol):
@@ -67,15 +68,14 @@ def describable(t: Tensor) -> bool:
 
 
 def descriptors(t: Tensor, rows: int, chunks: tuple[int, int, int]) -> tuple[Any, Any, Any]:
-    """One descriptor a chunk of columns; one that is not there gets the first one's, which the kernel never reads."""
+    """One descriptor a chunk of columns, None for one that is not there: each costs the host time at every launch."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     # the stride of a size-1 axis is arbitrary in torch, and checked all the same
     legal = 16 // t.element_size()
     rows_strides = [legal if size == 1 else stride for size, stride in zip(t.shape[:3], t.stride()[:3], strict=True)]
     strides = [*rows_strides, 1]
-    made = [TensorDescriptor(t, list(t.shape), strides, [1, 1, rows, chunk]) if chunk else None for chunk in chunks]
-    return tuple(d or made[0] for d in made)
+    return tuple(TensorDescriptor(t, list(t.shape), strides, [1, 1, rows, n]) if n else None for n in chunks)
 
 
 def mask_kind(mask: Tensor | None) -> int:
@@ -93,4 +93,4 @@ def scale_arguments(scale: float | Tensor | None, head_dim: int) -> tuple[Tensor
 
 def _flushed(factor: float) -> float:
     """Zero below the normal float32 range, as the GPU has it; Triton's interpreter would compute in float64."""
-    return 0.0 if abs(factor) < torch.finfo(torch.float32).tiny else factor
+    return 0.0 if abs(factor) < LEAST_NORMAL else factor

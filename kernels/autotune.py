@@ -19,6 +19,7 @@ import torch
 
 from entropy_attn.kernels.configs import ForwardConfig, forward_candidates
 from entropy_attn.kernels.launch import ForwardCall
+from entropy_attn.kernels.measured import length_bucket
 from entropy_attn.kernels.support import interpreting
 
 Timer = Callable[[Callable[[], None]], float]
@@ -61,14 +62,10 @@ def tuning_key(call: ForwardCall) -> str:
         "entropy": call.entropy is not None,
         "seqlen_q": f"2^{length_bucket(seqlen_q)}",
         "seqlen_k": f"2^{length_bucket(seqlen_k)}",
+        "whole_blocks": seqlen_k % 128 == 0,
         "heads": f"2^{length_bucket(batch * num_heads)}",
     }
     return " ".join(f"{name}={value}" for name, value in parts.items())
-
-
-def length_bucket(n: int) -> int:
-    """Lengths 2**(b-1) < n <= 2**b share bucket b."""
-    return max(0, n - 1).bit_length()
 
 
 def cache_folder() -> Path:

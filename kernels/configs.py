@@ -5,6 +5,7 @@ Every row was compiled ahead of time for its target and found free of register s
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import dataclass, replace
 
@@ -26,6 +27,11 @@ SHARED_MEMORY = {
     "gfx942": 65_536,
 }
 
+# "specialized": warps of their own fetch, and the others only compute; with descriptors, without a mask.
+# "rotated": the next block's products run while this block's exponentials are taken; for a head dim in one chunk.
+# Neither has run on a card yet, so they are for autotuning to choose.
+SCHEDULES = ("plain", "specialized", "rotated")
+
 
 @dataclass(frozen=True)
 class ForwardConfig:
@@ -38,6 +44,7 @@ class ForwardConfig:
     descriptors: bool = False  # keys and values by tensor descriptors (sm_90 and later) instead of pointers
     split_d: bool = True  # a head dim as up to three powers of two, instead of padded to one
     max_chunk: int = MAX_HEAD_DIM  # the widest of these; 64 or 128 where wider tiles of a product spill
+    schedule: str = "plain"  # of the loop, one of SCHEDULES
     max_registers: int | None = None  # NVIDIA: keeps the assembler from its occasional collapse to 32 registers
 
     def chunks(self, head_dim: int) -> tuple[int, int, int]:
@@ -50,6 +57,7 @@ def _power_of_two(n: int) -> int:
     return max(16, 1 << (n - 1).bit_length())
 
 
+@functools.cache
 def head_dim_chunks(head_dim: int, max_chunk: int = MAX_HEAD_DIM) -> tuple[int, ...]:
     """At most three descending powers of two from 16 to ``max_chunk``, with the least sum that covers the head dim.
 
@@ -120,6 +128,7 @@ _FLOAT32_NVIDIA: list[_Row] = [(64, 32, 32, 8, 1, 256), (128, 32, 16, 8, 1, 256)
 _FLOAT32_AMD: list[_Row] = [(128, 64, 16, 4, 1, 256), (256, 32, 16, 4, 1, 128)]
 
 
+@functools.lru_cache(maxsize=1024)  # asked at every launch
 def forward_config(
     target: str,
     head_dim: int,
@@ -181,7 +190,20 @@ def forward_candidates(
         replace(chosen, split_d=False),
         _from_row(target, _row(by_pointer, width)),
     ]
+    if target == "sm_90" and chosen.descriptors:
+        whole = seqlen_k is not None and seqlen_k % chosen.block_n == 0
+        neighbours += _schedules(chosen, (head_dim, head_dim_v), whole)
     return [c for c in dict.fromkeys(neighbours) if c.block_n >= 16]
+
+
+def _schedules(chosen: ForwardConfig, head_dims: tuple[int, int], whole_blocks: bool) -> list[ForwardConfig]:
+    """The other schedules that can pay: a specialised loop checks every block where one is not whole."""
+    others = []
+    if whole_blocks:  # its compiler deals registers out by itself: a limit would count them for all its warps
+        others.append(replace(chosen, schedule="specialized", num_warps=4, max_registers=None))
+    if max(head_dims) <= 128 and all(len(head_dim_chunks(d)) == 1 for d in head_dims):
+        others += [replace(chosen, schedule="rotated", block_n=n) for n in (chosen.block_n, chosen.block_n // 2)]
+    return others
 
 
 def _row(rows: list[_Row], width: int) -> _Row:

@@ -6,6 +6,7 @@ those of sm_90 by Triton 3.6 as well, which needs more registers than 3.7.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -173,6 +174,7 @@ _FLOAT32_AMD: tuple[list[_Row], list[_Row]] = (
 )
 
 
+@functools.lru_cache(maxsize=1024)  # asked at every launch
 def backward_config(
     target: str, head_dim: int, head_dim_v: int, dtype: torch.dtype, *, has_mask: bool = False, has_map: bool = False
 ) -> BackwardConfig:

@@ -5,6 +5,7 @@ Every row was compiled ahead of time for its target and found free of register s
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -87,6 +88,7 @@ _MASKED: dict[str, list[_Row]] = {
 _FLOAT32: list[_Row] = [(256, 32, 16, 8, 1, 16)]
 
 
+@functools.lru_cache(maxsize=1024)  # asked at every launch
 def map_config(
     target: str, head_dim: int, head_dim_v: int, dtype: torch.dtype, *, seqlen_k: int, mask_per_query: bool = False
 ) -> MapConfig:

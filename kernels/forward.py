@@ -23,6 +23,10 @@ from entropy_attn.kernels.tiles import (
     store_rows,
 )
 
+PLAIN = tl.constexpr(0)
+SPECIALIZED = tl.constexpr(1)
+ROTATED = tl.constexpr(2)
+
 
 @triton.jit
 def _online_softmax(s, factor, m_i, l_i, e_i, NEGATIVE: tl.constexpr, RETURN_ENTROPY: tl.constexpr):
@@ -44,20 +48,15 @@ def _online_softmax(s, factor, m_i, l_i, e_i, NEGATIVE: tl.constexpr, RETURN_ENT
 
 
 @triton.jit
-def _attend_block(
-    q0, q1, q2, k0_src, k1_src, k2_src, v0_src, v1_src, v2_src, acc0, acc1, acc2, m_i, l_i, e_i,
-    factor, mask_ptr, off_b, off_h_kv, start_m, start_n,
-    stride_kn, stride_kd, stride_vn, stride_vd, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
-    HEAD_DIM: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
-    HEAD_DIM_V: tl.constexpr, V0: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
-    IS_CAUSAL: tl.constexpr, CHECK_KEYS: tl.constexpr, SCALE_TENSOR: tl.constexpr, NEGATIVE: tl.constexpr,
-    RETURN_ENTROPY: tl.constexpr, DESCRIPTORS: tl.constexpr, WIDE: tl.constexpr,
+def _products(
+    q0, q1, q2, k0_src, k1_src, k2_src, off_b, off_h_kv, start_n, stride_kn, stride_kd, seqlen_k,
+    HEAD_DIM: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, BLOCK_N: tl.constexpr,
+    CHECK_KEYS: tl.constexpr, DESCRIPTORS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """All queries of this program against one block of keys. CHECK_KEYS: some of its keys may have to be left out."""
+    """Queries times one block of keys, [BLOCK_M, BLOCK_N]."""
     k0 = load_rows(k0_src, off_b, off_h_kv, start_n, stride_kn, stride_kd, seqlen_k,
                    0, BLOCK_N, D0, HEAD_DIM, CHECK_KEYS, DESCRIPTORS, WIDE)  # fmt: skip
-    s = tl.dot(q0, tl.trans(k0), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
+    s = tl.dot(q0, tl.trans(k0), input_precision=PRECISION)
     if D1 > 0:
         k1 = load_rows(k1_src, off_b, off_h_kv, start_n, stride_kn, stride_kd, seqlen_k,
                        D0, BLOCK_N, D1, HEAD_DIM, CHECK_KEYS, DESCRIPTORS, WIDE)  # fmt: skip
@@ -66,7 +65,20 @@ def _attend_block(
         k2 = load_rows(k2_src, off_b, off_h_kv, start_n, stride_kn, stride_kd, seqlen_k,
                        D0 + D1, BLOCK_N, D2, HEAD_DIM, CHECK_KEYS, DESCRIPTORS, WIDE)  # fmt: skip
         s = tl.dot(q2, tl.trans(k2), s, input_precision=PRECISION)
+    return s
 
+
+@triton.jit
+def _accumulate(
+    s, v0_src, v1_src, v2_src, acc0, acc1, acc2, m_i, l_i, e_i,
+    factor, mask_ptr, off_b, off_h_kv, start_m, start_n,
+    stride_vn, stride_vd, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
+    HEAD_DIM_V: tl.constexpr, V0: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, CHECK_KEYS: tl.constexpr, SCALE_TENSOR: tl.constexpr, NEGATIVE: tl.constexpr,
+    RETURN_ENTROPY: tl.constexpr, DESCRIPTORS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """The softmax of one block, and its values into the sums."""
     if MASK != NO_MASK or CHECK_KEYS or SCALE_TENSOR:  # a scale read from memory has a sign that is not known here
         z = masked_scores(s, factor, mask_ptr, start_m, start_n, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
                           BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, WIDE)  # fmt: skip
@@ -90,6 +102,44 @@ def _attend_block(
 
 
 @triton.jit
+def _attend_block(
+    q0, q1, q2, k0_src, k1_src, k2_src, v0_src, v1_src, v2_src, acc0, acc1, acc2, m_i, l_i, e_i,
+    factor, mask_ptr, off_b, off_h_kv, start_m, start_n,
+    stride_kn, stride_kd, stride_vn, stride_vd, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
+    HEAD_DIM: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
+    HEAD_DIM_V: tl.constexpr, V0: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
+    IS_CAUSAL: tl.constexpr, CHECK_KEYS: tl.constexpr, SCALE_TENSOR: tl.constexpr, NEGATIVE: tl.constexpr,
+    RETURN_ENTROPY: tl.constexpr, DESCRIPTORS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """All queries of this program against one block of keys. CHECK_KEYS: some of its keys may have to be left out."""
+    s = _products(
+        q0, q1, q2, k0_src, k1_src, k2_src, off_b, off_h_kv, start_n, stride_kn, stride_kd, seqlen_k,
+        HEAD_DIM, D0, D1, D2, BLOCK_N, CHECK_KEYS, DESCRIPTORS, WIDE,
+    )  # fmt: skip
+    return _accumulate(
+        s, v0_src, v1_src, v2_src, acc0, acc1, acc2, m_i, l_i, e_i,
+        factor, mask_ptr, off_b, off_h_kv, start_m, start_n,
+        stride_vn, stride_vd, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
+        HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY,
+        IS_CAUSAL, CHECK_KEYS, SCALE_TENSOR, NEGATIVE, RETURN_ENTROPY, DESCRIPTORS, WIDE,
+    )  # fmt: skip
+
+
+@triton.jit
+def _load_queries(
+    q_ptr, start_m, stride_qm, stride_qd, seqlen_q, OFF_D: tl.constexpr, BLOCK_M: tl.constexpr, COLS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, SCHEDULE: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    if SCHEDULE == SPECIALIZED:  # whose compiler knows no pointers, and splits only a descriptor that is made here
+        queries = tl.make_tensor_descriptor(q_ptr, [seqlen_q, HEAD_DIM], [stride_qm, 1], [BLOCK_M, COLS])
+        return queries.load([start_m, OFF_D])
+    else:
+        return load_rows(q_ptr, 0, 0, start_m, stride_qm, stride_qd, seqlen_q,
+                         OFF_D, BLOCK_M, COLS, HEAD_DIM, True, False, WIDE)  # fmt: skip
+
+
+@triton.jit
 def _attend_rows(
     q_ptr, k0_src, k1_src, k2_src, v0_src, v1_src, v2_src, out_ptr, lse_ptr, entropy_ptr, mask_ptr, scale_ptr,
     sm_scale_log2, off_b, off_h, off_h_kv, off_row, block,
@@ -100,20 +150,18 @@ def _attend_rows(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
     IS_CAUSAL: tl.constexpr, SCALE_TENSOR: tl.constexpr, NEGATIVE: tl.constexpr, RETURN_LSE: tl.constexpr,
     RETURN_ENTROPY: tl.constexpr, TAIL_STAGES: tl.constexpr, DESCRIPTORS: tl.constexpr,
-    WIDE: tl.constexpr,
+    SCHEDULE: tl.constexpr, FULL_BLOCKS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """One block of queries of one head; q_ptr, out_ptr and mask_ptr point to that head's first element."""
     start_m = block * BLOCK_M
-    q0 = load_rows(q_ptr, off_b, off_h, start_m, stride_qm, stride_qd, seqlen_q,
-                   0, BLOCK_M, D0, HEAD_DIM, True, False, WIDE)  # fmt: skip
+    q0 = _load_queries(q_ptr, start_m, stride_qm, stride_qd, seqlen_q, 0, BLOCK_M, D0, HEAD_DIM, SCHEDULE, WIDE)
     q1 = q0  # placeholders for chunks that this head dim does not have
     q2 = q0
     if D1 > 0:
-        q1 = load_rows(q_ptr, off_b, off_h, start_m, stride_qm, stride_qd, seqlen_q,
-                       D0, BLOCK_M, D1, HEAD_DIM, True, False, WIDE)  # fmt: skip
+        q1 = _load_queries(q_ptr, start_m, stride_qm, stride_qd, seqlen_q, D0, BLOCK_M, D1, HEAD_DIM, SCHEDULE, WIDE)
     if D2 > 0:
-        q2 = load_rows(q_ptr, off_b, off_h, start_m, stride_qm, stride_qd, seqlen_q,
-                       D0 + D1, BLOCK_M, D2, HEAD_DIM, True, False, WIDE)  # fmt: skip
+        q2 = _load_queries(q_ptr, start_m, stride_qm, stride_qd, seqlen_q, D0 + D1, BLOCK_M, D2, HEAD_DIM, SCHEDULE,
+                           WIDE)  # fmt: skip
 
     factor = sm_scale_log2
     if SCALE_TENSOR:
@@ -126,29 +174,66 @@ def _attend_rows(
     acc1 = tl.zeros([BLOCK_M, V1 if V1 > 0 else 16], tl.float32)
     acc2 = tl.zeros([BLOCK_M, V2 if V2 > 0 else 16], tl.float32)
 
-    # First the blocks whose keys every query here attends, then those on the diagonal or over the end.
     end_n = seqlen_k
     end_full = seqlen_k
     if IS_CAUSAL:
         end_n = tl.minimum(seqlen_k, start_m + BLOCK_M)
         end_full = tl.minimum(seqlen_k, start_m + 1)
     end_full = (end_full // BLOCK_N) * BLOCK_N
-    for start_n in tl.range(0, end_full, BLOCK_N):
-        acc0, acc1, acc2, m_i, l_i, e_i = _attend_block(
-            q0, q1, q2, k0_src, k1_src, k2_src, v0_src, v1_src, v2_src, acc0, acc1, acc2, m_i, l_i, e_i,
-            factor, mask_ptr, off_b, off_h_kv, start_m, start_n,
-            stride_kn, stride_kd, stride_vn, stride_vd, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
-            HEAD_DIM, D0, D1, D2, HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY,
-            IS_CAUSAL, False, SCALE_TENSOR, NEGATIVE, RETURN_ENTROPY, DESCRIPTORS, WIDE,
-        )  # fmt: skip
-    for start_n in tl.range(end_full, end_n, BLOCK_N, num_stages=TAIL_STAGES):
-        acc0, acc1, acc2, m_i, l_i, e_i = _attend_block(
-            q0, q1, q2, k0_src, k1_src, k2_src, v0_src, v1_src, v2_src, acc0, acc1, acc2, m_i, l_i, e_i,
-            factor, mask_ptr, off_b, off_h_kv, start_m, start_n,
-            stride_kn, stride_kd, stride_vn, stride_vd, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
-            HEAD_DIM, D0, D1, D2, HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY,
-            IS_CAUSAL, True, SCALE_TENSOR, NEGATIVE, RETURN_ENTROPY, DESCRIPTORS, WIDE,
-        )  # fmt: skip
+    if SCHEDULE == SPECIALIZED:  # the compiler gives the fetching to warps of their own, in one loop and no second
+        for start_n in tl.range(0, end_n, BLOCK_N, warp_specialize=True):
+            acc0, acc1, acc2, m_i, l_i, e_i = _attend_block(
+                q0, q1, q2, k0_src, k1_src, k2_src, v0_src, v1_src, v2_src, acc0, acc1, acc2, m_i, l_i, e_i,
+                factor, mask_ptr, off_b, off_h_kv, start_m, start_n,
+                stride_kn, stride_kd, stride_vn, stride_vd, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
+                HEAD_DIM, D0, D1, D2, HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY,
+                IS_CAUSAL, not FULL_BLOCKS, SCALE_TENSOR, NEGATIVE, RETURN_ENTROPY, DESCRIPTORS, WIDE,
+            )  # fmt: skip
+    else:  # first the blocks whose keys every query here attends, then those on the diagonal or over the end
+        if SCHEDULE == ROTATED:  # the next block's products are on their way while this one's exponentials are taken
+            if end_full > 0:
+                s = _products(
+                    q0, q1, q2, k0_src, k1_src, k2_src, off_b, off_h_kv, 0, stride_kn, stride_kd, seqlen_k,
+                    HEAD_DIM, D0, D1, D2, BLOCK_N, False, DESCRIPTORS, WIDE,
+                )  # fmt: skip
+                for start_n in tl.range(0, end_full - BLOCK_N, BLOCK_N):
+                    following = _products(
+                        q0, q1, q2, k0_src, k1_src, k2_src, off_b, off_h_kv, start_n + BLOCK_N,
+                        stride_kn, stride_kd, seqlen_k,
+                        HEAD_DIM, D0, D1, D2, BLOCK_N, False, DESCRIPTORS, WIDE,
+                    )  # fmt: skip
+                    acc0, acc1, acc2, m_i, l_i, e_i = _accumulate(
+                        s, v0_src, v1_src, v2_src, acc0, acc1, acc2, m_i, l_i, e_i,
+                        factor, mask_ptr, off_b, off_h_kv, start_m, start_n,
+                        stride_vn, stride_vd, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
+                        HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY,
+                        IS_CAUSAL, False, SCALE_TENSOR, NEGATIVE, RETURN_ENTROPY, DESCRIPTORS, WIDE,
+                    )  # fmt: skip
+                    s = following
+                acc0, acc1, acc2, m_i, l_i, e_i = _accumulate(
+                    s, v0_src, v1_src, v2_src, acc0, acc1, acc2, m_i, l_i, e_i,
+                    factor, mask_ptr, off_b, off_h_kv, start_m, end_full - BLOCK_N,
+                    stride_vn, stride_vd, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
+                    HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY,
+                    IS_CAUSAL, False, SCALE_TENSOR, NEGATIVE, RETURN_ENTROPY, DESCRIPTORS, WIDE,
+                )  # fmt: skip
+        else:
+            for start_n in tl.range(0, end_full, BLOCK_N):
+                acc0, acc1, acc2, m_i, l_i, e_i = _attend_block(
+                    q0, q1, q2, k0_src, k1_src, k2_src, v0_src, v1_src, v2_src, acc0, acc1, acc2, m_i, l_i, e_i,
+                    factor, mask_ptr, off_b, off_h_kv, start_m, start_n,
+                    stride_kn, stride_kd, stride_vn, stride_vd, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
+                    HEAD_DIM, D0, D1, D2, HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY,
+                    IS_CAUSAL, False, SCALE_TENSOR, NEGATIVE, RETURN_ENTROPY, DESCRIPTORS, WIDE,
+                )  # fmt: skip
+        for start_n in tl.range(end_full, end_n, BLOCK_N, num_stages=TAIL_STAGES):
+            acc0, acc1, acc2, m_i, l_i, e_i = _attend_block(
+                q0, q1, q2, k0_src, k1_src, k2_src, v0_src, v1_src, v2_src, acc0, acc1, acc2, m_i, l_i, e_i,
+                factor, mask_ptr, off_b, off_h_kv, start_m, start_n,
+                stride_kn, stride_kd, stride_vn, stride_vd, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
+                HEAD_DIM, D0, D1, D2, HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY,
+                IS_CAUSAL, True, SCALE_TENSOR, NEGATIVE, RETURN_ENTROPY, DESCRIPTORS, WIDE,
+            )  # fmt: skip
 
     # An empty row collected p = 1 for its excluded keys; every attended key would have wiped that out (alpha = 0).
     empty = m_i < EMPTY_ROW
@@ -207,7 +292,8 @@ def attention_forward_pointers(
         in_eights(stride_om, STRIDES_IN_EIGHTS),
         stride_mask_m, stride_mask_n, stride_scale, seqlen_q, seqlen_k,
         HEAD_DIM, D0, D1, D2, HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY,
-        IS_CAUSAL, SCALE_TENSOR, NEGATIVE, RETURN_LSE, RETURN_ENTROPY, TAIL_STAGES, False, WIDE,
+        IS_CAUSAL, SCALE_TENSOR, NEGATIVE, RETURN_LSE, RETURN_ENTROPY, TAIL_STAGES, False,
+        PLAIN, False, WIDE,
     )  # fmt: skip
 
 
@@ -223,7 +309,7 @@ def attention_forward_descriptors(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
     IS_CAUSAL: tl.constexpr, SCALE_TENSOR: tl.constexpr, NEGATIVE: tl.constexpr, RETURN_LSE: tl.constexpr,
     RETURN_ENTROPY: tl.constexpr, TAIL_STAGES: tl.constexpr,
-    STRIDES_IN_EIGHTS: tl.constexpr, WIDE: tl.constexpr,
+    STRIDES_IN_EIGHTS: tl.constexpr, SCHEDULE: tl.constexpr, FULL_BLOCKS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Keys and values through descriptors over (batch, head, key, column), one for each chunk of the head dim."""
     off_b, off_h, off_h_kv, off_bh, block = program(num_heads, group, seqlen_q, BLOCK_M, IS_CAUSAL)
@@ -239,5 +325,6 @@ def attention_forward_descriptors(
         in_eights(stride_qm, STRIDES_IN_EIGHTS), stride_qd, 0, 0, 0, 0, in_eights(stride_om, STRIDES_IN_EIGHTS),
         stride_mask_m, stride_mask_n, stride_scale, seqlen_q, seqlen_k,
         HEAD_DIM, D0, D1, D2, HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY,
-        IS_CAUSAL, SCALE_TENSOR, NEGATIVE, RETURN_LSE, RETURN_ENTROPY, TAIL_STAGES, True, WIDE,
+        IS_CAUSAL, SCALE_TENSOR, NEGATIVE, RETURN_LSE, RETURN_ENTROPY, TAIL_STAGES, True,
+        SCHEDULE, FULL_BLOCKS, WIDE,
     )  # fmt: skip

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +24,9 @@ from entropy_attn.kernels.arguments import (
     scale_arguments,
     tile_span,
 )
-from entropy_attn.kernels.configs import ForwardConfig, forward_config
+from entropy_attn.kernels.configs import SCHEDULES, ForwardConfig, forward_config
+from entropy_attn.kernels.measured import Measured, measured
+from entropy_attn.kernels.plans import Plan, first_launch, launch, layout
 from entropy_attn.kernels.support import call_target
 
 AUTOTUNE_VARIABLE = "ENTROPY_ATTN_AUTOTUNE"
@@ -62,13 +66,14 @@ def attention_forward(
         attn_mask = attn_mask[(None,) * (4 - attn_mask.dim())]
     call = ForwardCall(query, key, value, out, lse, entropy, attn_mask, is_causal, scale, call_target(query))
     with on_device(query.device):
-        if autotune:
+        if config is not None:
+            call.launch(config)
+        elif autotune:
             from entropy_attn.kernels.autotune import tuned_config
 
-            config = tuned_config(call)
-        elif config is None:
-            config = call.table_config()
-        call.launch(config)
+            launch(("tuned", *call.plan_key()), call.own(), lambda: call.launch(tuned_config(call)))
+        else:
+            launch(call.plan_key(), call.own(), lambda: call.launch(call.table_config()))
     return out, lse, entropy
 
 
@@ -99,22 +104,64 @@ class ForwardCall:
             "descriptors": self.descriptors_allowed(),
         }
 
+    @functools.cached_property
+    def scaling(self) -> tuple[Tensor | None, float, int]:
+        """``(tensor or None, factor in base 2, stride)``"""
+        return scale_arguments(self.scale, self.query.shape[3])
+
     def table_config(self) -> ForwardConfig:
-        return forward_config(**self.options())
+        """What was measured on such a card to be the fastest for such a call, else the row of the static table."""
+        row = self.measured_row()
+        return forward_config(**self.options()) if row is None else row.config
+
+    def measured_row(self) -> Measured | None:
+        one_width = self.query.shape[3] == self.value.shape[3]
+        plain = one_width and self.attn_mask is None and not self.is_causal
+        row = None
+        if plain and self.query.dtype != torch.float32:
+            lengths = self.query.shape[2], self.key.shape[2]
+            row = measured(self.target, self.query.shape[3], *lengths, entropy=self.entropy is not None)
+        if row is None or (row.config.descriptors and not self.descriptors_allowed()):
+            return None
+        whole = self.key.shape[2] % row.config.block_n == 0 and describable(self.query)
+        return row if row.config.schedule != "specialized" or whole else None
 
     def descriptors_allowed(self) -> bool:
         return describable(self.key) and describable(self.value)
 
-    def launch(self, config: ForwardConfig) -> None:
+    def own(self) -> tuple[Any, ...]:
+        """The values that differ between calls of one ``plan_key``."""
+        tensors = (self.query, self.key, self.value, self.out, self.lse, self.entropy, self.attn_mask)
+        return (*tensors, *self.scaling[:2])
+
+    def plan_key(self) -> Hashable:
+        """All else that the table's configuration, the arguments and the compiled code depend on."""
+        scale = layout(self.scale) if isinstance(self.scale, Tensor) else self.scaling[1] < 0
+        wanted = (self.lse is not None, self.entropy is not None)
+        tensors = (layout(self.query), layout(self.key), layout(self.value), layout(self.attn_mask))
+        return ("forward", *tensors, self.query.device, self.target, self.is_causal, scale, *wanted)
+
+    def launch(self, config: ForwardConfig) -> Plan | None:
+        """Launch the kernel, and return how to launch it again."""
         from entropy_attn.kernels import forward
 
         batch, num_heads, seqlen_q, _ = self.query.shape
-        grid = (batch * num_heads * -(-seqlen_q // config.block_m),)
-        kernel, arguments, constants = self.arguments(config)
-        getattr(forward, kernel)[grid](*arguments, **constants, **compile_options(config))
+        programs = batch * num_heads * -(-seqlen_q // config.block_m)
+        name, arguments, constants = self.arguments(config)
+        kernel, options = getattr(forward, name), compile_options(config)
+        scratch = config.schedule == "specialized"  # makes a descriptor on the device
+        return first_launch(kernel, programs, arguments, constants, options, self.own(), scratch)
 
     def arguments(self, config: ForwardConfig) -> tuple[str, list[Any], dict[str, Any]]:
         """The kernel's name, its run-time arguments in order, and its compile-time ones."""
+        specialized = config.schedule == "specialized"
+        if config.schedule != "plain" and not config.descriptors:
+            raise ValueError(f"schedule={config.schedule!r} needs descriptors; got {config}")
+        if specialized and not (self.attn_mask is None and describable(self.query)):
+            raise ValueError(
+                "schedule='specialized' needs a call without a mask and a query with 16-byte aligned data and strides; "
+                f"got {'no' if self.attn_mask is None else 'a'} mask and query strides {self.query.stride()}"
+            )
         if config.descriptors and not self.descriptors_allowed():
             raise ValueError(
                 "descriptors need a unit last stride, 16-byte aligned data and strides, and at least one key; "
@@ -134,7 +181,7 @@ class ForwardCall:
             sources = [self.key, self.value]
             by_pointer = [self.query, self.key, self.value, self.out]
 
-        scale_tensor, factor, scale_stride = scale_arguments(self.scale, head_dim)
+        scale_tensor, factor, scale_stride = self.scaling
         mask_strides = (0, 0, 0, 0) if self.attn_mask is None else broadcast_strides(self.attn_mask)
         strides = [s for t in by_pointer[:-1] for s in t.stride()] + list(self.out.stride()[:3])
         lengths = [num_heads, num_heads // self.key.shape[1], self.query.shape[2], self.key.shape[2]]
@@ -160,4 +207,10 @@ class ForwardCall:
             "STRIDES_IN_EIGHTS": all(s % 8 == 0 for t in by_pointer for s in t.stride()[:3]),
             "WIDE": max(spans) > INT32_MAX,
         }
+        if config.descriptors:  # the other kernel knows one schedule
+            whole = not self.is_causal and self.key.shape[2] % config.block_n == 0
+            compile_time |= {
+                "SCHEDULE": SCHEDULES.index(config.schedule),
+                "FULL_BLOCKS": config.schedule == "specialized" and whole,
+            }
         return kernel, run_time, compile_time

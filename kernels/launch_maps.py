@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +23,7 @@ from entropy_attn.kernels.arguments import (
 )
 from entropy_attn.kernels.configs_maps import MapConfig, heads_per_program, map_config
 from entropy_attn.kernels.launch import attention_forward
+from entropy_attn.kernels.plans import Plan, first_launch, launch, layout
 from entropy_attn.kernels.support import call_target
 
 
@@ -43,8 +46,8 @@ def attention_forward_with_map(
     """
     if attn_mask is not None:
         attn_mask = attn_mask[(None,) * (4 - attn_mask.dim())]
-    target = call_target(query)
-    if config is None:
+    target, by_table = call_target(query), config is None
+    if by_table:
         mask_per_query = attn_mask is not None and attn_mask.shape[2] > 1
         widths = query.shape[3], value.shape[3]
         config = map_config(target, *widths, query.dtype, seqlen_k=key.shape[2], mask_per_query=mask_per_query)
@@ -79,7 +82,10 @@ def attention_forward_with_map(
     parts = allocate(shape, torch.float32, query.device)[..., :columns]
     call = MapCall(query, key, value, out, lse, entropy, parts, map_keys, heads, **given, target=target)
     with on_device(query.device):
-        call.launch(config)
+        if by_table:
+            launch(call.plan_key(), call.own(), lambda: call.launch(config))
+        else:
+            call.launch(config)
     return out, lse if return_lse else None, entropy, parts[0] if len(parts) == 1 else parts.sum(0)
 
 
@@ -101,13 +107,32 @@ class MapCall:
     scale: float | Tensor | None
     target: str
 
-    def launch(self, config: MapConfig) -> None:
+    def own(self) -> tuple[Any, ...]:
+        """The values that differ between calls of one ``plan_key``."""
+        written = (self.out, self.lse, self.entropy, self.map_parts)
+        return (self.query, self.key, self.value, *written, self.attn_mask, *self.scaling[:2])
+
+    def plan_key(self) -> Hashable:
+        """All else that the table's configuration, the arguments and the compiled code depend on."""
+        scale = layout(self.scale) if isinstance(self.scale, Tensor) else self.scaling[1] < 0
+        read = (layout(self.query), layout(self.key), layout(self.value), layout(self.attn_mask))
+        wanted = (self.lse is not None, self.entropy is not None, self.map_keys, self.heads_per_program)
+        return ("map", *read, self.query.device, self.target, self.is_causal, scale, *wanted)
+
+    def launch(self, config: MapConfig) -> Plan | None:
+        """Launch the kernel, and return how to launch it again."""
         from entropy_attn.kernels import maps
 
         parts, batch, seqlen_q, columns = self.map_parts.shape
         blocks = -(-seqlen_q // config.block_m) * (1 if config.one_pass else -(-columns // config.block_n))
-        kernel, arguments, constants = self.arguments(config)
-        getattr(maps, kernel)[(batch * parts * blocks,)](*arguments, **constants, **compile_options(config))
+        name, arguments, constants = self.arguments(config)
+        kernel, options = getattr(maps, name), compile_options(config)
+        return first_launch(kernel, batch * parts * blocks, arguments, constants, options, self.own())
+
+    @functools.cached_property
+    def scaling(self) -> tuple[Tensor | None, float, int]:
+        """``(tensor or None, factor in base 2, stride)``"""
+        return scale_arguments(self.scale, self.query.shape[3])
 
     def arguments(self, config: MapConfig) -> tuple[str, list[Any], dict[str, Any]]:
         """The kernel's name, its run-time arguments in order, and its compile-time ones."""
@@ -115,7 +140,7 @@ class MapCall:
         seqlen_k, head_dim_v = self.value.shape[2:]
         (full_d, tail_d), (full_v, tail_v) = config.split(head_dim), config.split(head_dim_v)
         by_stride = [self.query, self.key, self.value, self.out] if config.one_pass else [self.query, self.key]
-        scale_tensor, factor, scale_stride = scale_arguments(self.scale, head_dim)
+        scale_tensor, factor, scale_stride = self.scaling
         mask_strides = (0, 0, 0, 0) if self.attn_mask is None else broadcast_strides(self.attn_mask)
         strides = [s for t in by_stride[:3] for s in t.stride()]
         strides += self.out.stride()[:3] if config.one_pass else ()

@@ -1,6 +1,6 @@
 """Guidance on the embedded shapes model: every arm, at the strength chosen for it, on captions that chose nothing.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.tsam.select      # first, once
+    OMP_NUM_THREADS=1 python -m benchmarks.tsam.choose      # first, once
     OMP_NUM_THREADS=1 python -m benchmarks.tsam.evaluate    # 300 captions x 4 seeds x 8 arms: 90 minutes of a core
     python -m benchmarks.tsam.summary                       # intervals and the figure, from the rows
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.tsam.arms import ARMS
-from benchmarks.tsam.select import RESULTS, TABLE, chosen_on, chosen_settings
+from benchmarks.tsam.choose import RESULTS, TABLE, chosen_on, chosen_settings
 from benchmarks.tsam.trials import GUIDED, STEPS, Caption, Trials, chunks, reported_captions, selection_captions, trial
 from entropy_attn.shapes import load_pipeline
 
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--pictures", type=Path, default=PICTURES, help="their rows, read and appended to")
-    parser.add_argument("--selection", type=Path, default=TABLE, help="the table that benchmarks.tsam.select wrote")
+    parser.add_argument("--selection", type=Path, default=TABLE, help="the table that benchmarks.tsam.choose wrote")
     parser.add_argument("--limit", type=int, help="stop after this many new pictures")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--guided", type=int, default=GUIDED, help="guided steps, the first ones (default %(default)s)")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.tsam.arms import objects
-from benchmarks.tsam.select import RESULTS
+from benchmarks.tsam.choose import RESULTS
 from benchmarks.tsam.summary import interval
 from benchmarks.tsam.trials import reported_captions
 from entropy_attn.bench.machine import machine, version

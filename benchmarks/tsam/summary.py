@@ -21,7 +21,7 @@ from scipy import stats
 from benchmarks.report import GUIDANCES
 from benchmarks.tsam.arms import ARMS
 from benchmarks.tsam.evaluate import PICTURES, RESULTS
-from benchmarks.tsam.select import TABLE, chosen_settings
+from benchmarks.tsam.choose import TABLE, chosen_settings
 from entropy_attn.bench.machine import machine, version
 
 METRICS = {"presence": "every object present", "binding": "binding", "count": "exact count", "relation": "relation"}
@@ -76,7 +76,10 @@ def summarise(values: dict[str, dict[Key, dict[str, float]]], resamples: int = R
 
 
 def read(path: Path, selection: Path) -> dict[str, dict[Key, dict[str, float]]]:
-    """The marks of every arm at its chosen strength."""
+    """The marks of every arm at its chosen strength, of the pictures that every arm has drawn.
+
+    Of a run that was cut short, the arms of its last batch that came first have more.
+    """
     chosen = {(s.arm, s.alpha, s.gamma) for s in chosen_settings(selection)}
     values: dict[str, dict[Key, dict[str, float]]] = {arm: {} for arm in ARMS}
     with path.open(newline="") as file:
@@ -84,7 +87,9 @@ def read(path: Path, selection: Path) -> dict[str, dict[Key, dict[str, float]]]:
             if (row["arm"], row["alpha"], row["gamma"]) in chosen:
                 marks = {name: float(row[name]) for name in METRICS if row[name]}
                 values[row["arm"]][row["split"], row["caption"], row["seed"]] = marks
-    return {arm: pictures for arm, pictures in values.items() if pictures}
+    drawn = {arm: pictures for arm, pictures in values.items() if pictures}
+    shared = set.intersection(*(set(pictures) for pictures in drawn.values()))
+    return {arm: {key: pictures[key] for key in sorted(shared)} for arm, pictures in drawn.items()}
 
 
 def draw(rows: list[dict], path: Path) -> None:

@@ -49,6 +49,7 @@ class Code:
     warnings: list[str] = field(default_factory=list)
     program: collections.Counter = field(default_factory=collections.Counter)
     loop: collections.Counter = field(default_factory=collections.Counter)
+    exp_in_flight: int = 0  # exponentials of the loop that are taken while products run (Hopper)
 
     @property
     def matrix_instructions(self) -> int:
@@ -126,8 +127,11 @@ def _read_nvidia(cubin: bytes, log: str, shared: int) -> Code:
 _SASS = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)\s*([^;]*)")
 
 
-def _count_sass(text: str) -> tuple[collections.Counter, collections.Counter]:
-    """Opcodes of the program, and of the innermost loop that has the most matrix (else FMA) instructions."""
+def _count_sass(text: str) -> tuple[collections.Counter, collections.Counter, int]:
+    """Opcodes of the program, and of the innermost loop that has the most matrix (else FMA) instructions.
+
+    And how many exponentials this loop takes while products are on their way.
+    """
     labels: dict[str, int] = {}
     code: list[tuple[str, str, bool]] = []  # opcode, operands, predicated
     for line in text.splitlines():
@@ -146,7 +150,22 @@ def _count_sass(text: str) -> tuple[collections.Counter, collections.Counter]:
             loops.append((start, i + 1))
     inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] and _work(code, b) for b in loops)]
     best = max(inner, key=lambda a: _work(code, a), default=(0, 0))
-    return _histogram(code), _histogram(code[slice(*best)])
+    return _histogram(code), _histogram(code[slice(*best)]), _exp_in_flight(code[slice(*best)])
+
+
+def _exp_in_flight(loop: list[tuple[str, str, bool]]) -> int:
+    """HGMMA with gsb0 ends a group of products; WARPGROUP.DEPBAR waits until no more than its number are running."""
+    running = found = 0
+    for _ in range(2):  # the second turn knows what the first left running
+        found = 0
+        for op, operands, _ in loop:
+            if op.startswith("HGMMA") and "gsb0" in operands:
+                running += 1
+            elif op.startswith("WARPGROUP.DEPBAR"):
+                running = min(running, int(operands.split(",")[-1], 16))
+            elif op == "MUFU.EX2":
+                found += running > 0
+    return found
 
 
 def _work(code: list[tuple[str, str, bool]], loop: tuple[int, int]) -> tuple[int, int]:

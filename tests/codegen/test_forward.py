@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from entropy_attn.kernels.configs import TARGETS, ForwardConfig, forward_config
+from entropy_attn.kernels.configs import TARGETS, ForwardConfig, forward_candidates, forward_config
 from entropy_attn.kernels.launch import ForwardCall
 
 from .aot import Code, assert_clean, compile_call
-from .cases import PARTLY_FILLED, table_cases
+from .cases import FAMILY, PARTLY_FILLED, table_cases
 
 HEADS = 8
 DESCRIPTOR_TARGETS = ("sm_90", "sm_100", "sm_120")
@@ -89,6 +89,38 @@ def test_table(target, head_dim):
     without, _ = compiled(target, head_dim, entropy=False)
     assert_fast(without, target, config)
     assert code.loop.total() <= 1.20 * without.loop.total()
+
+
+def candidate(schedule: str, head_dim: int, entropy: bool, block_n: int = 128) -> tuple[Code, ForwardConfig]:
+    """One that autotuning tries on Hopper, for keys that fill their blocks."""
+    call = make_call("sm_90", head_dim, entropy=entropy, seqlen_k=1024)
+    candidates = forward_candidates(**call.options())
+    config = next(c for c in candidates if c.schedule == schedule and c.block_n == block_n)
+    return compile_call(call, config), config
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("head_dim", FAMILY)
+def test_specialized_warps_leave_less_to_the_others(head_dim, entropy):
+    code, config = candidate("specialized", head_dim, entropy)
+    assert_clean(code, "sm_90")
+    assert not code.warnings
+    assert code.program["USETMAXREG"] > 0
+    groups = 3  # one fetches, two share the tile: Triton counts the warps of one
+    assert code.registers * 32 * groups * config.num_warps <= 65_536, "it would not start"
+    plain, _ = candidate("plain", head_dim, entropy)
+    assert code.loop["MUFU.EX2"] == plain.loop["MUFU.EX2"]
+    assert code.loop.total() < 0.97 * plain.loop.total()
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("head_dim, block_n", [(64, 128), (64, 64), (128, 64)])
+def test_a_rotated_loop_takes_exponentials_while_products_run(head_dim, block_n, entropy):
+    code, config = candidate("rotated", head_dim, entropy, block_n)
+    assert_fast(code, "sm_90", config)
+    assert code.exp_in_flight >= 0.75 * code.loop["MUFU.EX2"]
+    plain, _ = candidate("plain", head_dim, entropy)
+    assert plain.exp_in_flight == 0
 
 
 @pytest.mark.parametrize("target, head_dim", SHORT_KEYS)

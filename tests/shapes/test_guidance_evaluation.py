@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from benchmarks.tsam import arms, cost, evaluate, premise, select, summary
-from benchmarks.tsam.select import Setting
+from benchmarks.tsam import arms, choose, cost, evaluate, premise, summary
+from benchmarks.tsam.choose import Setting
 from benchmarks.tsam.trials import MOST_REPORTED, Trials, reported_captions, selection_captions
 from entropy_attn.guidance import TSAM, Prompt
 from entropy_attn.shapes import load_pipeline
@@ -126,23 +126,23 @@ def test_search_takes_the_best_and_goes_beyond_the_edges():
     def peak_at(alpha: float):
         return lambda setting: -abs(math.log(float(setting.alpha) / alpha))
 
-    found = select.search("conform", peak_at(2.0))
+    found = choose.search("conform", peak_at(2.0))
     assert (found[0], len(found)) == (Setting("conform", "2"), 6)
-    found = select.search("conform", peak_at(32.0))
+    found = choose.search("conform", peak_at(32.0))
     assert (found[0], len(found)) == (Setting("conform", "32"), 8)  # 32 and, as it was the greatest then, 64
-    assert len(select.search("conform", peak_at(1e9))) == 6 + select.EXTENSIONS
-    assert select.search("conform", lambda setting: 0.0)[0].alpha == "0.0625"  # the weakest of equals
+    assert len(choose.search("conform", peak_at(1e9))) == 6 + choose.EXTENSIONS
+    assert choose.search("conform", lambda setting: 0.0)[0].alpha == "0.0625"  # the weakest of equals
 
 
 def test_search_of_tsam_tries_gammas_with_the_best_alpha():
     best = {"2": 0.3, "4": 0.2, "8": 0.1}
-    found = select.search("tsam-released", lambda s: best[s.gamma] - abs(math.log(float(s.alpha) / 10)))
+    found = choose.search("tsam-released", lambda s: best[s.gamma] - abs(math.log(float(s.alpha) / 10)))
     assert found[0] == Setting("tsam-released", "10", "2") and len(found) == 6
     assert {s.gamma for s in found if s.alpha == "10"} == {"2", "4", "8"}
 
 
 def test_every_search_has_as_many_settings():
-    counts = {arm: len(alphas) + 2 * (arm in arms.TSAM_ARMS) for arm, alphas in select.ALPHAS.items()}
+    counts = {arm: len(alphas) + 2 * (arm in arms.TSAM_ARMS) for arm, alphas in choose.ALPHAS.items()}
     assert set(counts) == set(arms.ARMS[1:]) and set(counts.values()) == {6}
 
 

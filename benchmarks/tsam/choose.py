@@ -1,6 +1,6 @@
 """Choose the strength of every arm on captions that are not reported: alpha, and gamma for the arms of T-SAM.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.tsam.select
+    OMP_NUM_THREADS=1 python -m benchmarks.tsam.choose
 
 Every arm gets six settings, of which the one with the highest mean of presence and binding is taken (the weaker one of
 equals). An arm of T-SAM tries four alphas with the paper's gamma and then two other gammas with the best of them. Where

@@ -1,0 +1,135 @@
+"""Everything that a launch asks of the host, for a GPU that is not there: the compiler and the driver are stood in for.
+
+What a call would hand to the driver is recorded instead, so that two ways to the same launch can be compared, and the
+host's part of it be timed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from entropy_attn.kernels import forward, maps, plans, support
+
+DEVICE = 97  # Triton keeps compiled kernels by device: these belong to no other
+
+
+@dataclass(frozen=True)
+class Launched:
+    """One launch as the driver would see it."""
+
+    specialised_on: str  # what the compiler was told: types, alignments, constants, options
+    grid: tuple[int, int, int]
+    arguments: tuple[Any, ...]
+
+
+class Driver(DriverBase):
+    """What Triton's launch path asks of a driver."""
+
+    def __init__(self, target: GPUTarget):
+        self.target = target
+
+    @staticmethod
+    def is_active() -> bool:
+        return True
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def get_current_device(self) -> int:
+        return DEVICE
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def map_python_to_cpp_type(self, ty: str) -> str:
+        return ty
+
+    def get_benchmarker(self) -> None:
+        raise RuntimeError("nothing runs here")
+
+
+class Compiled:
+    """In place of a compiled kernel, with what a launch uses of one."""
+
+    function = 1
+    packed_metadata = ()
+
+    def __init__(self, source: Any, options: dict[str, Any], launches: list[Launched] | None):
+        signature = dict(source.signature)
+        self.specialised_on = repr(
+            (source.fn.__name__, signature, source.constants, source.attrs, sorted(options.items()))
+        )
+        self.launches = launches
+
+    def launch_metadata(self, grid: tuple, stream: int, *arguments: Any) -> None:
+        return None
+
+    def run(self, x: int, y: int, z: int, stream: int, function: int, metadata: Any, *rest: Any) -> None:
+        if self.launches is not None:
+            seen = tuple(map(_seen, rest[3:]))  # after the launch's own metadata and hooks
+            self.launches.append(Launched(self.specialised_on, (x, y, z), seen))
+
+    def __getitem__(self, grid: tuple[int, int, int]) -> Any:
+        def runner(*arguments: Any) -> None:
+            stream = driver.active.get_current_stream(driver.active.get_current_device())
+            metadata = self.launch_metadata(grid, stream, *arguments)
+            hooks = (knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook)
+            self.run(*grid, stream, self.function, self.packed_metadata, metadata, *hooks, *arguments)
+
+        return runner
+
+
+def _seen(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return ("tensor", argument.data_ptr(), argument.dtype)
+    if isinstance(argument, TensorDescriptor):
+        lists = (tuple(argument.shape), tuple(argument.strides), tuple(argument.block_shape))
+        return ("descriptor", argument.base.data_ptr(), argument.base.dtype, *lists, argument.padding)
+    return argument
+
+
+@contextlib.contextmanager
+def recorded(target: str = "sm_90", keep: bool = True) -> Iterator[list[Launched]]:
+    """CPU tensors launch as on ``target``, and nothing runs: outputs stay as they were allocated.
+
+    ``keep`` False records nothing, so that the time of a launch is the host's alone.
+    """
+    launches: list[Launched] = []
+    compile_really = JITFunction._do_compile
+
+    def do_compile(kernel: JITFunction, *arguments: Any, **keywords: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            make = functools.partial(Compiled, launches=launches if keep else None)
+            patch.setattr(kernel, "compile", lambda source, target, options: make(source, options))
+            return compile_really(kernel, *arguments, **keywords)
+
+    plans.forget()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(support, "_environment_reasons", lambda device: ())
+        patch.setattr(support, "_target", lambda device: target)
+        patch.setattr(JITFunction, "_do_compile", do_compile)
+        patch.setattr(driver, "_active", Driver(GPUTarget("cuda", int(target.removeprefix("sm_")), 32)))
+        try:
+            yield launches
+        finally:
+            plans.forget()
+            for kernel in (*vars(forward).values(), *vars(maps).values()):
+                if isinstance(kernel, JITFunction):
+                    kernel.device_caches.pop(DEVICE, None)

@@ -1,0 +1,157 @@
+"""A launch by its plan is the launch that the compiler's own path makes, and costs the host little."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import entropy_attn as ea
+from entropy_attn.kernels import plans
+
+from .host import Launched, recorded
+
+
+def tensors(
+    batch: int, heads: int, queries: int, keys: int, dim: int, *, layout: str = "bhnd", skip: int = 0,
+    heads_kv: int | None = None, dtype: torch.dtype = torch.float16,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """``skip``: elements before the first, which take the alignment away."""
+
+    def one(n: int, h: int) -> Tensor:
+        flat = torch.randn(skip + batch * h * n * dim).to(dtype)[skip:]
+        return flat.view(batch, n, h, dim).transpose(1, 2) if layout == "bnhd" else flat.view(batch, h, n, dim)
+
+    return one(queries, heads), one(keys, heads_kv or heads), one(keys, heads_kv or heads)
+
+
+def random_mask(*shape: int) -> Tensor:
+    return torch.rand(shape) > 0.5
+
+
+# Neighbours differ in one thing that the compiler specialises on, or that an argument depends on.
+CALLS: dict[str, Callable[[], tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]]] = {
+    "plain": lambda: (tensors(2, 8, 256, 256, 64), {}),
+    "other length": lambda: (tensors(2, 8, 256, 255, 64), {}),
+    "a multiple of 16": lambda: (tensors(2, 8, 256, 272, 64), {}),
+    "one query": lambda: (tensors(2, 8, 1, 256, 64), {}),
+    "one head": lambda: (tensors(2, 1, 256, 256, 64), {}),
+    "tokens outside": lambda: (tensors(2, 8, 256, 256, 64, layout="bnhd"), {}),
+    "not aligned": lambda: (tensors(2, 8, 256, 256, 64, skip=1), {}),
+    "aligned to 8 bytes": lambda: (tensors(2, 8, 256, 256, 64, skip=4), {}),
+    "bfloat16": lambda: (tensors(2, 8, 256, 256, 64, dtype=torch.bfloat16), {}),
+    "float32": lambda: (tensors(2, 8, 256, 256, 64, dtype=torch.float32), {}),
+    "head dim 40": lambda: (tensors(2, 8, 256, 256, 40), {}),
+    "head dim 80": lambda: (tensors(2, 8, 256, 256, 80), {}),
+    "short keys": lambda: (tensors(2, 8, 256, 77, 64), {}),
+    "grouped heads": lambda: (tensors(2, 8, 256, 256, 64, heads_kv=2), {"enable_gqa": True}),
+    "causal": lambda: (tensors(2, 8, 256, 256, 64), {"is_causal": True}),
+    "lse": lambda: (tensors(2, 8, 256, 256, 64), {"return_lse": True}),
+    "entropy": lambda: (tensors(2, 8, 256, 256, 64), {"return_entropy": True}),
+    "scale": lambda: (tensors(2, 8, 256, 256, 64), {"scale": 0.3}),
+    "another scale": lambda: (tensors(2, 8, 256, 256, 64), {"scale": 0.7}),
+    "negative scale": lambda: (tensors(2, 8, 256, 256, 64), {"scale": -0.3}),
+    "no scale": lambda: (tensors(2, 8, 256, 256, 64), {"scale": 0.0}),
+    "scale of each head": lambda: (tensors(2, 8, 256, 256, 64), {"scale": torch.rand(8)}),
+    "strided scale": lambda: (tensors(2, 8, 256, 256, 64), {"scale": torch.rand(16)[::2]}),
+    "float64 scale": lambda: (tensors(2, 8, 256, 256, 64), {"scale": torch.rand(8, dtype=torch.float64)}),
+    "mask": lambda: (tensors(2, 8, 256, 256, 64), {"attn_mask": random_mask(256, 256)}),
+    "mask of keys": lambda: (tensors(2, 8, 256, 256, 64), {"attn_mask": random_mask(2, 1, 1, 256)}),
+    "added mask": lambda: (tensors(2, 8, 256, 256, 64), {"attn_mask": torch.randn(256, 256)}),
+    "map": lambda: (tensors(2, 8, 1024, 77, 64), {"map_keys": (0, 77)}),
+    "part of the map": lambda: (tensors(2, 8, 1024, 77, 64), {"map_keys": (1, 16)}),
+    "map and entropy": lambda: (tensors(2, 8, 1024, 77, 64), {"map_keys": (0, 77), "return_entropy": True}),
+    "map with a scale": lambda: (tensors(2, 8, 1024, 77, 64), {"map_keys": (0, 77), "scale": 0.3}),
+    "map of long keys": lambda: (tensors(2, 8, 256, 333, 64), {"map_keys": (3, 80)}),
+}
+
+
+@pytest.fixture(autouse=True)
+def without_gradients():
+    with torch.no_grad():
+        yield
+
+
+def launched(launches: list[Launched], inputs: tuple[Tensor, ...], options: dict[str, Any]) -> list[Launched]:
+    """Of one call: all but the addresses of what it allocated, which is told by not being among its inputs."""
+    launches.clear()
+    ea.attention(*inputs, **options, impl="triton")
+    given = {t.data_ptr() for t in (*inputs, *options.values()) if isinstance(t, Tensor)}
+
+    def named(argument: Any) -> Any:
+        allocated = isinstance(argument, tuple) and argument[0] == "tensor" and argument[1] not in given
+        return ("allocated", argument[2]) if allocated else argument
+
+    return [Launched(each.specialised_on, each.grid, tuple(map(named, each.arguments))) for each in launches]
+
+
+def test_a_plan_launches_what_the_compilers_path_does(monkeypatch):
+    with recorded() as launches:
+        for make in CALLS.values():  # all plans are there before the first is used
+            inputs, options = make()
+            launched(launches, inputs, options)
+        for name, make in CALLS.items():
+            inputs, options = make()
+            number = plans.count()
+            by_plan = launched(launches, inputs, options)
+            assert plans.count() == number, f"{name}: a new plan was made"
+            with monkeypatch.context() as patch:
+                patch.setattr(plans, "_plans", {})
+                by_compiler = launched(launches, inputs, options)
+            assert by_plan and by_plan == by_compiler, name
+
+
+def test_what_differs_has_plans_of_its_own():
+    same = {"aligned to 8 bytes", "scale", "another scale", "no scale", "map with a scale"}  # as one before them
+    with recorded() as launches:
+        for name, make in CALLS.items():
+            before = plans.count()
+            inputs, options = make()
+            launched(launches, inputs, options)
+            assert (plans.count() > before) == (name not in same), name
+
+
+def test_a_plan_keeps_no_tensor_alive():
+    import gc
+    import weakref
+
+    with recorded(keep=False):
+        inputs, options = CALLS["entropy"]()
+        result = ea.attention(*inputs, **options, impl="triton")
+        seen = [weakref.ref(t) for t in (*inputs, result.out, result.entropy)]
+        del inputs, result
+        gc.collect()
+        assert not any(ref() is not None for ref in seen)
+
+
+def test_plans_are_bounded(monkeypatch):
+    monkeypatch.setattr(plans, "MOST", 3)
+    with recorded(keep=False):
+        for n in range(200, 210):
+            ea.attention(*tensors(1, 1, n, n, 64), impl="triton")
+            assert plans.count() <= 3
+
+
+@pytest.mark.parametrize(("name", "most"), [("plain", 118), ("entropy", 120), ("short keys", 114), ("map", 140)])
+def test_a_call_seen_before_costs_the_host_little(name, most):
+    """Calls of functions, Python's and C's, of one ``attention``: a count is the same on every machine."""
+    with recorded(keep=False):
+        inputs, options = CALLS[name]()
+        for _ in range(2):
+            ea.attention(*inputs, **options, impl="triton")
+        calls = 0
+
+        def count(frame: Any, event: str, argument: Any) -> None:
+            nonlocal calls
+            calls += event in ("call", "c_call")
+
+        sys.setprofile(count)
+        try:
+            ea.attention(*inputs, **options, impl="triton")
+        finally:
+            sys.setprofile(None)
+    assert calls <= most

@@ -1,0 +1,98 @@
+"""What chooses configurations on a card, with the interpreter's candidates on the CPU."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from entropy_attn.bench.cases import Case
+from entropy_attn.bench.contract import Ask
+from entropy_attn.bench.timing import CpuClock
+from entropy_attn.bench.workloads import Workload
+from entropy_attn.kernels.configs import INTERPRETER, SCHEDULES
+from entropy_attn.kernels.measured import COLUMNS, table
+from entropy_attn.kernels.support import interpreting
+
+CPU = torch.device("cpu")
+SMALL = Workload("tiny", "", "self", 1, 2, 70, 70, 16)
+
+
+class OneRun(CpuClock):
+    round_ms = 0.0
+
+
+@pytest.fixture(scope="module")
+def script():
+    path = Path(__file__).parents[1] / "benchmarks" / "tune.py"
+    spec = importlib.util.spec_from_file_location("tune", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def tuned(script, task: str) -> list[dict]:
+    case = Case(SMALL, Ask(task), torch.float32)
+    configs = script.candidates(INTERPRETER, SMALL, torch.float32, SCHEDULES)
+    return script.tune(case, configs, INTERPRETER, CPU, OneRun())
+
+
+@pytest.mark.skipif(not interpreting(), reason="runs the kernels in Triton's interpreter")
+@pytest.mark.parametrize("task", ["plain", "entropy"])
+def test_the_fastest_right_candidate_is_chosen(script, task):
+    rows = tuned(script, task)
+    assert len(rows) > 1 and {row["status"] for row in rows} == {"ok"}
+    (chosen,) = (row for row in rows if row["chosen"])
+    assert chosen["ms"] == min(row["ms"] for row in rows)
+    assert chosen["entropy"] == (task == "entropy")
+    assert (chosen["torch_ms"] is None) == (task == "entropy")  # torch has no entropy to compare with
+
+
+@pytest.mark.skipif(not interpreting(), reason="runs the kernels in Triton's interpreter")
+def test_a_wrong_candidate_is_never_chosen(script, monkeypatch):
+    right = script.attention_forward
+    wrong = script.candidates(INTERPRETER, SMALL, torch.float32, SCHEDULES)[0]
+
+    def spoiled(*inputs, config, **options):
+        out, lse, entropy = right(*inputs, config=config, **options)
+        return (out + 1e-3 if config == wrong else out), lse, entropy
+
+    monkeypatch.setattr(script, "attention_forward", spoiled)
+    rows = tuned(script, "plain")
+    assert rows[0]["status"].startswith("wrong: out") and not rows[0]["chosen"] and rows[0]["ms"] is None
+    assert sum(row["chosen"] for row in rows) == 1
+
+
+@pytest.mark.skipif(not interpreting(), reason="runs the kernels in Triton's interpreter")
+def test_winners_are_taken_over(script, tmp_path, monkeypatch):
+    rows = tuned(script, "plain") + tuned(script, "entropy")
+    about = {"device": "none", "triton": "3", "torch": "2", "commit": "0", "date": "2026-01-01"}
+    results, kept = tmp_path / "tuning.csv", tmp_path / "measured.csv"
+    with results.open("w", newline="") as file:
+        writer = csv.DictWriter(file, script.FIELDS)
+        writer.writeheader()
+        writer.writerows(row | about for row in rows)
+    monkeypatch.setattr(script, "FILE", kept)
+    assert script.adopt(results) == 2
+    assert kept.read_text().splitlines()[0] == ",".join(COLUMNS)
+    read = table.__wrapped__(kept)
+    chosen = {row["entropy"]: row["ms"] for row in rows if row["chosen"]}
+    assert {key[-1]: row.ms for key, row in read.items()} == chosen
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("pass", "ok"),
+        ("raise SystemExit('no such unit')", "no such unit"),
+        ("import time; time.sleep(60)", "within 2 s"),
+    ],
+)
+def test_a_schedule_that_fails_or_hangs_is_told(script, monkeypatch, code, told):
+    monkeypatch.setattr(script, "PROBE_SECONDS", 2)
+    monkeypatch.setattr(script, "command_of", lambda schedule: [sys.executable, "-c", code])
+    assert told in script.works("rotated")
