@@ -20,8 +20,8 @@ from scipy import stats
 
 from benchmarks.report import GUIDANCES
 from benchmarks.tsam.arms import ARMS
-from benchmarks.tsam.evaluate import PICTURES, RESULTS
 from benchmarks.tsam.choose import TABLE, chosen_settings
+from benchmarks.tsam.evaluate import PICTURES, RESULTS
 from entropy_attn.bench.machine import machine, version
 
 METRICS = {"presence": "every object present", "binding": "binding", "count": "exact count", "relation": "relation"}
