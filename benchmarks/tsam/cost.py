@@ -8,8 +8,9 @@ random weights. Theirs is diffusers' own processor and store: every layer's prob
 forward with a graph, weights included, and the gradient on the latents. Ours stops after the last layer whose maps are
 used. The step with classifier-free guidance that follows is the same in both, and in neither figure.
 
-Nothing is timed before maps and gradients of both agree in float32. Times are medians of runs that take turns. Memory
-is what a step adds to what is allocated on a card; on a CPU, to the peak resident set of a fresh process.
+Nothing is timed before maps and gradients of both agree in float32. Times are medians of runs that take turns, on a CPU
+of processor time. Memory is what a step adds to what is allocated on a card; on a CPU, to the peak resident set of a
+fresh process.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import csv
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -140,11 +142,13 @@ def measure(args: argparse.Namespace, size: int, device: torch.device, of: Promp
         unet, latents, embedding = unet.to(dtype), latents.to(dtype), embedding.to(dtype)
     steps = {name: make(unet, embedding, of, guidance) for name, make in STEPS.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(args.repeats + (device.type == "cuda")):  # the gate has warmed a CPU up
+    for turn in range(args.repeats + (device.type == "cuda")):
         for name in list(steps) if turn % 2 == 0 else list(reversed(steps)):
-            once = clock.runs(steps[name], [latents], 1)
-            if turn or device.type != "cuda":
-                times[name] += once
+            if device.type == "cuda":
+                once = clock.runs(steps[name], [latents], 1)
+                times[name] += once if turn else []  # the gate has warmed a CPU up
+            else:
+                times[name].append(cpu_ms(steps[name], latents))
         bar.update()
     if device.type == "cuda":
         memory = {name: clock.peak_mib(step, latents) for name, step in steps.items()}
@@ -161,6 +165,13 @@ def measure(args: argparse.Namespace, size: int, device: torch.device, of: Promp
     row |= {f"{name}_extra_mib": f"{memory[name]:.0f}" for name in STEPS}
     row["memory_ratio"] = f"{memory['ours'] / memory['diffusers']:.2f}"
     return row | {name: f"{value:.8g}" for name, value in gate.items()}
+
+
+def cpu_ms(step: Step, latents: Tensor) -> float:
+    """Milliseconds of processor time, of all threads together: other work on the machine does not count."""
+    start = time.process_time()
+    step(latents)
+    return 1e3 * (time.process_time() - start)
 
 
 def in_fresh_process(args: argparse.Namespace, size: int, name: str) -> float:

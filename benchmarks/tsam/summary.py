@@ -100,10 +100,10 @@ def draw(rows: list[dict], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     arms = [arm for arm in ARMS if arm != "none" and any(row["arm"] == arm for row in rows)]
-    figure, axes = plt.subplots(1, len(METRICS), figsize=(11, 3.6), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, len(METRICS), figsize=(12, 4.2), sharey=True, layout="constrained")
     for axis, (metric, title) in zip(axes, METRICS.items(), strict=True):
         axis.axvline(0, color="0.6", linewidth=1)
-        for split, colour, marker, shift in (("seen", "tab:blue", "o", -0.14), ("held-out", "tab:orange", "s", 0.14)):
+        for split, colour, marker, shift in (("seen", "#0072B2", "o", -0.14), ("held-out", "#D55E00", "s", 0.14)):
             found = {r["arm"]: r for r in rows if r["split"] == split and r["metric"] == metric}
             places = [i + shift for i, arm in enumerate(arms) if arm in found]
             middle, low, high = (
@@ -114,10 +114,10 @@ def draw(rows: list[dict], path: Path) -> None:
                           markersize=4.5, linewidth=1.3, capsize=2)  # fmt: skip
             base = [r for r in rows if (r["arm"], r["split"], r["metric"]) == ("none", split, metric)]
             if base:
-                text = f"{split}: {100 * float(base[0]['mean']):.0f} % without"
+                text = f"{split}: {100 * float(base[0]['mean']):.0f} % without guidance"
                 axis.annotate(text, (0.5, 1.02 + 0.07 * (shift < 0)), xycoords="axes fraction", ha="center", fontsize=8,
                               color=colour)  # fmt: skip
-        axis.set_title(title, fontsize=10, pad=26)
+        axis.set_title(title, fontsize=10, pad=32)
         axis.grid(axis="x", color="0.92")
         axis.set_axisbelow(True)
         for side in ("top", "right", "left"):
@@ -125,7 +125,7 @@ def draw(rows: list[dict], path: Path) -> None:
         axis.tick_params(axis="y", length=0)
     axes[0].set_yticks(range(len(arms)), [GUIDANCES[arm] for arm in arms])
     axes[0].invert_yaxis()
-    axes[0].legend(frameon=False, fontsize=8, loc="lower left")
+    axes[0].legend(frameon=False, fontsize=9, loc="lower right", bbox_to_anchor=(-0.02, 0.98))
     figure.supxlabel("difference to no guidance, percentage points (95 % interval over captions)", fontsize=9)
     figure.savefig(path, dpi=150)
     plt.close(figure)
