@@ -26,6 +26,7 @@ setup(
         "entropy_attn.integrations",
         "entropy_attn.kernels",
         "entropy_attn.pipelines",
+        "entropy_attn.scale",
         "entropy_attn.shapes",
     ],
     package_data={"entropy_attn.kernels": ["*.csv"], "entropy_attn.shapes": ["model/*", "model/*/*"]},

@@ -19,19 +19,21 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from entropy_attn.kernels.configs import SHARED_MEMORY, TARGETS
+from entropy_attn.kernels.configs import SHARED_MEMORY, TARGETS, ForwardConfig, forward_candidates
 from tests.codegen.aot import Code, compile_call
 from tests.codegen.test_forward import make_call
 
+SEQLEN = 1024  # fills every block
 HEAD_DIMS = (40, 64, 80, 96, 128, 160, 256)
 FIELDS = (
-    "target", "head_dim", "entropy", "block_m", "block_n", "warps", "stages", "registers", "shared_bytes",
+    "target", "head_dim", "schedule", "entropy", "block_m", "block_n", "warps", "stages", "registers", "shared_bytes",
     "warps_per_sm", "instructions", "matrix", "exp", "fma", "memory", "other", "tensor_clk", "exp_clk", "issue_clk",
-    "bound", "triton",
+    "exp_in_flight", "bound", "triton",
 )  # fmt: skip
 REGISTERS, MAX_WARPS = 65_536, {"sm_89": 48, "sm_120": 48}  # of a multiprocessor; 64 warps elsewhere
 
@@ -58,12 +60,21 @@ FMA = ("FFMA", "FFMA2", "FMUL", "FMUL2", "FADD", "FADD2", "HFMA2", "v_fma", "v_m
 MEMORY = ("LD", "ST", "RED", "UTMA", "UBLKCP", "ds_", "buffer_", "global_", "flat_")
 
 
-def row(target: str, head_dim: int, entropy: bool) -> dict[str, object]:
+def configurations(target: str, head_dim: int) -> list[ForwardConfig]:
+    """That of the static table, and those with another schedule of the loop that autotuning tries."""
+    candidates = forward_candidates(target, head_dim, head_dim, torch.float16, seqlen_k=SEQLEN)
+    return [candidates[0], *(c for c in candidates if c.schedule != "plain")]
+
+
+def row(target: str, head_dim: int, entropy: bool, config: ForwardConfig | None = None) -> dict[str, object]:
     """One line of the table."""
-    call = make_call(target, head_dim, entropy=entropy)
-    config = call.table_config()
+    # a specialised loop pays for keys that fill their blocks; to all others the length is unknown
+    whole = config is not None and config.schedule == "specialized"
+    call = make_call(target, head_dim, entropy=entropy, **({"seqlen_k": SEQLEN} if whole else {}))
+    config = config or call.table_config()
     code = compile_call(call, config)
-    threads = (64 if target == "gfx942" else 32) * config.num_warps
+    groups = 2 if whole else 1  # of warps that share a tile; Triton counts those of one
+    threads = (64 if target == "gfx942" else 32) * config.num_warps * groups
     scores = config.block_m * config.block_n / threads  # of each thread in one turn of the loop
     exp = sum(n for op, n in code.loop.items() if op == "MUFU.EX2" or op.startswith("v_exp_f32"))
     fma = sum(n for op, n in code.loop.items() if op.startswith(FMA))
@@ -77,13 +88,15 @@ def row(target: str, head_dim: int, entropy: bool) -> dict[str, object]:
         "issue_clk": total / scores / unit.lanes,
     }
     per_score = {"instructions": total, "matrix": matrix, "exp": exp, "fma": fma, "memory": memory}
+    warps = config.num_warps * (groups + whole)  # one more group fetches
     per_score["other"] = total - matrix - exp - fma - memory
     return {
-        "target": target, "head_dim": head_dim, "entropy": "on" if entropy else "off", "block_m": config.block_m,
-        "block_n": config.block_n, "warps": config.num_warps, "stages": config.num_stages, "registers": code.registers,
-        "shared_bytes": code.shared, "warps_per_sm": occupancy(target, code, config.num_warps),
+        "target": target, "head_dim": head_dim, "schedule": config.schedule, "entropy": "on" if entropy else "off",
+        "block_m": config.block_m, "block_n": config.block_n, "warps": warps, "stages": config.num_stages,
+        "registers": code.registers, "shared_bytes": code.shared, "warps_per_sm": occupancy(target, code, warps),
         **{name: f"{n / scores:.2f}" for name, n in per_score.items()},
         **{name: f"{clk:.4f}" for name, clk in clocks.items()},
+        "exp_in_flight": f"{code.exp_in_flight / max(1, exp):.2f}",
         "bound": max(clocks, key=clocks.get).removesuffix("_clk"), "triton": version("triton"),
     }  # fmt: skip
 
@@ -115,14 +128,15 @@ def pairs(rows: list[dict]) -> Iterator[tuple[dict, dict]]:
 
 def table(rows: list[dict]) -> Table:
     result = Table(title="forward, fp16, no mask; instructions and clocks are for one score")
-    columns = ("target", "d", "tile", "registers", "warps / SM", "instructions", "bound", "with entropy",
+    columns = ("target", "d", "schedule", "tile", "registers", "warps / SM", "instructions", "bound", "with entropy",
                "entropy adds, overlapped - serial")  # fmt: skip
     for column in columns:
         result.add_column(column, justify="right")
     for off, on in pairs(rows):
         low, high = overhead(off, on)
         result.add_row(
-            off["target"], str(off["head_dim"]), f"{off['block_m']}x{off['block_n']}, {off['warps']} warps",
+            off["target"], str(off["head_dim"]), off["schedule"],
+            f"{off['block_m']}x{off['block_n']}, {off['warps']} warps",
             f"{off['registers']} / {on['registers']}", f"{off['warps_per_sm']} / {on['warps_per_sm']}",
             off["instructions"], off["bound"], on["instructions"], f"{low:.1f} - {high:.1f} %",
         )  # fmt: skip
@@ -136,9 +150,10 @@ def main() -> int:
     parser.add_argument("--csv", type=Path, help="write the rows here")
     parser.add_argument("--json", type=Path, help="write the rows here")
     args = parser.parse_args()
-    cases = [(t, d, entropy) for t in args.targets for d in args.head_dims for entropy in (False, True)]
+    kernels = [(t, d, c) for t in args.targets for d in args.head_dims for c in configurations(t, d)]
+    cases = [(t, d, entropy, c) for t, d, c in kernels for entropy in (False, True)]
     rows = [row(*case) for case in track(cases, "compiling", console=Console(stderr=True), transient=True)]
-    Console().print(table(rows))
+    Console(width=None if sys.stdout.isatty() else 160).print(table(rows))
     if args.csv:
         with args.csv.open("w", newline="") as file:
             writer = csv.DictWriter(file, FIELDS)

@@ -10,7 +10,12 @@ import argparse
 import csv
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # wherever the script is loaded from
+import report_guidance as guidance
+import report_performance as perf
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -123,85 +128,41 @@ def shapes_table(rows: list[dict[str, str]]) -> str:
     return markdown(header, body)
 
 
-GUIDANCES = {
-    "none": "no guidance",
-    "tsam-released": "T-SAM",
-    "tsam-paper": "T-SAM, the paper's form",
-    "attend-and-excite": "Attend-and-Excite",
-    "conform": "CONFORM",
-    "syngen": "SynGen",
-    "tsam-shuffled": "T-SAM, shuffled T",
-    "tsam-oracle": "T-SAM, syntax-oracle T",
-}
+def performance_sections() -> dict[str, Callable[[], str]]:
+    def rows(name: str) -> list[dict[str, str]]:
+        return read(RESULTS / f"{name}.csv")
+
+    def launch_table() -> str:
+        found = rows("launch")
+        if not found:
+            return "Not yet measured."
+        without = "" if found[0]["driver_part"] == "included" else ", without the driver's part"
+        return f"{measured_on(found[0])}{without}:\n\n{markdown(perf.LAUNCH_HEADER, perf.launch(found))}"
+
+    measured = ("forward", "backward", "maps", "launch")
+    return {
+        "targets": lambda: markdown(perf.TARGETS_HEADER, perf.targets(*map(rows, measured))),
+        "static": lambda: markdown(perf.STATIC_HEADER, perf.static(rows("codegen"))),
+        "launch": launch_table,
+    }
 
 
-def tsam_table(rows: list[dict[str, str]], split: str) -> str:
-    """What guidance changes on the embedded model: every arm's marks, and the difference to none with its interval."""
+def guidance_table(name: str, make: Callable[..., guidance.Table], *options: str) -> str:
+    rows = read(RESULTS / f"{name}.csv")
     if not rows:
         return "Not yet measured."
-    metrics = {"presence": "every object present", "binding": "binding", "count": "exact count", "relation": "relation"}
-    marks = {(row["arm"], row["metric"]): row for row in rows if row["split"] == split}
-    body = []
-    for arm, name in GUIDANCES.items():
-        cells = []
-        for metric in metrics:
-            row = marks[arm, metric]
-            values = [f"{100 * float(row[key]):+.1f}" for key in row if key.startswith("difference") and row[key]]
-            change = " ({} [{}, {}])".format(*values) if values else ""
-            cells.append(f"{100 * float(row['mean']):.1f}{change}")
-        about = marks[arm, "presence"]
-        body.append([name, about["alpha"] or "-", about["gamma"] or "-", *cells])
-    about = marks["none", "presence"]
-    header = ["guidance", "alpha", "gamma", *(f"{name}, %" for name in metrics.values())]
-    pictures = [int(marks[arm, "presence"]["pictures"]) for arm in GUIDANCES]
-    many = f"{pictures[0]}" if min(pictures) == max(pictures) else f"{min(pictures)} to {max(pictures)}"
-    title = f"{about['captions']} {split} captions, {many} pictures a row, torch {about['torch']}"
-    return f"{title}, {about['date']}, commit {about['commit']}:\n\n{markdown(header, body)}"
+    what, header, body = make(rows, *options)
+    return f"{what}:\n\n{markdown(header, body)}"
 
 
-def premise_table(rows: list[dict[str, str]]) -> str:
-    """Entries of T of a noun with its own colour and with others'."""
-    if not rows:
-        return "Not yet measured."
-    cases: dict[tuple[str, str], dict[str, str]] = {}
-    for row in rows:
-        cell = f"{float(row['mean']):.3f} [{float(row['low']):.3f}, {float(row['high']):.3f}]"
-        cases.setdefault((row["layer"], row["gamma"]), {})[row["quantity"]] = cell
-    header = ["layer", "gamma", "own colour", "colours of earlier objects", "difference", "own colour strongest"]
-    body = [
-        [layer, gamma, *(case[name] for name in ("bound", "unbound", "bound - unbound", "strongest"))]
-        for (layer, gamma), case in cases.items()
-    ]
-    nouns, captions = rows[0]["nouns"], rows[0]["captions"]
-    return f"{nouns} nouns of {captions} captions, mean [95 % interval]:\n\n{markdown(header, body)}"
-
-
-def tsam_cost_table(rows: list[dict[str, str]]) -> str:
-    """One guided step against diffusers' way."""
-    if not any(row["driver"] for row in rows):
-        missing = "\n\nOn a GPU: **not yet measured.** `make gpu` writes the rows."
-    else:
-        missing = ""
-    if not rows:
-        return missing.strip()
-    names = {("2", "1"): "SD 1.5"}
-    body = [
-        [row["device"], f"{row['size']}²",
-         names.get((row["layers_per_block"], row["width_divisor"]),
-                   f"reduced: {row['layers_per_block']} layer(s) a block, width / {row['width_divisor']}"),
-         row["dtype"], row["ours_ms"], row["diffusers_ms"],
-         f"{row['times_faster']} ({row['times_faster_min']}-{row['times_faster_max']})", row["ours_extra_mib"],
-         row["diffusers_extra_mib"], row["memory_ratio"]]
-        for row in rows
-    ]  # fmt: skip
-    header = ["device", "picture", "model", "dtype", "ours, ms", "diffusers, ms", "times faster (min-max)", "ours, MiB",
-              "diffusers, MiB", "memory, ours / theirs"]  # fmt: skip
-    about = rows[0]
-    where = f"torch {about['torch']}, diffusers {about['diffusers']}, {about['date']}, commit {about['commit']}"
-    return f"{where}:\n\n{markdown(header, body)}{missing}"
+def guided_step() -> str:
+    on_gpu = any(row["driver"] for row in read(RESULTS / "tsam_cost.csv"))
+    missing = "" if on_gpu else "\n\nOn a GPU: **not yet measured.** `make gpu` writes the rows."
+    return guidance_table("tsam_cost", guidance.cost) + missing
 
 
 SECTIONS = {
+    ROOT / "docs" / "performance.md": performance_sections(),
     ROOT / "README.md": {
         "forward": lambda: forward_table(read(RESULTS / "forward.csv")),
         "backward": lambda: backward_table(read(RESULTS / "backward.csv")),
@@ -215,10 +176,10 @@ SECTIONS = {
     },
     ROOT / "entropy_attn" / "shapes" / "README.md": {"shapes": lambda: shapes_table(read(RESULTS / "shapes.csv"))},
     ROOT / "docs" / "guidance-measured.md": {
-        "premise": lambda: premise_table(read(RESULTS / "tsam_premise.csv")),
-        "seen": lambda: tsam_table(read(RESULTS / "tsam.csv"), "seen"),
-        "held-out": lambda: tsam_table(read(RESULTS / "tsam.csv"), "held-out"),
-        "cost": lambda: tsam_cost_table(read(RESULTS / "tsam_cost.csv")),
+        "premise": lambda: guidance_table("tsam_premise", guidance.premise),
+        "seen": lambda: guidance_table("tsam", guidance.marks, "seen"),
+        "held-out": lambda: guidance_table("tsam", guidance.marks, "held-out"),
+        "cost": guided_step,
     },
 }
 

@@ -147,7 +147,7 @@ class MapRecorder(Recorder):
         latent_size: Size,
     ) -> None:
         """Take in one call's map (batch, queries, keys). Nothing here waits for the device."""
-        branches = self._parts(info, len(measured), branches)
+        self._check_parts(info, len(measured), branches)
         generation = _Generation(latent_size, len(measured) // len(branches), branches)
         self._generation = self._generation or generation
         if generation != self._generation:

@@ -138,6 +138,13 @@ def unsupported_reasons(
     return _reasons(impl, query, key, value, given, wanted)
 
 
+def chosen_impl(query: Tensor, key: Tensor, value: Tensor, *, return_entropy: bool = False) -> str:
+    """What ``impl="auto"`` takes for a call without a mask, with a scale that is a number."""
+    given = {"attn_mask": None, "is_causal": False, "scale": None}
+    wanted = {"return_lse": False, "return_entropy": return_entropy, "map_keys": None}
+    return _auto(query, key, value, given, wanted)
+
+
 def _reasons(impl: str, query: Tensor, key: Tensor, value: Tensor, given: dict, wanted: dict) -> list[str]:
     if impl == "triton":
         from entropy_attn.kernels import support

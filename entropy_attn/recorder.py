@@ -41,7 +41,8 @@ class _Record:
     branches: tuple[str, ...]
     scale: float | torch.Tensor
     statistics: torch.Tensor  # (4, branches, heads)
-    per_query: torch.Tensor | None  # (branches, items, seqlen_q), mean over heads
+    queries: int  # those that were measured: of joint attention, the picture's
+    per_query: torch.Tensor | None  # (branches, items, queries), mean over heads
     grid: tuple[int, int]
 
 
@@ -49,7 +50,8 @@ class EntropyRecorder(Recorder):
     """Collects the row entropies, in nats, of every routed attention call: `ea.apply(pipe, record=recorder)`.
 
     For each layer, step, branch and head it keeps the mean, the (population) standard deviation, the minimum and the
-    maximum over the queries and over the pictures of the batch. Sampling is not held up: what is recorded stays on the
+    maximum over the queries and over the pictures of the batch; of joint attention, over the queries of the picture,
+    whose number is then `seqlen_q`. Sampling is not held up: what is recorded stays on the
     device until it is read.
 
     per_query: keep also the entropy of every query, averaged over the heads, for `spatial()`. That is one float32 a
@@ -90,7 +92,7 @@ class EntropyRecorder(Recorder):
     ) -> None:
         """Take in one call's entropies (batch, heads, seqlen_q). Nothing here waits for the device."""
         batch, heads, seqlen_q = entropy.shape
-        branches = self._parts(info, batch, branches)
+        self._check_parts(info, batch, branches)
         parts = entropy.detach().view(len(branches), batch // len(branches), heads, seqlen_q)
         variance, mean = torch.var_mean(parts, dim=(1, 3), correction=0)
         statistics = torch.stack([mean, variance.sqrt(), parts.amin(dim=(1, 3)), parts.amax(dim=(1, 3))])
@@ -100,6 +102,7 @@ class EntropyRecorder(Recorder):
                 branches=branches,
                 scale=scale.detach().clone() if isinstance(scale, torch.Tensor) else scale,
                 statistics=statistics,
+                queries=seqlen_q,
                 per_query=parts.mean(dim=2) if self.per_query else None,
                 grid=token_grid(seqlen_q, latent_size),
             )
@@ -116,7 +119,7 @@ class EntropyRecorder(Recorder):
                 for name, value in zip(COLUMNS, shared, strict=False):
                     columns[name] += [value] * heads
                 columns["head"] += range(heads)
-                columns["seqlen_q"] += [info.seqlen_q] * heads
+                columns["seqlen_q"] += [record.queries] * heads
                 columns["seqlen_k"] += [info.seqlen_k] * heads
                 columns["scale"] += scales
                 for name, values in (("mean", mean), ("std", std), ("min", low), ("max", high)):
@@ -159,7 +162,14 @@ class EntropyRecorder(Recorder):
             raise ValueError("spatial() needs the entropies of single queries: EntropyRecorder(per_query=True)")
         if kind not in ("self", "cross", "joint"):
             raise ValueError(f"kind={kind!r}: 'self', 'cross' or 'joint' is needed")
-        records = [r for r in self._records if r.info.kind == kind and step in (None, r.info.step)]
+        records = [
+            record
+            for record in self._records
+            if record.info.kind == kind
+            and step in (None, record.info.step)
+            # Text that attends to itself is no part of the picture.
+            and not (kind == "self" and record.info.text_tokens == record.info.seqlen_k)
+        ]
         if not records:
             at = "" if step is None else f" at step {step}"
             raise ValueError(f"no {kind}-attention call was recorded{at}")

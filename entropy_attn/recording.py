@@ -8,7 +8,8 @@ import torch
 
 from .scale import CallInfo
 
-# "entropy" is (batch, heads, queries); a range (start, stop) of keys is its map, (batch, queries, stop - start).
+# "entropy" is (batch, heads, queries); a range (start, stop) of the text is its map, (batch, queries, stop - start).
+# The queries are those of the picture alone where both attend, in joint attention.
 Wish = Literal["entropy"] | tuple[int, int] | None
 
 
@@ -45,15 +46,13 @@ class Recorder:
         branches: tuple[str, ...],
         latent_size: tuple[int, int],
     ) -> None:
-        """Take in what was wanted. `branches` is the pipeline's naming of the batch."""
+        """Take in what was wanted. `branches` names the parts of this batch: the recorder's own, or the pipeline's."""
         raise NotImplementedError
 
-    def _parts(self, info: CallInfo, batch: int, branches: tuple[str, ...]) -> tuple[str, ...]:
-        """Names of the parts of this batch, which they divide."""
-        branches = self.branches or branches
+    def _check_parts(self, info: CallInfo, batch: int, branches: tuple[str, ...]) -> None:
+        """The branches divide the batch."""
         if batch % len(branches):
             raise ValueError(
                 f"layer {info.layer!r} was called with a batch of {batch}, which is not {len(branches)} equal parts "
                 f"{branches}: give {type(self).__name__}(branches=...) the parts it has, ('all',) for a single one"
             )
-        return branches

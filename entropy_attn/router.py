@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,10 @@ from torch.overrides import TorchFunctionMode
 from . import ops
 from .errors import Unsupported
 from .recording import Recorder, Wish
-from .scale import CallInfo, Kind, LogN, Policy, resolve_scale, training_tokens
+from .scale import CallInfo, Kind, Policy, TokenRatio, needs_train_tokens, resolve_scale, training_tokens
+
+# Of joint attention, the queries that the scale is for: all, or those of the picture alone.
+Rows = Literal["all", "image"]
 
 
 class Unroutable(Unsupported):
@@ -36,11 +39,36 @@ class Unroutable(Unsupported):
 
 @dataclass(frozen=True)
 class DenoiserCall:
-    """One forward pass of the denoiser. `branches` names the equal parts that its batch consists of, in order."""
+    """One forward pass of the denoiser.
+
+    branches: names of the equal parts that its batch consists of, in order.
+    latent_size: (rows, columns) of the picture in latent cells; (0, 0) where nobody records and it costs to find out.
+    image_tokens, train_tokens: what every layer sees of the picture, and saw of it in training. None in a model whose
+        layers see it halved more or less often: there it goes by the latent size, layer by layer.
+    """
 
     step: int
     latent_size: tuple[int, int]
     branches: tuple[str, ...] = ("all",)
+    image_tokens: int | None = None
+    train_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """One attention call of a layer: what it is of, and where the text is.
+
+    text: where it lies among the keys, and among the queries of joint attention if they have any of it. None: nowhere.
+    sample, samples: the call is for this one of so many samples of the batch; None is for all of them.
+    ragged: see `LayerRule` of the integration; then the queries cannot be told apart by their place.
+    """
+
+    layer: str
+    kind: Kind
+    text: Literal["first", "last", "all"] | None = None
+    sample: int | None = None
+    samples: int = 1
+    ragged: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +103,12 @@ class LayerSelection:
             return re.search(self.pattern, name) is not None
         return self.layers == "all" or (kind == "cross") == (self.layers == "cross")
 
+    def takes(self, info: CallInfo) -> bool:
+        """Whether the policy is for this call. "self" leaves out the text that attends to itself."""
+        if self.layers == "self" and info.text_tokens == info.seqlen_k:
+            return False
+        return (info.layer, info.kind) in self
+
 
 class Router:
     """One handle's attention: its policy, its layers, its recorders, and the denoiser calls in progress.
@@ -89,24 +123,30 @@ class Router:
         layers: LayerSelection,
         record: Recorder | Sequence[Recorder] | None,
         train_size: tuple[int, int] | None,
+        rows: Rows = "all",
     ):
         if policy is not None and not callable(policy):
             raise TypeError(f"scale={policy!r}: a policy, called with a CallInfo, is needed; a number is Fixed(number)")
-        if isinstance(policy, LogN) and policy.train_tokens == "auto":
-            if layers.layers in ("cross", "all"):
+        if needs_train_tokens(policy):
+            # A policy made of others may have one that needs none for cross-attention.
+            if layers.layers in ("cross", "all") and isinstance(policy, TokenRatio):
+                own = type(policy).__name__
                 raise ValueError(
-                    f"layers={layers.layers!r} with LogN(train_tokens='auto'): the keys of cross-attention are text "
-                    "tokens, whose number at training is not known; give LogN(train_tokens=...) or layers='self'"
+                    f"layers={layers.layers!r} with {own}(train_tokens='auto'): the keys of cross-attention are text "
+                    f"tokens, whose number at training is not known; give {own}(train_tokens=...) or layers='self'"
                 )
             if train_size is None:
                 raise ValueError(
-                    "LogN(train_tokens='auto') needs the training size, which the model does not state: give "
-                    "apply(train_size=...) or LogN(train_tokens=...)"
+                    f"scale={policy!r} needs the training size, which the model does not state: give "
+                    "apply(train_size=...), or train_tokens=... instead of 'auto'"
                 )
         self.policy = policy
         self.layers = layers
         self.recorders = _recorders(record)
         self.train_size = train_size
+        if rows not in ("all", "image"):
+            raise ValueError(f"rows={rows!r}: 'all' or 'image' is needed")
+        self.rows = rows
         self._running = threading.local()
         self._latest: DenoiserCall | None = None
 
@@ -131,21 +171,26 @@ class Router:
             self._running.recorders = outer
 
     @contextmanager
-    def layer_call(self, layer: str, kind: Kind, describe: Callable[[], str]) -> Iterator[None]:
-        """Torch's attention calls in this block are this layer's. `describe` explains a block without any."""
+    def layer_call(self, describe: Callable[[int], LayerCall], explain: Callable[[], Unroutable]) -> Iterator[None]:
+        """Torch's attention calls in this block are a layer's: the n-th of them, from 0, is `describe(n)`.
+
+        `explain` is what to raise after a block without any.
+        """
+        count = 0
 
         def attend(*args: Any, **kwargs: Any) -> torch.Tensor:
-            return self.attention(layer, kind, *args, **kwargs)
+            nonlocal count
+            count += 1
+            return self.attention(describe(count - 1), *args, **kwargs)
 
-        with _AttentionCalls(attend) as intercepted:
+        with _AttentionCalls(attend):
             yield
-        if not intercepted.count:
-            raise Unroutable(f"layer {layer!r}", [describe()])
+        if not count:
+            raise explain()
 
     def attention(
         self,
-        layer: str,
-        kind: Kind,
+        place: LayerCall,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -155,31 +200,83 @@ class Router:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> torch.Tensor:
-        """Stands in for torch's scaled_dot_product_attention in `layer`; from `query` on the arguments are its."""
+        """Stands in for torch's scaled_dot_product_attention in `place`; from `query` on the arguments are its."""
         running = getattr(self._running, "call", None)
         call = running or self._latest
-        info = self._describe(layer, kind, query, key, call)
-        if (layer, kind) in self.layers:
+        info = self._describe(place, query, key, call)
+        own, text_rows = scale, None
+        if self.layers.takes(info):
             chosen = resolve_scale(self.policy, info)
             if isinstance(chosen, torch.Tensor):
-                chosen = chosen.to(query.device)
-            scale = scale if chosen is None else chosen
-        options = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+                chosen = chosen.to(query.device, non_blocking=True)  # or the host would wait for the device
+            scale = own if chosen is None else chosen
+            if self.rows == "image" and chosen is not None:
+                text_rows = _rows(place, info)[1]
         wishes = self._wishes(info, call)
+        options = {"dropout_p": dropout_p, "is_causal": is_causal, "enable_gqa": enable_gqa}
+        if text_rows is None:
+            return self._attend(place, info, wishes, query, key, value, attn_mask, scale, **options)
+        if place.ragged or is_causal:
+            reason = "is causal" if is_causal else "has pictures that begin at different places of the sequence"
+            raise Unroutable(f"layer {place.layer!r}", [f"rows='image': it {reason}; give rows='all'"])
+        image_rows = _rows(place, info)[0]
+        parts = [
+            self._attend(
+                place, info, told, query[..., rows, :], key, value, _of_rows(attn_mask, rows), factor, **options
+            )
+            for rows, factor, told in ((image_rows, scale, wishes), (text_rows, own, []))
+        ]
+        return torch.cat(parts if place.text == "last" else parts[::-1], dim=-2)
+
+    def _attend(
+        self,
+        place: LayerCall,
+        info: CallInfo,
+        wishes: list[tuple[Recorder, Wish]],
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None,
+        scale: float | torch.Tensor | None,
+        dropout_p: float,
+        is_causal: bool,
+        enable_gqa: bool,
+    ) -> torch.Tensor:
+        """Attention, and what is recorded of it. `query` is all rows of the call, or those of the picture alone."""
+        options = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
         if not wishes:
             return ops.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, **options)
         if dropout_p > 0.0:
-            raise Unroutable(f"layer {layer!r}", [f"dropout_p={dropout_p}: attention is recorded without dropout only"])
+            raise Unroutable(
+                f"layer {place.layer!r}", [f"dropout_p={dropout_p}: attention is recorded without dropout only"]
+            )
+        # Recorders count positions of the text, which is not always first among the keys.
+        offset = info.seqlen_k - info.text_tokens if place.text == "last" else 0
         keys = _cover([wish for _, wish in wishes])
         wants_entropy = any(wish == "entropy" for _, wish in wishes)
-        result = ops.attention(query, key, value, return_entropy=wants_entropy, map_keys=keys, **options)
+        result = ops.attention(
+            query,
+            key,
+            value,
+            return_entropy=wants_entropy,
+            map_keys=None if keys is None else (keys[0] + offset, keys[1] + offset),
+            **options,
+        )
+        running = getattr(self._running, "call", None)
         if running is not None:
             used = info.head_dim**-0.5 if scale is None else scale
+            rows = slice(None)
+            if query.shape[-2] == info.seqlen_q and not place.ragged:
+                rows = _rows(place, info)[0]
             for recorder, wish in wishes:
-                measured = result.entropy
-                if wish != "entropy":
-                    measured = result.map[..., wish[0] - keys[0] : wish[1] - keys[0]]
-                recorder.record(info, used, measured, running.branches, running.latent_size)
+                if wish == "entropy":
+                    measured = result.entropy[..., rows]
+                else:
+                    measured = result.map[:, rows, wish[0] - keys[0] : wish[1] - keys[0]]
+                branches = recorder.branches or running.branches
+                if place.sample is not None:
+                    branches = (branches[place.sample * len(branches) // place.samples],)
+                recorder.record(info, used, measured, branches, running.latent_size)
         return result.out
 
     def _wishes(self, info: CallInfo, call: DenoiserCall | None) -> list[tuple[Recorder, Wish]]:
@@ -191,23 +288,50 @@ class Router:
         return [(recorder, wish) for recorder, wish in wishes if wish is not None]
 
     def _describe(
-        self, layer: str, kind: Kind, query: torch.Tensor, key: torch.Tensor, call: DenoiserCall | None
+        self, place: LayerCall, query: torch.Tensor, key: torch.Tensor, call: DenoiserCall | None
     ) -> CallInfo:
-        seqlen_k = key.shape[-2]
-        train_tokens = None
-        if kind == "self" and call is not None and self.train_size is not None:
-            train_tokens = training_tokens(seqlen_k, call.latent_size, self.train_size)
+        seqlen_q, seqlen_k, train_tokens, text_tokens = query.shape[-2], key.shape[-2], None, 0
+        if place.text == "all":
+            text_tokens = seqlen_k
+        elif place.kind != "cross" and call is not None:
+            flat = call.image_tokens is not None
+            if place.kind == "joint":
+                # Where layers differ, the queries are the picture's alone.
+                text_tokens = seqlen_k - (call.image_tokens if flat else seqlen_q)
+            if flat:
+                train_tokens = call.train_tokens
+            elif self.train_size is not None:
+                train_tokens = training_tokens(seqlen_k - text_tokens, call.latent_size, self.train_size)
         return CallInfo(
-            layer=layer,
-            kind=kind,
-            seqlen_q=query.shape[-2],
+            layer=place.layer,
+            kind=place.kind,
+            seqlen_q=seqlen_q,
             seqlen_k=seqlen_k,
             num_heads=query.shape[-3],
             head_dim=query.shape[-1],
             train_tokens=train_tokens,
-            text_tokens=seqlen_k if kind == "cross" else 0,
+            text_tokens=text_tokens,
             step=call.step if call is not None else 0,
         )
+
+
+def _rows(place: LayerCall, info: CallInfo) -> tuple[slice, slice | None]:
+    """The queries of the picture, and those of the text, of joint attention; all of them and None otherwise."""
+    text = info.seqlen_q - (info.seqlen_k - info.text_tokens)
+    if place.kind != "joint" or text <= 0:
+        return slice(None), None
+    first, last = slice(0, text), slice(text, None)
+    if place.text == "first":
+        return last, first
+    image = info.seqlen_q - text
+    return slice(0, image), slice(image, None)
+
+
+def _of_rows(attn_mask: torch.Tensor | None, rows: slice) -> torch.Tensor | None:
+    """The mask of some of the queries."""
+    if attn_mask is None or attn_mask.dim() < 2 or attn_mask.shape[-2] == 1:
+        return attn_mask
+    return attn_mask[..., rows, :]
 
 
 def _recorders(record: Recorder | Sequence[Recorder] | None) -> tuple[Recorder, ...]:
@@ -228,16 +352,14 @@ def _cover(wishes: list[Wish]) -> tuple[int, int] | None:
 
 
 class _AttentionCalls(TorchFunctionMode):
-    """Hands torch's attention calls of this thread to `attend` while entered, and counts them."""
+    """Hands torch's attention calls of this thread to `attend` while entered."""
 
     def __init__(self, attend: Callable[..., torch.Tensor]):
         super().__init__()
         self.attend = attend
-        self.count = 0
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         # Torch leaves this mode for the duration of this method, so `attend` may call torch's attention itself.
         if func is F.scaled_dot_product_attention:
-            self.count += 1
             return self.attend(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))

@@ -18,13 +18,12 @@ import numpy as np
 import torch
 from scipy import stats
 
-from benchmarks.report import GUIDANCES
+from benchmarks.report_guidance import GUIDANCES, METRICS
 from benchmarks.tsam.arms import ARMS
 from benchmarks.tsam.choose import TABLE, chosen_settings
 from benchmarks.tsam.evaluate import PICTURES, RESULTS
 from entropy_attn.bench.machine import machine, version
 
-METRICS = {"presence": "every object present", "binding": "binding", "count": "exact count", "relation": "relation"}
 SPLITS = ("seen", "held-out", "all")
 RESAMPLES = 10_000
 FIGURE = Path(__file__).parents[2] / "docs" / "images" / "tsam_shapes.png"

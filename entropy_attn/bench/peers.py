@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from entropy_attn.bench.contract import Ask, Implementation, Results, half_on_cuda
 
-# In half precision the V = K way loses digits in sum(p k): 3e-4 to 1.2e-2 nats in bfloat16 (facts of this project).
+# In half precision the V = K way loses digits in sum(p k): 3e-4 to 1.2e-2 nats in bfloat16.
 VK_SLACK = 64.0
 MAX_SHAPES = 256  # FlexAttention compiles for each shape, and torch's limit of 8 would end the benchmark
 

@@ -134,7 +134,7 @@ MODELS = {
     model.name: model
     for model in (
         Model(
-            "sd15", (512, 512), "diffusers UNet2DConditionModel of SD 1.5, on the meta device: facts of this project",
+            "sd15", (512, 512), "diffusers UNet2DConditionModel of SD 1.5, counted on the meta device",
             _unet("sd15", [(8, 8, 40, 5), (16, 8, 80, 5), (32, 8, 160, 5), (64, 8, 160, 1)]),
         ),
         Model(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,9 +16,11 @@ from . import options
 EXAMPLE = (
     "Examples:\n\n"
     '  entropy-attn generate --prompt "a red circle and a blue square" --size 96x64 --out circle.png\n\n'
-    '  entropy-attn generate --prompt "two red circles" --size 128 --scale logn --compare --out compare.png\n\n'
-    '  entropy-attn generate --prompt "a red circle and a blue square" --guidance tsam --compare --out guided.png\n'
+    '  entropy-attn generate --prompt "two red circles" --scale logn:strength=2 --compare --out compare.png\n\n'
+    '  entropy-attn generate --prompt "a red circle and a blue square" --guidance tsam --compare --out guided.png\n\n'
+    '  entropy-attn generate --prompt "a red circle and a blue square" --guidance tsam:alpha=10 --show-maps maps.png\n'
 )
+SHEET_DPI = 110
 
 
 def generate(
@@ -26,6 +30,13 @@ def generate(
     size: Annotated[str | None, typer.Option(help=f"{options.SIZE_HELP}; by default the training size.")] = None,
     scale: Annotated[str, typer.Option(help=f"{options.SCALE_HELP}.")] = "logn",
     guidance: Annotated[str | None, typer.Option(help=f"{options.GUIDANCE_HELP}.")] = None,
+    show_maps: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write this picture of what --guidance did: every word's map without and with it, the matrices "
+            "it compares, and its loss at every step. Generates once more, unguided."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the starting noise.")] = 0,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
     guidance_scale: Annotated[
@@ -40,45 +51,73 @@ def generate(
         policy = options.parse_scale(scale)
         wanted = None if size is None else options.parse_size(size)
         method = options.parse_guidance(guidance)
+        if show_maps is not None and method is None:
+            raise ValueError("--show-maps draws what a guidance does: give --guidance tsam with it")
+        if show_maps is not None and show_maps.resolve() == out.resolve():
+            raise ValueError(f"--show-maps {str(show_maps)!r} is --out as well: give each a file of its own")
         if compare and scale == "off" and method is None:
             raise ValueError("--compare puts another scale beside 'off': give --scale logn, for example")
         options.check_prompts([prompt])
         options.check_at_least("--seed", seed, 0)
         options.check_at_least("--steps", steps, 1)
         options.check_at_least("--guidance-scale", guidance_scale, 0)
+        if method is not None and not any(step < steps for step in method.steps):
+            raise ValueError(f"--guidance {guidance}: none of its steps is one of the {steps} of --steps")
         options.output_picture(out)
+        if show_maps is not None:
+            options.output_picture(show_maps, "--show-maps")
         guidance_scale = options.guidance(model, guidance_scale)
         pipe, running_on = options.load(model, device, dtype)
 
-        from ..pipelines import check_size, sample, train_size
+        from ..integrations.guided_text import prompts_of
+        from ..pipelines import attach, check_guided, check_size, sample, train_size
 
         wanted = wanted or train_size(pipe)
         check_size(pipe, wanted)
+        if method is not None:
+            check_guided(pipe)
+        if show_maps is not None and not method.applies_to(prompts_of(pipe, [prompt], attention=False)[0]):
+            raise ValueError(f"--show-maps: the prompt {prompt!r} has too few words to be guided: give two at least")
         ours = scale if method is None else f"{scale} + {guidance}"
         runs = {ours: (policy, method)}
+        if show_maps is not None:  # at alpha=0 the picture is the unguided one, and its maps and loss are measured
+            runs = {"unguided": (policy, dataclasses.replace(method, alpha=0.0)), **runs}
         if compare:
             runs = {"off": (options.parse_scale("off"), None), **runs}
-        pictures, seconds = [], {}
+        pictures, handles, seconds = {}, {}, {}
         for name, (policy, method) in runs.items():
             start = time.perf_counter()
-            pictures += sample(
-                pipe,
-                [prompt],
-                size=wanted,
-                scale=policy,
-                seed=seed,
-                steps=steps,
-                guidance_scale=guidance_scale,
-                guidance=method,
-            )
+            with contextlib.ExitStack() as guided:
+                if method is not None:
+                    handles[name] = guided.enter_context(attach(pipe, method))
+                (pictures[name],) = sample(
+                    pipe,
+                    [prompt],
+                    size=wanted,
+                    scale=policy,
+                    seed=seed,
+                    steps=steps,
+                    guidance_scale=guidance_scale,
+                )
             seconds[name] = time.perf_counter() - start
         if compare:
             from ..plots import side_by_side
 
-            picture = side_by_side(pictures, [f"original ({wanted[0]}x{wanted[1]} px)", f"ours: {ours}"], title=prompt)
+            captions = [f"original ({wanted[0]}x{wanted[1]} px)", f"ours: {ours}"]
+            picture = side_by_side([pictures["off"], pictures[ours]], captions, title=prompt)
         else:
-            picture = pictures[0]
+            picture = pictures[ours]
         picture.save(out)
+        if show_maps is not None:
+            from ..guidance_sheet import guidance_sheet
+
+            figure = guidance_sheet(
+                handles[ours],
+                [pictures["unguided"], pictures[ours]],
+                unguided=handles["unguided"],
+                subtitle=_caption(handles[ours], model, wanted, seed, steps, guidance),
+            )
+            figure.savefig(show_maps, dpi=SHEET_DPI)
     if as_json:
         done = {
             **running_on,
@@ -91,10 +130,21 @@ def generate(
             "guidance_scale": guidance_scale,
             "seconds": seconds,
             "out": str(out),
+            "show_maps": None if show_maps is None else str(show_maps),
+            "losses": {name: [[step, float(loss)] for step, loss in each.losses] for name, each in handles.items()},
         }
         print(json.dumps(done, indent=2))
     else:
-        print(f"Written to {out.resolve()} ({sum(seconds.values()):.1f} s)")
+        files = " and ".join(str(path.resolve()) for path in (out, show_maps) if path is not None)
+        print(f"Written to {files} ({sum(seconds.values()):.1f} s)")
 
 
 generate.__doc__ = f"Generate one picture; with --compare, the original and ours side by side.\n\n{EXAMPLE}"
+
+
+def _caption(handle: Any, model: str, size: options.Size, seed: int, steps: int, guidance: str) -> str:
+    rows, columns = handle.maps.shape[1:3]
+    return (
+        f"{Path(model).name or model}, {size[0]}x{size[1]} px, {steps} steps, seed {seed}, {guidance}; maps of "
+        f"the layers of {rows}x{columns} tokens at step {handle.losses[-1][0]}, each word in its own colour scale"
+    )

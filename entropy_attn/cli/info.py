@@ -4,28 +4,59 @@ from __future__ import annotations
 
 import json
 import platform
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from . import options
+from .info_model import model_report, print_model
 
 HEAD_DIMS = (16, 40, 64, 72, 80, 96, 128, 160, 256)
 DTYPES = ("float16", "bfloat16", "float32")
 IMPLS = ("triton", "sdpa", "reference")
 
 
-def info(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON instead of tables.")] = False) -> None:
+def info(
+    model: Annotated[
+        str | None, typer.Option(help="Answer for this pipeline: " + options.MODEL_HELP + " No weights are loaded.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help=f"Size of the picture: {options.SIZE_HELP}; default: the training size.")
+    ] = None,
+    scale: Annotated[str, typer.Option(help="Scale policy: " + options.SCALE_HELP + ".")] = "logn",
+    layers: Annotated[str, typer.Option(help="Whom the scale is for: self, cross, all, or a regex.")] = "self",
+    train_size: Annotated[str | None, typer.Option(help="Training size, where the model does not state it.")] = None,
+    text_tokens: Annotated[int | None, typer.Option(help="Length of the text; default: the model's usual one.")] = None,
+    frames: Annotated[int, typer.Option(help="Of a video, in latent frames.")] = 1,
+    device: Annotated[str, typer.Option(help="Who serves it where: " + options.DEVICE_HELP)] = "auto",
+    dtype: Annotated[str, typer.Option(help=f"One of {', '.join(options.DTYPES)}.")] = "auto",
+    csv: Annotated[Path | None, typer.Option(help="Write the layers of --model as a table, a .csv.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON instead of tables.")] = False,
+) -> None:
     """Show versions, devices, and which implementation serves which head dim and dtype, and why the others do not.
 
-    Example:
+    With --model, show for that pipeline every attention layer: its route, its tokens at a size, its scale, who serves
+    it, and what is refused and why.
+
+    Examples:
 
       entropy-attn info --json
+
+      entropy-attn info --model path/or/hub-id --size 768x768
     """
     with options.refusals():
-        report = {"versions": options.versions(), "devices": _devices(), "impls": _impls()}
+        if model is not None:
+            choice = (size, scale, layers, train_size, text_tokens, frames, device, dtype)
+            report = model_report(model, *choice, csv=None if csv is None else options.output_table(csv))
+        elif csv is not None:
+            raise ValueError("--csv needs --model: it is a table of its layers")
+        else:
+            report = {"versions": options.versions(), "devices": _devices(), "impls": _impls()}
     if as_json:
         print(json.dumps(report, indent=2))
+    elif model is not None:
+        print_model(report)
     else:
         _print_tables(report)
 

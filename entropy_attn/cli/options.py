@@ -9,10 +9,12 @@ import importlib.metadata
 import os
 import platform
 import re
+import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from . import Refused
@@ -25,22 +27,32 @@ MODEL_HELP = "'shapes' (the embedded model), a diffusers folder, or a Hub id."
 DEVICE_HELP = "auto, cpu, cuda or cuda:INDEX."
 SIZE_HELP = "one number for a square, or HEIGHTxWIDTH"
 SCALE_HELP = (
-    "'off' (1/sqrt(d)), 'logn' (sqrt(log_T N / d)), either with options: "
-    "'logn:strength=0.5:direction=up', 'off:value=0.2'"
+    "'off' (1/sqrt(d)), 'logn' (sqrt(log_T N / d)), 'lognoroot', 'power', 'yarn', 'constant' or 'adaptive' (per head), "
+    "with options: 'logn:strength=0.5:direction=up', 'power:p=0.25:clamp=0.8..1.5', "
+    "'adaptive:profile=entropy.csv:policy=off'; each for some steps or layers alone: "
+    "'yarn:steps=0..10', 'logn:layers=up_blocks'"
 )
 
-GUIDANCE_HELP = "'tsam' (text self-attention maps) or with options: 'tsam:alpha=10:variant=paper'; off by default"
+GUIDANCE_HELP = (
+    "'tsam' (text self-attention maps) or with options: 'tsam:alpha=10:variant=paper', "
+    "'tsam:steps=0..12:refine_at=0+10' (12 steps, refined at two of them); off by default"
+)
 
 
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
-    """Turn what the library refuses into the one-line error; anything else is a bug and keeps its traceback."""
+    """Turn what the library refuses into the one-line error; anything else is a bug and keeps its traceback.
+
+    Its warnings become lines of the same kind.
+    """
     import torch
 
     from .. import Unsupported
 
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"entropy-attn: warning: {message}", file=sys.stderr)
+            yield
     except (ValueError, Unsupported) as error:
         raise Refused(str(error)) from error
     except ImportError as error:
@@ -80,10 +92,23 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_scale(text: str) -> Any:
-    """'name' or 'name:option=value:option=value' to a scale policy."""
-    from ..scale import Fixed, LogN
+    """'name' or 'name:option=value:option=value' to a scale policy.
 
-    return _parse_choice("scale", text, {"off": Fixed, "logn": LogN})
+    Every policy takes steps=START..STOP and layers=REGEX besides its own options; the rest keeps the model's own scale.
+    """
+    from ..scale import POLICIES, Layers, Steps
+
+    policy, windows = _parse_choice("scale", text, POLICIES, also=("steps", "layers"))
+    if "steps" in windows:
+        steps = windows["steps"]
+        if not isinstance(steps, tuple):
+            raise ValueError(f"scale {text!r}: steps={steps} is not START..STOP, such as 0..10, 5.. or ..5")
+        with _named("scale", text):
+            policy = Steps(policy, steps[0] or 0, steps[1])
+    if "layers" in windows:
+        with _named("scale", text):
+            policy = Layers({str(windows["layers"]): policy})
+    return policy
 
 
 def parse_guidance(text: str | None) -> Any:
@@ -92,31 +117,70 @@ def parse_guidance(text: str | None) -> Any:
 
     if text is None or text == "off":
         return None
-    return _parse_choice("guidance", text, {"tsam": TSAM}, leave_out={"target", "steps", "refine_at", "map_size"})
+    read = {"steps": _range, "refine_at": _steps, "map_size": lambda value: parse_size(value, "map_size")}
+    return _parse_choice("guidance", text, {"tsam": TSAM}, leave_out={"target"}, read=read)[0]
 
 
-def _parse_choice(what: str, text: str, choices: dict[str, Any], leave_out: set[str] = frozenset()) -> Any:
+def _range(text: str) -> range:
+    found = re.fullmatch(r"(\d*)\.\.(\d+)", text)
+    if not found:
+        raise ValueError(f"steps={text} is not START..STOP, such as 0..12 for the first 12 steps")
+    return range(int(found[1] or 0), int(found[2]))
+
+
+def _steps(text: str) -> list[int]:
+    if not all(part.isdecimal() for part in text.split("+")):
+        raise ValueError(f"refine_at={text}: give steps with + between them, such as 0+10+20")
+    return [int(part) for part in text.split("+")]
+
+
+def _parse_choice(
+    what: str,
+    text: str,
+    choices: dict[str, Any],
+    leave_out: Collection[str] = (),
+    also: tuple[str, ...] = (),
+    read: Mapping[str, Callable[[str], Any]] = MappingProxyType({}),
+) -> tuple[Any, dict[str, Any]]:
+    """The choice with its options, and those of its options that are in `also`. `read` is for those with own syntax."""
     name, *pairs = text.strip().split(":")
     if name not in choices:
         raise ValueError(f"unknown {what} {name!r}: give one of {', '.join(choices)}")
-    allowed = [field.name for field in dataclasses.fields(choices[name]) if field.name not in leave_out]
+    fields = [field for field in dataclasses.fields(choices[name]) if field.name not in leave_out]
+    allowed = [*(field.name for field in fields), *also]
     options = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or key not in allowed:
             raise ValueError(f"{what} {text!r}: {pair!r} is not option=value with one of {', '.join(allowed)}")
-        options[key] = _literal(value)
+        if key in options:
+            raise ValueError(f"{what} {text!r}: {key} is given twice")
+        with _named(what, text):
+            options[key] = read.get(key, _literal)(value)
+    needed = [field.name for field in fields if field.default is dataclasses.MISSING and field.name not in options]
+    if needed:
+        raise ValueError(f"{what} {text!r}: give {' and '.join(f'{name}=...' for name in needed)}")
+    others = {key: options.pop(key) for key in also if key in options}
+    with _named(what, text):
+        return choices[name](**options), others
+
+
+@contextlib.contextmanager
+def _named(what: str, text: str) -> Iterator[None]:
+    """Refusals say which option of the command line they are about."""
     try:
-        return choices[name](**options)
-    except TypeError as error:
+        yield
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{what} {text!r}: {error}") from error
 
 
 def _literal(text: str) -> Any:
-    """A Python literal (number, bool, None, or a tuple written low..high), else the text itself."""
+    """A Python literal (number, bool, None, or a tuple written low..high, or low.. or ..high), else the text itself."""
     low, dots, high = text.partition("..")
     if dots:
-        return _literal(low), _literal(high)
+        ends = _literal(low or "none"), _literal(high or "none")
+        # but "../profile.csv" is a path
+        return text if any(isinstance(end, (str, tuple)) for end in ends) else ends
     try:
         return ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text.lower(), text))
     except (ValueError, SyntaxError):
@@ -144,13 +208,13 @@ def output_folder(path: Path, option: str = "--out") -> Path:
     return path
 
 
-def output_picture(path: Path) -> Path:
+def output_picture(path: Path, option: str = "--out") -> Path:
     from PIL import Image
 
     known = Image.registered_extensions()
     if known.get(path.suffix.lower()) not in Image.SAVE:
-        raise ValueError(f"--out {str(path)!r}: the name must end in a picture format, such as .png or .jpg")
-    return _output_file("--out", path)
+        raise ValueError(f"{option} {str(path)!r}: the name must end in a picture format, such as .png or .jpg")
+    return _output_file(option, path)
 
 
 def output_table(path: Path) -> Path:

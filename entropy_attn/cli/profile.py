@@ -21,7 +21,8 @@ SIZE_FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0)
 EXAMPLE = (
     "Examples:\n\n"
     "  entropy-attn profile --out profile\n\n"
-    "  entropy-attn profile --model ./my-stable-diffusion --sizes 256,512,512x768 --scales off,logn --steps 20\n"
+    "  entropy-attn profile --model ./my-stable-diffusion --sizes 256,512,512x768 --scales off,logn --steps 20\n\n"
+    "  entropy-attn profile --scale off --scale logn:strength=0.5 --scale power:p=0.25 --scale yarn:steps=0..10\n"
 )
 
 
@@ -34,7 +35,12 @@ def profile(
             help=f"Picture sizes, by commas; each {options.SIZE_HELP}; by default 0.5 to 2 times the training size."
         ),
     ] = None,
-    scales: Annotated[str, typer.Option(help=f"Scale policies, by commas; each {options.SCALE_HELP}.")] = "off,logn",
+    scales: Annotated[
+        list[str],
+        typer.Option(
+            "--scale", "--scales", help=f"Scale policies, by commas or given several times; each {options.SCALE_HELP}."
+        ),
+    ] = ("off", "logn"),
     prompt: Annotated[
         list[str] | None, typer.Option(help="A prompt; may be given several times; by default a few built-in ones.")
     ] = None,
@@ -48,7 +54,7 @@ def profile(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON instead of tables.")] = False,
 ) -> None:
     with options.refusals():
-        policies = {name: options.parse_scale(name) for name in options.parse_list("--scales", scales)}
+        policies = {name: options.parse_scale(name) for name in options.parse_list("--scale", ",".join(scales))}
         seed_list = options.parse_seeds(seeds)
         size_list = (
             None if sizes is None else [options.parse_size(size) for size in options.parse_list("--sizes", sizes)]

@@ -12,6 +12,11 @@ from .method import Guidance, Prompt
 from .similarity import no_autocast
 from .update import update_latents
 
+# What the largest gradient on a picture's maps is made to be before it goes back through the model. In float16 most of
+# a gradient would else be lost below the smallest number (6e-8), at a small loss all of it; 256 leaves as much room
+# below as above. The following ones are for models so steep that it overflows.
+MAGNITUDES = (2.0**8, 1.0, 2.0**-8)
+
 
 class Descent:
     """Follows one guidance through one generation.
@@ -34,10 +39,11 @@ class Descent:
 
         maps_of: from latents in float32 to their maps (B, h, w, s), with the graph.
         """
+        narrow = _is_float16(latents)
         latents = latents.detach().to(torch.promote_types(latents.dtype, torch.float32))
         refinements = self.guidance.refine_iters if step in self.guidance.refine_at else 0
         for _ in range(refinements):
-            gradient, losses = self._gradient(latents, step, maps_of)
+            gradient, losses = self._gradient(latents, step, maps_of, narrow)
             if self.guidance.waits:
                 going = [not self.guidance.is_reached(loss, step) for loss in losses.tolist()]
                 if not any(going):
@@ -45,24 +51,40 @@ class Descent:
                 mask = torch.tensor(going, device=latents.device).view(-1, *(1 for _ in latents.shape[1:]))
                 gradient = torch.where(mask, gradient, 0.0)
             latents = update_latents(latents, gradient, step_size)
-        gradient, _ = self._gradient(latents, step, maps_of)
+        gradient, _ = self._gradient(latents, step, maps_of, narrow)
         self._previous = self.maps
         return update_latents(latents, gradient, step_size)
 
-    def _gradient(self, latents: Tensor, step: int, maps_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def _gradient(
+        self, latents: Tensor, step: int, maps_of: Callable[[Tensor], Tensor], narrow: bool
+    ) -> tuple[Tensor, Tensor]:
         """Of the sum of the losses, which is each picture's own gradient, for no picture looks at another."""
-        with torch.inference_mode(False), torch.enable_grad():
-            latents = latents.clone().requires_grad_()
-            maps = maps_of(latents)
-            with no_autocast(latents.device.type):
-                losses = torch.stack([self._loss(maps[index], index) for index in range(len(maps))])
-                total = losses.sum()
-            gradient = torch.zeros_like(latents)
-            if total.requires_grad:  # not where a loss does not look at the maps
-                (gradient,) = torch.autograd.grad(total, latents)
+        for magnitude in MAGNITUDES if narrow else MAGNITUDES[:1]:
+            with torch.inference_mode(False), torch.enable_grad():
+                start = latents.clone().requires_grad_()
+                maps = maps_of(start)
+                losses, slope = self._losses(maps.detach())
+                gradient = _through(maps, start, slope, magnitude)
+            if not narrow or gradient.isfinite().all():  # the question waits for the device
+                break
+        else:
+            raise FloatingPointError(
+                f"guidance={type(self.guidance).__name__}: its gradient at step {step} is not finite in float16: load "
+                "the pipeline in bfloat16 or float32"
+            )
         self.maps = maps.detach()
-        self.losses.append((step, losses.detach()))
-        return gradient, losses.detach()
+        self.losses.append((step, losses))
+        return gradient, losses
+
+    def _losses(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of every picture (B,), and the gradient of their sum on the maps."""
+        maps = maps.requires_grad_()
+        with no_autocast(maps.device.type):
+            losses = torch.stack([self._loss(maps[index], index) for index in range(len(maps))])
+            slope = torch.zeros_like(maps)
+            if losses.requires_grad:  # not where a loss does not look at the maps
+                (slope,) = torch.autograd.grad(losses.sum(), maps)
+        return losses.detach(), slope
 
     def _loss(self, maps: Tensor, index: int) -> Tensor:
         prompt = self.prompts[index]
@@ -74,3 +96,28 @@ class Descent:
         if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
             raise TypeError(f"guidance={self.guidance!r}: its loss must be a 0-d floating-point tensor, got {loss!r}")
         return loss.to(maps.dtype)
+
+
+def _through(maps: Tensor, latents: Tensor, slope: Tensor, magnitude: float) -> Tensor:
+    """`slope`, a gradient on the maps, taken back through the model to the latents.
+
+    Each picture's is given this magnitude by a power of two on the way, which is exact and exactly undone.
+    """
+    if not maps.requires_grad:
+        return torch.zeros_like(latents)
+    exponent = slope.abs().amax(tuple(range(1, slope.dim()))).div(magnitude).frexp().exponent.clamp(-100, 100)
+    (gradient,) = torch.autograd.grad(maps, latents, slope * _power_of_two(-exponent, slope))
+    return gradient * _power_of_two(exponent, gradient)
+
+
+def _power_of_two(exponent: Tensor, like: Tensor) -> Tensor:
+    """2^exponent (B,) in the shape of factors for `like` (B, ...); from the bits, as no device rounds them."""
+    exact = (exponent.to(torch.int32) + 127).bitwise_left_shift(23).view(torch.float32)
+    return exact.to(like.dtype).view(-1, *(1 for _ in like.shape[1:]))
+
+
+def _is_float16(latents: Tensor) -> bool:
+    """Whether the model computes in it."""
+    kind = latents.device.type
+    cast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) is torch.float16
+    return cast or latents.dtype is torch.float16

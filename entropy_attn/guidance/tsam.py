@@ -17,7 +17,8 @@ def tsam_loss(T: Tensor, S: Tensor) -> Tensor:
     """Sum over i of (i / n) * sum over j <= i of |T_ij - S_ij|, i from 1 (arXiv 2411.15236, Eq. 14).
 
     Args:
-        T: (n, n), of `text_self_attention`, powered already. S: (n, n), of `attention_similarity`.
+        T: (n, n), of `text_self_attention`, powered already.
+        S: (n, n), of `attention_similarity`.
 
     Returns:
         0-d, at least float32, differentiable in both; zero where n is 0. With n = 1 the released form is zero.

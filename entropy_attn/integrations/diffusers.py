@@ -1,4 +1,4 @@
-"""`apply`: send the attention of a diffusers UNet through this package.
+"""`apply`: send the attention of a diffusers model through this package.
 
 The only file that relies on names which diffusers does not document; tests/routing/test_diffusers_names.py pins them.
 """
@@ -6,6 +6,7 @@ The only file that relies on names which diffusers does not document; tests/rout
 from __future__ import annotations
 
 import functools
+import inspect
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,16 +14,23 @@ from typing import Any
 
 import torch
 import torch._dynamo
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, ModelMixin, UNet2DConditionModel
 from diffusers.models import attention_processor
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+from diffusers.models.attention_processor import Attention, MochiAttention
 from torch import nn
 
 from ..recording import Recorder
-from ..router import DenoiserCall, LayerSelection, Router, Unroutable
+from ..router import DenoiserCall, LayerCall, LayerSelection, Router, Rows, Unroutable
 from ..scale import Kind, LogN, Policy
+from .models import MODELS, LayerRule, latent_factor, model_of
 from .override import unwrap_call, wrap_call, wrapper_of
+from .pictures import Picture
 from .prompts import listen, tokenizer_of, unlisten
+
+# What every attention layer of diffusers is one of.
+AttentionLayer = Attention | MochiAttention | AttentionModuleMixin
 
 # Processors that compute attention without torch's scaled_dot_product_attention, so that there is nothing to route.
 _OTHER_PROCESSORS = (
@@ -35,7 +43,8 @@ _OTHER_PROCESSORS = (
     "IPAdapterXFormersAttnProcessor",
 )
 _REMEDY = (
-    "set one that does, with unet.set_attn_processor(AttnProcessor2_0()) from diffusers.models.attention_processor "
+    "set one that does, with set_attn_processor(AttnProcessor2_0()) of the model, AttnProcessor2_0 being of "
+    "diffusers.models.attention_processor "
     "(set_default_attn_processor() sets AttnProcessor, which does not)"
 )
 # Pipelines with one of these run more than two guidance parts in a batch, and do not say which.
@@ -48,14 +57,25 @@ class Handle:
     layers: names of the routed attention layers, within the denoiser.
     """
 
-    def __init__(self, denoiser: UNet2DConditionModel, pipe: DiffusionPipeline | None, router: Router):
+    def __init__(self, denoiser: ModelMixin, pipe: DiffusionPipeline | None, router: Router):
         self.denoiser = denoiser
+        self.model = model_of(denoiser)
         self.router = router
-        self._modules = dict(_attention_layers(denoiser))
+        self._modules: dict[str, AttentionLayer] = {}
+        self._rules: dict[str, LayerRule] = {}
+        for name, module in denoiser.named_modules():
+            rule = self.model.rule(name) if isinstance(module, AttentionLayer) else None
+            if rule is not None and rule.kind is not None:
+                self._modules[name], self._rules[name] = module, rule
         self.layers = tuple(self._modules)
+        self._parameters = tuple(inspect.signature(type(denoiser).forward).parameters)[1:]
         self._pipe = weakref.ref(pipe) if pipe is not None else lambda: None
         self._next_step = 0
         self._timesteps: Any = None
+        self._scheduler_step: Any = None
+        self._calls_in_step = 0
+        self._heard_guidance: bool | None = None
+        self._ids: tuple[Any, tuple[int, int]] | None = None
         self._aside: int | None = None
         self._active = False
         self._entered = False
@@ -76,7 +96,7 @@ class Handle:
             if (pipe := self._pipe()) is not None:
                 unlisten(pipe)
 
-    def named_layers(self) -> Iterator[tuple[str, Attention]]:
+    def named_layers(self) -> Iterator[tuple[str, AttentionLayer]]:
         """The attention layers with their names, whether they are routed now or not."""
         return iter(self._modules.items())
 
@@ -133,74 +153,118 @@ class Handle:
         for module in (self.denoiser, *self._modules.values()):
             unwrap_call(module)
 
-    def _hear_prompts(self, prompts: list[str] | None) -> None:
+    def _hear_prompts(self, prompts: list[str] | None, guided: bool | None) -> None:
+        self._heard_guidance = guided
         for recorder in self.recorders:
             recorder.begin(prompts)
 
     @torch.compiler.disable(recursive=False)
     def _call_denoiser(self, call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-        sample = args[0] if args else kwargs["sample"]
+        _check_parallel(self.denoiser)
+        arguments = dict(zip(self._parameters, args, strict=False)) | kwargs
+        config = self.denoiser.config
+        for name, reason in self.model.refused.items():
+            if arguments.get(name) is not None:
+                raise Unroutable(type(self.denoiser).__name__, [f"{name}: {reason}"])
+        picture = self.model.picture(arguments, config)
         if self._aside is None:
-            step, branches = self._count_step(), self._branches()
+            step, branches = self._place_in_generation()
         else:
             step, branches = self._aside, ("all",)
-        with self.router.denoiser_call(DenoiserCall(step, tuple(sample.shape[-2:]), branches)):
+        train_tokens = None
+        if picture.tokens is not None and self.router.train_size is not None:
+            train_tokens = self.model.picture_tokens(config, self.router.train_size, picture.frames)
+        size = self._latent_size(picture, arguments)
+        with self.router.denoiser_call(DenoiserCall(step, size, branches, picture.tokens, train_tokens)):
             return call(*args, **kwargs)
 
     @torch.compiler.disable  # policies and recorders are plain Python; what lies between the layers compiles
     def _call_layer(
-        self, name: str, module: Attention, call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
+        self, name: str, module: AttentionLayer, call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
     ) -> Any:
-        kind = _kind(*args, **kwargs)
-        with self.router.layer_call(name, kind, lambda: _explain(module)):
+        places = _places(name, module, self._rules[name], args, kwargs)
+        with self.router.layer_call(places, lambda: Unroutable(f"layer {name!r}", [_explain(module)])):
             return call(*args, **kwargs)
 
-    def _count_step(self) -> int:
+    def _latent_size(self, picture: Picture, arguments: dict[str, Any]) -> tuple[int, int]:
+        if not callable(picture.size):
+            return picture.size
+        if not self.recorders and self._aside is None:  # nobody asks
+            return 0, 0
+        # Once a generation: all its calls are given the same ids.
+        ids = arguments["img_ids"]
+        if self._ids is None or self._ids[0]() is not ids:
+            self._ids = weakref.ref(ids), picture.size()
+        return self._ids[1]
+
+    def _place_in_generation(self) -> tuple[int, tuple[str, ...]]:
+        """The step, and the branches of this call."""
         # Every generation has its scheduler lay out new timesteps. Comparing their values would wait for the device.
         pipe = self._pipe()
-        timesteps = getattr(getattr(pipe, "scheduler", None), "timesteps", None)
+        scheduler = getattr(pipe, "scheduler", None)
+        timesteps = getattr(scheduler, "timesteps", None)
         if timesteps is not self._timesteps:
             self._timesteps = timesteps
-            self._next_step = 0
-        step = self._next_step
-        self._next_step += 1
-        return step
+            self._next_step = self._calls_in_step = 0
+        by_calls = self.model.guidance.startswith("calls: ") and hasattr(scheduler, "step_index")
+        if not by_calls:
+            self._next_step += 1
+            return self._next_step - 1, self._branches(pipe)
+        names = tuple(self.model.guidance.removeprefix("calls: ").split(", "))
+        if scheduler.step_index != self._scheduler_step or self._calls_in_step in (0, len(names)):
+            self._scheduler_step = scheduler.step_index
+            self._next_step += 1
+            self._calls_in_step = 0
+        self._calls_in_step += 1
+        return self._next_step - 1, (names[self._calls_in_step - 1],)
 
-    def _branches(self) -> tuple[str, ...]:
+    def _branches(self, pipe: DiffusionPipeline | None) -> tuple[str, ...]:
         # A pipeline that has not run yet has no guidance: then it is not the caller.
-        guided = getattr(self._pipe(), "do_classifier_free_guidance", False)
-        return ("uncond", "cond") if guided else ("all",)
+        guided = getattr(pipe, "do_classifier_free_guidance", self._heard_guidance)
+        halves = self.model.guidance in ("uncond, cond", "cond, uncond")
+        return tuple(self.model.guidance.split(", ")) if guided and halves else ("all",)
 
 
 def apply(
-    pipe_or_denoiser: DiffusionPipeline | UNet2DConditionModel,
+    pipe_or_denoiser: DiffusionPipeline | ModelMixin,
     scale: Policy | None = LogN(),  # noqa: B008  (immutable)
     record: Recorder | Sequence[Recorder] | None = None,
     layers: str = "self",
     train_size: int | tuple[int, int] | None = None,
+    rows: Rows = "all",
 ) -> Handle:
-    """Route every attention layer of a UNet through this package, until `handle.remove()`.
+    """Route every attention layer of a denoiser through this package, until `handle.remove()`.
 
-    For pipelines around a `UNet2DConditionModel` (Stable Diffusion 1 and 2, SDXL, and their relatives), or for the UNet
-    alone. Text encoders and the autoencoder stay as they are. Nothing outside this one denoiser is changed, but that
-    with recorders the pipeline's `encode_prompt` tells them the prompts; copies are not routed. Applied again, the new
-    routing takes the place of the old one, unless that one is the context manager of a `with` block, which raises.
+    For pipelines around one of the UNets and transformers of docs/models.md, or for the denoiser alone. Text encoders
+    and the autoencoder stay as they are. Nothing outside this one denoiser is changed, but that with recorders the
+    pipeline's `encode_prompt` tells them the prompts; copies are not routed. Applied again, the new routing takes the
+    place of the old one, unless that one is the context manager of a `with` block, which raises.
 
     scale: a scale policy for the chosen layers: any callable(CallInfo). None leaves all layers their own scale.
     record: an `EntropyRecorder`, a `MapRecorder`, or a list of recorders. They see all layers, whatever `layers` is.
     layers: the layers that the policy is for: "self", "cross", "all", or a regular expression that is searched for in
         the layer's name ("up_blocks", r"mid_block.*attn1$"). The others keep their own scale.
     train_size: the size of the pictures that the model was trained on, an int or (height, width): in pixels for a
-        pipeline, in latent cells for a UNet alone. None is the UNet's `config.sample_size`.
+        pipeline, in latent cells for a denoiser alone. None is what the model or its pipeline states, as docs/models.md
+        says for each.
+    rows: of joint attention, the queries that the policy is for: "all", or those of the picture ("image"), which leaves
+        the text's their own scale. The text attends over the same keys, so that its entropy drifts with their number
+        as the picture's does, and "all" holds both; "image" leaves the text stream of the model as it was trained, at
+        the price of two attention calls for one.
 
-    Steps count calls of the denoiser from the start of a generation. A scheduler that calls it twice a step, such as
-    Heun's, gives two.
+    Steps count calls of the denoiser from the start of a generation; the two calls of a pipeline that guides with a
+    call for each branch are one step. A scheduler that calls it twice a step, such as Heun's, gives two.
     """
     denoiser, pipe = _denoiser_of(pipe_or_denoiser)
     selection = LayerSelection(layers)
-    router = Router(scale, selection, record, _train_size(denoiser, pipe, train_size))
+    router = Router(scale, selection, record, _train_size(denoiser, pipe, train_size), rows)
     handle = Handle(denoiser, pipe, router)
     _check_layers(handle, selection)
+    if scale is not None and selection.layers == "self" and not _attends_to_pictures(handle):
+        raise ValueError(
+            f"layers='self' with {type(denoiser).__name__}: none of its routed layers has image tokens among its keys; "
+            "give layers='cross' or a regular expression, or scale=None"
+        )
     _check_guidance(pipe, router.recorders)
     for recorder in router.recorders:
         recorder.attach(tokenizer_of(pipe))
@@ -226,30 +290,29 @@ def plain_routing(denoiser: UNet2DConditionModel) -> Handle:
     return handle
 
 
-def _denoiser_of(target: object) -> tuple[UNet2DConditionModel, DiffusionPipeline | None]:
-    if isinstance(target, UNet2DConditionModel):
-        return target, None
+def _denoiser_of(target: object) -> tuple[ModelMixin, DiffusionPipeline | None]:
     if isinstance(target, DiffusionPipeline):
         parts = target.components
         found = parts.get("unet") or parts.get("transformer") or parts.get("prior")
-        if isinstance(found, UNet2DConditionModel):
+        if parts.get("transformer_2") is not None:
+            reasons = ["it has two denoisers: apply to each, pipe.transformer and pipe.transformer_2"]
+            raise Unroutable(type(target).__name__, reasons)
+        if found is not None and model_of(found) is not None:
             return found, target
         denoiser = "no denoiser that is known here" if found is None else f"a {type(found).__name__} as its denoiser"
         raise Unroutable(type(target).__name__, [f"it has {denoiser}", _needed(found)])
+    if model_of(target) is not None:
+        return target, None
     if isinstance(target, nn.Module):
         raise Unroutable(type(target).__name__, [_needed(target)])
-    raise TypeError(f"pipe_or_denoiser={target!r}: a diffusers pipeline or a UNet2DConditionModel is needed")
+    raise TypeError(f"pipe_or_denoiser={target!r}: a diffusers pipeline or denoiser is needed")
 
 
 def _needed(found: object) -> str:
     # The result of torch.compile(model) has taken hold of the model's call as it was, before anything is routed.
     if isinstance(found, torch._dynamo.OptimizedModule):
         return "apply to the model itself, and compile it then"
-    return "a UNet2DConditionModel is needed"
-
-
-def _attention_layers(denoiser: nn.Module) -> list[tuple[str, Attention]]:
-    return [(name, module) for name, module in denoiser.named_modules() if isinstance(module, Attention)]
+    return "one of these is needed: " + ", ".join(model.denoiser for model in MODELS)
 
 
 def _check_layers(handle: Handle, selection: LayerSelection) -> None:
@@ -257,12 +320,10 @@ def _check_layers(handle: Handle, selection: LayerSelection) -> None:
     model = type(handle.denoiser).__name__
     if not handle.layers:
         raise Unroutable(model, ["it has no attention layer"])
-    others = tuple(getattr(attention_processor, name) for name in _OTHER_PROCESSORS)
+    _check_parallel(handle.denoiser)
     for name, module in handle._modules.items():
-        if module.added_kv_proj_dim is not None:
-            raise Unroutable(f"layer {name!r} of {model}", ["its keys join text and image (added_kv_proj_dim)"])
-        if type(module.processor) in others:
-            raise Unroutable(f"layer {name!r} of {model}", [_explain(module)])
+        if (reason := refusal_of(module)) is not None:
+            raise Unroutable(f"layer {name!r} of {model}", [reason])
     if selection.pattern is not None and not any((name, "self") in selection for name in handle.layers):
         raise ValueError(f"layers={selection.layers!r}: matches none of the layers, such as {handle.layers[0]!r}")
 
@@ -277,33 +338,103 @@ def _check_guidance(pipe: DiffusionPipeline | None, recorders: Sequence[Recorder
                 )
 
 
-def _explain(module: Attention) -> str:
+def _check_parallel(denoiser: ModelMixin) -> None:
+    config = getattr(denoiser, "_parallel_config", None)
+    if getattr(config, "context_parallel_config", None) is not None:
+        raise Unroutable(
+            type(denoiser).__name__, ["its sequence is spread over devices (context parallel), so that no one sees N"]
+        )
+
+
+def _attends_to_pictures(handle: Handle) -> bool:
+    return any(rule.kind not in ("cross", "text") for rule in handle._rules.values())
+
+
+def _backend_of(module: AttentionLayer) -> AttentionBackendName | None:
+    """The backend of diffusers' dispatcher, or None for a processor that does not use it."""
+    processor = module.processor
+    if not hasattr(processor, "_attention_backend"):
+        return None
+    return processor._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]
+
+
+def _torch_backend(module: AttentionLayer) -> bool:
+    """Whether attention that goes through the dispatcher ends in torch's scaled_dot_product_attention."""
+    backend = _backend_of(module)
+    return backend is None or backend in _TORCH_BACKENDS
+
+
+_TORCH_BACKENDS = tuple(
+    getattr(AttentionBackendName, name)
+    for name in ("NATIVE", "_NATIVE_CUDNN", "_NATIVE_EFFICIENT", "_NATIVE_FLASH", "_NATIVE_MATH")
+)
+
+
+def refusal_of(module: AttentionLayer) -> str | None:
+    """Why this layer as it is set up cannot be routed, or None where it can."""
+    others = tuple(getattr(attention_processor, name) for name in _OTHER_PROCESSORS)
+    return _explain(module) if type(module.processor) in others or not _torch_backend(module) else None
+
+
+def _explain(module: AttentionLayer) -> str:
+    if not _torch_backend(module):
+        return (
+            f"its attention backend, {_backend_of(module).value!r}, makes no scaled_dot_product_attention call; set "
+            "'native', with set_attention_backend('native') of the model"
+        )
     return f"its processor, {type(module.processor).__name__}, makes no scaled_dot_product_attention call; {_REMEDY}"
 
 
-def _kind(hidden_states: Any = None, encoder_hidden_states: Any = None, *args: Any, **kwargs: Any) -> Kind:
-    """Of a call of `Attention`; some models hand a self-attention layer its own input as the context."""
-    return "self" if encoder_hidden_states is None or encoder_hidden_states is hidden_states else "cross"
+def _places(
+    name: str, module: AttentionLayer, rule: LayerRule, args: tuple, kwargs: dict[str, Any]
+) -> Callable[[int], LayerCall]:
+    """What the attention calls within one call of a layer are of, by their order."""
+    kind, text = rule.kind, rule.text
+    if kind == "call":
+        kind, text = _kind_of_call(module, *args, **kwargs)
+    elif kind == "text":
+        kind, text = "self", "all"
+    elif kind == "cross":
+        text = "all"
+    if rule.per_sample:
+        samples = len(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
+        return lambda index: LayerCall(name, kind, text, sample=index, samples=samples)
+    own = LayerCall(name, kind, text, ragged=rule.ragged)
+    first = _own_call(module, kind)
+    return lambda index: own if index == first or first is None else LayerCall(f"{name}.image", "cross")
+
+
+def _own_call(module: AttentionLayer, kind: Kind) -> int | None:
+    """Which attention call of a layer that also attends to a picture prompt is not to that; None if it has no such."""
+    if "IPAdapter" in type(module.processor).__name__:
+        return 0
+    # Wan attends to the picture before the text.
+    return 1 if kind == "cross" and getattr(module, "add_k_proj", None) is not None else None
+
+
+def _kind_of_call(
+    module: AttentionLayer, hidden_states: Any = None, encoder_hidden_states: Any = None, *args: Any, **kwargs: Any
+) -> tuple[Kind, Any]:
+    """By the context; some models hand a self-attention layer its own input as that."""
+    if encoder_hidden_states is None or encoder_hidden_states is hidden_states:
+        return "self", None
+    if module.added_kv_proj_dim is not None and not module.only_cross_attention:
+        return "joint", "first"
+    return "cross", "all"
 
 
 def _train_size(
-    denoiser: UNet2DConditionModel, pipe: DiffusionPipeline | None, train_size: int | tuple[int, int] | None
+    denoiser: ModelMixin, pipe: DiffusionPipeline | None, train_size: int | tuple[int, int] | None
 ) -> tuple[int, int] | None:
     """The latent size at training, or None where the model does not state it."""
     if train_size is None:
-        return _pair(denoiser.config.sample_size)
-    size = _pair(train_size)
-    if size is None or len(size) != 2 or any(type(length) is not int or length < 1 for length in size):
+        return model_of(denoiser).train_size(denoiser, pipe)
+    size = (train_size, train_size) if not isinstance(train_size, (tuple, list)) else tuple(train_size)
+    if len(size) != 2 or any(type(length) is not int or length < 1 for length in size):
         raise ValueError(f"train_size={train_size!r}: a positive int or a pair (height, width) of them is needed")
     if pipe is None:
         return size
-    factor = getattr(pipe, "vae_scale_factor", None)
-    if factor is None:
-        raise ValueError(f"train_size={train_size!r}: {type(pipe).__name__} has no vae_scale_factor; apply to its unet")
+    factor = latent_factor(pipe)
     if any(length % factor for length in size):
         raise ValueError(f"train_size={train_size!r}: multiples of {factor} pixels are needed")
     return size[0] // factor, size[1] // factor
-
-
-def _pair(size: Any) -> tuple[int, int] | None:
-    return tuple(size) if isinstance(size, (tuple, list)) else None if size is None else (size, size)

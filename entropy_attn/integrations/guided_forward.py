@@ -8,12 +8,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from ..guidance.graph_maps import Enough, GraphMaps
 from ..map_sums import Size, preferred_size
 from .diffusers import Handle, handle_of
+from .survey import halvings
 
 
 def layers_by_size(handle: Handle, latent_size: Size) -> dict[Size, list[str]]:
@@ -21,7 +21,7 @@ def layers_by_size(handle: Handle, latent_size: Size) -> dict[Size, list[str]]:
     found: dict[Size, list[str]] = defaultdict(list)
     for name, module in handle.named_layers():
         if module.is_cross_attention:
-            factor = 2 ** _halvings(handle.denoiser, name)
+            factor = 2 ** halvings(handle.denoiser, name)
             found[math.ceil(latent_size[0] / factor), math.ceil(latent_size[1] / factor)].append(name)
     return dict(found)
 
@@ -50,7 +50,12 @@ def cross_attention_maps(
     """
     recorder = GraphMaps(layers, length)
     unet, (args, kwargs) = own.denoiser, call
-    with (handle_of(unet) or own).aside(recorder, step), _no_graph_of(unet), contextlib.suppress(Enough):
+    with (
+        (handle_of(unet) or own).aside(recorder, step),
+        _no_graph_of(unet),
+        _strengths_kept(unet),
+        contextlib.suppress(Enough),
+    ):
         unet(*args, **kwargs)
     return recorder.mean(size)
 
@@ -81,11 +86,16 @@ def _no_graph_of(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _halvings(unet: UNet2DConditionModel, name: str) -> int:
-    """How often the latent has been halved where this layer sees it."""
-    part, index = name.split(".")[:2]
-    down = [getattr(block, "downsamplers", None) is not None for block in unet.down_blocks]
-    up = [getattr(block, "upsamplers", None) is not None for block in unet.up_blocks]
-    if part == "down_blocks":
-        return sum(down[: int(index)])
-    return sum(down) - (sum(up[: int(index)]) if part == "up_blocks" else 0)
+@contextlib.contextmanager
+def _strengths_kept(model: nn.Module) -> Iterator[None]:
+    """LoRA layers keep theirs: older releases of diffusers scale them for a forward pass that has to reach its end."""
+    before = [(module.scaling, dict(module.scaling)) for module in model.modules() if _is_lora(module)]
+    try:
+        yield
+    finally:
+        for scaling, strengths in before:
+            scaling.update(strengths)
+
+
+def _is_lora(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "scaling", None), dict)

@@ -13,8 +13,12 @@ from diffusers import DiffusionPipeline
 _METHOD = "encode_prompt"
 
 
-def listen(pipe: DiffusionPipeline, tell: Callable[[list[str] | None], None]) -> None:
-    """From now on `tell(prompts)` is called before `pipe` encodes its prompts; None where it is given embeddings."""
+# The prompts, or None where embeddings are given; whether they are for classifier-free guidance, or None if unsaid
+Tell = Callable[[list[str] | None, bool | None], None]
+
+
+def listen(pipe: DiffusionPipeline, tell: Tell) -> None:
+    """From now on `tell(prompts, guided)` is called before `pipe` encodes its prompts."""
     if hasattr(type(pipe), _METHOD):
         setattr(pipe, _METHOD, _Listener(pipe, tell))
 
@@ -31,7 +35,7 @@ def unlisten(pipe: DiffusionPipeline) -> None:
 class _Listener:
     """Stands in for one pipeline's `encode_prompt`."""
 
-    def __init__(self, pipe: DiffusionPipeline, tell: Callable[[list[str] | None], None]):
+    def __init__(self, pipe: DiffusionPipeline, tell: Tell):
         self.pipe = weakref.ref(pipe)  # the pipeline holds this object
         self.tell = tell
         self.previous = pipe.__dict__.get(_METHOD)
@@ -39,8 +43,10 @@ class _Listener:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         pipe = self.pipe()
         own = MethodType(getattr(type(pipe), _METHOD), pipe)
-        given = inspect.signature(own).bind(*args, **kwargs).arguments  # `previous` may be a listener too
-        self.tell(_prompts(pipe, given.get("prompt")))
+        given = inspect.signature(own).bind(*args, **kwargs)  # `previous` may be a listener too
+        given.apply_defaults()
+        arguments = given.arguments
+        self.tell(_prompts(pipe, arguments.get("prompt")), arguments.get("do_classifier_free_guidance"))
         return (self.previous or own)(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from .guided import attach, check_guided
 from .loading import SHAPES, check_size, load_pipeline, quiet_libraries, size_multiple, train_size
 from .sampling import sample
 
-__all__ = ["SHAPES", "check_size", "load_pipeline", "quiet_libraries", "sample", "size_multiple", "train_size"]
+__all__ = [
+    "SHAPES",
+    "attach",
+    "check_guided",
+    "check_size",
+    "load_pipeline",
+    "quiet_libraries",
+    "sample",
+    "size_multiple",
+    "train_size",
+]

@@ -190,7 +190,7 @@ class Generation:
         """Let go of the pipeline and of what was on its way; what was measured stays."""
         self.pipe = self.own = self._scale = self._step = self._seen = self._updated = None
 
-    def hear_prompts(self, prompts: list[str] | None) -> None:
+    def hear_prompts(self, prompts: list[str] | None, guided: bool | None) -> None:
         if self._texts is None and prompts is not None:
             self._texts = prompts_of(self.pipe, prompts, self.guidance.needs_text_attention)
         if self._texts is None:

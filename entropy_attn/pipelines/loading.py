@@ -27,7 +27,7 @@ def load_pipeline(model: str, *, device: str = "cpu", dtype: torch.dtype = torch
 
         pipe = shapes.load_pipeline(dtype)
     else:
-        source = _resolve(model)
+        source = resolve(model)
         _check_kind(model, source)
         from diffusers import DiffusionPipeline
 
@@ -36,7 +36,7 @@ def load_pipeline(model: str, *, device: str = "cpu", dtype: torch.dtype = torch
         try:
             pipe = DiffusionPipeline.from_pretrained(source, **dtype_argument(dtype))
         except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"model {model!r} cannot be loaded: {_first_line(error)}") from error
+            raise ValueError(f"model {model!r} cannot be loaded: {first_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
@@ -65,7 +65,7 @@ def check_size(pipe: Any, size: tuple[int, int]) -> None:
         raise ValueError(f"size {size[0]}x{size[1]}: both sides must be multiples of {multiple} px, for example {near}")
 
 
-def _resolve(model: str) -> str:
+def resolve(model: str) -> str:
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / _INDEX).is_file():
@@ -86,7 +86,7 @@ def _check_kind(model: str, source: str) -> None:
         index = DiffusionPipeline.load_config(source)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"unknown model {model!r}: not {SHAPES!r}, not a folder, not had from the Hub ({_first_line(error)})"
+            f"unknown model {model!r}: not {SHAPES!r}, not a folder, not had from the Hub ({first_line(error)})"
         ) from error
     missing = [part for part in ("unet", "vae") if not index.get(part)]
     if missing:
@@ -97,7 +97,7 @@ def _check_kind(model: str, source: str) -> None:
         )
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     text = str(error).strip()
     return text.splitlines()[0].rstrip(".") if text else type(error).__name__
 

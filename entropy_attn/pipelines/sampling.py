@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from ..integrations.diffusers import apply
-from .guided import attach
 
 
 def sample(
@@ -22,14 +20,12 @@ def sample(
     steps: int,
     guidance_scale: float | None = None,
     record: Any = None,
-    guidance: Any = None,
     on_step: Callable[[], None] | None = None,
 ) -> list[Any]:
     """Generate one picture a prompt at `size` = (height, width); the pipeline is as it was when this returns.
 
     Every prompt starts from its own noise seeded with `seed`, so that a picture depends on its prompt, size and seed
-    only, and not on the batch it was made in. `guidance_scale=None` keeps the pipeline's default. `guidance` is what
-    `attach` takes, or None.
+    only, and not on the batch it was made in. `guidance_scale=None` keeps the pipeline's default.
     """
     generators = [torch.Generator("cpu").manual_seed(seed) for _ in prompts]
     options: dict[str, Any] = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
@@ -41,8 +37,7 @@ def sample(
 
         options["callback_on_step_end"] = step_ended
     height, width = size
-    guided = nullcontext() if guidance is None else attach(pipe, guidance)
-    with apply(pipe, scale=scale, record=record), guided:
+    with apply(pipe, scale=scale, record=record):
         return pipe(
             list(prompts), height=height, width=width, num_inference_steps=steps, generator=generators, **options
         ).images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,6 +41,11 @@ class _Guided:
         check_guided(self)
         with guided(self, guidance, checked_prompt(guidance_prompt)) as self.last_guidance:
             return super().__call__(*args, **kwargs)
+
+    def to_json_string(self) -> str:
+        """The configuration that `save_pretrained` writes: the parent's, so that plain diffusers loads it too."""
+        parent = next(cls for cls in type(self).__mro__ if cls.__module__.startswith("diffusers."))
+        return json.dumps({**json.loads(super().to_json_string()), "_class_name": parent.__name__}, indent=2) + "\n"
 
 
 class TSAMStableDiffusionPipeline(_Guided, StableDiffusionPipeline):

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from entropy_attn.guidance import TSAM, attention_similarity, tsam_loss
+from entropy_attn.guidance import TSAM, Prompt, attention_similarity, tsam_loss
 from entropy_attn.guidance.similarity import SMOOTHING, smoothed
 
 # Columns: start mark, three words with the cosines 0.6 (1, 2), 0 (1, 3), 0.8 (2, 3), end mark. Lengths do not matter.
@@ -120,6 +120,37 @@ def test_functions_refuse():
         attention_similarity(MAPS, SIZE, [1], variant="code")
     with pytest.raises(ValueError, match="T and S"):
         tsam_loss(torch.eye(2), torch.eye(3))
+
+
+def two_words() -> Prompt:
+    """The words at 1 and 2 attend to one another as (0.4, 0) and (0.1, 0.3)."""
+    attention = torch.rand(5, 5, generator=torch.Generator().manual_seed(0))
+    attention[1:3, 1:3] = torch.tensor([[0.4, 0.0], [0.1, 0.3]])
+    return Prompt(None, (1, 2), attention)
+
+
+@pytest.mark.parametrize(
+    "settings, second_row",
+    [
+        ({}, [1 / 82, 81 / 82]),
+        ({"gamma": 2.0}, [0.1, 0.9]),
+        ({"gamma": 2.0, "variant": "paper"}, [0.0625, 0.5625]),
+        ({"target": lambda prompt: torch.tensor([[1.0, 0.0], [0.5, 0.5]]) * len(prompt)}, [1.0, 1.0]),
+        ({"target": lambda prompt: None, "gamma": 2.0}, [0.1, 0.9]),
+    ],
+)
+def test_the_text_matrix_is_that_of_the_settings(settings, second_row):
+    torch.testing.assert_close(TSAM(**settings).text_matrix(two_words())[1], torch.tensor(second_row))
+
+
+@pytest.mark.parametrize("variant", ["released", "paper"])
+def test_the_loss_of_a_picture_is_between_its_maps_by_rows_and_the_text(variant):
+    maps = torch.rand(2, 3, 5, generator=torch.Generator().manual_seed(1))
+    by_rows = torch.stack([maps[row, column] for row in range(2) for column in range(3)])
+    S = attention_similarity(by_rows, (2, 3), [1, 2], variant=variant)
+    T = [[1.0, 0.0], [0.1, 0.9]] if variant == "released" else [[1.0, 0.0], [0.0625, 0.5625]]
+    found = TSAM(gamma=2.0, variant=variant).loss(maps, two_words())
+    torch.testing.assert_close(found, tsam_loss(torch.tensor(T), S))
 
 
 def test_settings():

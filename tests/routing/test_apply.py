@@ -486,18 +486,17 @@ def test_other_models_are_refused_by_name():
         apply(make_pipe().vae)
 
 
-def test_transformer_pipelines_are_refused_by_name():
-    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+def test_pipelines_of_other_denoisers_are_refused_by_name():
+    from diffusers import DDPMScheduler, PriorTransformer, UnCLIPPipeline
 
-    transformer = SD3Transformer2DModel(
-        sample_size=8, num_layers=1, attention_head_dim=8, num_attention_heads=2, caption_projection_dim=16
-    )
-    names = ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
-    pipe = StableDiffusion3Pipeline(
-        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(), **dict.fromkeys(names)
-    )
-    with pytest.raises(RuntimeError, match=r"StableDiffusion3Pipeline.*SD3Transformer2DModel.*UNet2DConditionModel"):
+    prior = PriorTransformer(num_attention_heads=2, attention_head_dim=8, embedding_dim=16, num_layers=1)
+    names = ("decoder", "text_encoder", "tokenizer", "text_proj", "super_res_first", "super_res_last")
+    schedulers = {f"{name}_scheduler": DDPMScheduler() for name in ("prior", "decoder", "super_res")}
+    pipe = UnCLIPPipeline(prior=prior, **schedulers, **dict.fromkeys(names))
+    with pytest.raises(RuntimeError, match=r"UnCLIPPipeline.*PriorTransformer.*UNet2DConditionModel.*Flux"):
         apply(pipe)
+    with pytest.raises(RuntimeError, match=r"PriorTransformer.*one of these is needed"):
+        apply(prior)
 
 
 def test_routed_layers_are_all_attention_layers(unet):

@@ -23,7 +23,7 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 import entropy_attn as ea
-from entropy_attn.guidance import CONFORM, TSAM, AttendAndExcite, Guidance, SynGen
+from entropy_attn.guidance import CONFORM, TSAM, AttendAndExcite, Custom, Guidance, SynGen
 from entropy_attn.integrations.transformers import text_self_attention_maps
 from entropy_attn.recorder import EntropyRecorder
 from entropy_attn.scale import Fixed
@@ -141,6 +141,16 @@ def test_euler_moves_what_the_model_sees_by_alpha_times_its_own_gradient():
         moved[scheduler] = inputs[1] - inputs[0]
     assert moved[DDIMScheduler].norm() > 1e-3
     torch.testing.assert_close(moved[EulerDiscreteScheduler], moved[DDIMScheduler], rtol=1e-2, atol=1e-4)
+
+
+def test_the_schedule_spans_all_steps_of_the_generation():
+    """From the first to the last one, guided or not."""
+    pipe = make_text_pipe()
+    expected = draw(pipe, steps=4)
+    for step_range, moving in (((1.0, 0.0), [0, 1, 2]), ((0.0, 1.0), [1, 2, 3])):
+        for step in range(4):
+            with ea.guidance.attach(pipe, TSAM(steps=(step,), step_range=step_range)):
+                assert torch.equal(draw(pipe, steps=4), expected) == (step not in moving)
 
 
 @pytest.mark.parametrize("variant", ["released", "paper"])
@@ -471,3 +481,34 @@ def test_no_warning_in_a_usual_generation():
     with ea.guidance.attach(pipe, TSAM()), warnings.catch_warnings():
         warnings.simplefilter("error")
         draw(pipe)
+
+
+def test_float16_keeps_a_small_gradient():
+    """Of a loss of any size: a picture's gradient is brought to the middle of float16 on its way through the model."""
+    moved = {}
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+    for dtype, size in ((torch.float32, 1.0), (torch.float16, 1.0), (torch.float16, 2.0**-16)):
+        pipe, seen = ea.shapes.load_pipeline(dtype), []
+
+        def loss(maps, prompt, size=size):
+            return TSAM().loss(maps, prompt) * size
+
+        pipe.unet.register_forward_hook(lambda m, args, out, seen=seen: seen.append(args[0][-1:].float()))
+        guidance = Custom(function=loss, text_attention=True, alpha=2.0**8 / size, steps=(0,))
+        with ea.guidance.attach(pipe, guidance):
+            pipe("a red circle and a blue square", latents=noise.to(dtype), num_inference_steps=1, output_type="latent")
+        moved[dtype, size] = seen[-1] - noise.to(dtype).float()
+    assert torch.equal(moved[torch.float16, 1.0], moved[torch.float16, 2.0**-16])
+    error = (moved[torch.float16, 1.0] - moved[torch.float32, 1.0]).norm() / moved[torch.float32, 1.0].norm()
+    assert error < 0.05
+
+
+def test_the_maps_are_those_that_a_recorder_sees():
+    """Of every layer of that size, in the conditional half, at each picture's own size."""
+    pipe, recorder = ea.shapes.load_pipeline(), ea.MapRecorder(special=True)
+    with ea.apply(pipe, scale=None, record=recorder), ea.guidance.attach(pipe, TSAM(alpha=0.0)) as handle:
+        pipe(["a red circle", "a blue square"], num_inference_steps=1, height=96, width=64, output_type="latent",
+             generator=torch.Generator().manual_seed(0))  # fmt: skip
+    assert len(recorder.layers) > 1 and handle.maps.shape == (2, 12, 8, 77)
+    expected = recorder.maps()[recorder.branch_names.index("cond")].permute(0, 2, 3, 1)
+    torch.testing.assert_close(handle.maps, expected, rtol=1e-4, atol=1e-6)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import subprocess
 import sys
 
@@ -13,7 +15,10 @@ from PIL import Image
 pytest.importorskip("typer")
 pytest.importorskip("diffusers")
 
-from entropy_attn.cli import main
+from entropy_attn.cli import main, options
+from entropy_attn.cli.options import parse_scale
+from entropy_attn.guidance import TSAM
+from entropy_attn.scale import POLICIES, Constant, Fixed, Layers, LogN, Steps, YaRN
 
 PNGS = {"entropy_vs_tokens", "entropy_per_layer", "entropy_heads", "entropy_vs_step", "entropy_map", "pictures"}
 
@@ -21,7 +26,8 @@ PNGS = {"entropy_vs_tokens", "entropy_per_layer", "entropy_heads", "entropy_vs_s
 @pytest.fixture(scope="module")
 def profiled(tiny_model, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "made" / "for me"
-    arguments = ["profile", "--model", str(tiny_model), "--sizes", "16,32x24", "--scales", "off,logn:strength=0.5"]
+    arguments = ["profile", "--model", str(tiny_model), "--sizes", "16,32x24"]
+    arguments += ["--scale", "off", "--scale", "logn:strength=0.5"]
     done = _run([*arguments, "--prompt", "a", "--prompt", "b", "--steps", "2", "--json", "--out", str(out)])
     assert done.returncode == 0, done.stderr
     return out, done
@@ -90,6 +96,37 @@ def test_generate_guided(tmp_path, capsys):
     assert main([*given, "--guidance", "tsam", "--compare", "--out", str(out)]) == 0 and out.exists()
 
 
+def test_generate_shows_maps(tmp_path, capsys):
+    given = ["generate", "--prompt", "a red circle", "--steps", "2", "--guidance", "tsam:alpha=30", "--json"]
+    assert main([*given, "--out", str(tmp_path / "plain.png")]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    out, sheet = tmp_path / "picture.png", tmp_path / "new" / "sheet.png"
+    assert main([*given, "--compare", "--show-maps", str(sheet), "--out", str(out)]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done["show_maps"] == str(sheet) and plain["show_maps"] is None
+    assert list(done["policies"]) == ["off", "unguided", "logn + tsam:alpha=30"]
+    unguided, guided = done["losses"]["unguided"], done["losses"]["logn + tsam:alpha=30"]
+    assert [step for step, _ in unguided] == [step for step, _ in guided] == [0, 1]
+    assert unguided[0] == guided[0] and unguided[1] != guided[1] and guided == plain["losses"]["logn + tsam:alpha=30"]
+    assert Image.open(sheet).width > 1000 and Image.open(out).width > 640
+
+
+def test_the_settings_of_a_guidance():
+    found = options.parse_guidance(
+        "tsam:alpha=10:steps=0..12:refine_at=0+10:map_size=8x4:step_range=1..0.5:variant=paper"
+    )
+    expected = {"alpha": 10, "steps": range(12), "refine_at": (0, 10), "map_size": (8, 4), "step_range": (1, 0.5)}
+    assert found == TSAM(**expected, variant="paper")
+    assert options.parse_guidance("off") is options.parse_guidance(None) is None
+
+
+def test_a_warning_is_one_line(tmp_path, capsys):
+    given = ["generate", "--prompt", "circle", "--steps", "1", "--guidance", "tsam"]
+    assert main([*given, "--out", str(tmp_path / "a.png")]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("entropy-attn: warning: guidance=TSAM: the prompt 'circle' has too few words")
+
+
 def test_generate_compare(tiny_model, tmp_path, capsys):
     out = tmp_path / "b.png"
     arguments = [
@@ -150,6 +187,37 @@ def test_info(capsys):
     assert "transformers" in out and "256" in out
 
 
+def test_info_of_a_model(capsys, tmp_path, tiny_model):
+    table = tmp_path / "layers.csv"
+    command = ["info", "--model", str(tiny_model), "--size", "48x32", "--device", "cpu"]
+    assert main([*command, "--json", "--csv", str(table)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["pipeline"], report["served"], report["size"]) == ("StableDiffusionPipeline", True, [48, 32])
+    rows = report["layers"]
+    first = next(row for row in rows if row["layer"] == "down_blocks.0.attentions.0.transformer_blocks.0.attn1")
+    assert (first["kind"], first["seqlen_k"], first["train_tokens"], first["impl"]) == ("self", 24 * 16, 256, "sdpa")
+    assert first["scale"] == pytest.approx((math.log(384) / math.log(256) / first["head_dim"]) ** 0.5)
+    assert {row["scale"] for row in rows if row["kind"] == "cross"} == {None}
+    assert len(pd.read_csv(table)) == len(rows)
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "StableDiffusionPipeline at 48x32" in shown and "384" in shown
+    assert main(["info", "--model", "shapes"]) == 0
+    assert "at 64x64" in capsys.readouterr().out
+
+
+def test_info_of_a_model_that_is_not_routed(capsys, tmp_path):
+    from diffusers import DanceDiffusionPipeline, DDPMScheduler, UNet1DModel
+
+    folder = tmp_path / "other"
+    DanceDiffusionPipeline(unet=UNet1DModel(sample_size=64), scheduler=DDPMScheduler()).save_pretrained(folder)
+    assert main(["info", "--model", str(folder), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert not report["served"] and "UNet1DModel" in report["reasons"][0]
+    assert main(["info", "--model", str(folder)]) == 0
+    assert "is not routed" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["profile", "generate", "maps", "info"])
 def test_help_has_an_example(command, capsys):
     assert main([command, "--help"]) == 0
@@ -167,7 +235,14 @@ PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MO
         ([*PROFILE, "--sizes", "32x"], "size '32x'"),
         ([*PROFILE, "--sizes", ","], "at least one value"),
         ([*PROFILE, "--sizes", "32,32x32"], "the same size is given twice"),
-        ([*PROFILE, "--scales", "off,cosine"], "unknown scale 'cosine': give one of off, logn"),
+        ([*PROFILE, "--scales", "off,cosine"], "unknown scale 'cosine': give one of off, logn, lognoroot"),
+        ([*PROFILE, "--scale", "off", "--scale", "power"], "scale 'power': give p=..."),
+        ([*PROFILE, "--scale", "logn:strength=1:strength=2"], "strength is given twice"),
+        ([*PROFILE, "--scale", "yarn:clamp=2..1"], "scale 'yarn:clamp=2..1': clamp=(2, 1): low must not exceed high"),
+        ([*PROFILE, "--scale", "off:steps=3"], "steps=3 is not START..STOP"),
+        ([*PROFILE, "--scale", "off:steps=3..1"], "stop=1: at least 4"),
+        ([*PROFILE, "--scale", "off:layers=("], "'(' is not a regular expression"),
+        ([*PROFILE, "--scale", "adaptive:profile=none.csv"], "profile='none.csv' cannot be read"),
         ([*PROFILE, "--scales", "off,off"], "'off' is given twice"),
         ([*PROFILE, "--scales", "logn:warmth=2"], "'warmth=2' is not option=value with one of train_tokens, strength"),
         ([*PROFILE, "--scales", "logn:direction=sideways"], "sideways"),
@@ -191,6 +266,16 @@ PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MO
         ([*GENERATE, "--guidance", "tsan"], "unknown guidance 'tsan'"),
         ([*GENERATE, "--guidance", "tsam:alpha=-1"], "alpha=-1"),
         ([*GENERATE, "--guidance", "tsam:beta=1"], "option=value"),
+        ([*GENERATE, "--guidance", "tsam:target=1"], "option=value"),
+        ([*GENERATE, "--guidance", "tsam:steps=9"], "steps=9 is not START..STOP"),
+        ([*GENERATE, "--guidance", "tsam:refine_at=0,10"], "refine_at=0,10: give steps with + between them"),
+        ([*GENERATE, "--guidance", "tsam:steps=8..9", "--steps", "6"], "none of its steps is one of the 6 of --steps"),
+        ([*GENERATE, "--guidance", "tsam:map_size=big"], "map_size 'big'"),
+        ([*GENERATE, "--show-maps", "maps.png"], "--show-maps draws what a guidance does: give --guidance tsam"),
+        ([*GENERATE, "--show-maps", "maps.png", "--guidance", "off"], "give --guidance tsam"),
+        ([*GENERATE, "--show-maps", "picture.png", "--guidance", "tsam"], "is --out as well"),
+        ([*GENERATE, "--show-maps", "maps.txt", "--guidance", "tsam"], "--show-maps 'maps.txt': the name must end"),
+        ([*GENERATE, "--show-maps", "maps.png", "--guidance", "tsam"], "the prompt 'a' has too few words"),
         ([*GENERATE, "--seed", "-1"], "--seed -1"),
         ([*GENERATE, "--out", "picture.docx"], "picture format"),
         ([*GENERATE, "--out", "FILE/below/a.png"], "cannot be written to"),
@@ -237,11 +322,63 @@ def test_a_missing_dependency_is_named(monkeypatch, capsys):
     assert "typer" in (error := capsys.readouterr().err) and "entropy-attn[cli]" in error
 
 
-def test_scale_options_become_the_policy():
-    from entropy_attn.cli.options import parse_scale
-    from entropy_attn.scale import Fixed, LogN
+def _written(value):
+    """A setting as it is written on the command line."""
+    return "..".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
+
+# A value other than the default for every setting of every policy, by its name.
+SETTINGS = {
+    "value": 0.2,
+    "factor": 1.5,
+    "p": 0.25,
+    "train_tokens": 64,
+    "strength": 0.5,
+    "direction": "down",
+    "clamp": (0.9, 1.2),
+    "count_text_tokens": True,
+    "lambda_min": 1.1,
+    "lambda_max": 1.5,
+    "gamma": 1.5,
+    "h_min": 0.25,
+    "h_max": 6.0,
+    "missing": "leave",
+    "size": "32x32",
+    "policy": "off",
+    "step": 0,
+    "branch": "uncond",
+    "relative": True,
+}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_takes_every_setting(name, tmp_path, invented):
+    table = tmp_path / "entropy.csv"
+    invented.entropy.to_csv(table, index=False)
+    chosen = {"profile": str(table), "size": "32x32", "policy": "off"}  # of a profile of several
+    fields = dataclasses.fields(POLICIES[name])
+    values = {**SETTINGS, **chosen}
+    needed = {f.name: values[f.name] for f in fields if f.default is dataclasses.MISSING or f.name in chosen}
+    for field in fields:
+        settings = {**needed, field.name: values[field.name]}
+        policy = parse_scale(":".join([name, *(f"{key}={_written(each)}" for key, each in settings.items())]))
+        assert policy == POLICIES[name](**settings)
+        assert field.name in needed or policy != POLICIES[name](**needed), f"{field.name} makes no difference"
+    assert name in options.SCALE_HELP
+
+
+def test_scale_options_become_the_policy():
     assert parse_scale("off") == Fixed()
     assert parse_scale("off:value=0") == Fixed(value=0)
     assert parse_scale("logn:strength=0.5:direction=up") == LogN(strength=0.5, direction="up")
     assert parse_scale("logn:clamp=0.9..1.2:count_text_tokens=true") == LogN(clamp=(0.9, 1.2), count_text_tokens=True)
+    assert parse_scale("logn:clamp=..1.2") == LogN(clamp=(None, 1.2))
+    assert parse_scale("constant:factor=1.1..1.2") == Constant((1.1, 1.2))
+    assert parse_scale("yarn:steps=2..5") == Steps(YaRN(), 2, 5)
+    assert parse_scale("yarn:steps=..5") == Steps(YaRN(), 0, 5)
+    assert parse_scale("yarn:steps=5..") == Steps(YaRN(), 5)
+    assert parse_scale("yarn:layers=^mid|up_blocks.1:steps=0..5:strength=2") == Layers(
+        {"^mid|up_blocks.1": Steps(YaRN(strength=2), 0, 5)}
+    )
+    with pytest.raises(ValueError, match=r"profile='\.\./none\.csv' cannot be read"):
+        parse_scale("adaptive:profile=../none.csv")

@@ -1,0 +1,113 @@
+"""How large the picture is that a denoiser was called with, read from its arguments, as shapes alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The picture, or the video, of one denoiser call.
+
+    size: (rows, columns) in latent cells, or a function that works it out where that costs more than shapes.
+    tokens: what a layer sees of it, or None where that differs from layer to layer.
+    frames: the length of a video in tokens; 1 for a picture.
+    """
+
+    size: tuple[int, int] | Callable[[], tuple[int, int]]
+    tokens: int | None = None
+    frames: int = 1
+
+
+# The arguments of the denoiser's call by name, and its configuration -> Picture
+Reader = Callable[[Mapping[str, Any], Mapping[str, Any]], Picture]
+
+
+def unet(arguments: Mapping[str, Any], config: Mapping[str, Any]) -> Picture:
+    """(B, C, H, W), halved from layer to layer."""
+    return Picture(tuple(arguments["sample"].shape[-2:]))
+
+
+def patches(arguments: Mapping[str, Any], config: Mapping[str, Any]) -> Picture:
+    """(B, C, H, W), cut into patches."""
+    height, width = arguments["hidden_states"].shape[-2:]
+    return Picture((height, width), tokens_of((height, width), patch_of(config)))
+
+
+def video(arguments: Mapping[str, Any], config: Mapping[str, Any]) -> Picture:
+    """(B, C, F, H, W), cut into patches."""
+    return _video(*arguments["hidden_states"].shape[-3:], config)
+
+
+def video_frames_first(arguments: Mapping[str, Any], config: Mapping[str, Any]) -> Picture:
+    """(B, F, C, H, W), cut into patches."""
+    frames, _, height, width = arguments["hidden_states"].shape[-4:]
+    return _video(frames, height, width, config)
+
+
+def padded_list(arguments: Mapping[str, Any], config: Mapping[str, Any]) -> Picture:
+    """A list of (C, F, H, W), their patches padded to a multiple of 32."""
+    shapes = [tuple(picture.shape[-3:]) for picture in arguments["x"]]
+    patch, frame_patch = arguments.get("patch_size", 2), arguments.get("f_patch_size", 1)
+    frames, height, width = max(shapes, key=math.prod)
+    frames //= frame_patch
+    return Picture((height, width), padded(frames * tokens_of((height, width), patch)), frames)
+
+
+def packed_with_ids(arguments: Mapping[str, Any], config: Mapping[str, Any]) -> Picture:
+    """(B, tokens, C), of 2 x 2 latent cells each; the ids hold the place of every token in their last columns.
+
+    References for editing follow with another first id. Working out the size reads the ids, which waits for the device.
+    """
+    ids: torch.Tensor = arguments["img_ids"]
+    return Picture(lambda: _size_of_ids(ids), arguments["hidden_states"].shape[1])
+
+
+def packed_with_shapes(arguments: Mapping[str, Any], config: Mapping[str, Any]) -> Picture:
+    """(B, tokens, C), of 2 x 2 latent cells each; with the shapes (frames, rows, columns), its own first."""
+    shapes = arguments["img_shapes"]
+    while not isinstance(shapes[0], int):
+        shapes = shapes[0]
+    return Picture((2 * shapes[1], 2 * shapes[2]), arguments["hidden_states"].shape[1])
+
+
+def packed_with_size(arguments: Mapping[str, Any], config: Mapping[str, Any]) -> Picture:
+    """(B, tokens, C) with num_frames, height and width, in latent cells, as arguments."""
+    tokens = arguments["hidden_states"].shape[1]
+    size = arguments["height"], arguments["width"]
+    return Picture(size, tokens, tokens // tokens_of(size, patch_of(config)))
+
+
+def patch_of(config: Mapping[str, Any]) -> int:
+    """Side of a token in latent cells."""
+    patch = config["patch_size"]
+    return patch if isinstance(patch, int) else patch[-1]
+
+
+def tokens_of(size: tuple[int, int], patch: int) -> int:
+    """Tokens of one picture or frame of this many latent cells."""
+    return (size[0] // patch) * (size[1] // patch)
+
+
+def padded(tokens: int) -> int:
+    return math.ceil(tokens / 32) * 32
+
+
+def _video(frames: int, height: int, width: int, config: Mapping[str, Any]) -> Picture:
+    patch = config["patch_size"]
+    frame_patch = patch[0] if isinstance(patch, (tuple, list)) else config.get("patch_size_t") or 1
+    frames = math.ceil(frames / frame_patch)
+    return Picture((height, width), frames * tokens_of((height, width), patch_of(config)), frames)
+
+
+def _size_of_ids(ids: torch.Tensor) -> tuple[int, int]:
+    ids = ids[0] if ids.dim() == 3 else ids
+    own = ids[ids[:, 0] == ids[0, 0]]
+    # (…, row, column) with three ids; Flux 2 has a fourth, the place in the text, at the end
+    rows, columns = own[:, 1], own[:, 2]
+    return 2 * int(rows.max() - rows.min() + 1), 2 * int(columns.max() - columns.min() + 1)
