@@ -1,4 +1,4 @@
-"""Where the picture attends to the words of the prompt: head-averaged cross-attention maps, kept on the device."""
+"""Where the picture attends to the words of the prompt: head-averaged attention maps, kept on the device."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 from . import heat
 from .map_files import save_maps
 from .map_sums import MapSums, Size
-from .recording import Recorder, Wish
+from .recording import Prompt, Recorder, Wish
 from .scale import CallInfo, token_grid
-from .tokens import Choice, Text, TokenSelection
+from .tokens import Choice, JoinedText, TextPart, TokenSelection
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,20 @@ class _Generation:
 
 
 class MapRecorder(Recorder):
-    """Averages the cross-attention maps of chosen words: `ea.apply(pipe, record=recorder)`, for UNets.
+    """Averages the attention maps of chosen words: `ea.apply(pipe, record=recorder)`.
 
     A map is the softmax probability that each token of the picture gives to a token of the text, averaged over the
     heads, over the layers of one size, and over the denoising steps. The mean is kept on the device: its memory does
-    not grow with steps, layers or heads, and nothing waits for the device until the maps are read.
+    not grow with steps, layers or heads, and nothing waits for the device until the maps are read. It is of the layers
+    with text among their keys: cross-attention, and joint attention, where it is of the picture's queries, and
+    normalised over all keys, the picture's too: over the text it then sums to less than 1.
 
-    tokens: words of the prompt, positions in the text (0 is the start mark, 1 the first word), or a mixture. None is
-        every token that is a word or a part of one. A word of several tokens, or one that stands in the prompt several
-        times, is the mean of their maps, as in DAAM; several words in a row ("red circle") may be given as one.
+    tokens: words of the prompt, positions in the text (0 is the first), or a mixture. None is every token that is a
+        word or a part of one. A word of several tokens, or one that stands in the prompt several times, is the mean of
+        their maps, as in DAAM; several words in a row ("red circle") may be given as one. Stable Diffusion 3 has every
+        word twice, in CLIP's text (its 77 positions come first) and in T5's: a word is the mean of both. Which words
+        are where is known for pipelines of Stable Diffusion 1, 2, XL and 3, of LDM and of Flux; elsewhere give
+        positions.
     size: (rows, columns) in tokens of the layers to average. None is the size that most cross-attention layers have;
         where several have as many, the one nearest to a quarter of the latent's sides, which is (H / 32, W / 32) for
         a picture of H x W pixels in Stable Diffusion. It is settled in the first step: until then, every size is kept.
@@ -73,8 +78,8 @@ class MapRecorder(Recorder):
             raise ValueError(f"branches={branches!r}: 'cond' must be among them, or give all_branches=True")
         self.all_branches = all_branches
         self.prompt = None if prompt is None else _checked_prompt(prompt)
-        self._tokenizer: Any | None = None
-        self._prompts: list[str] | None = None
+        self._parts: tuple[TextPart, ...] = ()
+        self._prompts: list[Prompt] | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -86,27 +91,30 @@ class MapRecorder(Recorder):
         # What to say where nothing was recorded
         self._steps_seen: set[int] = set()
         self._lengths_seen: set[int] = set()
-        if self._prompts is not None and self._tokenizer is not None:
-            texts = [Text(prompt, self._tokenizer) for prompt in self._prompts]
-            self._choices = tuple(self.selection.of_text(text) for text in texts)
-            self._length = len(texts[0])
+        if self._prompts is not None and self._parts:
+            known = sum(part.length or 0 for part in self._parts)
+            if all(part.length is not None for part in self._parts):
+                self._read_prompts(known)
+            else:  # the rest is known with the first call; a word that is not there is refused before
+                for prompt in self._prompts:
+                    self.selection.check_words(JoinedText(prompt, self._parts, known + _LONG))
 
     # -- what the router calls ----------------------------------------------------------------------------------------
 
-    def attach(self, tokenizer: Any | None) -> None:
-        if tokenizer is None and self.selection.needs_text:
+    def attach(self, parts: tuple[TextPart, ...]) -> None:
+        if self.selection.needs_text and not any(part.tokenizer is not None for part in parts):
             raise ValueError(
-                f"tokens={self.selection.tokens!r}: words need the pipeline's tokenizer, which there is none of: give "
-                "positions, as in tokens=(2, 5), or special=True for all of them"
+                f"tokens={self.selection.tokens!r}: words need the pipeline's tokenizer, which there is none of, or it "
+                "is not known where its words are: give positions, as in tokens=(2, 5), or special=True for all of them"
             )
-        self._tokenizer = tokenizer
+        self._parts = parts
         if not self._sums:
             self._prompts = None
             self.reset()
         if self.prompt is not None:
             self.begin(None)
 
-    def begin(self, prompts: list[str] | None) -> None:
+    def begin(self, prompts: list[Prompt] | None) -> None:
         prompts = self.prompt if prompts is None else prompts
         if prompts is None and self.selection.needs_text:
             raise ValueError(_PROMPT_UNKNOWN)
@@ -117,23 +125,28 @@ class MapRecorder(Recorder):
             self.reset()
 
     def wants(self, info: CallInfo, latent_size: Size) -> Wish:
-        if info.kind != "cross":
+        length = info.text_tokens
+        if info.kind == "self" or not length:
             return None
         self._steps_seen.add(info.step)
         if self.steps is not None and info.step not in self.steps:
             return None
         if self._choices is None:
-            if self.selection.needs_text:
+            if self._prompts is not None and self._parts:
+                self._read_prompts(length)
+            elif self.selection.needs_text:
                 raise ValueError(_PROMPT_UNKNOWN)
-            self._choices = (self.selection.of_length(info.seqlen_k),)
-        self._length = self._length or info.seqlen_k
-        self._lengths_seen.add(info.seqlen_k)
-        if info.seqlen_k != self._length:  # keys that are not the text, such as an IP-Adapter's picture
+            else:
+                self._choices = (self.selection.of_length(length),)
+        self._length = self._length or length
+        self._lengths_seen.add(length)
+        if length != self._length:  # keys that are not the text, such as an IP-Adapter's picture
             return None
         if self._generation is not None and latent_size != self._generation.latent_size:
             raise ValueError(_other_generation(f"latents of {self._generation.latent_size}", f"of {latent_size}"))
-        size = token_grid(info.seqlen_q, latent_size)
-        if math.prod(size) != info.seqlen_q:
+        queries = _picture_queries(info)
+        size = token_grid(queries, latent_size)
+        if math.prod(size) != queries:
             return None
         return self._keys() if self._sums.wants(info.layer, size, info.step, latent_size) else None
 
@@ -148,7 +161,16 @@ class MapRecorder(Recorder):
     ) -> None:
         """Take in one call's map (batch, queries, keys). Nothing here waits for the device."""
         self._check_parts(info, len(measured), branches)
-        generation = _Generation(latent_size, len(measured) // len(branches), branches)
+        queries = _picture_queries(info)
+        if measured.shape[1] != queries:
+            raise ValueError(
+                f"layer {info.layer!r}: which of its queries are the picture's differs within the batch, so that there "
+                "is no map of it"
+            )
+        by_calls = self.branches is None and branches in _CALLS
+        generation = _Generation(
+            latent_size, len(measured) // len(branches), ("cond", "uncond") if by_calls else branches
+        )
         self._generation = self._generation or generation
         if generation != self._generation:
             held, given = (f"{each.batch} pictures in {each.branches}" for each in (self._generation, generation))
@@ -156,10 +178,9 @@ class MapRecorder(Recorder):
         if generation.batch % len(self._choices):
             raise ValueError(f"{generation.batch} pictures were generated from {_named(self._prompts)}")
         parts = measured.unflatten(0, (len(branches), generation.batch))
-        if not self.all_branches:
-            place = branches.index("cond") if "cond" in branches else 0
-            parts = parts[place : place + 1]
-        self._sums.add(token_grid(info.seqlen_q, latent_size), info.step, parts)
+        for branch, maps in zip(branches, parts, strict=True):
+            if self.all_branches or branch == "cond" or "cond" not in generation.branches:
+                self._sums.add(token_grid(queries, latent_size), info.step, branch, maps)
 
     # -- what was recorded --------------------------------------------------------------------------------------------
 
@@ -201,8 +222,7 @@ class MapRecorder(Recorder):
     def branch_names(self) -> tuple[str, ...]:
         """The parts of the batch that were kept, in the order of `maps()`."""
         self._require_recorded()
-        branches = self._generation.branches
-        return branches if self.all_branches or "cond" not in branches else ("cond",)
+        return self._sums.branches()
 
     @property
     def map_size(self) -> Size:
@@ -272,6 +292,13 @@ class MapRecorder(Recorder):
 
     # -- helpers ------------------------------------------------------------------------------------------------------
 
+    def _read_prompts(self, length: int) -> None:
+        """What is chosen of each prompt, in a text of so many positions."""
+        self._length = length
+        self._choices = tuple(
+            self.selection.of_text(JoinedText(prompt, self._parts, length)) for prompt in self._prompts
+        )
+
     def _keys(self) -> tuple[int, int]:
         """The smallest range of keys with everything that was chosen in it."""
         positions = [position for choices in self._choices for choice in choices for position in choice.positions]
@@ -294,7 +321,9 @@ class MapRecorder(Recorder):
         if self._sums:
             return
         if not self._steps_seen:
-            raise ValueError("no cross-attention call was recorded: run the pipeline inside `with apply(record=...)`")
+            raise ValueError(
+                "no call with text among its keys was recorded: run the pipeline inside `with apply(record=...)`"
+            )
         if not self._lengths_seen:
             last = max(self._steps_seen)
             raise ValueError(f"steps={sorted(self.steps)}: none of them was run; the last step was {last}")
@@ -305,12 +334,25 @@ class MapRecorder(Recorder):
                 "positions as tokens"
             )
         sizes = ", ".join(f"{size} ({len(layers)} layers)" for size, layers in sorted(self._sums.layers.items()))
-        raise ValueError(f"size={self.size}: no cross-attention layer of that size was called; there were {sizes}")
+        raise ValueError(
+            f"size={self.size}: no layer of that size was called with text among its keys; there were {sizes}"
+        )
 
+
+# The branches of the calls of a pipeline that calls the denoiser for each of them.
+_CALLS = (("cond",), ("uncond",))
+
+_LONG = 512  # positions of the longest text that any of the pipelines takes
 
 _PROMPT_UNKNOWN = (
     "the prompt is not known, so neither are its words: call the pipeline with a text, or give MapRecorder(prompt=...)"
 )
+
+
+def _picture_queries(info: CallInfo) -> int:
+    """How many queries are the picture's; in joint attention the text has queries too, or has not."""
+    text = info.text_tokens if info.kind == "joint" and info.seqlen_q == info.seqlen_k else 0
+    return info.seqlen_q - text
 
 
 def _checked_size(size: Any) -> Size | None:
@@ -354,7 +396,7 @@ def _place(token: str | int, labels: tuple[str, ...]) -> int:
     raise ValueError(f"token={token!r}: one of {labels}, or a place among them, is needed")
 
 
-def _named(prompts: list[str] | None) -> str:
+def _named(prompts: list[Prompt] | None) -> str:
     if prompts is None:
         return "prompts that were given as embeddings"
     return "the prompt " + repr(prompts[0]) if len(prompts) == 1 else f"{len(prompts)} prompts"

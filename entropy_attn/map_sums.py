@@ -14,7 +14,7 @@ Size = tuple[int, int]  # rows, columns
 
 @dataclass
 class _Sum:
-    """Maps added up, (branches, pictures, tokens of the picture, text positions), and how many they were."""
+    """Maps added up, (pictures, tokens of the picture, text positions), and how many they were."""
 
     total: torch.Tensor
     calls: int = 0
@@ -28,11 +28,11 @@ def preferred_size(layers: Mapping[Size, Collection[str]], latent_size: Size) ->
 
 
 class MapSums:
-    """One sum a size, or a size and step where `apart`; `size=None` is `preferred_size` once a step was seen."""
+    """One sum a size and branch, and step where `apart`; `size=None` is `preferred_size` once a step was seen."""
 
     def __init__(self, size: Size | None, apart: bool):
         self.apart = apart
-        self.held: dict[tuple[Size, int | None], _Sum] = {}
+        self.held: dict[tuple[Size, int | None, str], _Sum] = {}
         self.layers: dict[Size, set[str]] = defaultdict(set)  # all that were called, whether wanted or not
         self._settled = size
         self._first_step: int | None = None
@@ -50,8 +50,8 @@ class MapSums:
         self.layers[size].add(layer)
         return self._settled in (None, size)
 
-    def add(self, size: Size, step: int, maps: torch.Tensor) -> None:
-        key = (size, step if self.apart else None)
+    def add(self, size: Size, step: int, branch: str, maps: torch.Tensor) -> None:
+        key = (size, step if self.apart else None, branch)
         if key not in self.held:
             with torch.inference_mode(False):  # or a later generation outside of it could not be added
                 self.held[key] = _Sum(torch.zeros(maps.shape, dtype=torch.float32, device=maps.device))
@@ -67,14 +67,23 @@ class MapSums:
 
     def steps(self, size: Size) -> tuple[int, ...]:
         """The steps that are kept apart."""
-        return tuple(sorted(step for at, step in self.held if at == size and step is not None))
+        return tuple(sorted({step for at, step, _ in self.held if at == size and step is not None}))
+
+    def branches(self) -> tuple[str, ...]:
+        """In the order in which they came."""
+        return tuple(dict.fromkeys(branch for _, _, branch in self.held))
 
     def mean(self, size: Size, step: int | None) -> torch.Tensor:
-        """Over all calls of this size; of one step where that is given."""
+        """Over all calls of this size; of one step where that is given. Branches come first."""
         if step is not None and not self.apart:
             raise ValueError(f"step={step!r}: steps were not kept apart; give MapRecorder(steps=...)")
-        found = [held for (at, own), held in self.held.items() if at == size and step in (None, own)]
-        if not found:
+        if step is not None and step not in self.steps(size):
             raise ValueError(f"step={step!r}: recorded were {', '.join(map(str, self.steps(size)))}")
+        return torch.stack([self._mean(size, step, branch) for branch in self.branches()])
+
+    def _mean(self, size: Size, step: int | None, branch: str) -> torch.Tensor:
+        found = [
+            held for (at, of, own), held in self.held.items() if at == size and step in (None, of) and own == branch
+        ]
         total = found[0].total if len(found) == 1 else torch.stack([held.total for held in found]).sum(0)
         return total / sum(held.calls for held in found)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from entropy_attn.autograd import attention_operator
 from entropy_attn.checks import check_attention, check_map_keys, check_scale
-from entropy_attn.dispatch import measured_choice
+from entropy_attn.dispatch import MEASURED, measured_choice
 from entropy_attn.errors import Unsupported
 from entropy_attn.reference import attention_reference
 from entropy_attn.sdpa import attention_sdpa, torch_attention
@@ -110,6 +110,24 @@ def scaled_dot_product_attention(
         return attention(query, key, value, **options).out
     query, key, value = _autocast(query, key, value)
     check_scale(scale, query)
+    return torch_attention(query, key, value, dropout_p=dropout_p, **options)
+
+
+def attention_of_a_model(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | Tensor | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """The same for what a model gives to torch's attention: torch checks it again where it is torch's to serve."""
+    options = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+    if isinstance(scale, Tensor) or (MEASURED and query.device.type == "cuda"):
+        return scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, **options)
     return torch_attention(query, key, value, dropout_p=dropout_p, **options)
 
 

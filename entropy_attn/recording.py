@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from .scale import CallInfo
+from .tokens import TextPart
 
 # "entropy" is (batch, heads, queries); a range (start, stop) of the text is its map, (batch, queries, stop - start).
 # The queries are those of the picture alone where both attend, in joint attention.
 Wish = Literal["entropy"] | tuple[int, int] | None
+
+# One for each part of the text, where they differ.
+Prompt = str | tuple[str, ...]
 
 
 class Recorder:
@@ -28,10 +32,10 @@ class Recorder:
                 raise ValueError(f"branches={branches!r}: at least one name, each once, is needed")
         self.branches = branches
 
-    def attach(self, tokenizer: Any | None) -> None:
-        """Routing begins. `tokenizer` is the pipeline's; a denoiser alone has none."""
+    def attach(self, parts: tuple[TextPart, ...]) -> None:
+        """Routing begins. `parts` are of the text that layers attend to; a denoiser alone does not know of any."""
 
-    def begin(self, prompts: list[str] | None) -> None:
+    def begin(self, prompts: list[Prompt] | None) -> None:
         """A generation begins; None for prompts that the pipeline was not given as text."""
 
     def wants(self, info: CallInfo, latent_size: tuple[int, int]) -> Wish:

@@ -5,6 +5,7 @@ Knows nothing of any model library: an integration says which layer is calling a
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,8 @@ from . import ops
 from .errors import Unsupported
 from .recording import Recorder, Wish
 from .scale import CallInfo, Kind, Policy, TokenRatio, needs_train_tokens, resolve_scale, training_tokens
+
+_training_tokens = functools.lru_cache(maxsize=4096)(training_tokens)  # the same few in every call
 
 # Of joint attention, the queries that the scale is for: all, or those of the picture alone.
 Rows = Literal["all", "image"]
@@ -170,24 +173,6 @@ class Router:
         finally:
             self._running.recorders = outer
 
-    @contextmanager
-    def layer_call(self, describe: Callable[[int], LayerCall], explain: Callable[[], Unroutable]) -> Iterator[None]:
-        """Torch's attention calls in this block are a layer's: the n-th of them, from 0, is `describe(n)`.
-
-        `explain` is what to raise after a block without any.
-        """
-        count = 0
-
-        def attend(*args: Any, **kwargs: Any) -> torch.Tensor:
-            nonlocal count
-            count += 1
-            return self.attention(describe(count - 1), *args, **kwargs)
-
-        with _AttentionCalls(attend):
-            yield
-        if not count:
-            raise explain()
-
     def attention(
         self,
         place: LayerCall,
@@ -203,7 +188,7 @@ class Router:
         """Stands in for torch's scaled_dot_product_attention in `place`; from `query` on the arguments are its."""
         running = getattr(self._running, "call", None)
         call = running or self._latest
-        info = self._describe(place, query, key, call)
+        info = self.describe(place, query.shape[-2], key.shape[-2], query.shape[-3], query.shape[-1], call)
         own, text_rows = scale, None
         if self.layers.takes(info):
             chosen = resolve_scale(self.policy, info)
@@ -245,7 +230,7 @@ class Router:
         """Attention, and what is recorded of it. `query` is all rows of the call, or those of the picture alone."""
         options = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
         if not wishes:
-            return ops.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, **options)
+            return ops.attention_of_a_model(query, key, value, dropout_p=dropout_p, **options)
         if dropout_p > 0.0:
             raise Unroutable(
                 f"layer {place.layer!r}", [f"dropout_p={dropout_p}: attention is recorded without dropout only"]
@@ -287,10 +272,19 @@ class Router:
         wishes = [(recorder, recorder.wants(info, call.latent_size)) for recorder in recorders]
         return [(recorder, wish) for recorder, wish in wishes if wish is not None]
 
-    def _describe(
-        self, place: LayerCall, query: torch.Tensor, key: torch.Tensor, call: DenoiserCall | None
+    def scale_of(
+        self, place: LayerCall, seqlen_q: int, seqlen_k: int, num_heads: int, head_dim: int
+    ) -> float | torch.Tensor | None:
+        """What the policy gives an attention call of this thread; None leaves it its own scale."""
+        call = getattr(self._running, "call", None) or self._latest
+        info = self.describe(place, seqlen_q, seqlen_k, num_heads, head_dim, call)
+        return resolve_scale(self.policy, info) if self.layers.takes(info) else None
+
+    def describe(
+        self, place: LayerCall, seqlen_q: int, seqlen_k: int, num_heads: int, head_dim: int, call: DenoiserCall | None
     ) -> CallInfo:
-        seqlen_q, seqlen_k, train_tokens, text_tokens = query.shape[-2], key.shape[-2], None, 0
+        """One attention call, as policies and recorders are told of it."""
+        train_tokens, text_tokens = None, 0
         if place.text == "all":
             text_tokens = seqlen_k
         elif place.kind != "cross" and call is not None:
@@ -301,14 +295,14 @@ class Router:
             if flat:
                 train_tokens = call.train_tokens
             elif self.train_size is not None:
-                train_tokens = training_tokens(seqlen_k - text_tokens, call.latent_size, self.train_size)
+                train_tokens = _training_tokens(seqlen_k - text_tokens, call.latent_size, self.train_size)
         return CallInfo(
             layer=place.layer,
             kind=place.kind,
             seqlen_q=seqlen_q,
             seqlen_k=seqlen_k,
-            num_heads=query.shape[-3],
-            head_dim=query.shape[-1],
+            num_heads=num_heads,
+            head_dim=head_dim,
             train_tokens=train_tokens,
             text_tokens=text_tokens,
             step=call.step if call is not None else 0,
@@ -351,7 +345,7 @@ def _cover(wishes: list[Wish]) -> tuple[int, int] | None:
     return (min(start for start, _ in ranges), max(stop for _, stop in ranges)) if ranges else None
 
 
-class _AttentionCalls(TorchFunctionMode):
+class AttentionCalls(TorchFunctionMode):
     """Hands torch's attention calls of this thread to `attend` while entered."""
 
     def __init__(self, attend: Callable[..., torch.Tensor]):

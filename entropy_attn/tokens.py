@@ -18,15 +18,16 @@ class Choice:
 
 
 class Text:
-    """One prompt as the text encoder gets it, cut and padded to its full length.
+    """One prompt as the text encoder gets it, cut and padded to its full length, or to `length`.
 
     real: the positions that are words of the prompt, not start and end marks or padding.
     words: the words of the prompt with their positions, in order; a word may be several tokens.
     """
 
-    def __init__(self, prompt: str, tokenizer: Any):
+    def __init__(self, prompt: str, tokenizer: Any, length: int | None = None):
         # As pipelines call it, so that positions are theirs whatever the side that is padded.
-        encoded = tokenizer(prompt, padding="max_length", max_length=tokenizer.model_max_length, truncation=True)
+        length = tokenizer.model_max_length if length is None else length
+        encoded = tokenizer(prompt, padding="max_length", max_length=length, truncation=True)
         marks = {getattr(tokenizer, name, None) for name in _MARKS}
         self.prompt = prompt
         self.ids: list[int] = list(encoded["input_ids"])
@@ -76,6 +77,75 @@ class Text:
         return self._tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip()
 
 
+@dataclass(frozen=True)
+class TextPart:
+    """A stretch of the positions that a layer attends to: what one tokenizer makes of the prompt.
+
+    tokenizer: None for positions that no word of the prompt is at.
+    length: None is all that the other parts leave; no more than one part may be so.
+    """
+
+    tokenizer: Any | None
+    length: int | None
+
+
+class JoinedText:
+    """One prompt as a layer gets it: the parts one after the other, as one `Text`.
+
+    prompt: a text, or one for each part where they differ. length: of all parts together.
+    """
+
+    def __init__(self, prompt: str | tuple[str, ...], parts: Sequence[TextPart], length: int):
+        self.prompt = prompt
+        rest = length - sum(part.length or 0 for part in parts)
+        if rest < 1 and any(part.length is None for part in parts):
+            raise ValueError(
+                f"the layers attend to {length} positions of text, too few for the {length - rest} of its first parts"
+            )
+        prompts = (prompt,) * len(parts) if isinstance(prompt, str) else prompt
+        self._length = length
+        self._texts: list[tuple[int, Text]] = []  # each with its first position
+        start = 0
+        for text, part in zip(prompts, parts, strict=True):
+            own = rest if part.length is None else part.length
+            if part.tokenizer is not None:
+                self._texts.append((start, Text(text, part.tokenizer, own)))
+            start += own
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def real(self) -> tuple[int, ...]:
+        return tuple(start + position for start, text in self._texts for position in text.real)
+
+    @property
+    def words(self) -> list[Choice]:
+        return [_shifted(choice, start) for start, text in self._texts for choice in text.words]
+
+    def token(self, position: int) -> Choice:
+        for start, text in self._texts:
+            if start <= position < start + len(text):
+                return _shifted(text.token(position - start), start)
+        return Choice(str(position), (position,))
+
+    def find(self, word: str) -> Choice:
+        """In every part, for each has its own view of the prompt."""
+        found, missed = [], None
+        for start, text in self._texts:
+            try:
+                found += _shifted(text.find(word), start).positions
+            except ValueError as error:
+                missed = error
+        if not found:
+            raise missed or ValueError(f"tokens: {word!r}: no part of what the layers attend to is text of the prompt")
+        return Choice(word, tuple(found))
+
+
+def _shifted(choice: Choice, by: int) -> Choice:
+    return Choice(choice.label, tuple(position + by for position in choice.positions))
+
+
 class TokenSelection:
     """What a user wants of the text: words, positions, or None for every word; `special` takes all positions then."""
 
@@ -94,7 +164,13 @@ class TokenSelection:
             return not self.special
         return any(isinstance(token, str) for token in self.tokens)
 
-    def of_text(self, text: Text) -> tuple[Choice, ...]:
+    def check_words(self, text: Text | JoinedText) -> None:
+        """Refuse words that the prompt does not have."""
+        for token in self.tokens or ():
+            if isinstance(token, str):
+                text.find(token)
+
+    def of_text(self, text: Text | JoinedText) -> tuple[Choice, ...]:
         """The choices in this prompt."""
         if self.tokens is None:
             positions = range(len(text)) if self.special else text.real

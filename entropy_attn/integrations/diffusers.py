@@ -1,11 +1,7 @@
-"""`apply`: send the attention of a diffusers model through this package.
-
-The only file that relies on names which diffusers does not document; tests/routing/test_diffusers_names.py pins them.
-"""
+"""`apply`: send the attention of a diffusers model through this package."""
 
 from __future__ import annotations
 
-import functools
 import inspect
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -15,38 +11,20 @@ from typing import Any
 import torch
 import torch._dynamo
 from diffusers import DiffusionPipeline, ModelMixin, UNet2DConditionModel
-from diffusers.models import attention_processor
-from diffusers.models.attention import AttentionModuleMixin
-from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
-from diffusers.models.attention_processor import Attention, MochiAttention
 from torch import nn
 
 from ..recording import Recorder
 from ..router import DenoiserCall, LayerCall, LayerSelection, Router, Rows, Unroutable
 from ..scale import Kind, LogN, Policy
+from .layers import kind_of, place_of, refusal_of, run_layer
 from .models import MODELS, LayerRule, latent_factor, model_of
 from .override import unwrap_call, wrap_call, wrapper_of
 from .pictures import Picture
-from .prompts import listen, tokenizer_of, unlisten
+from .private import AttentionLayer, is_context_parallel
+from .processors import COPY, SwappedProcessor, forget_copy, has_copy
+from .prompts import listen, text_parts, unlisten
+from .traced import NUMBER, number_of, trace_layer
 
-# What every attention layer of diffusers is one of.
-AttentionLayer = Attention | MochiAttention | AttentionModuleMixin
-
-# Processors that compute attention without torch's scaled_dot_product_attention, so that there is nothing to route.
-_OTHER_PROCESSORS = (
-    "AttnProcessor",
-    "SlicedAttnProcessor",
-    "XFormersAttnProcessor",
-    "CustomDiffusionAttnProcessor",
-    "CustomDiffusionXFormersAttnProcessor",
-    "IPAdapterAttnProcessor",
-    "IPAdapterXFormersAttnProcessor",
-)
-_REMEDY = (
-    "set one that does, with set_attn_processor(AttnProcessor2_0()) of the model, AttnProcessor2_0 being of "
-    "diffusers.models.attention_processor "
-    "(set_default_attn_processor() sets AttnProcessor, which does not)"
-)
 # Pipelines with one of these run more than two guidance parts in a batch, and do not say which.
 OTHER_GUIDANCE = ("do_perturbed_attention_guidance", "image_guidance_scale")
 
@@ -68,6 +46,11 @@ class Handle:
             if rule is not None and rule.kind is not None:
                 self._modules[name], self._rules[name] = module, rule
         self.layers = tuple(self._modules)
+        self._names = {module: name for name, module in self._modules.items()}
+        self._number = number_of(self)
+        self._by_call = any(rule.kind == "call" for rule in self._rules.values())
+        # What is recorded, and calls that are split, stay outside of the graphs of torch.compile.
+        self._traceable = not router.recorders and router.rows == "all"
         self._parameters = tuple(inspect.signature(type(denoiser).forward).parameters)[1:]
         self._pipe = weakref.ref(pipe) if pipe is not None else lambda: None
         self._next_step = 0
@@ -96,6 +79,12 @@ class Handle:
             if (pipe := self._pipe()) is not None:
                 unlisten(pipe)
 
+    def place(self, number: int, kind: tuple[Kind, str | None] | None, index: int) -> LayerCall:
+        """An attention call of a layer that torch.compile has traced. kind: None where the layer says it."""
+        name = self.layers[number]
+        rule = self._rules[name]
+        return place_of(name, self._modules[name], rule, *(kind_of(rule) if kind is None else kind), index)
+
     def named_layers(self) -> Iterator[tuple[str, AttentionLayer]]:
         """The attention layers with their names, whether they are routed now or not."""
         return iter(self._modules.items())
@@ -114,15 +103,16 @@ class Handle:
 
         A handle that is not installed is, for as long as the block lasts.
         """
-        installed, outer = self._active, self._aside
+        installed, outer, traceable = self._active, self._aside, self._traceable
         try:
+            self._traceable = False
             if not installed:
                 self._install()
             self._aside = step
             with self.router.recorded_by(recorder):
                 yield
         finally:
-            self._aside = outer
+            self._aside, self._traceable = outer, traceable
             if not installed:
                 self._uninstall()
 
@@ -143,15 +133,24 @@ class Handle:
     def _install(self) -> None:
         self._active = True  # from the first wrapped module on, there is something to undo
         wrap_call(self.denoiser, self._call_denoiser)
-        for name, module in self._modules.items():
-            wrap_call(module, functools.partial(self._call_layer, name, module))
+        around = self._call_layer  # one for all layers, that torch.compile may take them for alike
+        for number, module in enumerate(self._modules.values()):
+            wrap_call(module, around, SwappedProcessor)
+            module.__dict__[NUMBER] = torch.tensor(number)
+        self._make_copies()
         if self.recorders and (pipe := self._pipe()) is not None:
-            listen(pipe, self._hear_prompts)
+            listen(pipe, self._hear_prompts, self.model.tokenizers)
 
     def _uninstall(self) -> None:
         self._active = False
         for module in (self.denoiser, *self._modules.values()):
             unwrap_call(module)
+            forget_copy(module)
+            module.__dict__.pop(NUMBER, None)
+
+    def _make_copies(self) -> None:
+        for module in self._modules.values():
+            has_copy(module)
 
     def _hear_prompts(self, prompts: list[str] | None, guided: bool | None) -> None:
         self._heard_guidance = guided
@@ -159,8 +158,11 @@ class Handle:
             recorder.begin(prompts)
 
     @torch.compiler.disable(recursive=False)
-    def _call_denoiser(self, call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _call_denoiser(
+        self, denoiser: ModelMixin, call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
+    ) -> Any:
         _check_parallel(self.denoiser)
+        self._make_copies()  # processors may have been exchanged
         arguments = dict(zip(self._parameters, args, strict=False)) | kwargs
         config = self.denoiser.config
         for name, reason in self.model.refused.items():
@@ -178,13 +180,17 @@ class Handle:
         with self.router.denoiser_call(DenoiserCall(step, size, branches, picture.tokens, train_tokens)):
             return call(*args, **kwargs)
 
-    @torch.compiler.disable  # policies and recorders are plain Python; what lies between the layers compiles
-    def _call_layer(
-        self, name: str, module: AttentionLayer, call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
-    ) -> Any:
-        places = _places(name, module, self._rules[name], args, kwargs)
-        with self.router.layer_call(places, lambda: Unroutable(f"layer {name!r}", [_explain(module)])):
-            return call(*args, **kwargs)
+    def _call_layer(self, module: AttentionLayer, call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        if not torch.compiler.is_compiling():
+            name = self._names[module]
+            return run_layer(self.router, name, module, self._rules[name], call, args, kwargs)
+        if self._traceable and module.__dict__[COPY][1] is not None:
+            return trace_layer(self._number, self._by_call, module, call, args, kwargs)
+        return self._call_untraced(module, call, args, kwargs)
+
+    @torch.compiler.disable  # recorders are plain Python; what lies between the layers compiles
+    def _call_untraced(self, *arguments: Any) -> Any:
+        return self._call_layer(*arguments)
 
     def _latent_size(self, picture: Picture, arguments: dict[str, Any]) -> tuple[int, int]:
         if not callable(picture.size):
@@ -267,7 +273,7 @@ def apply(
         )
     _check_guidance(pipe, router.recorders)
     for recorder in router.recorders:
-        recorder.attach(tokenizer_of(pipe))
+        recorder.attach(text_parts(pipe, handle.model.tokenizers, handle.model.joint))
     if (previous := handle_of(denoiser)) is not None:
         if previous._entered:
             raise RuntimeError("the denoiser is routed by an enclosing `with apply(...)` block: leave that first")
@@ -339,8 +345,7 @@ def _check_guidance(pipe: DiffusionPipeline | None, recorders: Sequence[Recorder
 
 
 def _check_parallel(denoiser: ModelMixin) -> None:
-    config = getattr(denoiser, "_parallel_config", None)
-    if getattr(config, "context_parallel_config", None) is not None:
+    if is_context_parallel(denoiser):
         raise Unroutable(
             type(denoiser).__name__, ["its sequence is spread over devices (context parallel), so that no one sees N"]
         )
@@ -348,79 +353,6 @@ def _check_parallel(denoiser: ModelMixin) -> None:
 
 def _attends_to_pictures(handle: Handle) -> bool:
     return any(rule.kind not in ("cross", "text") for rule in handle._rules.values())
-
-
-def _backend_of(module: AttentionLayer) -> AttentionBackendName | None:
-    """The backend of diffusers' dispatcher, or None for a processor that does not use it."""
-    processor = module.processor
-    if not hasattr(processor, "_attention_backend"):
-        return None
-    return processor._attention_backend or _AttentionBackendRegistry.get_active_backend()[0]
-
-
-def _torch_backend(module: AttentionLayer) -> bool:
-    """Whether attention that goes through the dispatcher ends in torch's scaled_dot_product_attention."""
-    backend = _backend_of(module)
-    return backend is None or backend in _TORCH_BACKENDS
-
-
-_TORCH_BACKENDS = tuple(
-    getattr(AttentionBackendName, name)
-    for name in ("NATIVE", "_NATIVE_CUDNN", "_NATIVE_EFFICIENT", "_NATIVE_FLASH", "_NATIVE_MATH")
-)
-
-
-def refusal_of(module: AttentionLayer) -> str | None:
-    """Why this layer as it is set up cannot be routed, or None where it can."""
-    others = tuple(getattr(attention_processor, name) for name in _OTHER_PROCESSORS)
-    return _explain(module) if type(module.processor) in others or not _torch_backend(module) else None
-
-
-def _explain(module: AttentionLayer) -> str:
-    if not _torch_backend(module):
-        return (
-            f"its attention backend, {_backend_of(module).value!r}, makes no scaled_dot_product_attention call; set "
-            "'native', with set_attention_backend('native') of the model"
-        )
-    return f"its processor, {type(module.processor).__name__}, makes no scaled_dot_product_attention call; {_REMEDY}"
-
-
-def _places(
-    name: str, module: AttentionLayer, rule: LayerRule, args: tuple, kwargs: dict[str, Any]
-) -> Callable[[int], LayerCall]:
-    """What the attention calls within one call of a layer are of, by their order."""
-    kind, text = rule.kind, rule.text
-    if kind == "call":
-        kind, text = _kind_of_call(module, *args, **kwargs)
-    elif kind == "text":
-        kind, text = "self", "all"
-    elif kind == "cross":
-        text = "all"
-    if rule.per_sample:
-        samples = len(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
-        return lambda index: LayerCall(name, kind, text, sample=index, samples=samples)
-    own = LayerCall(name, kind, text, ragged=rule.ragged)
-    first = _own_call(module, kind)
-    return lambda index: own if index == first or first is None else LayerCall(f"{name}.image", "cross")
-
-
-def _own_call(module: AttentionLayer, kind: Kind) -> int | None:
-    """Which attention call of a layer that also attends to a picture prompt is not to that; None if it has no such."""
-    if "IPAdapter" in type(module.processor).__name__:
-        return 0
-    # Wan attends to the picture before the text.
-    return 1 if kind == "cross" and getattr(module, "add_k_proj", None) is not None else None
-
-
-def _kind_of_call(
-    module: AttentionLayer, hidden_states: Any = None, encoder_hidden_states: Any = None, *args: Any, **kwargs: Any
-) -> tuple[Kind, Any]:
-    """By the context; some models hand a self-attention layer its own input as that."""
-    if encoder_hidden_states is None or encoder_hidden_states is hidden_states:
-        return "self", None
-    if module.added_kv_proj_dim is not None and not module.only_cross_attention:
-        return "joint", "first"
-    return "cross", "all"
 
 
 def _train_size(

@@ -33,6 +33,7 @@ class LayerRule:
     text: where the text lies among the keys of joint attention, and among its queries if they have any.
     ragged: the text of a shorter prompt leaves its place to the picture, so that pictures of one batch lie differently.
     per_sample: the model makes one attention call for each sample of the batch.
+    picture_first: a layer with keys of its own for a picture prompt attends to that before it does to the text.
     """
 
     pattern: str
@@ -40,6 +41,7 @@ class LayerRule:
     text: Literal["first", "last"] | None = None
     ragged: bool = False
     per_sample: bool = False
+    picture_first: bool = False
     note: str = ""
 
 
@@ -60,6 +62,7 @@ class Model:
     train_size_from: str
     guidance: Guidance
     text_tokens: int = 0
+    tokenizers: tuple[str, ...] = ()  # of the pipeline, whose texts stand one after the other; () where that is not so
     pack: int = 1  # latent cells a side that the pipeline packs into one, before the patches of the model
     pad: bool = False  # picture tokens are filled up to a multiple of 32
     refused: Mapping[str, str] = field(default_factory=dict)  # arguments of the call that are, and why
@@ -67,6 +70,11 @@ class Model:
 
     def rule(self, layer: str) -> LayerRule | None:
         return next((rule for rule in self.layers if re.search(rule.pattern, layer)), None)
+
+    @property
+    def joint(self) -> bool:
+        """Whether text and picture attend to both."""
+        return any(rule.kind == "joint" for rule in self.layers)
 
     @property
     def halves(self) -> bool:
@@ -150,6 +158,7 @@ MODELS: tuple[Model, ...] = (
         _CONFIG,
         "uncond, cond",
         text_tokens=77,
+        tokenizers=("tokenizer",),
         note="In DeepFloyd IF the keys are text and picture, the text first: joint, with queries of the picture alone. "
         "LDM's pipeline does not say whether it is guided: its branch is `all` unless the recorder is given "
         '`branches=("uncond", "cond")`. Its text encoder keeps its own attention.',
@@ -196,6 +205,7 @@ MODELS: tuple[Model, ...] = (
         _CONFIG,
         "uncond, cond",
         text_tokens=333,
+        tokenizers=("tokenizer", "tokenizer_3"),
     ),
     Model(
         "FluxTransformer2DModel",
@@ -207,6 +217,7 @@ MODELS: tuple[Model, ...] = (
         _PIPELINE,
         _CALLS,
         text_tokens=512,
+        tokenizers=("tokenizer_2",),
         pack=2,
         note=_REFERENCES,
     ),
@@ -368,7 +379,7 @@ MODELS: tuple[Model, ...] = (
         "WanTransformer3DModel",
         "Wan 2.1, Wan 2.2",
         "dispatch",
-        _SELF_AND_CROSS,
+        (LayerRule(r"attn1$", "self"), LayerRule(r"attn2$", "cross", picture_first=True)),
         pictures.video,
         _pixels(480, 832),
         "480 x 832 pixels, the default of the pipeline",

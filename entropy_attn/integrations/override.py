@@ -17,19 +17,23 @@ from typing import Any
 
 from torch import nn
 
-# around(call, args, kwargs) -> what the module's call returns; `call` is the original, bound to the module
-Around = Callable[[Callable[..., Any], tuple, dict[str, Any]], Any]
+# around(module, call, args, kwargs) -> what the module's call returns; `call` is the original, bound to the module
+Around = Callable[[nn.Module, Callable[..., Any], tuple, dict[str, Any]], Any]
 
-_SLOT = "_entropy_attn_around"
+_PREFIX = "_entropy_attn_"  # what we keep with a module, and copies do not
+_SLOT = f"{_PREFIX}around"
 
 
-def wrap_call(module: nn.Module, around: Around) -> None:
-    """From now on `module(...)` is `around(call, args, kwargs)`. A module is wrapped once at most."""
+def wrap_call(module: nn.Module, around: Around, base: type = object) -> None:
+    """From now on `module(...)` is `around(module, call, args, kwargs)`. A module is wrapped once at most.
+
+    base: a class whose attributes the module has in front of its own, for as long as it is wrapped.
+    """
     if wrapper_of(module) is not None:
         raise RuntimeError(f"{type(module).__name__} is already wrapped")
     module.__dict__[_SLOT] = around
     if not hasattr(type(module), "_unwrapped_class"):  # else our class is still among its bases, see `unwrap_call`
-        module.__class__ = _wrapped_class(type(module))
+        module.__class__ = _wrapped_class(type(module), base)
 
 
 def unwrap_call(module: nn.Module) -> None:
@@ -46,20 +50,31 @@ def wrapper_of(module: nn.Module) -> Around | None:
 
 
 @functools.cache
-def _wrapped_class(cls: type[nn.Module]) -> type[nn.Module]:
-    class Wrapped(cls):
+def _wrapped_class(cls: type[nn.Module], base: type) -> type[nn.Module]:
+    original = cls.__call__  # torch.compile knows it as this, not as an attribute of the class
+
+    class Alike(type(cls)):
+        """`DiffusionPipeline.from_pipe` asks whether the type of a component is in a list of types."""
+
+        def __eq__(self, other: object) -> bool:
+            return other is self or other is self.__dict__.get("_unwrapped_class", self)
+
+        def __hash__(self) -> int:
+            return hash(self.__dict__.get("_unwrapped_class", id(self)))
+
+    class Wrapped(*((cls,) if base is object else (base, cls)), metaclass=Alike):
         _unwrapped_class = cls
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             # Not super(): who took hold of this method may call it after the class was exchanged back.
             around = self.__dict__.get(_SLOT)
             if around is None:
-                return cls.__call__(self, *args, **kwargs)
-            return around(functools.partial(cls.__call__, self), args, kwargs)
+                return original(self, *args, **kwargs)
+            return around(self, functools.partial(original, self), args, kwargs)
 
         def __reduce_ex__(self, protocol: Any) -> Any:
             _rebuild, _args, state, *rest = super().__reduce_ex__(protocol)
-            state = {name: value for name, value in state.items() if name != _SLOT}
+            state = {name: value for name, value in state.items() if not name.startswith(_PREFIX)}
             return (object.__new__, (cls,), state, *rest)
 
     # Model cards, `save_pretrained` and printed models go by the name of the class.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import weakref
 from collections.abc import Callable
 from types import MethodType
@@ -10,17 +11,24 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-_METHOD = "encode_prompt"
+from ..recording import Prompt
+from ..tokens import TextPart
 
+_METHOD = "encode_prompt"
+_TOKENIZERS = ("tokenizer",)
 
 # The prompts, or None where embeddings are given; whether they are for classifier-free guidance, or None if unsaid
-Tell = Callable[[list[str] | None, bool | None], None]
+Tell = Callable[[list[Prompt] | None, bool | None], None]
 
 
-def listen(pipe: DiffusionPipeline, tell: Tell) -> None:
-    """From now on `tell(prompts, guided)` is called before `pipe` encodes its prompts."""
+def listen(pipe: DiffusionPipeline, tell: Tell, tokenizers: tuple[str, ...] = _TOKENIZERS) -> None:
+    """From now on `tell(prompts, guided)` is called before `pipe` encodes its prompts.
+
+    A prompt is a text, or where those of the tokenizers differ one for each. Negative prompts that a pipeline encodes
+    by themselves are not told.
+    """
     if hasattr(type(pipe), _METHOD):
-        setattr(pipe, _METHOD, _Listener(pipe, tell))
+        setattr(pipe, _METHOD, _Listener(pipe, tell, tokenizers or _TOKENIZERS))
 
 
 def unlisten(pipe: DiffusionPipeline) -> None:
@@ -35,9 +43,10 @@ def unlisten(pipe: DiffusionPipeline) -> None:
 class _Listener:
     """Stands in for one pipeline's `encode_prompt`."""
 
-    def __init__(self, pipe: DiffusionPipeline, tell: Tell):
+    def __init__(self, pipe: DiffusionPipeline, tell: Tell, tokenizers: tuple[str, ...]):
         self.pipe = weakref.ref(pipe)  # the pipeline holds this object
         self.tell = tell
+        self.tokenizers = tokenizers
         self.previous = pipe.__dict__.get(_METHOD)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -46,7 +55,9 @@ class _Listener:
         given = inspect.signature(own).bind(*args, **kwargs)  # `previous` may be a listener too
         given.apply_defaults()
         arguments = given.arguments
-        self.tell(_prompts(pipe, arguments.get("prompt")), arguments.get("do_classifier_free_guidance"))
+        if not _is_negative(pipe, arguments.get("prompt")):
+            prompts = _prompts(pipe, arguments, self.tokenizers)
+            self.tell(prompts, arguments.get("do_classifier_free_guidance"))
         return (self.previous or own)(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -55,16 +66,62 @@ class _Listener:
         return MethodType(getattr(type(copied), _METHOD), copied)
 
 
-def _prompts(pipe: DiffusionPipeline, prompt: str | list[str] | None) -> list[str] | None:
+def _is_negative(pipe: DiffusionPipeline, prompt: Any) -> bool:
+    """Whether this is the second of two calls, of a pipeline that encodes its negative prompt as it does the prompt.
+
+    Flux does. Nothing but the pipeline's own call can tell; both are arguments of it by their public names.
+    """
+    frame = sys._getframe(1)
+    while frame is not None and not (frame.f_locals.get("self") is pipe and "negative_prompt" in frame.f_locals):
+        frame = frame.f_back
+    if frame is None:
+        return False
+    return prompt is frame.f_locals["negative_prompt"] and prompt is not frame.f_locals.get("prompt")
+
+
+def _prompts(pipe: DiffusionPipeline, arguments: dict[str, Any], tokenizers: tuple[str, ...]) -> list[Prompt] | None:
     """As they are tokenised: a textual inversion of several vectors is several words then."""
-    if prompt is None:
+    if arguments.get("prompt") is None:
         return None
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     expand = getattr(pipe, "maybe_convert_prompt", None)
-    tokenizer = tokenizer_of(pipe)
-    return expand(prompts, tokenizer) if expand is not None and tokenizer is not None else prompts
+    each = []
+    for name in tokenizers:
+        # tokenizer_2 gets prompt_2, or where there is none the prompt
+        prompt = arguments.get(name.replace("tokenizer", "prompt")) or arguments["prompt"]
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        tokenizer = tokenizer_of(pipe, name)
+        each.append(expand(prompts, tokenizer) if expand is not None and tokenizer is not None else prompts)
+    return [texts[0] if len(set(texts)) == 1 else texts for texts in zip(*each, strict=True)]
 
 
-def tokenizer_of(pipe: DiffusionPipeline | None) -> Any | None:
-    """The pipeline's tokenizer. The two of SDXL give the same tokens; its refiner has the second alone."""
+def text_parts(pipe: DiffusionPipeline | None, tokenizers: tuple[str, ...], open_ended: bool) -> tuple[TextPart, ...]:
+    """What the layers attend to, where that is the tokenizers' texts of the prompt as it is.
+
+    open_ended: the last text is as long as the pipeline's call says.
+    """
+    if not tokenizers or pipe is None or _cleans_prompts(pipe):
+        return ()
+    parts = []
+    for name in tokenizers:
+        tokenizer = tokenizer_of(pipe, name)
+        encoder = name.replace("tokenizer", "text_encoder")
+        if name == "tokenizer_3" and getattr(pipe, encoder, None) is None:
+            tokenizer = None  # Stable Diffusion 3 without T5 has zeros in its place
+        elif tokenizer is None:
+            return ()
+        last = open_ended and name == tokenizers[-1]
+        parts.append(TextPart(tokenizer, None if last else tokenizer.model_max_length))
+    return tuple(parts)
+
+
+def _cleans_prompts(pipe: DiffusionPipeline) -> bool:
+    """Whether the pipeline tokenises other prompts than it is given, as DeepFloyd IF does."""
+    method = getattr(type(pipe), _METHOD, None)
+    return method is not None and "clean_caption" in inspect.signature(method).parameters
+
+
+def tokenizer_of(pipe: DiffusionPipeline | None, name: str = "tokenizer") -> Any | None:
+    """One of the pipeline's tokenizers. The two of SDXL give the same tokens; its refiner has the second alone."""
+    if name != "tokenizer":
+        return getattr(pipe, name, None)
     return getattr(pipe, "tokenizer", None) or getattr(pipe, "tokenizer_2", None)

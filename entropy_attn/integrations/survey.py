@@ -17,8 +17,10 @@ from .. import ops
 from ..router import LayerSelection, Router
 from ..scale import CallInfo, Policy, resolve_scale
 from . import pictures
-from .diffusers import AttentionLayer, Handle, _denoiser_of, _train_size, refusal_of
+from .diffusers import Handle, _denoiser_of, _train_size
+from .layers import kind_of, refusal_of
 from .models import LayerRule, Model, latent_factor
+from .private import AttentionLayer
 
 Size = tuple[int, int]
 
@@ -157,12 +159,8 @@ def _report(
 
 
 def _kind(module: AttentionLayer, rule: LayerRule) -> tuple[str, str | None]:
-    if rule.kind == "text":
-        return "self", "all"
-    if rule.kind == "cross":
-        return "cross", "all"
     if rule.kind != "call":
-        return rule.kind, rule.text
+        return kind_of(rule)
     if module.added_kv_proj_dim is not None and not module.only_cross_attention:
         return "joint", "first"
     crosses = module.is_cross_attention or module.added_kv_proj_dim is not None

@@ -77,7 +77,7 @@ class GuidanceHandle:
     def __repr__(self) -> str:
         return f"<GuidanceHandle, {self.guidance!r}{'' if self.active else ', removed'}>"
 
-    def _call(self, call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+    def _call(self, pipe: Any, call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         with guided(self._pipe, self.guidance, self._prompt) as self._generation:
             return call(*args, **kwargs)
 

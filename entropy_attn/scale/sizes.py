@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 
@@ -15,6 +16,7 @@ def token_grid(num_tokens: int, latent_size: tuple[int, int]) -> tuple[int, int]
     return math.ceil(latent_size[0] / factor), math.ceil(latent_size[1] / factor)
 
 
+@functools.lru_cache(maxsize=4096)
 def training_tokens(num_tokens: int, latent_size: tuple[int, int], train_size: tuple[int, int]) -> int:
     """T of a layer that has `num_tokens` at `latent_size`: its tokens at the latent size used in training."""
     factor = _downsampling(num_tokens, latent_size)

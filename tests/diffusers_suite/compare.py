@@ -1,7 +1,7 @@
 """Run diffusers' own model tests twice, as they are and with every denoiser routed, and compare the outcomes.
 
-It needs a checkout of diffusers, whose sources are what is run, and what its tests import (httpx, parameterized). No
-test may pass without this package and fail with it. Exit code 1 where one does.
+It needs a checkout of diffusers, whose sources are what is run, and what its tests import (httpx, parameterized,
+requests_mock). No test may pass without this package and fail with it. Exit code 1 where one does.
 
     python tests/diffusers_suite/compare.py --diffusers ~/src/diffusers --csv benchmarks/results/diffusers_suite.csv
     python tests/diffusers_suite/compare.py --diffusers ~/src/diffusers --models flux sd3
@@ -78,8 +78,16 @@ class Outcomes:
         }  # fmt: skip
 
 
+class NotTested(Exception):
+    """Nothing was compared, and why."""
+
+
 def run(checkout: Path, file: str, routed: bool, limit: float) -> dict[str, str]:
-    """Outcomes of one file; tests are told apart by class and name."""
+    """Outcomes of one file; tests are told apart by class and name.
+
+    Raises:
+        NotTested: pytest found nothing to run, no denoiser was routed, or the time was over.
+    """
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", file]
@@ -93,11 +101,11 @@ def run(checkout: Path, file: str, routed: bool, limit: float) -> dict[str, str]
                 command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=limit
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            raise SystemExit(f"{file}: not done within {limit:.0f} s") from None
+            raise NotTested(f"{file}: not done within {limit:.0f} s") from None
         if done.returncode not in (0, 1) or not report.exists():  # all passed, some failed; else nothing was tested
-            raise SystemExit(f"{file}: pytest did not run:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+            raise NotTested(f"{file}: pytest did not run:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
         if routed and not re.search(r"routed denoisers: [1-9]", done.stdout):
-            raise SystemExit(f"{file}: no denoiser was routed, so nothing was compared")
+            raise NotTested(f"{file}: no denoiser was routed, so nothing was compared")
         return outcomes(report)
 
 
@@ -132,13 +140,18 @@ def main() -> int:
     args = parser.parse_args()
     about = {"diffusers": checked_out(args.diffusers), "torch": version("torch")}
 
-    rows, broken = [], []
+    rows, broken, untested = [], [], []
     console = Console(stderr=True)
     for model in track(args.models, "testing", console=console, transient=True):
         if not (args.diffusers / FILES[model]).exists():
             console.print(f"{model}: this checkout has no {FILES[model]}")
             continue
-        both = Outcomes(*(run(args.diffusers.resolve(), FILES[model], routed, args.limit) for routed in (False, True)))
+        file, checkout = FILES[model], args.diffusers.resolve()
+        try:
+            both = Outcomes(*(run(checkout, file, routed, args.limit) for routed in (False, True)))
+        except NotTested as error:
+            untested.append(str(error))
+            continue
         rows.append(both.row(model) | about)
         broken += [f"{model} {name}" for name in both.broken]
         if args.csv:
@@ -149,7 +162,9 @@ def main() -> int:
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     for name in broken:
         print(f"broken: {name}")
-    return 1 if broken else 0
+    for reason in untested:
+        print(f"not tested: {reason}")
+    return 1 if broken or untested else 0
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+import diffusers
 import pytest
 import torch
 from diffusers import (
@@ -15,11 +16,13 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from diffusers.models import attention_processor
-from diffusers.models.attention_processor import Attention
+from diffusers.models import attention_dispatch, attention_processor
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_processor import Attention, MochiAttention
 
-from entropy_attn.integrations import diffusers as integration
+from entropy_attn.integrations import models, private, processors
 
+from .tiny_denoisers import CASES
 from .tiny_models import make_pipe, sample
 
 
@@ -32,7 +35,7 @@ def test_attention_modules():
     assert (attention.heads, attention.inner_dim) == (2, 8)
 
 
-@pytest.mark.parametrize("name", integration._OTHER_PROCESSORS)
+@pytest.mark.parametrize("name", private.OTHER_PROCESSORS)
 def test_processors_that_do_not_call_torch(name: str):
     assert "F.scaled_dot_product_attention(" not in inspect.getsource(getattr(attention_processor, name).__call__)
 
@@ -94,3 +97,68 @@ def test_a_pipeline_scales_then_denoises_then_steps(pipeline: type):
         source.index(call) for call in ("self.scheduler.scale_model_input(", "self.unet(", "self.scheduler.step(")
     ]
     assert places == sorted(places) and "self.encode_prompt(" in source[: places[0]]
+
+
+NAMES = [
+    (attention_processor, ("Attention", "MochiAttention", *private.OTHER_PROCESSORS)),
+    (attention_dispatch, ("AttentionBackendName", "_AttentionBackendRegistry", "dispatch_attention_fn")),
+    (attention_dispatch.AttentionBackendName, ("NATIVE", *(f"_NATIVE_{each}" for each in ("CUDNN", "EFFICIENT")))),
+    (attention_dispatch.AttentionBackendName, ("_NATIVE_FLASH", "_NATIVE_MATH")),
+    (attention_dispatch._AttentionBackendRegistry, ("get_active_backend",)),
+]
+
+
+@pytest.mark.parametrize(("holder", "name"), [(holder, name) for holder, names in NAMES for name in names])
+def test_private_names_are_there(holder, name: str):
+    assert hasattr(holder, name), f"{getattr(holder, '__name__', holder)} of diffusers has lost {name}"
+
+
+def test_the_dispatcher():
+    parameters = inspect.signature(attention_dispatch.dispatch_attention_fn).parameters
+    assert list(parameters) == list(inspect.signature(processors._dispatch).parameters)
+    backend, function = attention_dispatch._AttentionBackendRegistry.get_active_backend()
+    assert backend == attention_dispatch.AttentionBackendName.NATIVE
+    assert "permute(0, 2, 1, 3)" in inspect.getsource(function)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_denoisers_have_what_is_read_of_them(name: str):
+    case = CASES[name]
+    with torch.device("meta"):
+        denoiser = getattr(diffusers, case.row)(**case.config)
+    model = models.model_of(denoiser)
+    parameters = list(inspect.signature(type(denoiser).forward).parameters)
+    assert set(case.call(*case.sizes[0])) <= set(parameters)
+    assert set(model.refused) <= set(parameters), "an argument that is refused has another name now"
+    kinds = (Attention, MochiAttention, AttentionModuleMixin)
+    layers = {key: module for key, module in denoiser.named_modules() if isinstance(module, kinds)}
+    assert layers and all(model.rule(key) is not None for key in layers)
+    for key, module in layers.items():
+        assert module.heads and (getattr(module, "head_dim", None) or module.inner_dim), key
+        routed = model.rule(key).kind is not None
+        copied = processors._copied_class(type(module.processor))
+        assert (copied is not None) == routed, f"{type(module.processor).__name__} is not to be copied any more"
+        # The route of the table; the text refiner of HunyuanVideo goes by itself.
+        if routed and "token_refiner" not in key:
+            dispatched = hasattr(module.processor, "_attention_backend")
+            assert dispatched == (model.route == "dispatch"), f"{key} goes another way"
+
+
+def test_parallel_models_say_so():
+    from diffusers import ModelMixin
+    from diffusers.models._modeling_parallel import ParallelConfig
+
+    assert ModelMixin._parallel_config is None
+    assert "context_parallel_config" in inspect.signature(ParallelConfig).parameters
+
+
+def test_schedulers_count_their_steps():
+    """Pipelines that guide with a call for each branch are told apart by this."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+
+    for scheduler in (FlowMatchEulerDiscreteScheduler(), UniPCMultistepScheduler()):
+        scheduler.set_timesteps(3)
+        assert scheduler.step_index is None
+        for step in range(2):
+            scheduler.step(torch.zeros(1, 2, 2, 2), scheduler.timesteps[step], torch.zeros(1, 2, 2, 2))
+            assert scheduler.step_index == step + 1

@@ -199,7 +199,7 @@ def test_the_size_most_layers_have_is_chosen(unet, latent, expected):
         denoise(unet, *latent)
         assert recorder.map_size == expected and len(recorder.layers) == 3 and len(recorder._sums.held) == 2
         denoise(unet, *latent)
-        assert len(recorder._sums.held) == 1 and recorder._sums.held[expected, None].calls == 6
+        assert len(recorder._sums.held) == 1 and recorder._sums.held[expected, None, "all"].calls == 6
     assert recorder.maps().shape == (1, 1, 1, *expected)
 
 
@@ -207,12 +207,12 @@ def test_of_equally_common_sizes_a_quarter_of_the_latent_is_chosen():
     recorder = MapRecorder(1)
     for tokens, layers in ((64 * 48, 5), (32 * 24, 5), (16 * 12, 5), (8 * 6, 1)):
         for layer in range(layers):
-            recorder.wants(CallInfo(f"{tokens}.{layer}", "cross", tokens, 77, 1, 8), (64, 48))
+            recorder.wants(CallInfo(f"{tokens}.{layer}", "cross", tokens, 77, 1, 8, text_tokens=77), (64, 48))
     assert recorder._sums.size((64, 48)) == (16, 12)  # Stable Diffusion at 512 x 384
     recorder.reset()
     for tokens, layers in ((64 * 64, 10), (32 * 32, 60)):
         for layer in range(layers):
-            recorder.wants(CallInfo(f"{tokens}.{layer}", "cross", tokens, 77, 1, 8), (128, 128))
+            recorder.wants(CallInfo(f"{tokens}.{layer}", "cross", tokens, 77, 1, 8, text_tokens=77), (128, 128))
     assert recorder._sums.size((128, 128)) == (32, 32)  # SDXL at 1024
 
 
@@ -246,7 +246,7 @@ def test_recording_waits_for_nothing():
     recorder = MapRecorder((1, 2))
     with Watch():
         for step in range(2):
-            info = CallInfo("a", "cross", 16, 7, 2, 8, step=step)
+            info = CallInfo("a", "cross", 16, 7, 2, 8, text_tokens=7, step=step)
             assert recorder.wants(info, (4, 4)) == (1, 3)
             recorder.record(info, 0.1, torch.rand(2, 16, 2), ("uncond", "cond"), (4, 4))
     assert recorder.maps().shape == (1, 1, 2, 4, 4)
@@ -255,7 +255,7 @@ def test_recording_waits_for_nothing():
 def test_keys_that_are_not_the_text_are_left_out():
     """An IP-Adapter's layers attend to the picture's four tokens besides."""
     recorder = MapRecorder(1)
-    text, picture = (CallInfo("a", "cross", 16, keys, 2, 8) for keys in (7, 4))
+    text, picture = (CallInfo("a", "cross", 16, keys, 2, 8, text_tokens=keys) for keys in (7, 4))
     assert recorder.wants(text, (4, 4)) == (1, 2) and recorder.wants(picture, (4, 4)) is None
     assert recorder.wants(CallInfo("a", "self", 16, 16, 2, 8), (4, 4)) is None
 
@@ -314,12 +314,12 @@ def test_gradient_checkpointing(unet):
     with apply(unet, scale=None, record=recorder):
         unet.train().enable_gradient_checkpointing()
         torch.testing.assert_close(gradient(), expected, rtol=1e-3, atol=1e-5)
-    assert recorder._sums.held[(16, 16), None].calls == 3
+    assert recorder._sums.held[(16, 16), None, "all"].calls == 3
 
 
 def test_reading_says_what_is_missing(unet):
     recorder = MapRecorder(1, (5, 5))
-    with pytest.raises(ValueError, match="no cross-attention call was recorded"):
+    with pytest.raises(ValueError, match="no call with text among its keys was recorded"):
         recorder.maps()
     with apply(unet, scale=None, record=recorder):
         denoise(unet)

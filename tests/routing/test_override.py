@@ -12,7 +12,7 @@ from torch import nn
 from entropy_attn.integrations.override import unwrap_call, wrap_call, wrapper_of
 
 
-def double(call, args, kwargs):
+def double(module, call, args, kwargs):
     return 2 * call(*args, **kwargs)
 
 
@@ -36,7 +36,7 @@ def test_wrap_and_unwrap():
 
 def test_copies_and_pickles_are_plain():
     module = nn.Linear(3, 3)
-    wrap_call(module, lambda call, args, kwargs: None)
+    wrap_call(module, lambda module, call, args, kwargs: None)
     for twin in (copy.copy(module), copy.deepcopy(module), pickle.loads(pickle.dumps(module, 2))):
         assert type(twin) is nn.Linear and wrapper_of(twin) is None
         assert twin(X).shape == (1, 3)
@@ -89,3 +89,16 @@ def test_a_call_that_was_taken_hold_of():
     assert torch.equal(call(X), 2 * expected)
     unwrap_call(module)
     assert torch.equal(call(X), expected)
+
+
+def test_the_class_counts_as_the_original():
+    """Pipelines compare the type of a component with those they take."""
+    module = nn.Linear(3, 3)
+    wrap_call(module, double)
+    assert type(module) is not nn.Linear
+    assert type(module) in [nn.Linear] and type(module) in {nn.Linear} and nn.Linear in (type(module),)
+    assert type(module) not in [nn.Conv2d] and type(module) not in {nn.Conv2d}
+    other = type("Other", (type(module),), {})
+    assert other not in [nn.Linear] and len({other, type(module), nn.Linear}) == 2
+    unwrap_call(module)
+    assert type(module) is nn.Linear

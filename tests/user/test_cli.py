@@ -285,7 +285,7 @@ PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MO
         ([*MAPS, "--tokens", "99"], "position 99 is not in the text"),
         ([*MAPS, "--tokens", ","], "--tokens ','"),
         ([*MAPS, "--map-size", "big"], "--map-size 'big'"),
-        ([*MAPS, "--map-size", "5"], "size=(5, 5): no cross-attention layer of that size was called"),
+        ([*MAPS, "--map-size", "5"], "size=(5, 5): no layer of that size was called"),
         ([*MAPS, "--at-steps", "2"], "--at-steps '2': give steps from 0 to 1"),
         ([*MAPS, "--at-steps", "-1"], "--at-steps '-1'"),
         ([*MAPS, "--csv", "maps.txt"], "--csv 'maps.txt': the name must end in .csv"),
