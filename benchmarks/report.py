@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # wherever the script is loaded from
+import report_guidance as guidance
 import report_performance as perf
 
 ROOT = Path(__file__).parents[1]
@@ -146,6 +147,20 @@ def performance_sections() -> dict[str, Callable[[], str]]:
     }
 
 
+def guidance_table(name: str, make: Callable[..., guidance.Table], *options: str) -> str:
+    rows = read(RESULTS / f"{name}.csv")
+    if not rows:
+        return "Not yet measured."
+    what, header, body = make(rows, *options)
+    return f"{what}:\n\n{markdown(header, body)}"
+
+
+def guided_step() -> str:
+    on_gpu = any(row["driver"] for row in read(RESULTS / "tsam_cost.csv"))
+    missing = "" if on_gpu else "\n\nOn a GPU: **not yet measured.** `make gpu` writes the rows."
+    return guidance_table("tsam_cost", guidance.cost) + missing
+
+
 SECTIONS = {
     ROOT / "docs" / "performance.md": performance_sections(),
     ROOT / "README.md": {
@@ -160,6 +175,12 @@ SECTIONS = {
         ),
     },
     ROOT / "entropy_attn" / "shapes" / "README.md": {"shapes": lambda: shapes_table(read(RESULTS / "shapes.csv"))},
+    ROOT / "docs" / "guidance-measured.md": {
+        "premise": lambda: guidance_table("tsam_premise", guidance.premise),
+        "seen": lambda: guidance_table("tsam", guidance.marks, "seen"),
+        "held-out": lambda: guidance_table("tsam", guidance.marks, "held-out"),
+        "cost": guided_step,
+    },
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 from pathlib import Path
 
@@ -75,6 +76,42 @@ def test_targets_take_the_worst_long_row(report):
     assert told["cross-attention with its map, times the time without"] == "1.10"
     assert told["cross-attention with its map, times the speed of keeping the softmax"] == "6.00"
     assert told["forward and backward, times the speed of the best of SDPA"] == "not yet measured"
+
+
+def test_a_table_of_guidance(report):
+    about = {"torch": "2", "date": "2026-01-01", "commit": "abc", "captions": "150", "pictures": "600", "mean": "0.705"}
+    guided = {"alpha": "2.5", "gamma": "", "difference": "0.012", "difference_low": "-0.031", "difference_high": "0.05"}
+    rows = [
+        about
+        | dict.fromkeys(guided, "")
+        | (guided if arm != "none" else {})
+        | {"arm": arm, "split": split, "metric": m}
+        for arm in report.guidance.GUIDANCES
+        for split in ("seen", "held-out")
+        for m in report.guidance.METRICS
+    ]
+    what, _, body = report.guidance.marks(rows, "seen")
+    assert body[0] == ["no guidance", "-", "-", "70.5", "70.5", "70.5", "70.5"]
+    assert body[5] == ["SynGen", "2.5", "-", *["70.5 (+1.2 [-3.1, +5.0])"] * 4]
+    assert what == "150 seen captions, 600 pictures a row, torch 2, 2026-01-01, commit abc"
+
+
+def test_a_table_of_a_guided_step(report, tmp_path, monkeypatch):
+    row = {"device": "a card", "driver": "1", "torch": "2", "diffusers": "0", "date": "2026-01-01", "commit": "abc",
+           "size": "512", "layers_per_block": "2", "width_divisor": "1", "dtype": "float16", "ours_ms": "1.0",
+           "diffusers_ms": "3.0", "times_faster": "3.00", "times_faster_min": "2.90", "times_faster_max": "3.10",
+           "ours_extra_mib": "10", "diffusers_extra_mib": "40", "memory_ratio": "0.25"}  # fmt: skip
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    assert report.guided_step().startswith("Not yet measured") and "`make gpu`" in report.guided_step()
+    with (tmp_path / "tsam_cost.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        writer.writeheader()
+        writer.writerow(row)
+    table = report.guided_step()
+    assert "| a card | 512² | SD 1.5 | float16 | 1.0 | 3.0 | 3.00 (2.90-3.10) | 10 | 40 | 0.25 |" in table
+    assert "not yet measured" not in table
+    _, _, body = report.guidance.cost([row | {"width_divisor": "2"}])
+    assert body[0][2] == "reduced: 2 layer(s) a block, width / 2"
 
 
 def test_a_missing_marker_is_named(report, tmp_path, monkeypatch):

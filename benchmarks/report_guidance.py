@@ -1,0 +1,68 @@
+"""The tables of docs/guidance-measured.md, from the rows of the files that benchmarks/tsam writes."""
+
+from __future__ import annotations
+
+Rows = list[dict[str, str]]
+Table = tuple[str, list[str], list[list[str]]]  # what and where, header, cells
+
+GUIDANCES = {
+    "none": "no guidance",
+    "tsam-released": "T-SAM",
+    "tsam-paper": "T-SAM, the paper's form",
+    "attend-and-excite": "Attend-and-Excite",
+    "conform": "CONFORM",
+    "syngen": "SynGen",
+    "tsam-shuffled": "T-SAM, shuffled T",
+    "tsam-oracle": "T-SAM, syntax-oracle T",
+}
+METRICS = {"presence": "every object present", "binding": "binding", "count": "exact count", "relation": "relation"}
+
+
+def marks(rows: Rows, split: str) -> Table:
+    """Every arm's means, and the difference to none with its interval."""
+    found = {(row["arm"], row["metric"]): row for row in rows if row["split"] == split}
+    body = []
+    for arm, name in GUIDANCES.items():
+        cells = []
+        for metric in METRICS:
+            row = found[arm, metric]
+            values = [f"{100 * float(row[key]):+.1f}" for key in row if key.startswith("difference") and row[key]]
+            change = " ({} [{}, {}])".format(*values) if values else ""
+            cells.append(f"{100 * float(row['mean']):.1f}{change}")
+        about = found[arm, "presence"]
+        body.append([name, about["alpha"] or "-", about["gamma"] or "-", *cells])
+    about = found["none", "presence"]
+    where = f"torch {about['torch']}, {about['date']}, commit {about['commit']}"
+    what = f"{about['captions']} {split} captions, {about['pictures']} pictures a row, {where}"
+    return what, ["guidance", "alpha", "gamma", *(f"{name}, %" for name in METRICS.values())], body
+
+
+def premise(rows: Rows) -> Table:
+    """Entries of T of a noun with its own colour and with others'."""
+    cases: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        cell = f"{float(row['mean']):.3f} [{float(row['low']):.3f}, {float(row['high']):.3f}]"
+        cases.setdefault((row["layer"], row["gamma"]), {})[row["quantity"]] = cell
+    body = [
+        [layer, gamma, *(case[name] for name in ("bound", "unbound", "bound - unbound", "strongest"))]
+        for (layer, gamma), case in cases.items()
+    ]
+    header = ["layer", "gamma", "own colour", "colours of earlier objects", "difference", "own colour strongest"]
+    return f"{rows[0]['nouns']} nouns of {rows[0]['captions']} captions, mean [95 % interval]", header, body
+
+
+def cost(rows: Rows) -> Table:
+    """One guided step against diffusers' way."""
+    body = []
+    for row in rows:
+        layers, divisor = row["layers_per_block"], row["width_divisor"]
+        reduced = f"reduced: {layers} layer(s) a block, width / {divisor}"
+        spread = f"{row['times_faster']} ({row['times_faster_min']}-{row['times_faster_max']})"
+        model = "SD 1.5" if (layers, divisor) == ("2", "1") else reduced
+        measured = [row[name] for name in ("ours_ms", "diffusers_ms")]
+        memory = [row[name] for name in ("ours_extra_mib", "diffusers_extra_mib", "memory_ratio")]
+        body.append([row["device"], f"{row['size']}²", model, row["dtype"], *measured, spread, *memory])
+    header = ["device", "picture", "model", "dtype", "ours, ms", "diffusers, ms", "times faster (min-max)", "ours, MiB",
+              "diffusers, MiB", "memory, ours / theirs"]  # fmt: skip
+    about = rows[0]
+    return f"torch {about['torch']}, diffusers {about['diffusers']}, {about['date']}", header, body
