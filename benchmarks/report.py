@@ -161,7 +161,18 @@ def guided_step() -> str:
     return guidance_table("tsam_cost", guidance.cost) + missing
 
 
+def suite_table(rows: list[dict[str, str]]) -> str:
+    """diffusers' own tests with and without routing."""
+    if not rows:
+        return "Not yet measured."
+    columns = ("model", "passed", "passed_routed", "broken", "failed_in_both", "skipped")
+    header = ["tests of", "passed", "passed, routed", "broken", "failed in both", "skipped"]
+    versions = sorted({f"diffusers {row['diffusers']}, torch {row['torch']}" for row in rows})
+    return f"{'; '.join(versions)}:\n\n{markdown(header, [[row[name] for name in columns] for row in rows])}"
+
+
 SECTIONS = {
+    ROOT / "docs" / "diffusers-suite.md": {"suite": lambda: suite_table(read(RESULTS / "diffusers_suite.csv"))},
     ROOT / "docs" / "performance.md": performance_sections(),
     ROOT / "README.md": {
         "forward": lambda: forward_table(read(RESULTS / "forward.csv")),
