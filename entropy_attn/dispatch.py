@@ -11,16 +11,24 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from entropy_attn.kernels.measured import measured
+from entropy_attn.kernels.measured import measured, table
 from entropy_attn.kernels.support import call_target
+
+
+def may_choose(query: Tensor) -> bool:
+    """Whether there is a choice at all; asked first, for it costs less than to make it."""
+    return query.device.type == "cuda" and not torch.compiler.is_compiling() and bool(table())
 
 
 def measured_choice(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
 ) -> Literal["triton", "sdpa"]:
-    """What was measured of a call without statistics; "sdpa" where nothing was."""
+    """What was measured of a call without statistics; "sdpa" where nothing was.
+
+    A compiled graph takes torch's: the choice would be of one length.
+    """
     covered = (
-        query.device.type == "cuda"
+        may_choose(query)
         and query.dtype in (torch.float16, torch.bfloat16)
         and attn_mask is None
         and not is_causal

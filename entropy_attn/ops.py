@@ -10,7 +10,7 @@ from torch import Tensor
 
 from entropy_attn.autograd import attention_operator
 from entropy_attn.checks import check_attention, check_map_keys, check_scale
-from entropy_attn.dispatch import MEASURED, measured_choice
+from entropy_attn.dispatch import may_choose, measured_choice
 from entropy_attn.errors import Unsupported
 from entropy_attn.reference import attention_reference
 from entropy_attn.sdpa import attention_sdpa, torch_attention
@@ -126,7 +126,7 @@ def attention_of_a_model(
 ) -> Tensor:
     """The same for what a model gives to torch's attention: torch checks it again where it is torch's to serve."""
     options = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
-    if isinstance(scale, Tensor) or (MEASURED and query.device.type == "cuda"):
+    if isinstance(scale, Tensor) or may_choose(query):
         return scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, **options)
     return torch_attention(query, key, value, dropout_p=dropout_p, **options)
 

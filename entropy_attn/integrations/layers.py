@@ -48,7 +48,8 @@ def run_layer(
 ) -> Any:
     """Call a layer, whose attention calls are the router's."""
     attend = _Attend(router, _places(name, module, rule, args, kwargs))
-    if has_copy(module):
+    copied = has_copy(module)
+    if copied:
         outer = calling.layer, calling.attend
         calling.layer, calling.attend = module, attend
         try:
@@ -58,7 +59,8 @@ def run_layer(
     else:
         with AttentionCalls(attend):
             result = call(*args, **kwargs)
-    if not attend.count:
+    # A processor that was copied does call attention: if it did not, a cache answered for the layer at this step.
+    if not attend.count and not copied:
         raise Unroutable(f"layer {name!r}", [_explain(module)])
     return result
 

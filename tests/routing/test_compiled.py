@@ -9,7 +9,7 @@ import torch
 
 from entropy_attn.integrations.diffusers import apply
 from entropy_attn.recorder import EntropyRecorder
-from entropy_attn.scale import LogN
+from entropy_attn.scale import Fixed, LogN
 
 from .tiny_denoisers import CASES
 from .tiny_models import Spy
@@ -128,3 +128,17 @@ def test_the_operator():
         arguments = (torch.tensor(0), handle._number, -1, 0, 0, 22, 22, 2, 16, 0.25, torch.device("cpu"))
         assert layer_scale(*arguments).tolist() == pytest.approx([0.1, 0.2])
         torch.library.opcheck(layer_scale, arguments)
+
+
+def test_processors_that_were_exchanged_are_routed():
+    from diffusers.models.attention_processor import JointAttnProcessor2_0
+
+    denoiser = CASES["sd3"].make()
+    with apply(denoiser, scale=Fixed(0.05)):
+        expected = denoiser(**CASES["sd3"].call(8, 8), return_dict=False)[0]
+        for module in denoiser.modules():
+            if isinstance(getattr(module, "processor", None), JointAttnProcessor2_0):
+                module.set_processor(JointAttnProcessor2_0())
+        count, outputs = graphs("sd3", denoiser, repeated=False)
+    assert count == 1
+    torch.testing.assert_close(outputs[0], expected.detach(), rtol=1e-3, atol=1e-4)

@@ -143,3 +143,15 @@ def test_a_pipeline_with_two_denoisers_is_refused():
 def test_a_transformer_that_does_not_say_its_training_size():
     with pytest.raises(ValueError, match=re.escape("train_size=...")):
         apply(PIPELINES["flux"].make().transformer)
+
+
+def test_calls_of_the_denoiser_that_are_no_pipelines():
+    """The scheduler does not move between them: then every second one is taken for a new step."""
+    from .tiny_denoisers import CASES
+
+    pipe, recorder = PIPELINES["flux"].make(), EntropyRecorder()
+    with apply(pipe, scale=None, record=recorder), torch.no_grad():
+        for _ in range(3):
+            pipe.transformer(**CASES["flux"].call(8, 8))
+    seen = recorder.to_dataframe()[["step", "branch"]].drop_duplicates().to_numpy().tolist()
+    assert seen == [[0, "cond"], [0, "uncond"], [1, "cond"]]

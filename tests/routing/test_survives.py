@@ -266,3 +266,28 @@ def test_attention_that_is_no_torch_call_raises_by_name():
         denoiser.set_attn_processor(AttnProcessor())
         with pytest.raises(RuntimeError, match=re.escape("AttnProcessor, makes no scaled_dot_product_attention call")):
             denoise("pixart", denoiser)
+
+
+@torch.no_grad()
+def test_a_cache_answers_for_a_layer_at_some_steps():
+    """Pyramid attention broadcast, and others of its kind: the layer is called, and its attention skipped."""
+    from diffusers import PyramidAttentionBroadcastConfig
+
+    name = "flux"
+
+    def steps(denoiser: Any) -> list[torch.Tensor]:
+        skipped = {"spatial_attention_block_skip_range": 2, "spatial_attention_timestep_skip_range": (0, 1000)}
+        blocks = ("transformer_blocks", "single_transformer_blocks")
+        denoiser.enable_cache(
+            PyramidAttentionBroadcastConfig(
+                **skipped, spatial_attention_block_identifiers=blocks, current_timestep_callback=lambda: 500
+            )
+        )
+        found = [denoise(name, denoiser) for _ in range(4)]
+        denoiser.disable_cache()
+        return found
+
+    expected, denoiser, spy = steps(CASES[name].make()), CASES[name].make(), Spy()
+    with apply(denoiser, scale=spy, layers="all", train_size=16) as handle:
+        assert all(map(torch.equal, steps(denoiser), expected))
+    assert 0 < len(spy.calls) < 4 * len(handle.layers)  # some were skipped
