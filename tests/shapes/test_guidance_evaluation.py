@@ -190,6 +190,14 @@ def test_differences_are_of_the_same_picture():
     assert float(rows["conform"]["difference_low"]) < 0.5 < float(rows["conform"]["difference_high"])
 
 
+def test_seeds_of_a_caption_are_drawn_together():
+    none = {("seen", str(i % 2), str(i)): {"presence": float(i % 2)} for i in range(8)}
+    rows = summary.summarise({"none": none, "conform": {key: {"presence": 1.0} for key in none}})
+    assert {row["captions"] for row in rows} == {2} and {row["seeds"] for row in rows} == {8}
+    assert (rows[0]["low"], rows[0]["high"]) == ("0.0000", "1.0000")
+    assert (rows[-1]["difference_low"], rows[-1]["difference_high"]) == ("0.0000", "1.0000")
+
+
 def test_premise_compares_in_the_row_of_one_noun(tokenizer):
     text = Text("a red circle and a blue cross", tokenizer)  # colours are words 1 and 5, the second noun is word 6
     T = torch.zeros(7, 7)
