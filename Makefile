@@ -8,7 +8,7 @@ PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 RESULTS ?= benchmarks/results
 COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 
-.PHONY: help install demo test lint gpu clean
+.PHONY: help install demo test newest lint gpu clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,13 @@ demo: $(STAMP)  ## profile the embedded model and compare pictures: tables and P
 test: $(STAMP)  ## all tests: the kernels in Triton's interpreter, then the code compiled for each GPU
 	TRITON_INTERPRET=1 $(PYTEST) tests --ignore=tests/codegen; first=$$?; $(PYTEST) tests/codegen && exit $$first
 
+newest: $(STAMP)  ## the routing tests on the newest diffusers, where that is not the pinned one
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .newest diffusers
+	@old=$$($(BIN)/python -c 'import diffusers; print(diffusers.__version__)'); \
+	new=$$(PYTHONPATH=.newest $(BIN)/python -c 'import diffusers; print(diffusers.__version__)'); \
+	if [ "$$old" = "$$new" ]; then echo "diffusers $$new is the pinned one, which 'make test' runs on"; \
+	else PYTHONPATH=.newest $(PYTEST) tests/routing; fi
+
 lint: $(STAMP)  ## style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -36,4 +43,4 @@ gpu:  ## check and measure on the GPU of this machine, with the packages of $(PY
 	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py --results $(RESULTS) --commit '$(COMMIT)' $(GPU_PARTS)
 
 clean:  ## forget what was installed and drawn
-	rm -rf $(VENV) demo build *.egg-info
+	rm -rf $(VENV) .newest demo build *.egg-info
