@@ -165,8 +165,8 @@ def suite_table(rows: list[dict[str, str]]) -> str:
     """diffusers' own tests with and without routing."""
     if not rows:
         return "Not yet measured."
-    columns = ("model", "passed", "passed_routed", "broken", "failed_in_both", "skipped")
-    header = ["tests of", "passed", "passed, routed", "broken", "failed in both", "skipped"]
+    columns = ("model", "passed", "passed_routed", "refused", "broken", "failed_in_both", "skipped")
+    header = ["tests of", "passed", "passed, routed", "refused", "broken", "failed in both", "skipped"]
     versions = sorted({f"diffusers {row['diffusers']}, torch {row['torch']}" for row in rows})
     return f"{'; '.join(versions)}:\n\n{markdown(header, [[row[name] for name in columns] for row in rows])}"
 

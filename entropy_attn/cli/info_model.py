@@ -83,7 +83,8 @@ def print_model(report: dict[str, Any]) -> None:
         return
     height, width = report["size"]
     route = "torch" if report["layers"][0]["route"] == "sdpa" else "diffusers' dispatcher"
-    console.print(f"{title} at {height}x{width}, scale {report['scale']}, {report['device']} {report['dtype']}")
+    about = f"{title} at {height}x{width}, scale {report['scale']}, {report['device']} {report['dtype']}"
+    console.print(about, soft_wrap=True)  # a long path stays one line
     console.print(f"route: {route}; N are the keys, of which text, and T the picture's at training size")
     table = Table(box=SIMPLE, pad_edge=False)
     for column in COLUMNS:

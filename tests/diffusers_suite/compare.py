@@ -1,7 +1,8 @@
 """Run diffusers' own model tests twice, as they are and with every denoiser routed, and compare the outcomes.
 
 It needs a checkout of diffusers, whose sources are what is run, and what its tests import (httpx, parameterized,
-requests_mock). No test may pass without this package and fail with it. Exit code 1 where one does.
+requests_mock). No test may pass without this package and fail with it, unless it sets an attention that `apply`
+refuses by name. Exit code 1 where one does.
 
     python tests/diffusers_suite/compare.py --diffusers ~/src/diffusers --csv benchmarks/results/diffusers_suite.csv
     python tests/diffusers_suite/compare.py --diffusers ~/src/diffusers --models flux sd3
@@ -50,20 +51,33 @@ FILES = {
     "hunyuan_video": "tests/models/transformers/test_models_transformer_hunyuan_video.py",
     "hunyuan_dit": "tests/models/transformers/test_models_transformer_hunyuan_dit.py",
 }
-COLUMNS = ("model", "passed", "passed_routed", "broken", "mended", "failed_in_both", "skipped", "diffusers", "torch")
+REFUSAL = "entropy_attn.router.Unroutable"
+COLUMNS = (
+    "model",
+    "passed",
+    "passed_routed",
+    "refused",
+    "broken",
+    "mended",
+    "failed_in_both",
+    "skipped",
+    "diffusers",
+    "torch",
+)
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Of one file of tests, by test: passed, failed or skipped."""
+    """Of one file of tests, by test: passed, failed, skipped, or refused where `apply` cannot serve it."""
 
     plain: dict[str, str]
     routed: dict[str, str]
 
     @property
     def broken(self) -> list[str]:
-        """What passed, and does not any more."""
-        return sorted(name for name, outcome in self.plain.items() if outcome == "passed" != self.routed.get(name))
+        """What passed, and does not any more, though it was not refused."""
+        fine = ("passed", "refused")
+        return sorted(n for n, outcome in self.plain.items() if outcome == "passed" and self.routed.get(n) not in fine)
 
     @property
     def mended(self) -> list[str]:
@@ -73,8 +87,8 @@ class Outcomes:
         plain, routed = Counter(self.plain.values()), Counter(self.routed.values())
         both = sum(self.routed.get(name) == outcome == "failed" for name, outcome in self.plain.items())
         return {
-            "model": model, "passed": plain["passed"], "passed_routed": routed["passed"], "broken": len(self.broken),
-            "mended": len(self.mended), "failed_in_both": both, "skipped": plain["skipped"],
+            "model": model, "passed": plain["passed"], "passed_routed": routed["passed"], "refused": routed["refused"],
+            "broken": len(self.broken), "mended": len(self.mended), "failed_in_both": both, "skipped": plain["skipped"],
         }  # fmt: skip
 
 
@@ -114,6 +128,8 @@ def outcomes(report: Path) -> dict[str, str]:
     for case in ElementTree.parse(report).iter("testcase"):
         tags = {child.tag for child in case}
         outcome = "failed" if tags & {"failure", "error"} else "skipped" if "skipped" in tags else "passed"
+        if any(f"{REFUSAL}: " in (child.text or "") for child in case.iter("failure")):
+            outcome = "refused"
         found[f"{case.get('classname', '').rpartition('.')[2]}::{case.get('name')}"] = outcome
     return found
 
