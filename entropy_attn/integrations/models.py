@@ -81,10 +81,13 @@ class Model:
         """Whether layers see the picture halved, each in its own way."""
         return self.picture is pictures.unet
 
+    def cells_a_token(self, config: Any) -> int:
+        """Latent cells a side that become one token, in a model whose layers all see the picture alike."""
+        return self.pack if self.pack > 1 else pictures.patch_of(config)
+
     def picture_tokens(self, config: Any, latent_size: tuple[int, int], frames: int = 1) -> int:
         """What every layer sees of a picture of this size, in a model whose layers all see it alike."""
-        side = self.pack if self.pack > 1 else pictures.patch_of(config)
-        tokens = frames * pictures.tokens_of(latent_size, side)
+        tokens = frames * pictures.tokens_of(latent_size, self.cells_a_token(config))
         return pictures.padded(tokens) if self.pad else tokens
 
 

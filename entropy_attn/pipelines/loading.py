@@ -19,8 +19,8 @@ _INDEX = "model_index.json"
 def load_pipeline(model: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
     """Load `model`: "shapes" (the embedded one), a local diffusers folder, or a Hub id.
 
-    Raises `ValueError` where there is no such model or where it has no UNet and VAE; the kind is read from the small
-    index file, before any weights are fetched.
+    Raises `ValueError` where there is no such model, or none from text to pictures that can be routed; the kind is read
+    from the small index file, before any weights are fetched.
     """
     if model == SHAPES:
         from .. import shapes
@@ -42,19 +42,41 @@ def load_pipeline(model: str, *, device: str = "cpu", dtype: torch.dtype = torch
 
 
 def size_multiple(pipe: Any) -> int:
-    """Both sides of a picture must be a multiple of this: VAE factor x 2 for every downsampling of the UNet.
+    """Both sides of a picture must be a multiple of this: pixels a latent cell, and cells that the denoiser joins.
 
-    diffusers' own pipelines also insist on a multiple of 8, whatever the VAE.
+    A UNet halves at every downsampling, a transformer takes patches. diffusers' own pipelines also insist on a multiple
+    of 8, whatever the VAE.
     """
-    halvings = sum(getattr(block, "downsamplers", None) is not None for block in pipe.unet.down_blocks)
-    return math.lcm(8, pipe.vae_scale_factor * 2**halvings)
+    from ..integrations.models import latent_factor
+
+    denoiser, model = _denoiser(pipe)
+    if model.halves:
+        joined = 2 ** sum(getattr(block, "downsamplers", None) is not None for block in denoiser.down_blocks)
+    else:
+        joined = model.cells_a_token(denoiser.config)
+    return math.lcm(8, latent_factor(pipe) * joined)
 
 
 def train_size(pipe: Any) -> tuple[int, int]:
-    """(height, width) in pixels of the pictures that the model was trained on."""
-    side = pipe.unet.config.sample_size
-    height, width = side if isinstance(side, (tuple, list)) else (side, side)
-    return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
+    """(height, width) in pixels of the pictures that the model was trained on.
+
+    Raises `ValueError` where neither the pipeline nor its configuration says it.
+    """
+    from ..integrations.models import latent_factor
+
+    denoiser, model = _denoiser(pipe)
+    cells = model.train_size(denoiser, pipe)
+    if cells is None:
+        raise ValueError(f"{type(pipe).__name__} does not say at which size it was trained: give the sizes")
+    return cells[0] * latent_factor(pipe), cells[1] * latent_factor(pipe)
+
+
+def _denoiser(pipe: Any) -> tuple[Any, Any]:
+    """The denoiser and its row of the table."""
+    from ..integrations.models import model_of
+
+    denoiser = getattr(pipe, "unet", None) or pipe.transformer
+    return denoiser, model_of(denoiser)
 
 
 def check_size(pipe: Any, size: tuple[int, int]) -> None:
@@ -88,13 +110,32 @@ def _check_kind(model: str, source: str) -> None:
         raise ValueError(
             f"unknown model {model!r}: not {SHAPES!r}, not a folder, not had from the Hub ({first_line(error)})"
         ) from error
-    missing = [part for part in ("unet", "vae") if not index.get(part)]
-    if missing:
-        kind = index.get("_class_name", "pipeline of unknown kind")
-        raise ValueError(
-            f"model {model!r} is a {kind} without {' and '.join(missing)}: "
-            "Stable Diffusion 1.x, 2.x and XL pipelines are supported"
-        )
+    from ..integrations.models import MODELS
+
+    kind = index.get("_class_name", "pipeline of unknown kind")
+    arguments = _call_arguments(kind)
+    served = [row.denoiser for row in MODELS]
+    part = index.get("unet") or index.get("transformer") or (None, None)
+    two = (index.get("transformer_2") or (None, None))[1]
+    reasons = {
+        "which has no VAE": not (index.get("vae") or index.get("vqvae")),
+        f"whose denoiser is none of {', '.join(served)}": part[1] not in served,
+        "which has two denoisers": two is not None,
+        "which takes no prompt": "prompt" not in arguments,
+        "which makes videos": "num_frames" in arguments,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ValueError(f"model {model!r} is a {kind}, {reason}: a pipeline from text to pictures is needed")
+
+
+def _call_arguments(kind: str) -> list[str]:
+    import inspect
+
+    import diffusers
+
+    pipeline = getattr(diffusers, kind, None)
+    return [] if pipeline is None else list(inspect.signature(pipeline.__call__).parameters)
 
 
 def first_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,13 +30,18 @@ def sample(
     """
     generators = [torch.Generator("cpu").manual_seed(seed) for _ in prompts]
     options: dict[str, Any] = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
-    if on_step is not None:
+    accepted = inspect.signature(type(pipe).__call__).parameters
+    if "use_resolution_binning" in accepted:  # PixArt and others would draw at a size of their own, and resize
+        options["use_resolution_binning"] = False
+    if on_step is not None and "callback_on_step_end" in accepted:
 
         def step_ended(_pipe: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             on_step()
             return tensors
 
         options["callback_on_step_end"] = step_ended
+    elif on_step is not None and "callback" in accepted:  # as it was called before
+        options |= {"callback": lambda *_: on_step(), "callback_steps": 1}
     height, width = size
     with apply(pipe, scale=scale, record=record):
         return pipe(

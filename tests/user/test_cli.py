@@ -187,6 +187,25 @@ def test_info(capsys):
     assert "transformers" in out and "256" in out
 
 
+def test_profile_of_a_transformer(tmp_path, capsys):
+    """Joint attention, and a pipeline without a UNet."""
+    from ..routing.test_joint_maps import sd3
+
+    pipe = sd3()
+    pipe.vae.register_to_config(shift_factor=0.0)
+    pipe.save_pretrained(tmp_path / "model")
+    out = tmp_path / "out"
+    command = ["profile", "--model", str(tmp_path / "model"), "--sizes", "24x16", "--scale", "off", "--scale", "logn"]
+    assert main([*command, "--prompt", "ab c", "--steps", "2", "--device", "cpu", "--json", "--out", str(out)]) == 0
+    assert json.loads(capsys.readouterr().out)["files"]
+    rows = pd.read_csv(out / "entropy.csv")
+    assert set(rows["kind"]) >= {"joint"} and set(rows["policy"]) == {"off", "logn"} and set(rows["step"]) == {0, 1}
+    assert {f"{name}.png" for name in PNGS} <= {path.name for path in out.iterdir()}
+    assert main(["generate", "--model", str(tmp_path / "model"), "--prompt", "ab", "--size", "24x16", "--steps", "1",
+                 "--device", "cpu", "--out", str(tmp_path / "one.png")]) == 0  # fmt: skip
+    assert Image.open(tmp_path / "one.png").size == (16, 24)
+
+
 def test_info_of_a_model(capsys, tmp_path, tiny_model):
     table = tmp_path / "layers.csv"
     command = ["info", "--model", str(tiny_model), "--size", "48x32", "--device", "cpu"]

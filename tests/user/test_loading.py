@@ -49,8 +49,43 @@ def test_a_name_that_cannot_be_a_hub_id(name):
         load_pipeline(name)
 
 
-def test_a_pipeline_without_a_unet(tmp_path):
-    index = {"_class_name": "FluxPipeline", "vae": ["diffusers", "AutoencoderKL"]}
-    (tmp_path / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="is a FluxPipeline without unet"):
+VAE = ["diffusers", "AutoencoderKL"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts", "reason"),
+    [
+        (
+            "FluxPipeline",
+            {"vae": VAE, "transformer": ["diffusers", "ConsisIDTransformer3DModel"]},
+            "denoiser is none of",
+        ),
+        ("FluxPipeline", {"vae": VAE}, "denoiser is none of"),
+        ("FluxPipeline", {"transformer": ["diffusers", "FluxTransformer2DModel"]}, "has no VAE"),
+        (
+            "WanPipeline",
+            {
+                "vae": VAE,
+                "transformer": ["diffusers", "WanTransformer3DModel"],
+                "transformer_2": ["diffusers", "WanTransformer3DModel"],
+            },
+            "two denoisers",
+        ),
+        ("WanPipeline", {"vae": VAE, "transformer": ["diffusers", "WanTransformer3DModel"]}, "makes videos"),
+        ("DiTPipeline", {"vae": VAE, "transformer": ["diffusers", "DiTTransformer2DModel"]}, "takes no prompt"),
+    ],
+)
+def test_a_pipeline_that_cannot_be_profiled(tmp_path, kind, parts, reason):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": kind, **parts}))
+    with pytest.raises(ValueError, match=rf"is a {kind}, wh.*{reason}.*from text to pictures is needed"):
         load_pipeline(str(tmp_path))
+
+
+def test_sizes_of_transformers():
+    from ..routing.test_joint_maps import flux, sd3
+
+    pipe = sd3()  # two pixels a latent cell, two cells a token, cells of the training size in its configuration
+    side = pipe.transformer.config.sample_size
+    assert (size_multiple(pipe), train_size(pipe)) == (8, (side * 2, side * 2))
+    pipe = flux()  # without a VAE eight pixels are a cell, and the pipeline packs two cells
+    assert (size_multiple(pipe), train_size(pipe)) == (16, (1024, 1024))
