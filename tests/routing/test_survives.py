@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -291,3 +292,74 @@ def test_a_cache_answers_for_a_layer_at_some_steps():
     with apply(denoiser, scale=spy, layers="all", train_size=16) as handle:
         assert all(map(torch.equal, steps(denoiser), expected))
     assert 0 < len(spy.calls) < 4 * len(handle.layers)  # some were skipped
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("hooks", ["model", "sequential"])
+def test_offloading(name: str, hooks: str):
+    """As enable_model_cpu_offload and enable_sequential_cpu_offload set it up, which need a device to offload from."""
+    accelerate = pytest.importorskip("accelerate")
+    expected, denoiser, spy = denoise(name, CASES[name].make()), CASES[name].make(), Spy()
+    with apply(denoiser, scale=spy, layers="all", train_size=16) as handle:
+        if hooks == "model":
+            _, hook = accelerate.cpu_offload_with_hook(denoiser, "cpu")
+        else:
+            accelerate.cpu_offload(denoiser, "cpu")
+        for _ in range(2):
+            spy.calls.clear()
+            assert torch.equal(denoise(name, denoiser), expected)
+            assert {info.layer for info in spy.calls} == set(handle.layers)
+        if hooks == "model":
+            hook.offload()
+    assert torch.equal(denoise(name, denoiser), expected)  # the hooks outlive the routing
+    accelerate.hooks.remove_hook_from_module(denoiser, recurse=True)
+    assert torch.equal(denoise(name, denoiser), expected)
+
+
+@torch.no_grad()
+def test_adapters_that_come_and_go(name: str):
+    """Loading a LoRA puts layers of its own around the projections of a routed layer, unloading takes them away."""
+    denoiser, spy = CASES[name].make(), Spy()
+    plain = denoise(name, denoiser)
+    projections = [key for key, _ in denoiser.named_modules() if key.endswith(".to_q")]
+
+    def adapted() -> None:
+        for key in projections:
+            layer = denoiser.get_submodule(key)
+            denoiser.set_submodule(key, torch.nn.Sequential(layer, Doubled()))
+
+    with apply(denoiser, scale=spy, layers="all", train_size=16) as handle:
+        adapted()
+        changed = denoise(name, denoiser)
+        for key in projections:
+            denoiser.set_submodule(key, denoiser.get_submodule(key)[0])
+        assert torch.equal(denoise(name, denoiser), plain) and not torch.equal(changed, plain)
+        assert len(spy.calls) == 2 * len({(info.layer) for info in spy.calls})
+        assert {info.layer for info in spy.calls} == set(handle.layers)
+    adapted()
+    assert torch.equal(denoise(name, denoiser), changed)
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
+def test_threads():
+    """Each with a model of its own, routed with a scale of its own, at the same time."""
+
+    values, model = [0.05, 0.2, 0.4, 0.8], CASES["flux"]
+    denoisers = [model.make() for _ in values]  # not in the threads, which share torch's random numbers
+    call = model.call(*model.sizes[0])
+
+    def alone(value: float, denoiser: Any) -> torch.Tensor:
+        with torch.no_grad(), apply(denoiser, scale=Fixed(value), layers="all", train_size=16):
+            for _ in range(8):
+                result = denoiser(**call, return_dict=False)[0]
+        return result
+
+    one_by_one = list(map(alone, values, denoisers))
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(alone, values, denoisers))
+    assert all(map(torch.equal, together, one_by_one))
+    assert not torch.equal(one_by_one[0], one_by_one[1])
