@@ -13,6 +13,7 @@ TEXT = """# Will it work with my pipeline?
 
 `ea.apply(pipe)` serves every diffusers pipeline around one of these denoisers. `entropy-attn info --model PATH` answers
 for one pipeline: each attention layer with its route, its tokens at a size, its scale, and what is refused and why.
+[diffusers' own tests](diffusers-suite.md) of these models pass when they are routed.
 
 {table}
 
