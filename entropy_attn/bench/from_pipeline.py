@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from typing import Any
 
 from entropy_attn.bench.workloads import Size, Workload, size_name
 from entropy_attn.integrations.diffusers import apply
+from entropy_attn.integrations.models import Model
 from entropy_attn.scale import CallInfo
 
-GUIDANCE = 7.5  # any above 1: its two halves make a batch of 2
+GUIDANCE = 7.5  # any above 1 turns it on
 
 
 def pipeline_workloads(pipe: Any, name: str, size: Size) -> list[Workload]:
@@ -18,14 +20,26 @@ def pipeline_workloads(pipe: Any, name: str, size: Size) -> list[Workload]:
 
     def see(info: CallInfo) -> None:
         """A scale policy that leaves the model's own."""
-        seen[info.kind, info.num_heads, info.seqlen_q, info.seqlen_k, info.head_dim] += 1
+        shape = (info.num_heads, info.seqlen_q, info.seqlen_k, info.head_dim)
+        seen[(info.kind, *shape, _map_keys(handle.model, info))] += 1
 
-    with apply(pipe, scale=see, layers="all"):
-        pipe("a picture", height=size[0], width=size[1], num_inference_steps=1, guidance_scale=GUIDANCE,
-             output_type="latent")  # fmt: skip
+    options = {"height": size[0], "width": size[1], "num_inference_steps": 1, "guidance_scale": GUIDANCE}
+    if "use_resolution_binning" in inspect.signature(type(pipe).__call__).parameters:
+        options["use_resolution_binning"] = False  # else it would be at another size
+    with apply(pipe, scale=see, layers="all") as handle:
+        pipe("a picture", **options, output_type="latent")
+        batch = 2 if handle.model.guidance in ("uncond, cond", "cond, uncond") else 1
     return [
-        Workload(
-            name, size_name(size), kind, 2, heads, n, keys, head_dim, layers, (0, keys) if kind == "cross" else None
-        )
-        for (kind, heads, n, keys, head_dim), layers in seen.items()
+        Workload(name, size_name(size), kind, batch, *shape, layers, map_keys)
+        for (kind, *shape, map_keys), layers in seen.items()
     ]
+
+
+def _map_keys(model: Model, info: CallInfo) -> tuple[int, int] | None:
+    """The text among the keys."""
+    if info.kind == "cross":
+        return 0, info.seqlen_k
+    if info.kind == "joint" and info.text_tokens:
+        first = 0 if model.rule(info.layer).text == "first" else info.seqlen_k - info.text_tokens
+        return first, first + info.text_tokens
+    return None

@@ -43,7 +43,7 @@ class Workload:
     def tasks(self) -> tuple[str, ...]:
         """What is worth asking: entropy where pictures are among the keys, maps where text is."""
         of_kind = {"self": ("plain", "lse", "entropy"), "cross": ("plain", "map")}
-        return of_kind.get(self.kind, ("plain", "lse", "entropy", "map"))
+        return of_kind.get(self.kind, ("plain", "lse", "entropy", "map")[: 4 if self.map_keys else 3])
 
     @property
     def label(self) -> str:

@@ -29,7 +29,7 @@ def bench(
         str | None,
         typer.Option(
             help="Only this model's calls: sd15, sd21, sdxl, pixart, sd3, sd35-large, flux, wan-1.3b, wan-14b, "
-            "'shapes', or a diffusers folder or Hub id with a UNet."
+            "'shapes', or a diffusers folder or Hub id."
         ),
     ] = None,
     size: Annotated[

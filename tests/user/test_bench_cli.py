@@ -83,6 +83,31 @@ def test_bench_a_pipeline_on_disk(tiny_model, capsys):
     )
 
 
+def test_the_shapes_of_a_transformers_calls():
+    """Joint attention: its text lies first in Flux and last in Stable Diffusion 3, whose guidance doubles the batch."""
+    pytest.importorskip("diffusers")
+    from entropy_attn.bench.from_pipeline import pipeline_workloads
+    from entropy_attn.bench.workloads import Workload
+
+    from ..routing.test_joint_maps import CLIP, flux, sd3
+    from ..routing.tiny_models import make_vae
+
+    def seen(pipe, size):
+        layers = [module for name, module in pipe.transformer.named_modules() if name.endswith("attn")]
+        return pipeline_workloads(pipe, "tiny", size), len(layers), layers[0].heads
+
+    found, layers, heads = seen(sd3(), (24, 16))
+    text = CLIP + 256
+    (joint,) = (workload for workload in found if workload.kind == "joint")
+    assert joint == Workload("tiny", "24x16", "joint", 2, heads, 24 + text, 24 + text, joint.head_dim, joint.layers,
+                             (24, 24 + text))  # fmt: skip
+    found, layers, heads = seen(flux(vae=make_vae()), (24, 16))
+    (joint,) = found
+    text = 512
+    assert (joint.batch, joint.layers, joint.map_keys) == (1, layers, (0, text))
+    assert joint.seqlen == joint.seqlen_k == text + 6 * 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
