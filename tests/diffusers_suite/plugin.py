@@ -34,7 +34,7 @@ def routed_when_built(denoiser: type) -> object:
     def build_and_route(self: object, *args: object, **kwargs: object) -> None:
         build(self, *args, **kwargs)
         if type(self) is denoiser:  # a model of another class may have this one's parts only
-            ea.apply(self, scale=ea.scale.Fixed())
+            ea.apply(self, scale=ea.scale.Fixed(), layers="all")
             _routed[denoiser.__name__] += 1
 
     return build_and_route
