@@ -22,8 +22,12 @@ _plans: dict[Hashable, Plan] = {}
 def launch(key: Hashable, own: tuple[Any, ...], prepare: Callable[[], Plan | None]) -> None:
     """Launch the plan of ``key``. Where there is none, ``prepare`` launches and returns what to keep.
 
-    ``own`` are the values in which calls of one key differ.
+    ``own`` are the values in which calls of one key differ. Where one of them stands in several places, as in attention
+    of a tensor to itself, the plan finds it in all, and serves such calls alone.
     """
+    present = [id(value) for value in own if value is not None]
+    if len(set(present)) < len(present):
+        key = (key, *map(present.index, present))
     plan = _plans.get(key)
     if plan is not None:
         plan.launch(own)

@@ -105,6 +105,22 @@ def test_a_plan_launches_what_the_compilers_path_does(monkeypatch):
             assert by_plan and by_plan == by_compiler, name
 
 
+@pytest.mark.parametrize("shared", [(0, 0, 0), (0, 1, 1), (0, 0, 1), (0, 1, 0)])
+def test_one_tensor_in_several_places(monkeypatch, shared):
+    """Its plan is not one for calls with different tensors there, nor the other way round."""
+    with recorded() as launches:
+        for first, second in ((shared, (0, 1, 2)), ((0, 1, 2), shared)):
+            plans.forget()
+            for places in (first, second):
+                given = tensors(2, 8, 256, 256, 64)
+                inputs = tuple(given[i] for i in places)
+                launched(launches, inputs, {"return_entropy": True})
+            by_plan = launched(launches, inputs, {"return_entropy": True})
+            with monkeypatch.context() as patch:
+                patch.setattr(plans, "_plans", {})
+                assert by_plan == launched(launches, inputs, {"return_entropy": True})
+
+
 def test_what_differs_has_plans_of_its_own():
     same = {"aligned to 8 bytes", "scale", "another scale", "no scale", "map with a scale"}  # as one before them
     with recorded() as launches:
