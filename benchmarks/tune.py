@@ -15,6 +15,7 @@ import functools
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from entropy_attn.bench.cases import Case, Inputs
 from entropy_attn.bench.contract import Ask, Results
 from entropy_attn.bench.gate import Gate
 from entropy_attn.bench.machine import machine
-from entropy_attn.bench.measure import failure
+from entropy_attn.bench.measure import digits, failure
 from entropy_attn.bench.timing import Clock, clock_of, interleaved, quantiles
 from entropy_attn.bench.workloads import Workload, sweep
 from entropy_attn.kernels.configs import SCHEDULES, ForwardConfig, forward_candidates
@@ -84,7 +85,7 @@ def tune(case: Case, configs: list[ForwardConfig], target: str, device: torch.de
     fastest = min(times, key=lambda config: times[config][1], default=None)
     w = case.workload
     shape = (target, w.head_dim, w.seqlen, w.seqlen_k, case.ask.task == "entropy")
-    about = dict(zip(KEY, shape, strict=True)) | {"torch_ms": _digits(torch_ms)}
+    about = dict(zip(KEY, shape, strict=True)) | {"torch_ms": digits(torch_ms)}
     return [
         about | asdict(config) | _timed(times.get(config), status.get(config, "ok")) | {"chosen": config is fastest}
         for config in configs
@@ -93,11 +94,7 @@ def tune(case: Case, configs: list[ForwardConfig], target: str, device: torch.de
 
 def _timed(times: tuple[float, ...] | None, status: str) -> Row:
     p20, p50, p80 = times or (None, None, None)
-    return {"p20_ms": _digits(p20), "ms": _digits(p50), "p80_ms": _digits(p80), "status": status}
-
-
-def _digits(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.4g}")
+    return {"p20_ms": digits(p20), "ms": digits(p50), "p80_ms": digits(p80), "status": status}
 
 
 def works(schedule: str) -> str:
@@ -136,7 +133,8 @@ def adopt(results: Path) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--head-dims", type=int, nargs="+", default=[40, 64, 80, 128, 160])
+    parser.add_argument("--head-dims", type=int, nargs="+", default=[64, 128, 40, 80, 160],
+                        help="in this order, should time run out (default %(default)s)")  # fmt: skip
     parser.add_argument("--lengths", type=int, nargs="+", default=[256, 1024, 4096, 16384], help="of self-attention")
     parser.add_argument("--schedules", nargs="+", choices=SCHEDULES, default=list(SCHEDULES))
     parser.add_argument("--dtype", choices=["bfloat16", "float16"], default="bfloat16")
@@ -163,25 +161,23 @@ def main() -> int:
         schedules += [schedule] if outcome == "ok" else []
     about, clock, dtype = machine(device, args.commit), clock_of(device), getattr(torch, args.dtype)
     about = {name: about[name] for name in ("device", "triton", "torch", "commit", "date")}
-    file = args.csv.open("w", newline="") if args.csv else None
-    writer = csv.DictWriter(file, FIELDS, lineterminator="\n") if file else None
-    if writer:
-        writer.writeheader()
-    for workload in (*sweep(args.head_dims, args.lengths), *cross(args.head_dims)):
-        for task in ("plain", "entropy"):
-            case = Case(workload, Ask(task), dtype)
-            target = call_target(torch.empty(0, device=device))
-            rows = tune(case, candidates(target, workload, dtype, schedules), target, device, clock)
-            if writer:
-                writer.writerows(row | about for row in rows)
-                file.flush()
-            best = next((row for row in rows if row["chosen"]), None)
-            told = "none ran" if best is None else f"{best['ms']} ms, " + " ".join(f"{n}={best[n]}" for n in CONFIG)
-            torchs = "" if task != "plain" or best is None else f" (torch {best['torch_ms']} ms)"
-            print(f"{case.label}: {told}{torchs}", flush=True)
-            clock.tidy()
-    if file:
-        file.close()
+    with args.csv.open("w", newline="") if args.csv else nullcontext() as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n") if file else None
+        if writer:
+            writer.writeheader()
+        for workload in (*sweep(args.head_dims, args.lengths), *cross(args.head_dims)):
+            for task in ("plain", "entropy"):
+                case = Case(workload, Ask(task), dtype)
+                target = call_target(torch.empty(0, device=device))
+                rows = tune(case, candidates(target, workload, dtype, schedules), target, device, clock)
+                if writer:
+                    writer.writerows(row | about for row in rows)
+                    file.flush()
+                best = next((row for row in rows if row["chosen"]), None)
+                told = "none ran" if best is None else f"{best['ms']} ms, " + " ".join(f"{n}={best[n]}" for n in CONFIG)
+                torchs = "" if task != "plain" or best is None else f" (torch {best['torch_ms']} ms)"
+                print(f"{case.label}: {told}{torchs}", flush=True)
+                clock.tidy()
     return 0
 
 

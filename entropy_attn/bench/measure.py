@@ -52,7 +52,7 @@ def measure(
             status = _refusal(implementation, case, inputs, clock)
             if status is None:
                 rows[name]["max_error"] = round(gate.check(call(inputs), implementation.slack), 3)
-                rows[name]["peak_mib"] = _digits(clock.peak_mib(call, inputs))
+                rows[name]["peak_mib"] = digits(clock.peak_mib(call, inputs))
                 good[name], status = call, "ok"
         except Exception as error:
             status = failure(error)
@@ -70,8 +70,8 @@ def measure(
         sets = [inputs]
     for name, times in interleaved(clock, good, sets, failed, sensors.ask if sensors else None).items():
         p20, p50, p80 = quantiles(times)
-        rows[name] |= {"p20_ms": _digits(p20), "p50_ms": _digits(p50), "p80_ms": _digits(p80)}
-        rows[name]["tflops"] = _digits(case.flops / p50 / 1e9)
+        rows[name] |= {"p20_ms": digits(p20), "p50_ms": digits(p50), "p80_ms": digits(p80)}
+        rows[name]["tflops"] = digits(case.flops / p50 / 1e9)
     sensed = sensors.answer() if sensors else {}
     return [row | (sensed if "p50_ms" in row else {}) for row in rows.values()]
 
@@ -135,5 +135,6 @@ def _about(case: Case) -> Row:
     }  # fmt: skip
 
 
-def _digits(value: float | None, digits: int = 4) -> float | None:
-    return None if value is None else float(f"{value:.{digits}g}")
+def digits(value: float | None, count: int = 4) -> float | None:
+    """As many as a time has that mean something."""
+    return None if value is None else float(f"{value:.{count}g}")
