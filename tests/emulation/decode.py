@@ -1,0 +1,62 @@
+"""From parsed PTX to what the machine runs. What no rule knows is an error that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from .operands import Operands
+from .parse import Instruction, Kernel, UnknownPtx
+
+KINDS = ["integer", "float", "special function", "conversion", "move", "global load", "global store", "shared load"]
+KINDS += ["shared store", "copy", "matrix", "shuffle", "barrier", "branch", "other"]
+FTZ, TRANS, BF16, ARRIVE_ONLY, A_IN_REGISTERS, READ_ONLY_WAIT, ALL = 1, 8, 16, 32, 64, 512, 2048
+
+
+@dataclass
+class Decoded:
+    """One instruction for the machine: a handler's name, units, and what the handler knows of them."""
+
+    handler: str
+    kind: str
+    dst: list[int] = field(default_factory=list)
+    src: list[int] = field(default_factory=list)
+    imm: int = 0
+    imm2: int = 0
+    flags: int = 0
+    more: list[int] = field(default_factory=list)  # behind the registers: jump targets, a product's own registers
+
+
+Rule = Callable[[Operands, Instruction, list[str]], Decoded | None]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*roots: str) -> Callable[[Rule], Rule]:
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(roots, function))
+        return function
+
+    return register
+
+
+def decode(kernel: Kernel) -> tuple[list[Decoded], Operands]:
+    from . import rules_arithmetic, rules_asynchronous, rules_memory  # noqa: F401  they register themselves
+
+    operands = Operands(kernel)
+    decoded = []
+    for instruction in kernel.code:
+        root, *modifiers = instruction.op.split(".")
+        made = RULES[root](operands, instruction, modifiers) if root in RULES else None
+        if made is None:
+            raise UnknownPtx(f"the emulated card does not know {instruction.op!r}: {instruction}")
+        decoded.append(made)
+    return decoded, operands
+
+
+def simple(o: Operands, i: Instruction, handler: str, kind: str, t: str, flags: int = 0, **more: int) -> Decoded:
+    """One destination, and sources of one type."""
+    return Decoded(handler, kind, [o.write(i.args[0], i)], [o.read(a, t, i) for a in i.args[1:]], flags=flags, **more)
+
+
+def only(modifiers: list[str], *allowed: str) -> bool:
+    return set(modifiers) <= set(allowed)
