@@ -121,7 +121,7 @@ class Program:
             blocks = grid[0] * grid[1] * grid[2]
             failed = lib.machine_run(
                 own, (ctypes.c_uint32 * 3)(*grid), ctypes.c_uint64(0), ctypes.c_uint64(blocks), shared,
-                ctypes.c_void_p(ctypes.addressof(raw) + start), _pointer(self.constant_units), _pointer(self.constants),
+                ctypes.c_void_p(ctypes.addressof(raw) + start), ctypes.c_uint64(size - 128), _pointer(self.constant_units), _pointer(self.constants),
                 len(self.constants), memory, len(memory), ctypes.c_uint64(limit), seed,
             )  # fmt: skip
             if failed:

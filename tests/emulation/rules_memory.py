@@ -134,6 +134,8 @@ def fences(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
         return Decoded("fence.proxy.async", "barrier")
     if i.op in ("fence.mbarrier_init.release.cluster", "fence.acq_rel.cta", "fence.sc.cta", "membar.cta"):
         return Decoded("nothing", "barrier")  # the order that it gives is taken for granted within a CTA
+    if i.op == "fence.proxy.tensormap::generic.acquire.gpu":
+        return Decoded("nothing", "barrier")  # a map that a launch makes is read from global memory as it is
     if i.op in ("setmaxnreg.inc.sync.aligned.u32", "setmaxnreg.dec.sync.aligned.u32"):
         return Decoded("nothing", "other")
     return None

@@ -44,6 +44,11 @@ void clocks_start(machine *m) {
   for (u32 t = 0; t < m->num_threads; t++) row(m, t)[t] = 1;
 }
 
+void clocks_stop(machine *m) {
+  if (!m->clocks) return;
+  free(m->clocks->seen), free(m->clocks->least), free(m->clocks);
+}
+
 u32 clock_of(const machine *m, u32 thread) { return row(m, thread)[thread]; }
 
 int ordered(const machine *m, u32 thread, u32 actor, u32 clock) {
@@ -74,7 +79,6 @@ void know(machine *m, u32 thread, u32 actor, u32 clock) {
 void proxy_fence(machine *m, u32 thread) {
   u32 *r = row(m, thread), num = m->clocks->num;
   for (u32 a = 0; a < num; a++) r[num + a] = r[num + a] > r[a] ? r[num + a] : r[a];
-  r[thread]++;
 }
 
 u32 *new_knowledge(machine *m) { return calloc(2 * m->clocks->num, sizeof(u32)); }
@@ -85,7 +89,10 @@ void merge(machine *m, u32 *into, const u32 *from) {
 
 void publish(machine *m, u32 thread, u32 *into) {
   merge(m, into, row(m, thread));
-  row(m, thread)[thread]++;
+}
+
+void tick(machine *m, u32 warp) {
+  for (u32 t = warp * LANES; t < (warp + 1) * LANES; t++) row(m, t)[t]++;
 }
 
 void learn(machine *m, u32 thread, const u32 *from) {
@@ -103,6 +110,7 @@ void set_knowledge(machine *m, u32 *into, u32 actor, u32 clock) {
 void warp_sync(machine *m, u32 warp, u32 lanes) {
   u32 *all = new_knowledge(m);
   EACH_LANE(l, lanes) publish(m, warp * LANES + l, all);
+  tick(m, warp);
   EACH_LANE(l, lanes) learn(m, warp * LANES + l, all);
   free(all);
 }

@@ -97,6 +97,7 @@ struct machine {
   u32 num_code, num_units, num_warps, num_threads;
   u32 grid[3], block[3];
   u8 *params;
+  u64 param_bytes;
   warp warps[MAX_WARPS];
   clocks *clocks;
   shared *shared;
@@ -139,6 +140,7 @@ u16 float_to_bf16(float f);
 
 // clocks.c: who knows of whose work. Actors are the threads, then the products of each warp, then the mbarriers.
 void clocks_start(machine *m);
+void clocks_stop(machine *m);
 u32 actors(const machine *m);
 u32 products_actor(const machine *m, u32 warp);
 u32 mbarrier_actor(const machine *m, u32 slot);
@@ -151,7 +153,8 @@ u32 actor_of(const machine *m, u32 group, u32 lane);
 void know(machine *m, u32 thread, u32 actor, u32 clock);
 void proxy_fence(machine *m, u32 thread);
 u32 *new_knowledge(machine *m);
-void publish(machine *m, u32 thread, u32 *into);  // and a new clock for what the thread does next
+void publish(machine *m, u32 thread, u32 *into);
+void tick(machine *m, u32 warp);  // after a publication: one clock for all of a warp, so that its lanes can be told in one
 void learn(machine *m, u32 thread, const u32 *from);
 void merge(machine *m, u32 *into, const u32 *from);
 void set_knowledge(machine *m, u32 *into, u32 actor, u32 clock);
@@ -178,6 +181,7 @@ void count_sectors(warp *w, const u64 *address, u32 mask, u32 size);
 // copies.c, wgmma.c, sync.c: at the end of a CTA
 void copies_finish(warp *w);
 void products_finish(warp *w);
+void products_free(warp *w);
 void sync_start(machine *m);
 void sync_stop(machine *m);
 void sync_finish(machine *m);

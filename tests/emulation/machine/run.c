@@ -144,14 +144,25 @@ machine *machine_new(const insn *code, u32 num_code, u32 num_units, u32 num_warp
   return m;
 }
 
-void machine_free(machine *m) { sync_stop(m); shared_stop(m); free(m); }
+void machine_free(machine *m) {
+  for (u32 k = 0; k < m->num_warps; k++) {
+    warp *w = &m->warps[k];
+    products_finish(w);
+    for (int l = 0; l < LANES; l++) free(w->async[l].list);
+    if (w->open) products_free(w);
+    free(w->reg), free(w->state), free(w->stamp);
+  }
+  sync_stop(m), shared_stop(m), clocks_stop(m);
+  free(m->order), free(m);
+}
 
 // Runs blocks [first, last) of the grid. 0: all well; 1: m->finding tells.
-int machine_run(machine *m, const u32 grid[3], u64 first, u64 last, u32 shared_bytes, u8 *params,
+int machine_run(machine *m, const u32 grid[3], u64 first, u64 last, u32 shared_bytes, u8 *params, u64 param_bytes,
                 const u32 *constant_units, const u64 *constants, u32 num_constants, allocation *alloc, u32 num_alloc,
-                u64 limit, u32 seed) {
+                u64 limit, u32 seed_) {
+  volatile u32 seed = seed_;
   memcpy(m->grid, grid, sizeof m->grid);
-  m->params = params, m->alloc = alloc, m->num_alloc = num_alloc, m->last_alloc = 0, m->limit = limit;
+  m->params = params, m->param_bytes = param_bytes, m->alloc = alloc, m->num_alloc = num_alloc, m->last_alloc = 0, m->limit = limit;
   volatile u64 b = first;
   if (setjmp(m->escape)) return 1;
   for (; b < last; b++) {
@@ -160,7 +171,7 @@ int machine_run(machine *m, const u32 grid[3], u64 first, u64 last, u32 shared_b
     m->owner_mark = (u32)b + 1;
     for (u32 k = 0; k < m->num_warps; k++) m->order[k] = k;
     for (u32 k = m->num_warps; seed && k > 1; k--) {  // another order, for who wants to see whether it matters
-      seed = seed * 1664525 + 1013904223;
+      seed = seed * 1664525u + 1013904223u;
       u32 other = (seed >> 8) % k, t = m->order[k - 1];
       m->order[k - 1] = m->order[other], m->order[other] = t;
     }

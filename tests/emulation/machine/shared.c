@@ -177,7 +177,7 @@ void shared_read(warp *w, int lane, u32 address, u32 size, u32 align, u32 pc, vo
 }
 
 // The same bytes once more are no race: a layout with several owners of a value stores it by all of them.
-static void check_free(warp *w, int lane, u32 address, const record *r, int same) {
+static void check_free(warp *w, int lane, u32 address, const record *r, int same, u8 byte) {
   machine *m = w->m;
   u32 thread = thread_of(w, lane);
   if (r->in_use)
@@ -186,7 +186,8 @@ static void check_free(warp *w, int lane, u32 address, const record *r, int same
     fault_with(w, lane, address, r->writer.actor, r->write_pc, "flight", "overwrites shared memory to which a copy is on its way");
   if (!same && !before(m, thread, &r->writer, 0))
     fault_with(w, lane, address, r->writer.actor, r->write_pc, "race",
-               "overwrites shared memory that another wrote with nothing between that orders them");
+               "overwrites %02x that another wrote to shared memory by %02x with nothing between that orders them",
+               m->shared->bytes[address - SHARED_BASE], byte);
   if (!before(m, thread, &r->reader, 0))
     fault_with(w, lane, address, r->reader.actor, r->read_pc, "race",
                "overwrites shared memory that another read with nothing between that orders them");
@@ -202,7 +203,7 @@ static void put(warp *w, int lane, u32 address, u32 size, u32 pc, u32 actor, u32
     for (u32 k = 0; k < num; k++, r++) {
       u32 length = num == 1 ? part : 1, offset = at + k - (address - SHARED_BASE);
       int same = from && r->flags == flags && !memcmp(s->bytes + at + k, from + offset, length);
-      check_free(w, lane, SHARED_BASE + at + k, r, same);
+      check_free(w, lane, SHARED_BASE + at + k, r, same, from ? from[offset] : 0);
       forget(s, &r->reader);
       if (!same) forget(s, &r->writer);
       join_in(m, &r->writer, thread_of(w, lane), actor, clock);

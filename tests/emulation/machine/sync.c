@@ -3,9 +3,11 @@
 #include <stdlib.h>
 #include "machine.h"
 
+static const u64 MBARRIER = 0x6d62617272696572;  // what stands in its bytes
+
 struct barrier { u32 arrived, expected; u32 *gathered; };
 struct mbarrier {
-  u32 address, alive, expected, phase, base;  // base: phases of those that were at this place before
+  u32 address, alive, used, expected, phase, base;  // base: phases of those that were at this place before
   i64 pending, bytes;
   u32 *gathered, *released;
 };
@@ -26,7 +28,12 @@ void sync_start(machine *m) {
   }
 }
 
-void sync_stop(machine *m) { (void)m; }
+void sync_stop(machine *m) {
+  if (!m->named) return;
+  for (u32 b = 0; b < NAMED_BARRIERS; b++) free(m->named[b].gathered);
+  for (u32 b = 0; b < MBARRIERS; b++) free(m->mbar[b].gathered), free(m->mbar[b].released);
+  free(m->named), free(m->mbar);
+}
 
 void sync_finish(machine *m) {
   for (u32 b = 0; b < NAMED_BARRIERS; b++)
@@ -66,6 +73,7 @@ static int named_barrier(warp *w, const insn *i, u32 m) {
     if (i->flags & F_ARRIVE_ONLY) continue;
     w->stopped |= 1u << l, w->waits_for[l] = which, w->at_mbarrier[l] = 0;
   }
+  tick(M, w->index);
   if (b->arrived > count) fault(w, first, 0, "barrier", "more threads at barrier %u than its %u", which, count);
   if (b->arrived == count) wake(M, 0, which, b->gathered), b->arrived = 0, wipe(M, b->gathered);
   return NEXT;
@@ -81,6 +89,7 @@ static int warp_barrier(warp *w, const insn *i, u32 m) {
 static int async_fence(warp *w, const insn *i, u32 m) {
   (void)i;
   EACH_LANE(l, m) proxy_fence(w->m, thread_of(w, l));
+  tick(w->m, w->index);
   return NEXT;
 }
 
@@ -102,22 +111,24 @@ static void settle(warp *w, int lane, mbarrier *b) {
 }
 
 static void touch(warp *w, const insn *i, int l, u32 address) {  // whoever uses it must know that it was set up
-  u64 ignored;
-  shared_read(w, l, address, 8, 8, pc_of(w, i), &ignored);
+  u64 bytes;
+  shared_read(w, l, address, 8, 8, pc_of(w, i), &bytes);
+  if (bytes != MBARRIER) fault(w, l, address, "barrier", "an mbarrier was overwritten with data");
+  w->m->mbar[mbarrier_slot(w, l, address)].used = 1;
 }
 
 static int mbarrier_init(warp *w, const insn *i, u32 m) {
   const u32 *at = r32(w, src(i, 0)), *count = r32(w, src(i, 1));
   EACH_LANE(l, m) {
     u32 address = at[l] + (u32)i->imm, k = 0;
-    u64 zero = 0;
+    u64 bytes = MBARRIER;
     mbarrier *all = w->m->mbar;
-    shared_write(w, l, address, 8, 8, pc_of(w, i), &zero);
+    shared_write(w, l, address, 8, 8, pc_of(w, i), &bytes);
     while (k < MBARRIERS && all[k].address && all[k].address != address) k++;
     if (k == MBARRIERS) fault(w, l, address, "barrier", "more than %d mbarriers", MBARRIERS);
-    if (all[k].alive) fault(w, l, address, "barrier", "an mbarrier is already here");
+    if (all[k].alive && all[k].used) fault(w, l, address, "barrier", "an mbarrier that was used is already here");
     mbarrier *b = &all[k];
-    b->address = address, b->alive = 1, b->expected = count[l], b->pending = count[l], b->bytes = 0;
+    b->address = address, b->alive = 1, b->used = 0, b->expected = count[l], b->pending = count[l], b->bytes = 0;
     b->base += b->phase, b->phase = 0;
   }
   return NEXT;
@@ -142,6 +153,7 @@ static int mbarrier_arrive(warp *w, const insn *i, u32 m) {
     mbarrier *b = &w->m->mbar[mbarrier_slot(w, l, address)];
     touch(w, i, l, address);
     publish(w->m, thread_of(w, l), b->gathered);
+    tick(w->m, w->index);
     if (!(i->flags & F_ARRIVE_ONLY)) b->bytes += number[l];
     if (!(i->flags & F_ALL)) b->pending -= i->flags & F_ARRIVE_ONLY && number ? number[l] : 1;
     settle(w, l, b);
