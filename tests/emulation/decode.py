@@ -27,6 +27,13 @@ class Decoded:
     more: list[int] = field(default_factory=list)  # behind the registers: jump targets, a product's own registers
 
 
+# How many operands an instruction may have: one more would be one that nobody reads.
+OPERANDS = {"add": 3, "sub": 3, "mul": 3, "mad": 4, "fma": 4, "neg": 2, "abs": 2, "not": 2, "div": 3, "rem": 3}
+OPERANDS |= dict.fromkeys(("ex2", "lg2", "rcp", "sqrt", "rsqrt", "tanh", "mov", "cvta", "clz", "popc"), 2)
+OPERANDS |= dict.fromkeys(("and", "or", "xor", "shl", "shr", "setp", "vote"), 3)
+OPERANDS |= {"selp": 4, "prmt": 4, "bfe": 4, "bfi": 5, "lop3": 5, "ld": 2, "st": 2, "ldmatrix": 2, "stmatrix": 2}
+OPERANDS |= {"mma": 4, "bra": 1, "brx": 2, "ret": 0, "exit": 0, "shfl": 5, "elect": 2}
+
 Rule = Callable[[Operands, Instruction, list[str]], Decoded | None]
 RULES: dict[str, Rule] = {}
 
@@ -46,9 +53,10 @@ def decode(kernel: Kernel) -> tuple[list[Decoded], Operands]:
     decoded = []
     for instruction in kernel.code:
         root, *modifiers = instruction.op.split(".")
-        made = RULES[root](operands, instruction, modifiers) if root in RULES else None
+        fits = OPERANDS.get(root, len(instruction.args)) == len(instruction.args)
+        made = RULES[root](operands, instruction, modifiers) if root in RULES and fits else None
         if made is None:
-            raise UnknownPtx(f"the emulated card does not know {instruction.op!r}: {instruction}")
+            raise UnknownPtx(f"the emulated card does not know {instruction.op!r} with {len(instruction.args)} operands: {instruction}")
         decoded.append(made)
     return decoded, operands
 

@@ -78,10 +78,10 @@ def fused(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
 
 @rule("min", "max")
 def extremes(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
-    root, t = i.op.split(".")[0], m[-1]
-    if t[0] in "us" and len(m) == 1:
+    root, t, num = i.op.split(".")[0], m[-1], len(i.args) - 1
+    if t[0] in "us" and len(m) == 1 and num == 2:
         return simple(o, i, f"{root}.{t}", "integer", t)
-    if t == "f32" and only(m[:-1], "NaN", "ftz"):
+    if t == "f32" and only(m[:-1], "NaN", "ftz") and num in (2, 3):  # three on sm_100 and later
         name = f"{root}.NaN.f32" if "NaN" in m else f"{root}.f32"
         return simple(o, i, name, "float", t, FTZ if "ftz" in m else 0)
     return None
@@ -198,6 +198,8 @@ ROUNDINGS = {"rni": 0, "rzi": 1, "rmi": 2, "rpi": 3}
 @rule("cvt")
 def convert(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
     *rest, to, source = m
+    if len(i.args) != (3 if to.endswith("x2") else 2):
+        return None
     rounding = [ROUNDINGS[r] for r in rest if r in ROUNDINGS]
     if not only(rest, "rn", *ROUNDINGS):
         return None

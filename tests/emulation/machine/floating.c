@@ -28,8 +28,20 @@ static inline u32 result(float f, u32 flags) {
 static inline float larger(float a, float b) { return a == b ? (signbit(a) ? b : a) : fmaxf(a, b); }  // +0 above -0
 static inline float smaller(float a, float b) { return a == b ? (signbit(a) ? a : b) : fminf(a, b); }
 OP2(add, a + b) OP2(sub, a - b) OP2(mul, a * b) OP2(divide, a / b)
-OP2(maximum, larger(a, b)) OP2(minimum, smaller(a, b))
-OP2(max_nan, a != a || b != b ? NAN : larger(a, b)) OP2(min_nan, a != a || b != b ? NAN : smaller(a, b))
+#define EXTREME(name, of_two)                                                                       \
+  static int name(warp *w, const insn *i, u32 m) {                                                  \
+    FLOATS(0); FLOATS(1); const u32 *S2 = i->num_src > 2 ? r32(w, src(i, 2)) : S1;                  \
+    u32 *D = r32(w, dst(i, 0)), g = i->flags;                                                       \
+    EACH_LANE(l, m) {                                                                               \
+      float a = flushed(as_float(S0[l]), g), b = flushed(as_float(S1[l]), g);                       \
+      a = of_two(a, b), b = flushed(as_float(S2[l]), g);                                            \
+      D[l] = result(of_two(a, b), g);                                                               \
+    }                                                                                               \
+    return NEXT;                                                                                    \
+  }
+static inline float larger_or_nan(float a, float b) { return a != a || b != b ? NAN : larger(a, b); }
+static inline float smaller_or_nan(float a, float b) { return a != a || b != b ? NAN : smaller(a, b); }
+EXTREME(maximum, larger) EXTREME(minimum, smaller) EXTREME(max_nan, larger_or_nan) EXTREME(min_nan, smaller_or_nan)
 OP1(ex2, exp2f(a)) OP1(lg2, (float)log2((double)a)) OP1(rcp, 1.0f / a) OP1(square_root, sqrtf(a))
 OP1(rsqrt, (float)(1.0 / sqrt((double)a))) OP1(tanh_approx, tanhf(a))
 OP1(rint_f, rintf(a)) OP1(floor_f, floorf(a)) OP1(ceil_f, ceilf(a)) OP1(trunc_f, truncf(a))
