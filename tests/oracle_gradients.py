@@ -132,12 +132,16 @@ def _signs(t: Tensor, generator: torch.Generator) -> Tensor:
 
 def assert_gradients_match(
     actual: tuple[Tensor | None, ...], query: Tensor, key: Tensor, value: Tensor, grads: dict[str, Any], **options: Any
-) -> None:
-    """Largest error <= 2 * the largest error of torch in the same dtype + rounding; what is None is not compared."""
+) -> dict[str, tuple[float, float]]:
+    """Largest error <= 2 * the largest error of torch in the same dtype + rounding; what is None is not compared.
+
+    Returns ``(error, budget)`` of each that was.
+    """
     options.setdefault("scale", None)
     truth = gradients(reference_outputs, torch.float64, query, key, value, grads, **options)
     same = gradients(same_dtype_outputs, None, query, key, value, grads, **options)
     moved = gradient_rounding(query, key, value, truth, grads, **options)
+    compared = {}
     for name, a, t, s, m in zip(RESULTS, actual, truth, same, moved, strict=False):
         if a is None:
             continue
@@ -148,3 +152,5 @@ def assert_gradients_match(
         budget = 2 * (s - t).abs().max().item() + rounding
         error = (a - t).abs().max().item()
         assert error <= budget, f"{name}: error {error:.3g} above the budget {budget:.3g}"
+        compared[name] = error, budget
+    return compared

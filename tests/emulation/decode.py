@@ -10,7 +10,8 @@ from .parse import Instruction, Kernel, UnknownPtx
 
 KINDS = ["integer", "float", "special function", "conversion", "move", "global load", "global store", "shared load"]
 KINDS += ["shared store", "copy", "matrix", "shuffle", "barrier", "branch", "other"]
-FTZ, TRANS, BF16, ARRIVE_ONLY, A_IN_REGISTERS, READ_ONLY_WAIT, ALL = 1, 8, 16, 32, 64, 512, 2048
+FTZ, TRANS, BF16, ARRIVE_ONLY, A_IN_REGISTERS, ALL, SELECT, SHUFFLE = 1, 8, 16, 32, 64, 2048, 4096, 8192
+WIDENED = 16384
 
 
 @dataclass
@@ -61,9 +62,14 @@ def decode(kernel: Kernel) -> tuple[list[Decoded], Operands]:
     return decoded, operands
 
 
-def simple(o: Operands, i: Instruction, handler: str, kind: str, t: str, flags: int = 0, **more: int) -> Decoded:
-    """One destination, and sources of one type."""
-    return Decoded(handler, kind, [o.write(i.args[0], i)], [o.read(a, t, i) for a in i.args[1:]], flags=flags, **more)
+def simple(
+    o: Operands, i: Instruction, handler: str, kind: str, t: str, flags: int = 0, last: str | None = None, **more: int
+) -> Decoded:
+    """One destination, and sources of one type; of that type as well, but for comparisons and conversions."""
+    result = None if kind == "conversion" or i.op.startswith("setp") or ".wide." in i.op else t
+    kinds = [t] * (len(i.args) - 2) + [last or t]  # ``last``: the type of the last source, where it differs
+    sources = [o.read(a, k, i) for a, k in zip(i.args[1:], kinds, strict=True)]
+    return Decoded(handler, kind, [o.write(i.args[0], i, result)], sources, flags=flags, **more)
 
 
 def only(modifiers: list[str], *allowed: str) -> bool:

@@ -38,6 +38,8 @@ class Operands:
     def read(self, text: str, kind: str, at: Instruction) -> int:
         """The unit of a source operand that an instruction takes as ``kind``, "u32" for one."""
         if text in self.units:
+            if (SIZES[self.kernel.registers[text]] == 8) != (SIZES[kind] == 8):  # PTX lets some cut a wider register
+                raise UnknownPtx(f"{at}: {text} of {self.kernel.registers[text]} is taken as {kind}")
             return self.units[text]
         if text in SPECIAL:
             return self.constant(SPECIAL.index(text), special=True)
@@ -46,11 +48,13 @@ class Operands:
             return self.constant(SHARED_BASE, wide)
         return self.constant(immediate(text, kind, at), wide)
 
-    def write(self, text: str, at: Instruction) -> int:
+    def write(self, text: str, at: Instruction, kind: str | None = None) -> int:
         if text == "_":
             return 0
         if text not in self.units:
             raise UnknownPtx(f"{at}: {text} is no register")
+        if kind is not None and (SIZES[self.kernel.registers[text]] == 8) != (SIZES[kind] == 8):
+            raise UnknownPtx(f"{at}: {text} of {self.kernel.registers[text]} is written as {kind}")
         return self.units[text]
 
     def address(self, text: str, wide: bool, at: Instruction) -> tuple[int, int]:

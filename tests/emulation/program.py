@@ -35,7 +35,7 @@ class RawFinding(ctypes.Structure):
 class RawCounts(ctypes.Structure):
     _fields_ = [("executed", ctypes.c_uint64 * 16)] + [
         (n, ctypes.c_uint64)
-        for n in ("global_requests", "global_sectors", "global_ideal", "shared_requests", "shared_wavefronts", "shared_ideal", "steps")
+        for n in ("global_requests", "global_sectors", "global_ideal", "shared_requests", "shared_wavefronts", "shared_ideal", "contested", "steps")
     ]  # fmt: skip
 
 
@@ -58,6 +58,7 @@ class Counts:
     shared_requests: int = 0
     shared_wavefronts: int = 0
     shared_ideal: int = 0  # without bank conflicts
+    contested: int = 0  # bytes that lanes of one store wrote differently: one of them wins, PTX does not say which
     steps: int = 0
 
     def __add__(self, other: Counts) -> Counts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .decode import BF16, FTZ, Decoded, only, rule, simple
+from .decode import BF16, FTZ, SELECT, Decoded, only, rule, simple
 from .operands import Operands, vector
 from .parse import SIZES, Instruction
 
@@ -63,9 +63,7 @@ def multiply_add(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
     if t in INTEGERS and m[0] == "lo":
         return simple(o, i, f"mad.i{_bits(t)}", "integer", t)
     if t in ("u32", "s32") and m[0] == "wide":
-        made = simple(o, i, f"wide.{t}", "integer", t)
-        made.src[2] = o.read(i.args[3], "u64", i)
-        return made
+        return simple(o, i, f"wide.{t}", "integer", t, last="u64")
     return None
 
 
@@ -157,9 +155,7 @@ def compare(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
 @rule("selp")
 def select(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
     (t,) = m
-    made = simple(o, i, "selp.b64" if SIZES[t] == 8 else "selp.b32", "move", t)
-    made.src[2] = o.read(i.args[3], "pred", i)
-    return made
+    return simple(o, i, "selp.b64" if SIZES[t] == 8 else "selp.b32", "move", t, SELECT, last="pred")
 
 
 @rule("mov")
@@ -200,6 +196,8 @@ def convert(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
     *rest, to, source = m
     if len(i.args) != (3 if to.endswith("x2") else 2):
         return None
+    if SIZES.get(source) == 4 and o.kernel.registers.get(i.args[1]) == "b64" and to in ("s64", "u64"):
+        return simple(o, i, f"cvt.low.{source}.64", "conversion", "b64")
     rounding = [ROUNDINGS[r] for r in rest if r in ROUNDINGS]
     if not only(rest, "rn", *ROUNDINGS):
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .decode import ALL, ARRIVE_ONLY, BF16, TRANS, Decoded, only, rule
+from .decode import ALL, ARRIVE_ONLY, BF16, SHUFFLE, TRANS, WIDENED, Decoded, only, rule
 from .operands import Operands, vector
 from .parse import SIZES, Instruction
 
@@ -18,15 +18,20 @@ def load(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
     wanted = [f"v{len(lanes)}"] if len(lanes) > 1 else []
     if [r for r in rest if r.startswith("v")] != wanted or not only(rest, *CACHING, *wanted):
         return None
-    to, size = [o.write(a, i) for a in lanes], SIZES[t]
+    # b32 into a 64-bit register: the rest becomes zero
+    widths = {SIZES[o.kernel.registers[a]] == 8 for a in lanes if a in o.kernel.registers}
+    if len(widths) > 1 or (t[0] == "s" and widths == {True} and SIZES[t] < 8):
+        return None
+    widened = WIDENED if widths == {True} and SIZES[t] < 8 else 0
+    to, size = [o.write(a, i, "b64" if widened else t) for a in lanes], SIZES[t]
     if space == "param":
-        return Decoded("ld.param", "move", to, imm=o.parameter(i.args[1], i), imm2=size)
+        return Decoded("ld.param", "move", to, imm=o.parameter(i.args[1], i), imm2=size, flags=widened)
     if space == "global":
         base, offset = o.address(i.args[1], True, i)
-        return Decoded("ld.global", "global load", to, [base], offset, size)
+        return Decoded("ld.global", "global load", to, [base], offset, size, widened)
     if space in ("shared", "shared::cta"):
         base, offset = o.address(i.args[1], False, i)
-        return Decoded("ld.shared", "shared load", to, [base], offset, size)
+        return Decoded("ld.shared", "shared load", to, [base], offset, size, widened)
     return None
 
 
@@ -99,7 +104,7 @@ def shuffle(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
     if m[0] != "sync" or m[1] not in modes or m[2:] != ["b32"]:
         return None
     to = [o.write(d, i) for d in i.args[0].split("|")]
-    return Decoded("shfl", "shuffle", to, [o.read(a, "b32", i) for a in i.args[1:]], modes.index(m[1]))
+    return Decoded("shfl", "shuffle", to, [o.read(a, "b32", i) for a in i.args[1:]], modes.index(m[1]), flags=SHUFFLE)
 
 
 @rule("elect")

@@ -1,16 +1,17 @@
 // ld and st: parameters, global and shared memory, with vectors. imm: offset; imm2: bytes of one element.
 #include "machine.h"
 
-static int load_parameter(warp *w, const insn *i, u32 m) {
-  EACH_LANE(l, m) for (int k = 0; k < i->num_dst; k++) {
-    const u8 *at = w->m->params + i->imm + k * i->imm2;
-    if (i->imm2 == 8) memcpy(r64(w, dst(i, k)) + l, at, 8);
-    else {
-      u32 value = 0;
-      memcpy(&value, at, (size_t)i->imm2);
-      r32(w, dst(i, k))[l] = value;
-    }
+static void scatter(const warp *w, const insn *i, int l, const u8 *from) {
+  for (int k = 0; k < i->num_dst; k++) {
+    u64 value = 0;
+    memcpy(&value, from + k * i->imm2, (size_t)i->imm2);
+    if (i->imm2 == 8 || i->flags & F_WIDENED) r64(w, dst(i, k))[l] = value;
+    else r32(w, dst(i, k))[l] = (u32)value;
   }
+}
+
+static int load_parameter(warp *w, const insn *i, u32 m) {
+  EACH_LANE(l, m) scatter(w, i, l, w->m->params + i->imm);
   return NEXT;
 }
 
@@ -24,17 +25,6 @@ static void gather(const warp *w, const insn *i, int first, int num, int l, u8 *
     i32 unit = i->reg[first + k];
     if (i->imm2 == 8) memcpy(into + 8 * k, r64(w, unit) + l, 8);
     else memcpy(into + k * i->imm2, r32(w, unit) + l, (size_t)i->imm2);
-  }
-}
-
-static void scatter(const warp *w, const insn *i, int l, const u8 *from) {
-  for (int k = 0; k < i->num_dst; k++) {
-    if (i->imm2 == 8) memcpy(r64(w, dst(i, k)) + l, from + 8 * k, 8);
-    else {
-      u32 value = 0;
-      memcpy(&value, from + k * i->imm2, (size_t)i->imm2);
-      r32(w, dst(i, k))[l] = value;
-    }
   }
 }
 

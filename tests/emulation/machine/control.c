@@ -45,7 +45,7 @@ static int shuffle(warp *w, const insn *i, u32 m) {
     }
     if (!inside) from = lane;
     if (!(m >> from & 1)) fault(w, l, 0, "divergence", "shfl.sync from lane %d, which takes no part", from);
-    out[l] = A[from];
+    out[l] = A[from], w->came_from[l] = (u8)from;
     if (i->num_dst > 1) r32(w, dst(i, 1))[l] = (u32)inside;
   }
   u32 *D = r32(w, dst(i, 0));

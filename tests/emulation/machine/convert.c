@@ -16,6 +16,7 @@ CONVERT(b32_to_16, u32, u32, (u16)a) CONVERT(b32_to_8, u32, u32, (u8)a)
 CONVERT(s8_to_16, u32, u32, (u16)(int16_t)(int8_t)a)
 CONVERT(u16_to_64, u32, u64, (u16)a) CONVERT(s16_to_64, u32, u64, (i64)(int16_t)a)
 CONVERT(u32_to_64, u32, u64, a) CONVERT(s32_to_64, u32, u64, (i64)(i32)a)
+CONVERT(low_u32_to_64, u64, u64, (u32)a) CONVERT(low_s32_to_64, u64, u64, (i64)(i32)a)
 CONVERT(b64_to_32, u64, u32, a) CONVERT(b64_to_16, u64, u32, (u16)a)
 CONVERT(s32_to_f32, u32, u32, as_bits((float)(i32)a)) CONVERT(u32_to_f32, u32, u32, as_bits((float)a))
 CONVERT(s16_to_f32, u32, u32, as_bits((float)(int16_t)a)) CONVERT(u16_to_f32, u32, u32, as_bits((float)(u16)a))
@@ -69,7 +70,7 @@ TABLE(convert_ops) = {
     {"cvt.u8.32", u8_to_32}, {"cvt.s8.32", s8_to_32}, {"cvt.u16.32", u16_to_32}, {"cvt.s16.32", s16_to_32},
     {"cvt.b32.16", b32_to_16}, {"cvt.b32.8", b32_to_8}, {"cvt.s8.16", s8_to_16}, {"cvt.u16.64", u16_to_64},
     {"cvt.s16.64", s16_to_64}, {"cvt.u32.64", u32_to_64}, {"cvt.s32.64", s32_to_64}, {"cvt.b64.32", b64_to_32},
-    {"cvt.b64.16", b64_to_16}, {"cvt.s32.f32", s32_to_f32}, {"cvt.u32.f32", u32_to_f32}, {"cvt.s16.f32", s16_to_f32},
+    {"cvt.b64.16", b64_to_16}, {"cvt.low.u32.64", low_u32_to_64}, {"cvt.low.s32.64", low_s32_to_64}, {"cvt.s32.f32", s32_to_f32}, {"cvt.u32.f32", u32_to_f32}, {"cvt.s16.f32", s16_to_f32},
     {"cvt.u16.f32", u16_to_f32}, {"cvt.u8.f32", u8_to_f32}, {"cvt.s8.f32", s8_to_f32}, {"cvt.s64.f32", s64_to_f32},
     {"cvt.u64.f32", u64_to_f32}, {"cvt.f32.s32", f32_to_s32}, {"cvt.f32.u32", f32_to_u32}, {"cvt.f16.f32", f16_to_f32},
     {"cvt.bf16.f32", bf16_to_f32}, {"cvt.f32.f16", f32_to_f16}, {"cvt.f32.bf16", f32_to_bf16},

@@ -34,11 +34,10 @@ struct insn {
 };
 
 enum {  // flags
-  F_FTZ = 1, F_SHARED = 2, F_GUARDED_SOURCE = 4, F_TRANS = 8, F_BF16 = 16, F_ARRIVE_ONLY = 32, F_A_IN_REGISTERS = 64,
-  F_TF32 = 128, F_NONCOHERENT = 256, F_READ_ONLY_WAIT = 512, F_ALIGNED = 1024, F_ALL = 2048, F_HALF_ACC = 4096
+  F_FTZ = 1, F_TRANS = 8, F_BF16 = 16, F_ARRIVE_ONLY = 32, F_A_IN_REGISTERS = 64, F_ALL = 2048, F_SELECT = 4096, F_SHUFFLE = 8192, F_WIDENED = 16384
 };
 
-enum { REG_WRITTEN = 1, REG_READ_IN_FLIGHT = 2, REG_WRITE_IN_FLIGHT = 4 };  // of a register, by wgmma
+enum { REG_READ_IN_FLIGHT = 1, REG_WRITE_IN_FLIGHT = 2 };  // of a register, by wgmma
 
 typedef struct {  // copies on their way, by cp.async of one lane
   u32 dst, size, group, pc;
@@ -56,6 +55,8 @@ struct warp {
   machine *m;
   u32 *reg;        // [units][LANES]
   u8 *state;       // [units], REG_*
+  u32 *defined;    // [units], the lanes in which it has a value; one made of nothing has none
+  u8 came_from[LANES];  // of the last shfl, whose value each lane took
   u32 *stamp;      // [units], when a register was last written, in this warp's steps
   u32 index, live, stopped;  // lanes that have not returned; lanes at a barrier
   u32 pc[LANES];
@@ -78,6 +79,7 @@ typedef struct {
   u64 executed[COUNT_KINDS];
   u64 global_requests, global_sectors, global_ideal;
   u64 shared_requests, shared_wavefronts, shared_ideal;
+  u64 contested;  // bytes that lanes of one store wrote differently: one of them wins, PTX does not say which
   u64 steps;
 } counts;
 

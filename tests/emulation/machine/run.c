@@ -37,16 +37,38 @@ handler find_handler(const char *name) {
   return NULL;
 }
 
-static void check_registers(warp *w, const insn *i, int lane) {
+// A register that was made of nothing may be copied and computed with, as by lanes whose result nobody takes. Where it
+// would matter, in an address, a predicate, a product, or memory, it is a fault. Returns the lanes of the result that
+// have a value; those of a shfl are known only when it has run.
+static u32 check_registers(warp *w, const insn *i, u32 mask) {
+  int lane = first_lane(mask), strict = i->kind > K_MOVE && !(i->flags & F_SHUFFLE);
+  u32 all = ~0u;
   for (int k = 0; k < i->num_src; k++) {
-    u8 s = w->state[src(i, k)];
-    if (s & REG_WRITE_IN_FLIGHT) fault(w, lane, 0, "accumulator", "reads a register that a wgmma still writes: no wait");
-    if (!(s & REG_WRITTEN)) fault(w, lane, 0, "register", "reads a register that was never written");
+    i32 unit = src(i, k);
+    if (w->state[unit] & REG_WRITE_IN_FLIGHT) fault(w, lane, 0, "accumulator", "reads a register that a wgmma still writes: no wait");
+    u32 missing = mask & ~w->defined[unit];
+    if (strict && missing) fault(w, first_lane(missing), 0, "register", "uses a register that was never written");
+    all &= w->defined[unit];
+  }
+  for (int k = 0; k < i->num_dst; k++)
+    if (w->state[dst(i, k)]) fault(w, lane, 0, "accumulator", "overwrites a register that a wgmma still uses: no wait");
+  if (i->flags & F_SELECT) {
+    const u32 *p = r32(w, src(i, 2));
+    all = w->defined[src(i, 2)];
+    EACH_LANE(l, all) if (!(w->defined[src(i, p[l] ? 0 : 1)] >> l & 1)) all &= ~(1u << l);
+  }
+  return all;
+}
+
+static void note_results(warp *w, const insn *i, u32 mask, u32 valid) {
+  if (i->flags & F_SHUFFLE) {
+    u32 before = w->defined[src(i, 0)];
+    EACH_LANE(l, mask) valid = before >> w->came_from[l] & 1 ? valid | 1u << l : valid & ~(1u << l);
   }
   for (int k = 0; k < i->num_dst; k++) {
-    u8 s = w->state[dst(i, k)];
-    if (s & (REG_READ_IN_FLIGHT | REG_WRITE_IN_FLIGHT))
-      fault(w, lane, 0, "accumulator", "overwrites a register that a wgmma still uses: no wait");
+    u32 *d = &w->defined[dst(i, k)];
+    *d = (*d & ~mask) | (valid & mask);
+    w->stamp[dst(i, k)] = w->step;
   }
 }
 
@@ -66,18 +88,17 @@ static void step(warp *w) {
     if (++m->counts.steps > m->limit) fault(w, first_lane(at), 0, "endless", "does not end: %llu instructions", (unsigned long long)m->limit);
     if (i->guard >= 0) {
       const u32 *p = r32(w, i->guard);
-      u8 s = w->state[i->guard];
-      if (!(s & REG_WRITTEN)) fault(w, first_lane(at), 0, "register", "guarded by a predicate that was never written");
-      u32 on = 0;
+      u32 on = 0, missing = at & ~w->defined[i->guard];
+      if (missing) fault(w, first_lane(missing), 0, "register", "guarded by a predicate that was never written");
       for (int l = 0; l < LANES; l++) on |= (u32)(p[l] != 0) << l;
       mask &= i->negated ? ~on : on;
     }
     int outcome = NEXT;
     if (mask) {
       m->counts.executed[i->kind]++;
-      check_registers(w, i, first_lane(mask));
+      u32 valid = check_registers(w, i, mask);
       outcome = i->run(w, i, mask);
-      for (int k = 0; k < i->num_dst; k++) w->state[dst(i, k)] |= REG_WRITTEN, w->stamp[dst(i, k)] = w->step;
+      note_results(w, i, mask, valid);
     }
     if (outcome == NEXT) {
       here++;
@@ -93,11 +114,11 @@ static void step(warp *w) {
 static void registers_start(machine *m, const u32 *constant_units, const u64 *constants, u32 num_constants) {
   for (u32 k = 0; k < m->num_warps; k++) {
     warp *w = &m->warps[k];
-    memset(w->state, 0, m->num_units);
+    memset(w->state, 0, m->num_units), memset(w->defined, 0, m->num_units * sizeof(u32));
     memset(w->stamp, 0, m->num_units * sizeof(u32));
     for (u32 c = 0; c < num_constants; c++) {
       u32 unit = constant_units[c] & 0x3fffffff;
-      w->state[unit] = REG_WRITTEN;
+      w->defined[unit] = ~0u;
       for (u32 l = 0; l < LANES; l++) {
         if (constant_units[c] & 0x80000000) r64(w, (i32)unit)[l] = constants[c];
         else if (constant_units[c] & 0x40000000) {  // a special register
@@ -139,7 +160,7 @@ machine *machine_new(const insn *code, u32 num_code, u32 num_units, u32 num_warp
     warp *w = &m->warps[k];
     w->m = m, w->index = k;
     w->reg = calloc((size_t)num_units * LANES, sizeof(u32));
-    w->state = malloc(num_units), w->stamp = malloc(num_units * sizeof(u32));
+    w->state = malloc(num_units), w->defined = malloc(num_units * sizeof(u32)), w->stamp = malloc(num_units * sizeof(u32));
   }
   return m;
 }
@@ -150,7 +171,7 @@ void machine_free(machine *m) {
     products_finish(w);
     for (int l = 0; l < LANES; l++) free(w->async[l].list);
     if (w->open) products_free(w);
-    free(w->reg), free(w->state), free(w->stamp);
+    free(w->reg), free(w->state), free(w->defined), free(w->stamp);
   }
   sync_stop(m), shared_stop(m), clocks_stop(m);
   free(m->order), free(m);
@@ -187,3 +208,4 @@ int machine_run(machine *m, const u32 grid[3], u64 first, u64 last, u32 shared_b
 const finding *machine_finding(const machine *m) { return &m->finding; }
 const counts *machine_counts(const machine *m) { return &m->counts; }
 size_t insn_size(void) { return sizeof(insn); }
+const u32 *machine_registers(const machine *m, u32 warp) { return m->warps[warp].reg; }

@@ -8,7 +8,7 @@ enum { CHUNK = 16, NOBODY = 0xffff, MANY = 0xfffe };
 enum { WRITTEN = 1, FLIGHT = 2, BY_ASYNC_PROXY = 4 };
 
 typedef struct { u32 clock, list; u16 actor; } who;  // one, nobody, or many in a list
-typedef struct { who writer, reader; u32 write_pc, read_pc; u16 in_use; u8 flags; } record;
+typedef struct { who writer, reader; u32 write_pc, read_pc, step; u16 in_use; u8 flags; } record;
 typedef struct { u32 clock, lanes; } seen;
 
 struct shared {
@@ -21,7 +21,7 @@ struct shared {
   u32 num_many, room_many, *free_many, num_free, room_free;
 };
 
-static const record FRESH = {{0, 0, NOBODY}, {0, 0, NOBODY}, 0, 0, 0, 0};
+static const record FRESH = {{0, 0, NOBODY}, {0, 0, NOBODY}, 0, 0, 0, 0, 0};
 
 void shared_start(machine *m, u32 bytes) {
   shared *s = m->shared;
@@ -193,6 +193,15 @@ static void check_free(warp *w, int lane, u32 address, const record *r, int same
                "overwrites shared memory that another read with nothing between that orders them");
 }
 
+static int by_warp(const warp *w, const record *r) {  // the store's own warp alone
+  const machine *m = w->m;
+  if (r->writer.actor != MANY) return r->writer.actor < m->num_threads && r->writer.actor / LANES == w->index;
+  const seen *list = list_of(m->shared, r->writer.list);
+  for (u32 g = 0; g < m->shared->groups; g++)
+    if (list[g].lanes && g != w->index) return 0;
+  return 1;
+}
+
 // from: what is written, NULL where that is not known yet.
 static void put(warp *w, int lane, u32 address, u32 size, u32 pc, u32 actor, u32 clock, u8 flags, const u8 *from) {
   machine *m = w->m;
@@ -203,11 +212,12 @@ static void put(warp *w, int lane, u32 address, u32 size, u32 pc, u32 actor, u32
     for (u32 k = 0; k < num; k++, r++) {
       u32 length = num == 1 ? part : 1, offset = at + k - (address - SHARED_BASE);
       int same = from && r->flags == flags && !memcmp(s->bytes + at + k, from + offset, length);
+      if (from && !same && r->write_pc == pc && r->step == w->step && by_warp(w, r)) same = 1, m->counts.contested += length;
       check_free(w, lane, SHARED_BASE + at + k, r, same, from ? from[offset] : 0);
       forget(s, &r->reader);
       if (!same) forget(s, &r->writer);
       join_in(m, &r->writer, thread_of(w, lane), actor, clock);
-      r->flags = flags, r->write_pc = pc;
+      r->flags = flags, r->write_pc = pc, r->step = w->step;
     }
     join_chunk(s, at, part);
   }

@@ -80,14 +80,14 @@ static int multiply(warp *w, const insn *i, u32 m) {
   int adds = r32(w, src(i, in_registers ? 1 : 2))[0] != 0;
   for (u32 k = 0; k < num_d; k++) {
     own_registers(w, i, k, 1);
-    if (adds && !(w->state[own[k]] & REG_WRITTEN)) fault(w, 0, 0, "register", "adds to a register that was never written");
+    if (adds && ~w->defined[own[k]]) fault(w, 0, 0, "register", "adds to a register that was never written");
   }
   double a[16][16], b[16][256];  // [k][row], [k][column]
   fetch(w, p, r64(w, src(i, in_registers ? 0 : 1))[0], 0, N, (i->flags & F_TRANS) != 0, (int)bf16, &b[0][0], 256);
   if (in_registers) {
     for (u32 r = 0; r < 4; r++) {
       own_registers(w, i, num_d + r, 0);
-      if (!(w->state[own[num_d + r]] & REG_WRITTEN)) fault(w, 0, 0, "register", "takes a register that was never written");
+      if (~w->defined[own[num_d + r]]) fault(w, 0, 0, "register", "takes a register that was never written");
       const u32 *A = r32(w, own[num_d + r]);
       for (u32 l = 0; l < LANES; l++) {
         u32 row = l / 4 + 8 * (r & 1), k = 2 * (l % 4) + 8 * (r >> 1);
@@ -106,7 +106,7 @@ static int multiply(warp *w, const insn *i, u32 m) {
       *D = f != f ? 0x7fffffff : as_bits(f);
     }
   }
-  for (u32 k = 0; k < num_d; k++) w->state[own[k]] |= REG_WRITTEN | REG_WRITE_IN_FLIGHT;
+  for (u32 k = 0; k < num_d; k++) w->state[own[k]] |= REG_WRITE_IN_FLIGHT, w->defined[own[k]] = ~0u;
   for (u32 r = 0; in_registers && r < 4; r++) w->state[own[num_d + r]] |= REG_READ_IN_FLIGHT;
   return NEXT;
 }
