@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .decode import BF16, FTZ, SELECT, Decoded, only, rule, simple
+from .decode import BF16, COPY, FTZ, SELECT, Decoded, only, rule, simple
 from .operands import Operands, vector
 from .parse import SIZES, Instruction
 
@@ -175,7 +175,7 @@ def move(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
         return Decoded("param.address", "move", [o.write(to, i)], imm=o.parameter(source, i))
     if source == "%clock" or source == "%globaltimer":
         return None
-    return simple(o, i, "mov.pred" if t == "pred" else f"mov.b{_bits(t)}", "move", t)
+    return simple(o, i, "mov.pred" if t == "pred" else f"mov.b{_bits(t)}", "move", t, COPY)
 
 
 @rule("cvta")

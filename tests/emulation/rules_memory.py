@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .decode import ALL, ARRIVE_ONLY, BF16, SHUFFLE, TRANS, WIDENED, Decoded, only, rule
+from .decode import ALL, ARRIVE_ONLY, BF16, SHUFFLE, SIGNED, TRANS, WIDENED, Decoded, only, rule
 from .operands import Operands, vector
 from .parse import SIZES, Instruction
 
@@ -12,26 +12,25 @@ CACHING = ("ca", "cg", "cs", "wt", "wb", "nc", "L1::evict_first", "L1::evict_las
 @rule("ld")
 def load(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
     space, *rest, t = m
-    if t[0] == "s" and SIZES[t] < 4:
-        return None
     lanes = vector(i.args[0])
     wanted = [f"v{len(lanes)}"] if len(lanes) > 1 else []
     if [r for r in rest if r.startswith("v")] != wanted or not only(rest, *CACHING, *wanted):
         return None
-    # b32 into a 64-bit register: the rest becomes zero
-    widths = {SIZES[o.kernel.registers[a]] == 8 for a in lanes if a in o.kernel.registers}
-    if len(widths) > 1 or (t[0] == "s" and widths == {True} and SIZES[t] < 8):
+    # into a wider register: the rest becomes zero, or the sign of a signed type
+    size, wide = SIZES[t], {SIZES[o.kernel.registers[a]] == 8 for a in lanes if a in o.kernel.registers}
+    if len(wide) > 1 or (t[0] == "s" and size < 4):
         return None
-    widened = WIDENED if widths == {True} and SIZES[t] < 8 else 0
-    to, size = [o.write(a, i, "b64" if widened else t) for a in lanes], SIZES[t]
+    widened = size < 8 and wide == {True}
+    to = [o.write(a, i, "b64" if widened else t) for a in lanes]
+    flags = (WIDENED if widened else 0) | (SIGNED if widened and t[0] == "s" else 0)
     if space == "param":
-        return Decoded("ld.param", "move", to, imm=o.parameter(i.args[1], i), imm2=size, flags=widened)
+        return Decoded("ld.param", "move", to, imm=o.parameter(i.args[1], i), imm2=size, flags=flags)
     if space == "global":
         base, offset = o.address(i.args[1], True, i)
-        return Decoded("ld.global", "global load", to, [base], offset, size, widened)
+        return Decoded("ld.global", "global load", to, [base], offset, size, flags)
     if space in ("shared", "shared::cta"):
         base, offset = o.address(i.args[1], False, i)
-        return Decoded("ld.shared", "shared load", to, [base], offset, size, widened)
+        return Decoded("ld.shared", "shared load", to, [base], offset, size, flags)
     return None
 
 

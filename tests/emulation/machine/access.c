@@ -5,6 +5,7 @@ static void scatter(const warp *w, const insn *i, int l, const u8 *from) {
   for (int k = 0; k < i->num_dst; k++) {
     u64 value = 0;
     memcpy(&value, from + k * i->imm2, (size_t)i->imm2);
+    if (i->flags & F_SIGNED) value = (u64)(i64)(i32)value;
     if (i->imm2 == 8 || i->flags & F_WIDENED) r64(w, dst(i, k))[l] = value;
     else r32(w, dst(i, k))[l] = (u32)value;
   }

@@ -68,7 +68,8 @@ static void note_results(warp *w, const insn *i, u32 mask, u32 valid) {
   for (int k = 0; k < i->num_dst; k++) {
     u32 *d = &w->defined[dst(i, k)];
     *d = (*d & ~mask) | (valid & mask);
-    w->stamp[dst(i, k)] = w->step;
+    // a copy is as old as what it copies: LLVM puts some behind wgmma.fence, which the assembler does away with
+    w->stamp[dst(i, k)] = i->flags & F_COPY && i->kind == K_MOVE ? w->stamp[src(i, 0)] : w->step;
   }
 }
 
