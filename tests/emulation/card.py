@@ -9,7 +9,7 @@ import contextlib
 import ctypes
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class Card:
     launches: list[Launch] = field(default_factory=list)
     finding: BaseException | None = None
     current: tuple[Any, Any, tuple] | None = None  # source, metadata, arguments of the launch on its way
-    edit: Any = None  # PTX to PTX, for faults that are planted
+    edit: Callable[[Program], Program] | None = None  # for faults that are planted
 
     @property
     def arch(self) -> int:
@@ -87,7 +87,7 @@ def _launched(function: int, grid: Any, block: Any, shared: int, stream: int, pl
     own = card()
     try:
         text = _functions[function]
-        made = program(text if own.edit is None else own.edit(text))
+        made = program(text) if own.edit is None else own.edit(program(text))
         source, metadata, arguments_ = own.current
         values = launches.read_parameters(made.kernel, places)
         launches.check_shape(made.kernel, block[:3], shared, own.shared_memory, attributes)
@@ -174,10 +174,10 @@ class Driver(nvidia.CudaDriver):
 
 
 @contextlib.contextmanager
-def emulated(target: str, seed: int = 0, edit: Any = None) -> Iterator[Card]:
-    """CPU tensors within are on a card of this target; what they launch runs at once, and a fault is raised as ``Finding``.
+def emulated(target: str, seed: int = 0, edit: Callable[[Program], Program] | None = None) -> Iterator[Card]:
+    """CPU tensors within are on a card of this target; what they launch runs at once, and faults are raised (Finding).
 
-    ``seed`` other than 0 shuffles the order of warps; ``edit`` changes the PTX of each launch before it runs.
+    ``seed`` other than 0 shuffles the order of warps; ``edit`` gives what is run in place of a launch's program.
     """
     global _card
     if build.compiler() is None:

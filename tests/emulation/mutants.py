@@ -17,33 +17,42 @@ from pathlib import Path
 
 from .card import emulated
 from .cases import Case, run
-from .program import Finding
+from .parse import Instruction
+from .program import Finding, Program
 from .redundant import reason
 
 REMOVED = {
-    "barrier": r"(bar\.sync|bar\.warp\.sync|barrier\.sync)\b",
-    "copy wait": r"cp\.async\.wait_group\b",
-    "copy commit": r"cp\.async\.commit_group\b",
-    "product wait": r"wgmma\.wait_group\b",
-    "product commit": r"wgmma\.commit_group\b",
-    "product fence": r"wgmma\.fence\b",
-    "proxy fence": r"fence\.proxy\.async\b",
-    "arrival": r"mbarrier\.arrive\b",
-    "initialisation": r"mbarrier\.init\b",
-    "invalidation": r"mbarrier\.inval\b",
+    "barrier": r"(bar|barrier)\.(sync|warp)",
+    "copy wait": r"cp\.async\.wait_group",
+    "copy commit": r"cp\.async\.commit_group",
+    "product wait": r"wgmma\.wait_group",
+    "product commit": r"wgmma\.commit_group",
+    "product fence": r"wgmma\.fence",
+    "proxy fence": r"fence\.proxy\.async",
+    "arrival": r"mbarrier\.arrive",
+    "initialisation": r"mbarrier\.init",
+    "invalidation": r"mbarrier\.inval",
 }
-GUARDED = r"@!?%\w+ (ld|st|cp|mbarrier|tensormap|ldmatrix|stmatrix)\b"
-# Each with lengths that use a kernel's predicates otherwise; the code is the same where the multiples of 16 are.
+GUARDED = r"(ld|st|cp|mbarrier|tensormap)\b"
+# Each with lengths that use a kernel's loops and predicates otherwise: the code is the same where the multiples of 16 are.
 SUITE = {
-    "forward": [f"seqlen_q={m} seqlen_k={n}" for m, n in ((70, 200), (6, 200), (200, 56), (70, 8))],
+    "forward": [
+        f"seqlen_q={m} seqlen_k={n}"
+        for m, n in ((70, 200), (6, 420), (200, 56), (70, 8), (6, 100), (70, 127))
+    ],
+    "forward, causal": [f"causal=True seqlen_q={m} seqlen_k={n}" for m, n in ((300, 310), (6, 200))],
     "forward, unaligned": [
-        f"head_dim=40 head_dim_v=40 layout=padded seqlen_q={m} seqlen_k={n}" for m, n in ((5, 77), (70, 133), (130, 3))
+        f"head_dim=40 head_dim_v=40 layout=padded seqlen_q={m} seqlen_k={n}"
+        for m, n in ((5, 77), (70, 133), (130, 3), (6, 210))
     ],
     "map": [f"heads=3 heads_kv=3 seqlen_q={m} seqlen_k=77 map_stop=77" for m in (70, 6, 200)],
-    "swept map": [f"seqlen_q={m} seqlen_k={n} map_start=3 map_stop={s}" for m, n, s in ((70, 150, 100), (6, 133, 131))],
+    "swept map": [
+        f"heads=3 heads_kv=3 seqlen_q={m} seqlen_k={n} map_start=3 map_stop={s}"
+        for m, n, s in ((70, 150, 100), (6, 133, 131))
+    ],
     "backward": [
         f"seqlen_q={m} seqlen_k={n} grads=grad_out+grad_lse+grad_entropy"
-        for m, n in ((70, 100), (6, 200), (200, 6), (130, 130))
+        for m, n in ((70, 100), (6, 330), (330, 6), (130, 130), (300, 7))
     ],
     "rotated": [f"schedule=rotated seqlen_q={m} seqlen_k={n}" for m, n in ((70, 200), (6, 70), (200, 300))],
     "specialized": [f"schedule=specialized seqlen_q={m} seqlen_k={n}" for m, n in ((70, 192), (6, 64), (200, 320))],
@@ -52,50 +61,53 @@ SUITE = {
 
 @dataclass(frozen=True)
 class Mutant:
-    kernel: str
+    original: Program
+    index: int  # of the instruction
     kind: str
-    line: int  # of the PTX
-    text: str  # the line as it was
-    changed: str  # the whole module
+
+    @property
+    def instruction(self) -> Instruction:
+        return self.original.kernel.code[self.index]
+
+    def program(self) -> Program:
+        how = {"predicate": "unguarded", "phase wait": "yes"}.get(self.kind, "removed")
+        return self.original.changed(self.index, how)
 
 
-def mutants(ptx: str) -> Iterator[Mutant]:
-    """Every one of a module, in order of its lines."""
-    kernel = re.search(r"\.entry (\w+)", ptx).group(1)
-    lines = ptx.split("\n")
-    for number, line in enumerate(lines):
-        code = line.split("//")[0].strip()
-        bare = re.sub(r"^@!?[%\w]+\s+", "", code)
-        kind = next((k for k, pattern in REMOVED.items() if re.match(pattern, bare)), None)
-        options = [(kind, "")] if kind else []
-        if re.match(r"mbarrier\.try_wait", bare):
-            options.append(("phase wait", "\tmov.pred complete, -1;"))
-        if re.match(GUARDED, code):
-            options.append(("predicate", f"\t{bare}"))
-        for what, instead in options:
-            changed = [*lines[:number], instead, *lines[number + 1 :]]
-            yield Mutant(kernel, what, number + 1, code, "\n".join(changed))
+def mutants(original: Program) -> Iterator[Mutant]:
+    """Every one of a program, in its order."""
+    for index, i in enumerate(original.kernel.code):
+        for kind, pattern in REMOVED.items():
+            if re.match(pattern, i.op):
+                yield Mutant(original, index, kind)
+        if i.op.startswith("mbarrier.try_wait"):
+            yield Mutant(original, index, "phase wait")
+        if i.guard is not None and re.match(GUARDED, i.op):
+            yield Mutant(original, index, "predicate")
 
 
-def compiled(cases: list[Case]) -> list[str]:
-    """The modules that cases launch, each once."""
-    seen: dict[str, None] = {}
+def launched(cases: list[Case]) -> dict[str, Program]:
+    """The programs that cases launch, by their PTX."""
+    seen: dict[str, Program] = {}
 
-    def keep(ptx: str) -> str:
-        seen.setdefault(ptx)
-        return ptx
+    def keep(program: Program) -> Program:
+        return seen.setdefault(program.text, program)
 
     for case in cases:
         with emulated(case.target, edit=keep):
             run(case)
-    return list(seen)
+    return seen
 
 
-def judge(cases: list[Case], original: str, mutant: Mutant) -> str:
+def judge(cases: list[Case], mutant: Mutant) -> str:
     """What tells a mutant first: "found: <kind>", "wrong result", or nothing, and it has "survived"."""
+    return tried(cases, mutant.program())
+
+
+def tried(cases: list[Case], other: Program) -> str:
     for case in cases:
         try:
-            with emulated(case.target, edit=lambda ptx: mutant.changed if ptx == original else ptx):
+            with emulated(case.target, edit=lambda p: other if p.text == other.text else p):
                 run(case)
         except Finding as found:
             return f"found: {found.kind}"
@@ -105,22 +117,23 @@ def judge(cases: list[Case], original: str, mutant: Mutant) -> str:
 
 
 def sweep(targets: list[str], names: list[str], keep: Callable[[Mutant], bool] = lambda m: True) -> Iterator[dict]:
-    """A row for each mutant; a module is taken in the first case that launches it."""
+    """A row for each mutant; a program is taken in the first case that launches it."""
     done: set[str] = set()
     for target, name in ((t, n) for t in targets for n in names):
         if target != "sm_90" and name in ("rotated", "specialized"):
             continue
         cases = [Case.parse(f"target={target} {line}") for line in SUITE[name]]
-        for original in compiled(cases):
-            if (target + original) in done:
+        for text, original in launched(cases).items():
+            if text in done:
                 continue
-            done.add(target + original)
+            done.add(text)
             for mutant in filter(keep, mutants(original)):
-                verdict = judge(cases, original, mutant)
-                because = reason(mutant) if verdict == "survived" else ""
+                verdict = judge(cases, mutant)
                 yield {
-                    "target": target, "case": name, "kernel": mutant.kernel, "fault": mutant.kind,
-                    "line": mutant.line, "verdict": verdict, "instruction": mutant.text[:100], "redundant": because,
+                    "target": target, "case": name, "kernel": original.kernel.name, "fault": mutant.kind,
+                    "line": mutant.instruction.line, "verdict": verdict, "instruction": mutant.instruction.text[:100],
+                    "source": mutant.instruction.source.split(" @")[0],
+                    "redundant": reason(mutant, cases, tried) if verdict == "survived" else "",
                 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import functools
 from collections.abc import Sequence
@@ -88,6 +89,7 @@ class Program:
     """One compiled kernel."""
 
     def __init__(self, text: str):
+        self.text = text
         self.kernel: Kernel = parse(text)
         decoded, self.operands = decode(self.kernel)
         registers: list[int] = []
@@ -105,9 +107,29 @@ class Program:
         units, values = self.operands.constant_tables()
         self.constant_units, self.constants = np.array(units, np.uint32), np.array(values, np.uint64)
 
+    def changed(self, index: int, fault: str) -> Program:
+        """Another program in which one instruction differs.
+
+        "removed"; "unguarded", it does its work for all; "yes", a wait that at once says so; "trap", a finding where it
+        is reached; "trap guard", one where its guard keeps a thread from it.
+        """
+        other = copy.copy(self)
+        other.code = self.code.copy()
+        row = other.code[index]
+        if fault == "unguarded":
+            row["guard"] = -1
+        elif fault == "yes":
+            row["run"], row["num_src"] = handler("yes"), 0
+        elif fault.startswith("trap"):
+            row["run"], row["num_dst"], row["num_src"] = handler("trap"), 0, 0
+            row["negated"] ^= fault == "trap guard"
+        else:
+            row["run"], row["guard"], row["num_dst"], row["num_src"] = handler("nothing"), -1, 0, 0
+        return other
+
     def run(
         self, grid: Sequence[int], shared: int, params: Sequence[bytes], memory: ctypes.Array, seed: int = 0,
-        limit: int = LIMIT,
+        limit: int | None = None,
     ) -> Counts:  # fmt: skip
         """All blocks, one after the other; raises ``Finding`` at the first thing that must not be."""
         lib = machine()
@@ -123,7 +145,7 @@ class Program:
             failed = lib.machine_run(
                 own, (ctypes.c_uint32 * 3)(*grid), ctypes.c_uint64(0), ctypes.c_uint64(blocks), shared,
                 ctypes.c_void_p(ctypes.addressof(raw) + start), ctypes.c_uint64(size - 128), _pointer(self.constant_units), _pointer(self.constants),
-                len(self.constants), memory, len(memory), ctypes.c_uint64(limit), seed,
+                len(self.constants), memory, len(memory), ctypes.c_uint64(limit or LIMIT), seed,
             )  # fmt: skip
             if failed:
                 raise self._finding(lib.machine_finding(own).contents)

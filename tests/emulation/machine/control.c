@@ -24,6 +24,16 @@ static int leave(warp *w, const insn *i, u32 m) {
 
 static int nothing(warp *w, const insn *i, u32 m) { (void)w, (void)i, (void)m; return NEXT; }
 
+static int yes(warp *w, const insn *i, u32 m) {  // for faults that are planted: a wait that does not wait
+  EACH_LANE(l, m) r32(w, dst(i, 0))[l] = 1;
+  return NEXT;
+}
+
+_Noreturn static int trap(warp *w, const insn *i, u32 m) {  // to learn whether an instruction is reached
+  (void)i;
+  fault(w, first_lane(m), 0, "trap", "reached");
+}
+
 static void members(warp *w, u32 wanted, u32 m, const char *what) {
   if (wanted != m) fault(w, first_lane(m), 0, "divergence", "%s of lanes %08x is run by lanes %08x", what, wanted, m);
 }
@@ -73,5 +83,5 @@ static int vote(warp *w, const insn *i, u32 m) {
   return NEXT;
 }
 
-TABLE(control_ops) = {{"bra", branch}, {"brx.idx", branch_indexed}, {"ret", leave}, {"nothing", nothing},
+TABLE(control_ops) = {{"bra", branch}, {"brx.idx", branch_indexed}, {"ret", leave}, {"nothing", nothing}, {"yes", yes}, {"trap", trap},
                       {"shfl", shuffle}, {"elect", elect}, {"vote", vote}, {NULL, NULL}};

@@ -57,7 +57,7 @@ struct warp {
   u8 *state;       // [units], REG_*
   u32 *defined;    // [units], the lanes in which it has a value; one made of nothing has none
   u8 came_from[LANES];  // of the last shfl, whose value each lane took
-  u32 *stamp;      // [units], when a register was last written, in this warp's steps
+  u32 *stamp;      // [units], when a register was last used but by a mov, in this warp's steps
   u32 index, live, stopped;  // lanes that have not returned; lanes at a barrier
   u32 pc[LANES];
   u32 waits_for[LANES];      // address of an mbarrier, or the number of a named barrier, of a stopped lane
@@ -168,6 +168,7 @@ void shared_stop(machine *m);
 u8 *shared_at(warp *w, int lane, u32 address, u32 size, u32 align);
 void shared_read(warp *w, int lane, u32 address, u32 size, u32 align, u32 pc, void *into);
 void shared_write(warp *w, int lane, u32 address, u32 size, u32 align, u32 pc, const void *from);
+void shared_write_alone(warp *w, int lane, u32 address, u32 size, u32 pc, const void *from);  // the same bytes race, too
 void shared_flight(warp *w, int lane, u32 address, u32 size, u32 pc);
 void shared_land(warp *w, int lane, u32 address, u32 size, const void *from);
 void shared_async_write(warp *w, int lane, u32 address, u32 size, u32 pc, const void *from, u32 actor, u32 clock);

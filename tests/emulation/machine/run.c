@@ -47,6 +47,7 @@ static u32 check_registers(warp *w, const insn *i, u32 mask) {
     i32 unit = src(i, k);
     if (w->state[unit] & REG_WRITE_IN_FLIGHT) fault(w, lane, 0, "accumulator", "reads a register that a wgmma still writes: no wait");
     u32 missing = mask & ~w->defined[unit];
+    if (!(i->flags & F_COPY && i->kind == K_MOVE)) w->stamp[unit] = w->step;
     if (strict && missing) fault(w, first_lane(missing), 0, "register", "uses a register that was never written");
     all &= w->defined[unit];
   }

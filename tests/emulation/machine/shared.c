@@ -230,6 +230,13 @@ void shared_write(warp *w, int lane, u32 address, u32 size, u32 align, u32 pc, c
   memcpy(bytes, from, size);
 }
 
+void shared_write_alone(warp *w, int lane, u32 address, u32 size, u32 pc, const void *from) {
+  u8 *bytes = shared_at(w, lane, address, size, size);
+  u32 thread = thread_of(w, lane);
+  put(w, lane, address, size, pc, thread, clock_of(w->m, thread), WRITTEN, NULL);
+  memcpy(bytes, from, size);
+}
+
 void shared_flight(warp *w, int lane, u32 address, u32 size, u32 pc) {
   shared_at(w, lane, address, size, size);
   u32 thread = thread_of(w, lane);

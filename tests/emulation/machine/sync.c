@@ -123,7 +123,7 @@ static int mbarrier_init(warp *w, const insn *i, u32 m) {
     u32 address = at[l] + (u32)i->imm, k = 0;
     u64 bytes = MBARRIER;
     mbarrier *all = w->m->mbar;
-    shared_write(w, l, address, 8, 8, pc_of(w, i), &bytes);
+    shared_write_alone(w, l, address, 8, pc_of(w, i), &bytes);
     while (k < MBARRIERS && all[k].address && all[k].address != address) k++;
     if (k == MBARRIERS) fault(w, l, address, "barrier", "more than %d mbarriers", MBARRIERS);
     if (all[k].alive && all[k].used) fault(w, l, address, "barrier", "an mbarrier that was used is already here");
@@ -140,7 +140,7 @@ static int mbarrier_inval(warp *w, const insn *i, u32 m) {
     u32 address = at[l] + (u32)i->imm;
     u64 zero = 0;
     w->m->mbar[mbarrier_slot(w, l, address)].alive = 0;
-    shared_write(w, l, address, 8, 8, pc_of(w, i), &zero);
+    shared_write_alone(w, l, address, 8, pc_of(w, i), &zero);
   }
   return NEXT;
 }

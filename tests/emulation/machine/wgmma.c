@@ -61,8 +61,8 @@ static void own_registers(warp *w, const insn *i, u32 index, int accumulator) {
   u8 s = w->state[unit];
   if (s & REG_WRITE_IN_FLIGHT && !accumulator) fault(w, 0, 0, "accumulator", "takes a register that a wgmma still writes");
   if (accumulator && s & REG_READ_IN_FLIGHT) fault(w, 0, 0, "accumulator", "writes a register that a wgmma still reads");
-  if (!(s & REG_WRITE_IN_FLIGHT) && w->stamp[unit] > w->fenced_step)
-    fault(w, 0, 0, "wgmma", "uses a register that was written since the last wgmma.fence");
+  if (!(s & REG_WRITE_IN_FLIGHT) && (w->stamp[unit] > w->fenced_step || !w->fenced_step))
+    fault(w, 0, 0, "wgmma", "takes a register that others used since the last wgmma.fence");
 }
 
 // Sources: [descriptor of A], descriptor of B, whether to add to D. Behind them: D's registers (imm2), then A's.
