@@ -1,4 +1,4 @@
-"""One call in all its particulars, that can be written down in a line, run on an emulated card and judged by float64."""
+"""One call in all its particulars: written down in a line, run on an emulated card, judged by float64."""
 
 from __future__ import annotations
 
@@ -143,9 +143,8 @@ def schedule(case: Case, config: ForwardConfig) -> ForwardConfig:
     """Another schedule, with tiles that its compiler can deal out to groups of warps."""
     warps = 4 if case.schedule == "specialized" else config.num_warps
     registers = None if case.schedule == "specialized" else config.max_registers
-    return dataclasses.replace(
-        config, block_m=128, block_n=64, descriptors=True, schedule=case.schedule, num_warps=warps, max_registers=registers
-    )  # fmt: skip
+    tiles = {"block_m": 128, "block_n": 64, "descriptors": True, "schedule": case.schedule}
+    return dataclasses.replace(config, **tiles, num_warps=warps, max_registers=registers)
 
 
 def refused(case: Case) -> list[str]:

@@ -57,7 +57,8 @@ def decode(kernel: Kernel) -> tuple[list[Decoded], Operands]:
         fits = OPERANDS.get(root, len(instruction.args)) == len(instruction.args)
         made = RULES[root](operands, instruction, modifiers) if root in RULES and fits else None
         if made is None:
-            raise UnknownPtx(f"the emulated card does not know {instruction.op!r} with {len(instruction.args)} operands: {instruction}")
+            name = f"{instruction.op!r} with {len(instruction.args)} operands"
+            raise UnknownPtx(f"the emulated card does not know {name}: {instruction}")
         decoded.append(made)
     return decoded, operands
 

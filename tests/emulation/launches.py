@@ -25,7 +25,7 @@ def read_parameters(kernel: Kernel, places: Any) -> list[bytes]:
     """Each parameter's bytes, as many as the PTX says that it has."""
     values = []
     for k, p in enumerate(kernel.parameters):
-        if places[k] is None or p.align > 8 and places[k] % min(p.align, 64):
+        if places[k] is None or (p.align > 8 and places[k] % min(p.align, 64)):
             raise wrong(kernel, f"parameter {k} ({p.name}) is at {places[k]}, and needs an alignment of {p.align}")
         values.append(ctypes.string_at(places[k], p.size))
     return values

@@ -2,7 +2,7 @@
 
     python -m tests.emulation.mutants --out benchmarks/results/mutants.csv
 
-A mutant is found by the card, or gives a wrong result, or survives; who survives must be in ``redundant`` with a reason.
+A mutant is found by the card, or gives a wrong result, or survives; for who survives ``redundant`` checks a reason.
 """
 
 from __future__ import annotations
@@ -34,11 +34,10 @@ REMOVED = {
     "invalidation": r"mbarrier\.inval",
 }
 GUARDED = r"(ld|st|cp|mbarrier|tensormap)\b"
-# Each with lengths that use a kernel's loops and predicates otherwise: the code is the same where the multiples of 16 are.
+# Each with lengths that use a kernel's loops and predicates otherwise; its code is the same for them.
 SUITE = {
     "forward": [
-        f"seqlen_q={m} seqlen_k={n}"
-        for m, n in ((70, 200), (6, 420), (200, 56), (70, 8), (6, 100), (70, 127))
+        f"seqlen_q={m} seqlen_k={n}" for m, n in ((70, 200), (6, 420), (200, 56), (70, 8), (6, 100), (70, 127))
     ],
     "forward, causal": [f"causal=True seqlen_q={m} seqlen_k={n}" for m, n in ((300, 310), (6, 200))],
     "forward, unaligned": [

@@ -75,7 +75,10 @@ class Operands:
 
     def constant_tables(self) -> tuple[list[int], list[int]]:
         """Units with their marks, and the values."""
-        units = [u | (WIDE if wide else 0) | (IS_SPECIAL if special else 0) for (_, wide, special), u in self.constants.items()]  # fmt: skip
+        units = [
+            unit | (WIDE if wide else 0) | (IS_SPECIAL if special else 0)
+            for (_, wide, special), unit in self.constants.items()
+        ]
         return units, [value for value, _, _ in self.constants]
 
 

@@ -23,21 +23,26 @@ LIMIT = 200_000_000  # instructions of warps in one run: beyond this it is taken
 
 
 class Allocation(ctypes.Structure):
-    _fields_ = [("base", ctypes.c_uint64), ("size", ctypes.c_uint64), ("unwritten", ctypes.c_void_p), ("owner", ctypes.c_void_p)]  # fmt: skip
+    _fields_ = [
+        ("base", ctypes.c_uint64), ("size", ctypes.c_uint64),
+        ("unwritten", ctypes.c_void_p), ("owner", ctypes.c_void_p),
+    ]  # fmt: skip
 
 
 class RawFinding(ctypes.Structure):
     _fields_ = [
         ("kind", ctypes.c_char * 32), ("text", ctypes.c_char * 400),
-        *((n, ctypes.c_int64) for n in ("pc", "other_pc", "thread", "other_thread", "block")), ("address", ctypes.c_uint64),
+        *((n, ctypes.c_int64) for n in ("pc", "other_pc", "thread", "other_thread", "block")),
+        ("address", ctypes.c_uint64),
     ]  # fmt: skip
 
 
 class RawCounts(ctypes.Structure):
-    _fields_ = [("executed", ctypes.c_uint64 * 16)] + [
-        (n, ctypes.c_uint64)
-        for n in ("global_requests", "global_sectors", "global_ideal", "shared_requests", "shared_wavefronts", "shared_ideal", "contested", "steps")
-    ]  # fmt: skip
+    NUMBERS = (
+        "global_requests", "global_sectors", "global_ideal", "shared_requests", "shared_wavefronts", "shared_ideal",
+        "contested", "steps",
+    )  # fmt: skip
+    _fields_ = [("executed", ctypes.c_uint64 * 16), *((n, ctypes.c_uint64) for n in NUMBERS)]
 
 
 class Finding(RuntimeError):
@@ -144,13 +149,14 @@ class Program:
             blocks = grid[0] * grid[1] * grid[2]
             failed = lib.machine_run(
                 own, (ctypes.c_uint32 * 3)(*grid), ctypes.c_uint64(0), ctypes.c_uint64(blocks), shared,
-                ctypes.c_void_p(ctypes.addressof(raw) + start), ctypes.c_uint64(size - 128), _pointer(self.constant_units), _pointer(self.constants),
-                len(self.constants), memory, len(memory), ctypes.c_uint64(limit or LIMIT), seed,
+                ctypes.c_void_p(ctypes.addressof(raw) + start), ctypes.c_uint64(size - 128),
+                _pointer(self.constant_units), _pointer(self.constants), len(self.constants),
+                memory, len(memory), ctypes.c_uint64(limit or LIMIT), seed,
             )  # fmt: skip
             if failed:
                 raise self._finding(lib.machine_finding(own).contents)
             counts = lib.machine_counts(own).contents
-            rest = {n: getattr(counts, n) for n, _ in RawCounts._fields_[1:]}
+            rest = {n: getattr(counts, n) for n in RawCounts.NUMBERS}
             return Counts(dict(zip(KINDS, counts.executed, strict=False)), **rest)
         finally:
             for a in memory:
@@ -159,7 +165,8 @@ class Program:
 
     def _finding(self, f: RawFinding) -> Finding:
         code = self.kernel.code
-        lines = [f"{f.kind.decode()}: {f.text.decode()}", f"  kernel {self.kernel.name} ({self.kernel.target}), program {f.block}"]  # fmt: skip
+        where = f"  kernel {self.kernel.name} ({self.kernel.target}), program {f.block}"
+        lines = [f"{f.kind.decode()}: {f.text.decode()}", where]
         if 0 <= f.pc < len(code):
             lines.append(f"  at {code[f.pc]}")
         if f.thread >= 0:

@@ -1,4 +1,4 @@
-"""Why a planted fault that nothing tells changes nothing: each reason is checked on the very calls that it is given for."""
+"""Why a planted fault that nothing tells changes nothing, checked on the very calls that the reason is given for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 NOT_REACHED = "not reached by these calls"
 # What orders accesses is judged by vector clocks: that nothing is found without it holds for any order of the warps.
 ORDERS = {
-    "barrier": "what it orders is ordered by others as well: no two accesses are left without an order, in any schedule",
+    "barrier": "others order the same: no two accesses are left without an order, in any schedule",
     "product fence": "no register of the products that follow was used since the fence before",
     "proxy fence": "nothing was written to what the products that follow read since the fence before",
     "arrival": "what it announces is announced by others as well",
@@ -38,7 +38,7 @@ def _harmless_without_guard(mutant: Any) -> str:
     op = mutant.instruction.op
     if op.startswith("ld.shared"):
         return "all threads may read there, and those who should not do not use it"
-    if op.startswith("st.shared"):
+    if op.startswith(("st.shared", "st.global")):
         return "all threads store the same there"
     if op.startswith("ld.global"):
         return "what it reads beyond lies in the same tensor, and is masked where it is used"
@@ -47,10 +47,10 @@ def _harmless_without_guard(mutant: Any) -> str:
 
 def _merged(mutant: Any) -> str:
     """A commit left out joins its copies to the next group, which is the same where all groups are waited for."""
-    ops = [(i.op, i.args) for i in mutant.original.kernel.code[mutant.index + 1 :]]
-    for op, args in ops:
+    ops = [i.op for i in mutant.original.kernel.code[mutant.index + 1 :]]
+    for op in ops:
         if op == "cp.async.commit_group":
             return "the next commit takes its copies along, and they are waited for with that group"
         if op == "cp.async.wait_group":
             return ""
-    return ""
+    return "nobody reads its copies, those of the last turn of a loop: a read before they have landed would be found"

@@ -51,7 +51,9 @@ def run(
     return result.numpy(), counts
 
 
-def compute(instruction: str, operands: Sequence[Sequence[int]], result: str = "b32", kinds: Sequence[str] = ()) -> list[int]:
+def compute(
+    instruction: str, operands: Sequence[Sequence[int]], result: str = "b32", kinds: Sequence[str] = ()
+) -> list[int]:
     """One instruction of operands ``a``, ``b``, ``c`` on rows of bit patterns; gives the result's bits of each row.
 
     ``d`` stands for the destination; ``kinds`` are the operands' types, b32 where they are not given.

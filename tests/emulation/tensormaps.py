@@ -20,8 +20,9 @@ class TensorMap(ctypes.Structure):
 
     _fields_ = [
         ("address", ctypes.c_uint64), ("strides", ctypes.c_uint64 * 4), ("sizes", ctypes.c_uint32 * 5),
-        ("box", ctypes.c_uint32 * 5), ("steps", ctypes.c_uint32 * 5), ("rank", ctypes.c_uint8), ("type", ctypes.c_uint8),
-        ("interleave", ctypes.c_uint8), ("swizzle", ctypes.c_uint8), ("fill", ctypes.c_uint8),
+        ("box", ctypes.c_uint32 * 5), ("steps", ctypes.c_uint32 * 5), ("rank", ctypes.c_uint8),
+        ("type", ctypes.c_uint8), ("interleave", ctypes.c_uint8), ("swizzle", ctypes.c_uint8),
+        ("fill", ctypes.c_uint8),
     ]  # fmt: skip
 
 

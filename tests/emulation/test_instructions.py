@@ -23,7 +23,8 @@ def f(x: float) -> int:
 
 ROWS = [
     # rounding to nearest, ties to even; signed zeros; NaN becomes the canonical one
-    ("add.f32 d, a, b", [(f(1), f(2**-24)), (f(1), f(3 * 2**-24)), (NEG_0, NEG_0), (NEG_0, 0), (INF, NEG_INF), (SOME_NAN, 0)],
+    ("add.f32 d, a, b", [(f(1), f(2**-24)), (f(1), f(3 * 2**-24)), (NEG_0, NEG_0), (NEG_0, 0), (INF, NEG_INF),
+      (SOME_NAN, 0)],
      [f(1), f(1 + 2**-22), NEG_0, 0, NAN, NAN]),
     ("add.f32 d, a, b", [(TINY, TINY)], [2]),
     ("add.ftz.f32 d, a, b", [(TINY, TINY), (0x80000001, NEG_0), (TINY, f(1))], [0, NEG_0, f(1)]),
@@ -54,12 +55,14 @@ ROWS = [
     ("div.s32 d, a, b", [(0xFFFFFFF9, 2), (7, 0xFFFFFFFE)], [0xFFFFFFFD, 0xFFFFFFFD]),
     ("rem.s32 d, a, b", [(0xFFFFFFF9, 2), (7, 0xFFFFFFFE)], [0xFFFFFFFF, 1]),
     ("min.s32 d, a, b", [(0xFFFFFFFF, 1)], [0xFFFFFFFF]), ("min.u32 d, a, b", [(0xFFFFFFFF, 1)], [1]),
-    ("bfe.u32 d, a, b, c", [(0xABCD1234, 8, 8), (0xFFFFFFFF, 0, 32), (0xFFFFFFFF, 28, 8), (0xFF, 0, 0)], [0x12, 0xFFFFFFFF, 0xF, 0]),
+    ("bfe.u32 d, a, b, c", [(0xABCD1234, 8, 8), (0xFFFFFFFF, 0, 32), (0xFFFFFFFF, 28, 8), (0xFF, 0, 0)],
+     [0x12, 0xFFFFFFFF, 0xF, 0]),
     ("bfe.s32 d, a, b, c", [(0x80, 7, 1), (0x70, 4, 3), (0x30, 4, 3)], [0xFFFFFFFF, 0xFFFFFFFF, 3]),
     ("prmt.b32 d, a, b, c", [(0x33221100, 0x77665544, 0x7531), (0x000000F0, 0, 0x8888)], [0x77553311, 0xFFFFFFFF]),
     ("lop3.b32 d, a, b, c, 0x96", [(0b1100, 0b1010, 0b0110)], [0]),
     # conversions
-    ("cvt.rn.f16x2.f32 d, a, b", [(f(1), f(2)), (f(65520), f(65519.99)), (f(2**-25), f(2**-25 * 1.01)), (SOME_NAN, NEG_0)],
+    ("cvt.rn.f16x2.f32 d, a, b",
+     [(f(1), f(2)), (f(65520), f(65519.99)), (f(2**-25), f(2**-25 * 1.01)), (SOME_NAN, NEG_0)],
      [0x3C004000, 0x7C007BFF, 0x00000001, 0x7FFF8000]),
     ("cvt.rn.f16x2.f32 d, a, b", [(f(1 + 2**-11), f(1 + 3 * 2**-11))], [0x3C003C02]),
     ("cvt.rn.bf16x2.f32 d, a, b", [(f(1 + 2**-8), f(1 + 3 * 2**-8)), (SOME_NAN, f(-3.4e38))], [0x3F803F82, 0x7FFFFF80]),
@@ -89,13 +92,12 @@ OTHER_TYPES = [
     ("setp.geu.f32 d, a, b", "pred", (), [(f(1), f(2)), (SOME_NAN, f(2))], [0, 1]),
     ("setp.ne.f32 d, a, b", "pred", (), [(SOME_NAN, SOME_NAN), (f(1), f(2))], [0, 1]),
     ("setp.eq.f16 d, a, b", "pred", ("b16", "b16"), [(0x8000, 0), (0x7E00, 0x7E00)], [1, 0]),
-    ("setp.lt.s32 d, a, b", "pred", (), [(0xFFFFFFFF, 0)], [1]), ("setp.lt.u32 d, a, b", "pred", (), [(0xFFFFFFFF, 0)], [0]),
+    ("setp.lt.s32 d, a, b", "pred", (), [(0xFFFFFFFF, 0)], [1]),
+    ("setp.lt.u32 d, a, b", "pred", (), [(0xFFFFFFFF, 0)], [0]),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "instruction, result, kinds, operands, expected", OTHER_TYPES, ids=[f"{k}-{r[0]}" for k, r in enumerate(OTHER_TYPES)]
-)  # fmt: skip
+@pytest.mark.parametrize("instruction, result, kinds, operands, expected", OTHER_TYPES, ids=lambda x: str(x)[:24])
 def test_of_other_types(instruction, result, kinds, operands, expected):
     assert [hex(x) for x in compute(instruction, operands, result, kinds)] == [hex(x) for x in expected]
 
