@@ -58,6 +58,7 @@ class Card:
     finding: BaseException | None = None
     current: tuple[Any, Any, tuple] | None = None  # source, metadata, arguments of the launch on its way
     edit: Callable[[Program], Program] | None = None  # for faults that are planted
+    limit: int | None = None  # instructions of warps in one launch
 
     @property
     def arch(self) -> int:
@@ -95,7 +96,7 @@ def _launched(function: int, grid: Any, block: Any, shared: int, stream: int, pl
         if stream != STREAM:
             raise launches.wrong(made.kernel, f"on stream {stream:#x} instead of the current one")
         size = (grid[0], grid[1], grid[2])
-        counts = made.run(size, shared, values, own.memory.table(), own.seed)
+        counts = made.run(size, shared, values, own.memory.table(), own.seed, own.limit)
         own.launches.append(Launch(made.kernel.name, size, counts))
     except BaseException as error:  # nothing can be raised through C: the launcher below does it
         own.finding = error
@@ -174,10 +175,13 @@ class Driver(nvidia.CudaDriver):
 
 
 @contextlib.contextmanager
-def emulated(target: str, seed: int = 0, edit: Callable[[Program], Program] | None = None) -> Iterator[Card]:
+def emulated(
+    target: str, seed: int = 0, edit: Callable[[Program], Program] | None = None, limit: int | None = None
+) -> Iterator[Card]:
     """CPU tensors within are on a card of this target; what they launch runs at once, and faults are raised (Finding).
 
-    ``seed`` other than 0 shuffles the order of warps; ``edit`` gives what is run in place of a launch's program.
+    ``seed`` other than 0 shuffles the order of warps; ``edit`` gives what is run in place of a launch's program; one of more
+    than ``limit`` instructions of warps is taken to be endless.
     """
     global _card
     if build.compiler() is None:
@@ -185,7 +189,7 @@ def emulated(target: str, seed: int = 0, edit: Callable[[Program], Program] | No
     if _card is not None:
         raise RuntimeError(f"{_card.target} is emulated here already")
     lib = _driver_library()
-    own = Card(target, seed, edit=edit)
+    own = Card(target, seed, edit=edit, limit=limit)
     lib.stub_card(own.shared_memory, MULTIPROCESSORS[target])
     plans.forget()
     with pytest.MonkeyPatch.context() as patch:

@@ -8,8 +8,9 @@ import random
 import pytest
 
 from .card import emulated
-from .cases import Case, refused, run
-from .fuzz import draw, outcome
+from .cases import Case, known, refused, run
+from .fuzz import SOUND, draw, outcome
+from .program import Finding
 from .tables import FEW, every_row, everything
 
 WHOLE = os.environ.get("EMULATION") == "whole"  # `make emulation`
@@ -17,6 +18,10 @@ WHOLE = os.environ.get("EMULATION") == "whole"  # `make emulation`
 
 @pytest.mark.parametrize("case", everything() if WHOLE else FEW, ids=str)
 def test_within_the_budget(case):
+    if known(case):  # and mended when this fails
+        with pytest.raises((Finding, AssertionError)), emulated(case.target):
+            run(case)
+        return
     with emulated(case.target):
         if refused(case):
             pytest.skip(refused(case)[0])
@@ -29,7 +34,7 @@ def test_random_calls(number):
     seed = random.SystemRandom().randrange(10**9)
     case = draw(random.Random(seed))
     told = outcome(case, "emulated")
-    assert told == "ok" or told.startswith("refused"), f'{told}\npython -m tests.emulation.fuzz --repro "{case}"'
+    assert told.split(":")[0] in SOUND, f'{told}\npython -m tests.emulation.fuzz --repro "{case}"'
 
 
 def test_a_case_is_its_line():
