@@ -180,8 +180,8 @@ def emulated(
 ) -> Iterator[Card]:
     """CPU tensors within are on a card of this target; what they launch runs at once, and faults are raised (Finding).
 
-    ``seed`` other than 0 shuffles the order of warps; ``edit`` gives what is run in place of a launch's program; one of more
-    than ``limit`` instructions of warps is taken to be endless.
+    ``seed`` other than 0 shuffles the order of warps; ``edit`` gives what is run in place of a launch's program; a
+    launch of more than ``limit`` instructions of warps is taken to be endless.
     """
     global _card
     if build.compiler() is None:

@@ -52,7 +52,7 @@ def draw(rng: random.Random) -> Case:
 
 
 def outcome(case: Case, on: str) -> str:
-    """ "ok", "refused: why", or what went wrong."""
+    """ "ok", "refused: why", "known: ..." of a fault that is known, or what went wrong."""
     from .card import emulated
 
     with emulated(case.target) if on == "emulated" else contextlib.nullcontext():

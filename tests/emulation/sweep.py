@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .card import emulated
-from .cases import Case, refused, run
+from .cases import Case, known, refused, run
 from .program import Counts, Finding
 from .tables import everything
 
@@ -38,7 +38,7 @@ def judged(line: str) -> list[dict]:
         try:
             errors = run(case)
         except (Finding, AssertionError, NotImplementedError) as error:
-            finding = str(error).replace("\n", " | ")
+            finding = ("known: " if known(case) else "") + str(error).replace("\n", " | ")
     worst = max((error / budget for error, budget in errors.values() if budget), default=0.0)
     kernels: dict[str, tuple[int, Counts]] = {}
     for one in card.launches:
@@ -78,21 +78,28 @@ def sweep(lines: Iterable[str], out: Path, processes: int) -> list[dict]:
             writer.writerows(found)
             file.flush()
             for row in found:
-                if row.get("finding") and not row["finding"].startswith("refused"):
+                if is_bad(row):
                     print(row["call"], row["finding"], sep="\n  ", flush=True)
     return rows
+
+
+def is_bad(row: dict) -> bool:
+    return bool(row.get("finding")) and not row["finding"].startswith(("refused", "known"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--targets", nargs="+")
+    parser.add_argument("--anew", action="store_true", help="run again what the file holds")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     given = parser.parse_args()
     started = time.time()
+    if given.anew:
+        given.out.unlink(missing_ok=True)
     lines = [str(case) for case in everything() if given.targets is None or case.target in given.targets]
     rows = sweep(lines, given.out, given.processes)
-    bad = [r for r in rows if r.get("finding") and not r["finding"].startswith("refused")]
+    bad = [r for r in rows if is_bad(r)]
     print(f"{len({r['call'] for r in rows})} calls, {len(bad)} with findings, {time.time() - started:.0f} s")
     raise SystemExit(bool(bad))
 

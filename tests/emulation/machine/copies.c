@@ -16,6 +16,7 @@ static int copy_async(warp *w, const insn *i, u32 m) {
     u32 bytes = taken ? taken[l] : size;
     if (bytes > size) fault(w, l, to[l], "copy", "takes %u bytes into a copy of %u", bytes, size);
     copies *c = &w->async[l];
+    if (c->count == MOST_IN_FLIGHT) fault(w, l, to[l], "copy", "more than %d copies that nobody waits for", MOST_IN_FLIGHT);
     if (c->count == c->room) c->list = realloc(c->list, (c->room = c->room ? 2 * c->room : 64) * sizeof(copy));
     copy *one = &c->list[c->count++];
     *one = (copy){to[l] + (u32)i->imm, size, c->committed, pc_of(w, i), {0}};

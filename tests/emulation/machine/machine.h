@@ -13,7 +13,7 @@ typedef uint64_t u64;
 typedef int32_t i32;
 typedef int64_t i64;
 
-enum { LANES = 32, MAX_WARPS = 32, NAMED_BARRIERS = 16, MBARRIERS = 64, SHARED_BASE = 1024 };
+enum { LANES = 32, MAX_WARPS = 32, NAMED_BARRIERS = 16, MBARRIERS = 64, SHARED_BASE = 1024, MOST_IN_FLIGHT = 1024 };
 enum { NEXT, JUMPED, AGAIN };  // what a handler tells the loop: go on, lanes were sent elsewhere, not advanced
 
 typedef struct machine machine;

@@ -73,6 +73,8 @@ static int multiply(warp *w, const insn *i, u32 m) {
   const i32 *own = i->reg + i->num_dst + i->num_src;
   if (!w->open) w->open = calloc(1, sizeof *w->open), w->flying = calloc(1, sizeof *w->flying);
   products *list = w->open;
+  if (list->count + w->flying->count == MOST_IN_FLIGHT)
+    fault(w, 0, 0, "wgmma", "more than %d products that nobody waits for", MOST_IN_FLIGHT);
   if (list->count == list->room) list->list = realloc(list->list, (list->room = list->room ? 2 * list->room : 16) * sizeof(product));
   product *p = &list->list[list->count];
   *p = (product){i, 0, malloc((2 * N + 64) * sizeof(u32)), 0};
