@@ -38,8 +38,16 @@ def _bulk(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
             return None
         sources = [to, o.read(map_, "u64", i), bar, *(o.read(c, "s32", i) for c in vector(coordinates))]
         return Decoded("tma.load", "copy", [], sources)
-    if m in (["commit_group"], ["wait_group", "read"], ["wait_group"]):
-        return Decoded("nothing", "copy")  # of bulk stores, of which the rules above know none
+    stores = ["tensor", "global", "shared::cta", "bulk_group"]
+    if m[:1] == ["tensor"] and [x for x in m if x not in ("1d", "2d", "3d", "4d", "5d", "tile")] == stores:
+        source, offset = o.address(i.args[1], False, i)
+        map_, coordinates = split_operands(i.args[0].strip("[] "))
+        sources = [source, o.read(map_, "u64", i), *(o.read(c, "s32", i) for c in vector(coordinates))]
+        return None if offset else Decoded("tma.store", "copy", [], sources)
+    if m == ["commit_group"]:
+        return Decoded("bulk.commit", "copy")
+    if m in (["wait_group", "read"], ["wait_group"]):
+        return Decoded("bulk.wait", "copy", imm=int(i.args[0], 0))
     return None
 
 

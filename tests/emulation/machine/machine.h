@@ -49,6 +49,7 @@ typedef struct {
   u32 count, room, committed;
 } copies;
 
+typedef struct bulk { u32 address, group, pc, lane; } bulk;
 typedef struct products products;  // wgmma.c
 
 struct warp {
@@ -66,7 +67,8 @@ struct warp {
   copies async[LANES];
   products *open, *flying;   // wgmma: not committed, committed
   u32 groups;                // committed groups of wgmma
-  u32 bulk_open[LANES], bulk_groups[LANES];
+  bulk *bulk;                // 16 bytes each that a bulk store reads
+  u32 num_bulk, room_bulk, bulk_groups[LANES];
 };
 
 typedef struct { u64 base, size; u8 *unwritten; u32 *owner; } allocation;
@@ -184,6 +186,7 @@ void count_sectors(warp *w, const u64 *address, u32 mask, u32 size);
 // copies.c, wgmma.c, sync.c: at the end of a CTA
 void copies_finish(warp *w);
 void products_finish(warp *w);
+void bulk_finish(warp *w);
 void products_free(warp *w);
 void sync_start(machine *m);
 void sync_stop(machine *m);

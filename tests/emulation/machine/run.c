@@ -132,7 +132,7 @@ static void registers_start(machine *m, const u32 *constant_units, const u64 *co
     }
     w->live = ~0u, w->stopped = 0, w->step = w->fenced_step = 0, w->groups = 0;
     memset(w->pc, 0, sizeof w->pc);
-    memset(w->bulk_open, 0, sizeof w->bulk_open), memset(w->bulk_groups, 0, sizeof w->bulk_groups);
+    w->num_bulk = 0, memset(w->bulk_groups, 0, sizeof w->bulk_groups);
   }
 }
 
@@ -173,7 +173,7 @@ void machine_free(machine *m) {
     products_finish(w);
     for (int l = 0; l < LANES; l++) free(w->async[l].list);
     if (w->open) products_free(w);
-    free(w->reg), free(w->state), free(w->defined), free(w->stamp);
+    free(w->bulk), free(w->reg), free(w->state), free(w->defined), free(w->stamp);
   }
   sync_stop(m), shared_stop(m), clocks_stop(m);
   free(m->order), free(m);
@@ -201,7 +201,7 @@ int machine_run(machine *m, const u32 grid[3], u64 first, u64 last, u32 shared_b
     clocks_start(m), shared_start(m, shared_bytes), sync_start(m);
     registers_start(m, constant_units, constants, num_constants);
     run_block(m);
-    for (u32 k = 0; k < m->num_warps; k++) copies_finish(&m->warps[k]), products_finish(&m->warps[k]);
+    for (u32 k = 0; k < m->num_warps; k++) copies_finish(&m->warps[k]), products_finish(&m->warps[k]), bulk_finish(&m->warps[k]);
     sync_finish(m);
   }
   return 0;

@@ -1,4 +1,5 @@
 // Tensor maps and the copies that go by them (TMA): boxes of a tensor of up to five dimensions, swizzled.
+#include <stdlib.h>
 #include "machine.h"
 
 typedef struct {  // 128 bytes, as tensormaps.py writes them
@@ -25,41 +26,106 @@ static map read_map(warp *w, int lane, u64 address) {
   return t;
 }
 
-// Source: shared destination, map, mbarrier, then coordinates, innermost first.
+typedef struct { map t; u32 place, element, rows, inner, width; i64 at[5]; } box;
+
+// Sources: place in shared memory, map, [mbarrier], then coordinates, innermost first.
+static box take_box(warp *w, const insn *i, int l, int first_coordinate) {
+  box b = {.t = read_map(w, l, r64(w, src(i, 1))[l]), .place = r32(w, src(i, 0))[l], .rows = 1};
+  const map *t = &b.t;
+  b.element = ELEMENT_BYTES[t->type];
+  if (t->rank != i->num_src - first_coordinate)
+    fault(w, l, 0, "tensor map", "%d coordinates for a tensor of rank %u", i->num_src - first_coordinate, t->rank);
+  for (u32 d = 0; d < t->rank; d++) b.at[d] = (i32)r32(w, src(i, first_coordinate + (int)d))[l];
+  for (u32 d = 1; d < t->rank; d++) b.rows *= t->box[d];
+  b.inner = t->box[0] * b.element, b.width = t->swizzle ? 16u << t->swizzle : 0;
+  u32 align = b.width * 8 > 128 ? b.width * 8 : 128;
+  if (b.place % align) fault(w, l, b.place, "misaligned", "a box with this swizzle needs an address aligned to %u", align);
+  if (b.inner % 16) fault(w, l, b.place, "tensor map", "a box with rows of %u bytes", b.inner);
+  return b;
+}
+
+static u32 piece(const box *b, u32 row, u32 k) {  // where 16 bytes of a row lie
+  u32 address = b->place + row * b->inner + k;
+  return b->width ? address ^ (address >> 7 & (b->width / 16 - 1)) << 4 : address;
+}
+
+// Where a row begins in global memory, and which of its elements lie in the tensor.
+static u64 row_of(const box *b, u32 row, i64 *first, i64 *last) {
+  const map *t = &b->t;
+  u64 base = t->address;
+  int inside = 1;
+  for (u32 d = 1, rest = row; d < t->rank; d++) {
+    i64 x = b->at[d] + rest % t->box[d];
+    rest /= t->box[d], inside &= x >= 0 && x < (i64)t->sizes[d], base += (u64)x * t->strides[d - 1];
+  }
+  *first = b->at[0] < 0 ? -b->at[0] : 0, *last = (i64)t->sizes[0] - b->at[0];
+  if (*last > t->box[0]) *last = t->box[0];
+  if (!inside) *last = 0;
+  return base + (u64)(b->at[0] * (i64)b->element);
+}
+
 static int load(warp *w, const insn *i, u32 m) {
   EACH_LANE(l, m) {
-    map t = read_map(w, l, r64(w, src(i, 1))[l]);
-    u32 to = r32(w, src(i, 0))[l], bar = r32(w, src(i, 2))[l], element = ELEMENT_BYTES[t.type], rows = 1;
-    i64 at[5];
-    if (t.rank != i->num_src - 3) fault(w, l, 0, "tensor map", "%d coordinates for a tensor of rank %u", i->num_src - 3, t.rank);
-    for (u32 d = 0; d < t.rank; d++) at[d] = (i32)r32(w, src(i, 3 + (int)d))[l];
-    for (u32 d = 1; d < t.rank; d++) rows *= t.box[d];
-    u32 inner = t.box[0] * element, width = t.swizzle ? 16u << t.swizzle : 0, repeat = width * 8;
-    if (to % (repeat > 128 ? repeat : 128)) fault(w, l, to, "misaligned", "a box with this swizzle needs an address aligned to %u", repeat > 128 ? repeat : 128);
-    if (inner % 16) fault(w, l, to, "tensor map", "a box with rows of %u bytes", inner);
+    box b = take_box(w, i, l, 3);
+    u32 bar = r32(w, src(i, 2))[l], bytes = b.rows * b.inner;
     u32 slot = mbarrier_slot(w, l, bar), actor, clock;
-    mbarrier_arrived_bytes(w, l, bar, rows * inner, &actor, &clock);
-    for (u32 r = 0; r < rows; r++) {
-      u64 base = t.address;
-      int inside = 1;
-      for (u32 d = 1, rest = r; d < t.rank; d++) {
-        i64 x = at[d] + rest % t.box[d];
-        rest /= t.box[d], inside &= x >= 0 && x < (i64)t.sizes[d], base += (u64)x * t.strides[d - 1];
-      }
+    mbarrier_arrived_bytes(w, l, bar, bytes, &actor, &clock);
+    for (u32 r = 0; r < b.rows; r++) {
       u8 row[256 * 8] = {0};
-      i64 first = at[0] < 0 ? -at[0] : 0, last = (i64)t.sizes[0] - at[0];
-      if (last > t.box[0]) last = t.box[0];
-      for (i64 e = first; inside && e < last; e++)
-        global_read(w, l, base + (u64)((at[0] + e) * element), element, row + e * element);
-      for (u32 k = 0; k < inner; k += 16) {
-        u32 address = to + r * inner + k;
-        if (width) address ^= (address >> 7 & (width / 16 - 1)) << 4;
-        shared_async_write(w, l, address, 16, pc_of(w, i), row + k, actor, clock);
-      }
+      i64 first, last;
+      u64 base = row_of(&b, r, &first, &last);
+      for (i64 e = first; e < last; e++) global_read(w, l, base + (u64)(e * b.element), b.element, row + e * b.element);
+      for (u32 k = 0; k < b.inner; k += 16) shared_async_write(w, l, piece(&b, r, k), 16, pc_of(w, i), row + k, actor, clock);
     }
-    mbarrier_landed(w, l, slot, rows * inner);
+    mbarrier_landed(w, l, slot, bytes);
   }
   return NEXT;
+}
+
+// A store reads shared memory until its thread has waited for its group.
+static int store(warp *w, const insn *i, u32 m) {
+  EACH_LANE(l, m) {
+    box b = take_box(w, i, l, 2);
+    for (u32 r = 0; r < b.rows; r++) {
+      u8 row[256 * 8];
+      i64 first, last;
+      u64 base = row_of(&b, r, &first, &last);
+      for (u32 k = 0; k < b.inner; k += 16) {
+        if (w->num_bulk == w->room_bulk) w->bulk = realloc(w->bulk, (w->room_bulk = w->room_bulk ? 2 * w->room_bulk : 256) * sizeof(bulk));
+        w->bulk[w->num_bulk++] = (bulk){piece(&b, r, k), w->bulk_groups[l], pc_of(w, i), (u32)l};
+        shared_async_read(w, l, piece(&b, r, k), 16, pc_of(w, i), row + k);
+      }
+      for (i64 e = first; e < last; e++) global_write(w, l, base + (u64)(e * b.element), b.element, row + e * b.element);
+    }
+  }
+  return NEXT;
+}
+
+static int commit(warp *w, const insn *i, u32 m) {
+  (void)i;
+  EACH_LANE(l, m) w->bulk_groups[l]++;
+  return NEXT;
+}
+
+static int wait_group(warp *w, const insn *i, u32 m) {
+  u32 kept = 0;
+  for (u32 k = 0; k < w->num_bulk; k++) {
+    bulk one = w->bulk[k];
+    if (!(m >> one.lane & 1) || one.group + (u32)i->imm >= w->bulk_groups[one.lane]) {
+      w->bulk[kept++] = one;
+      continue;
+    }
+    u32 thread = w->index * LANES + one.lane;
+    shared_async_done(w, one.address, 16, one.pc, thread, clock_of(w->m, thread));
+  }
+  w->num_bulk = kept;
+  return NEXT;
+}
+
+void bulk_finish(warp *w) {
+  if (!w->num_bulk) return;
+  w->num_bulk = 0;
+  fault(w, -1, 0, "operand", "the kernel ends while a bulk store may still read shared memory: no wait");
 }
 
 // tensormap.replace on a map in shared memory. imm: which field; imm2: which dimension. Sources: place, value.
@@ -102,4 +168,5 @@ static int publish_map(warp *w, const insn *i, u32 m) {
   return NEXT;
 }
 
-TABLE(tensor_ops) = {{"tma.load", load}, {"tensormap.replace", replace}, {"tensormap.publish", publish_map}, {NULL, NULL}};
+TABLE(tensor_ops) = {{"tma.load", load}, {"tma.store", store}, {"bulk.commit", commit}, {"bulk.wait", wait_group},
+                      {"tensormap.replace", replace}, {"tensormap.publish", publish_map}, {NULL, NULL}};
