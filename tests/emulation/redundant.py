@@ -46,11 +46,10 @@ def _harmless_without_guard(mutant: Any) -> str:
 
 
 def _merged(mutant: Any) -> str:
-    """A commit left out joins its copies to the next group, which is the same where all groups are waited for."""
-    ops = [i.op for i in mutant.original.kernel.code[mutant.index + 1 :]]
-    for op in ops:
-        if op == "cp.async.commit_group":
+    """A commit left out joins its copies to the next group; where there is none before a wait, nobody reads them."""
+    for following in mutant.original.kernel.code[mutant.index + 1 :]:
+        if following.op == "cp.async.commit_group":
             return "the next commit takes its copies along, and they are waited for with that group"
-        if op == "cp.async.wait_group":
-            return ""
+        if following.op == "cp.async.wait_group":
+            break
     return "nobody reads its copies, those of the last turn of a loop: a read before they have landed would be found"
