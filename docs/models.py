@@ -30,7 +30,7 @@ diffusers' dispatcher, whose backend has to be one of torch's own (`native` is t
 from. A denoiser without its pipeline has to be given it where the pipeline is the source.
 
 **Guidance** is how the pipeline runs its two branches: as parts of one batch, or as calls one after the other, which
-count as one step. *unsaid*: the pipeline does not tell whether it is guided, so the branch recorded is `all`;
+count as one step.
 `EntropyRecorder(branches=...)` names the parts.
 
 ## Notes

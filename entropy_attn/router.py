@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import ops
 from .errors import Unsupported
-from .recording import Recorder, Wish
+from .recording import Parts, Recorder, Wish
 from .scale import CallInfo, Kind, Policy, TokenRatio, needs_train_tokens, resolve_scale, training_tokens
 
 _training_tokens = functools.lru_cache(maxsize=4096)(training_tokens)  # the same few in every call
@@ -44,17 +44,19 @@ class Unroutable(Unsupported):
 class DenoiserCall:
     """One forward pass of the denoiser.
 
-    branches: names of the equal parts that its batch consists of, in order.
-    latent_size: (rows, columns) of the picture in latent cells; (0, 0) where nobody records and it costs to find out.
+    parts: the branches that its batch consists of, for recorders that are not given any.
+    latent_size: (rows, columns) of the picture in latent cells.
     image_tokens, train_tokens: what every layer sees of the picture, and saw of it in training. None in a model whose
         layers see it halved more or less often: there it goes by the latent size, layer by layer.
+    reference_tokens: those of the image tokens that are of other pictures; they come last.
     """
 
     step: int
     latent_size: tuple[int, int]
-    branches: tuple[str, ...] = ("all",)
+    parts: Parts = Parts(("all",))  # noqa: RUF009  (immutable)
     image_tokens: int | None = None
     train_tokens: int | None = None
+    reference_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,11 @@ class Router:
         finally:
             self._running.recorders = outer
 
+    @property
+    def watching(self) -> bool:
+        """Whether anything is recorded of what this thread calls now."""
+        return bool(getattr(self._running, "recorders", None) or self.recorders)
+
     def attention(
         self,
         place: LayerCall,
@@ -184,8 +191,13 @@ class Router:
         is_causal: bool = False,
         scale: float | None = None,
         enable_gqa: bool = False,
+        *,
+        record: bool = True,
     ) -> torch.Tensor:
-        """Stands in for torch's scaled_dot_product_attention in `place`; from `query` on the arguments are its."""
+        """Stands in for torch's scaled_dot_product_attention in `place`; from `query` on the arguments are its.
+
+        record: False for a call that recorders are not to see.
+        """
         running = getattr(self._running, "call", None)
         call = running or self._latest
         info = self.describe(place, query.shape[-2], key.shape[-2], query.shape[-3], query.shape[-1], call)
@@ -197,7 +209,7 @@ class Router:
             scale = own if chosen is None else chosen
             if self.rows == "image" and chosen is not None:
                 text_rows = _rows(place, info)[1]
-        wishes = self._wishes(info, call)
+        wishes = self._wishes(info, call) if record else []
         options = {"dropout_p": dropout_p, "is_causal": is_causal, "enable_gqa": enable_gqa}
         if text_rows is None:
             return self._attend(place, info, wishes, query, key, value, attn_mask, scale, **options)
@@ -251,22 +263,25 @@ class Router:
         if running is not None:
             used = info.head_dim**-0.5 if scale is None else scale
             rows = slice(None)
-            if query.shape[-2] == info.seqlen_q and not place.ragged:
-                rows = _rows(place, info)[0]
+            if not place.ragged:
+                first = _rows(place, info)[0].start or 0 if query.shape[-2] == info.seqlen_q else 0
+                rows = slice(first, first + info.picture_queries)
             for recorder, wish in wishes:
                 if wish == "entropy":
                     measured = result.entropy[..., rows]
                 else:
                     measured = result.map[:, rows, wish[0] - keys[0] : wish[1] - keys[0]]
-                branches = recorder.branches or running.branches
-                if place.sample is not None:
-                    branches = (branches[place.sample * len(branches) // place.samples],)
+                parts = running.parts if recorder.branches is None else Parts(recorder.branches)
+                if place.sample is None:
+                    measured, branches = parts.sort(measured), parts.names
+                else:
+                    branches = (parts.name_of(place.sample, place.samples),)
                 recorder.record(info, used, measured, branches, running.latent_size)
         return result.out
 
     def _wishes(self, info: CallInfo, call: DenoiserCall | None) -> list[tuple[Recorder, Wish]]:
         """Who wants what of this call."""
-        if call is None:  # a layer by itself, before the denoiser was ever called
+        if call is None or not call.parts.names:  # a layer by itself, or a call that is no part of the generation
             return []
         recorders = getattr(self._running, "recorders", None) or self.recorders
         wishes = [(recorder, recorder.wants(info, call.latent_size)) for recorder in recorders]
@@ -306,6 +321,7 @@ class Router:
             train_tokens=train_tokens,
             text_tokens=text_tokens,
             step=call.step if call is not None else 0,
+            reference_tokens=call.reference_tokens if call is not None and place.kind != "cross" else 0,
         )
 
 

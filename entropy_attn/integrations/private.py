@@ -20,6 +20,7 @@ __all__ = [
     "OTHER_PROCESSORS",
     "PICKED_BACKENDS",
     "TORCH_BACKENDS",
+    "Attention",
     "AttentionLayer",
     "active_backend",
     "backend_of",

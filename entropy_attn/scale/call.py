@@ -19,7 +19,8 @@ class CallInfo:
 
     `train_tokens` is the number of image tokens that the layer attends to at the model's training size, or None where
     that is not known: for cross-attention, whose keys are text, and for a model that does not state its training size.
-    `text_tokens` counts the text tokens among the keys.
+    `text_tokens` counts the text tokens among the keys, and `reference_tokens` those of reference pictures, which follow
+    the tokens of the picture itself. `step` counts the denoising steps of a generation from 0.
     """
 
     layer: str
@@ -31,6 +32,13 @@ class CallInfo:
     train_tokens: int | None = None
     text_tokens: int = 0
     step: int = 0
+    reference_tokens: int = 0
+
+    @property
+    def picture_queries(self) -> int:
+        """How many of the queries are of the picture that is generated: not of text, and not of reference pictures."""
+        text = self.text_tokens if self.kind == "joint" and self.seqlen_q == self.seqlen_k else 0
+        return self.seqlen_q - text - self.reference_tokens
 
 
 Scale = float | torch.Tensor | None
