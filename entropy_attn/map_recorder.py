@@ -51,7 +51,7 @@ class MapRecorder(Recorder):
     all_branches: keep every part of a guided batch, apart from each other, instead of the conditional one alone. The
         words of all of them are those of the prompt.
     prompt: the prompt, or a list of them, for a pipeline that is given embeddings instead.
-    branches: names of the equal parts that the denoiser's batch consists of, in order; None asks the pipeline, as in
+    branches: names of the equal parts that the denoiser's batch consists of, in order; None finds them out, as in
         `EntropyRecorder`.
 
     Several generations are averaged where they share prompts and sizes; others need `reset()` between them.

@@ -56,9 +56,11 @@ class EntropyRecorder(Recorder):
 
     per_query: keep also the entropy of every query, averaged over the heads, for `spatial()`. That is one float32 a
         query, layer, step and picture, instead of four a head.
-    branches: names of the equal parts that the denoiser's batch consists of, in order. None asks the pipeline: the two
-        halves of classifier-free guidance are "uncond" and "cond", a batch without guidance is "all". A denoiser that
-        is run without its pipeline does not say whether it is guided; give ("uncond", "cond") there if it is.
+    branches: names of the equal parts that the denoiser's batch consists of, in order. None finds them out, call by
+        call: rows with the text of the prompt are "cond", those with that of the negative prompt "uncond", and where
+        the pipeline encodes none of these, or runs without guidance, the batch is "all". A batch with rows of other
+        texts is refused, with its first call. A denoiser that is called by hand does not say what its batch is: it is
+        "all", unless it is named here, as ("uncond", "cond").
 
     Several generations may be recorded one after the other; steps start at 0 in each. `reset()` forgets them.
     """

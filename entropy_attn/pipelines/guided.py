@@ -28,8 +28,8 @@ from ..integrations.diffusers import OTHER_GUIDANCE, plain_routing
 from ..integrations.generation import Account
 from ..integrations.guided_forward import conditional, cross_attention_maps, map_layers
 from ..integrations.guided_text import prompts_of
-from ..integrations.override import unwrap_call, wrap_call, wrapper_of
 from ..integrations.models import model_of
+from ..integrations.override import unwrap_call, wrap_call, wrapper_of
 from ..integrations.prompts import listen, unlisten
 from ..integrations.texts import Encoded
 from ..recording import Parts, UnknownParts
@@ -129,8 +129,8 @@ def check_guided(pipe: Any) -> None:
             raise ValueError(f"pipe={type(pipe).__name__} has {name}, so that its batch may have more parts than two")
     if hasattr(pipe, "get_views"):
         raise ValueError(
-            f"pipe={type(pipe).__name__} denoises its picture in views that overlap: a map would be of one view, and the "
-            "latents of the others would not follow"
+            f"pipe={type(pipe).__name__} denoises its picture in views that overlap: a map would be of one view, and "
+            "the latents of the others would not follow"
         )
 
 

@@ -19,8 +19,8 @@ class CallInfo:
 
     `train_tokens` is the number of image tokens that the layer attends to at the model's training size, or None where
     that is not known: for cross-attention, whose keys are text, and for a model that does not state its training size.
-    `text_tokens` counts the text tokens among the keys, and `reference_tokens` those of reference pictures, which follow
-    the tokens of the picture itself. `step` counts the denoising steps of a generation from 0.
+    `text_tokens` counts the text tokens among the keys, and `reference_tokens` those of reference pictures, which
+    follow the tokens of the picture itself. `step` counts the denoising steps of a generation from 0.
     """
 
     layer: str

@@ -387,7 +387,7 @@ def test_another_text_in_the_same_layer_is_not_the_prompt(shapes: Any, region_fi
     # the last cross-attention layer sees what it saw before, so that its map and that of all others are the same
     torch.testing.assert_close(found.maps(), plain.maps())
     layer = last.removesuffix(".processor")
-    tables = [each.to_dataframe().query("layer == @layer")["mean"].to_numpy() for each in (entropies, others)]
+    tables = [each.to_dataframe().query(f"layer == '{layer}'")["mean"].to_numpy() for each in (entropies, others)]
     assert len(tables[0]) == len(tables[1]) and tables[1] == pytest.approx(tables[0], abs=1e-5)
 
 
