@@ -123,7 +123,9 @@ def own_keys_of(
     if type(module.processor).__module__.startswith("diffusers.") or not isinstance(module, Attention):
         return None
     kind = kind_by_context(module, hidden_states, encoder_hidden_states)[0] if rule.kind == "call" else rule.kind
-    if kind != "cross" or encoder_hidden_states is None or module.fused_projections or module.to_k is None:
+    if kind != "cross" or not isinstance(encoder_hidden_states, torch.Tensor):
+        return None
+    if module.fused_projections or module.to_k is None:
         return None
     states = module.norm_encoder_hidden_states(encoder_hidden_states) if module.norm_cross else encoder_hidden_states
     keys = module.to_k(states).unflatten(-1, (-1, module.inner_dim // module.heads)).transpose(1, 2)
