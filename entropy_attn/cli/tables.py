@@ -17,6 +17,7 @@ from typing import IO, Any
 # After these a name may be folded, but not within a number: 0.5, -1, 1e-05, 0.8..1.5 and 2026-11-25 stay whole.
 _SEAM = re.compile(r"(?<=[\s,;:/=_…])|(?<=\w-)(?![\d.-])|(?<=[^\d.]\.)(?!\.)|(?<=\d\.)(?![\d.])")
 MAX_LINES = 2  # of a group's name above each of its columns; a block of its own reads better than more
+_SPACE = re.compile(r"(?<=\s)")
 SHOW_ALL = "a wider terminal or --json shows them"
 
 
@@ -85,35 +86,44 @@ def print_sections(
     width: int | None = None,
 ) -> None:
     """The same for {heading: rows}, which share their columns' widths and are headed once."""
-    from rich.console import Console
-    from rich.text import Text
-
     file = sys.stdout if file is None else file
     width = output_width(file) if width is None else width
     cells = {heading: [_cells(columns, row) for row in rows] for heading, rows in sections.items()}
-    console = Console(file=file, highlight=False, width=10**6)  # what is laid out here is broken nowhere else
-
-    def say(text: str, style: str = "") -> None:
-        for line in folded(text, width):
-            console.print(Text(line, style), soft_wrap=True)
-
     if title:
-        say(title, "bold")
+        say(title, "bold", file=file, width=width)
     for block in lay_out(columns, [row for rows in cells.values() for row in rows], width):
         if block.group is not None:
-            say(f"\n{block.group}", "bold")
-        for place, (heading, rows) in enumerate(cells.items()):
+            say(f"\n{block.group}", "bold", file=file, width=width)
+        parts = (
+            {"": [], **cells} if "" not in cells and not block.records else cells
+        )  # the columns' headings come first
+        for place, (heading, rows) in enumerate(parts.items()):
             if heading:
-                say(f"\n{heading}")
+                say(f"\n{heading}", file=file, width=width)
             strong = set((bold or {}).get(heading, ()))
             if block.records:
                 for line, style in _records(columns, block, rows, strong):
-                    say(line, style)
+                    say(line, style, file=file, width=width)
             else:
-                console.print(_table(columns, block, rows, strong, headed=place == 0), soft_wrap=True)
+                _console(file).print(_table(columns, block, rows, strong, headed=place == 0), soft_wrap=True)
         if block.dropped:
             names = ", ".join(dict.fromkeys(columns[index].title for index in block.dropped))
-            say(f"Not shown at this width: {names}; {show_all}.", "dim")
+            say(f"Not shown at this width: {names}; {show_all}.", "dim", file=file, width=width)
+
+
+def say(text: str, style: str = "", *, file: IO[str] | None = None, width: int | None = None) -> None:
+    """Print text as it is, folded at spaces and other seams to `width`; file and width as in `print_table`."""
+    from rich.text import Text
+
+    file = sys.stdout if file is None else file
+    for line in folded(text, output_width(file) if width is None else width):
+        _console(file).print(Text(line, style), soft_wrap=True)
+
+
+def _console(file: IO[str]) -> Any:
+    from rich.console import Console
+
+    return Console(file=file, highlight=False, width=10**6)  # what is laid out here is broken nowhere else
 
 
 def output_width(file: IO[str]) -> int | None:
@@ -203,15 +213,20 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def folded(text: str, width: int | None) -> list[str]:
-    """The text in lines of at most `width` characters, broken at seams; a number that is longer stays whole."""
+    """The text in lines of at most `width` characters: broken at spaces, within a longer word at its seams.
+
+    What has no seam, as a number, stays whole even where it is longer.
+    """
     lines = []
     for line in text.split("\n"):
         now = ""
-        for piece in _SEAM.split(line):
-            if width is not None and now and _length(now + piece.rstrip()) > width:
-                lines.append(now.rstrip())
-                now = ""
-            now += piece
+        for word in _SPACE.split(line):
+            whole = width is None or _length(word.rstrip()) <= width
+            for piece in [word] if whole else _SEAM.split(word):
+                if width is not None and now and _length(now + piece.rstrip()) > width:
+                    lines.append(now.rstrip())
+                    now = ""
+                now += piece
         lines.append(now.rstrip())
     return lines
 
@@ -229,12 +244,14 @@ def _table(columns: Sequence[Column], block: Block, rows: Sequence[list[str]], b
 
     rule = Box("    \n    \n ── \n    \n    \n    \n    \n    \n")  # a line under the headings, and nothing else
     table = Table(box=rule, show_edge=False, pad_edge=False, padding=0, show_header=headed)
+    headings = []
     for index, width in zip(block.columns, block.widths, strict=True):
-        column = columns[index]
-        above = [] if column.group is None or block.group is not None else folded(column.group, width)
-        heading = "\n".join([*above, *folded(column.title, width)])
-        justify = "right" if column.right else "left"
-        table.add_column(Text(heading, "bold"), width=width, justify=justify, no_wrap=True, vertical="bottom")
+        above = [] if columns[index].group is None else folded(columns[index].group, width)
+        headings.append([*(above if block.group is None else []), *folded(columns[index].title, width)])
+    height = max(map(len, headings))
+    for index, width, heading in zip(block.columns, block.widths, headings, strict=True):
+        lowered = Text("\n" * (height - len(heading)) + "\n".join(heading), "bold")
+        table.add_column(lowered, width=width, justify="right" if columns[index].right else "left", no_wrap=True)
     for place, row in enumerate(rows):
         cells = (
             Text("\n".join(folded(row[index], width)) if columns[index].fold else row[index])

@@ -42,20 +42,93 @@ def printed(columns, rows, width, **options):
     return file.getvalue()
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("table", TABLES)
-def test_every_number_is_whole_or_its_column_is_named(table, width):
-    columns, rows = TABLES[table]
-    shown = printed(columns, rows, width)
+def check_whole(columns, rows, shown, width):
+    """Every number of the cells stands in what was printed, or its column is named as left out."""
     assert all(len(line) <= width for line in shown.splitlines())
-    left_out = re.search(r"Not shown at this width: (.*?);", " ".join(shown.split()))
-    left_out = left_out[1].split(", ") if left_out else []
+    left_out = re.findall(r"Not shown at this width: (.*?);", " ".join(shown.split()))
+    left_out = {title for titles in left_out for title in titles.split(", ")}
     numbers = NUMBER.findall(shown)
     for column, cells in zip(columns, zip(*rows, strict=True), strict=True):
         for number in (number for cell in cells for number in NUMBER.findall(str(cell))):
             assert number in numbers or column.title in left_out, (number, column)
         assert column.rank or column.title not in left_out
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("table", TABLES)
+def test_every_number_is_whole_or_its_column_is_named(table, width):
+    columns, rows = TABLES[table]
+    shown = printed(columns, rows, width)
+    check_whole(columns, rows, shown, width)
     assert "…" not in shown
+
+
+@pytest.fixture(scope="module")
+def reports():
+    """What `info` says of the embedded model, and of one with numbers as long as those of a large transformer."""
+    pytest.importorskip("diffusers")
+    from entropy_attn.cli.info_model import model_report
+
+    found = model_report("shapes", None, "logn", "self", None, None, 1, "cpu", "auto", None)
+    large = [
+        {
+            **row,
+            "layer": f"single_transformer_blocks.{at}.attn",
+            "kind": "joint",
+            "text": "first",
+            "seqlen_k": 66048 + at,
+        }
+        for at, row in enumerate(found["layers"])
+    ]
+    return [found, {**found, "layers": large}]
+
+
+@pytest.mark.parametrize("width", [40, 52, 60, 72, 80, 100, 200])
+def test_the_layers_of_a_model(width, reports, capsys, monkeypatch):
+    from entropy_attn.cli import info_model
+
+    monkeypatch.setenv("COLUMNS", str(width))
+    for report in reports:
+        info_model.print_model(report)
+        table = capsys.readouterr().out.partition("\n\n")[2]
+        rows = [["", *row] for _, row in info_model._groups(report["layers"])]
+        check_whole(info_model.COLUMNS, rows, table, width)
+
+
+def test_the_layers_names_are_whole_in_a_file(reports, capsys, monkeypatch):
+    from entropy_attn.cli import info_model
+
+    monkeypatch.delenv("COLUMNS", raising=False)
+    info_model.print_model(reports[0])
+    assert "down_blocks.0.attentions.0.transformer_blocks.0.attn1 +2" in capsys.readouterr().out
+
+
+def bench_rows():
+    shape = {"model": "sdxl", "size": "2048x2048", "kind": "self", "batch": 2, "heads": 20, "seqlen": 4096}
+    shape |= {"seqlen_k": 4096, "head_dim": 64, "dtype": "bfloat16", "task": "plain", "pass": "both", "layers": 60}
+    shape |= {"causal": False, "map_keys": None}
+    for at, name in enumerate(("auto", "sdpa", "materialised")):
+        times = {"p50_ms": 1234.5678 + at, "p20_ms": 1111.1111 + at, "p80_ms": 1333.3333 + at}
+        yield {**shape, **times, "implementation": name, "status": "ok", "tflops": 112.34, "peak_mib": 12345.6,
+               "max_error": 0.512}  # fmt: skip
+    yield {**shape, "implementation": "sage", "status": "out of memory: 12 GiB"}
+
+
+@pytest.mark.parametrize("width", [40, 52, 60, 72, 80, 100, 200])
+def test_the_tables_of_the_bench(width, capsys, monkeypatch):
+    from entropy_attn.cli import bench_tables
+
+    monkeypatch.setenv("COLUMNS", str(width))
+    rows = list(bench_rows())
+    bench_tables.print_bench(rows, {"device": "NVIDIA H100", "torch": "2", "triton": "3", "commit": "a", "date": "b"})
+    shown = capsys.readouterr().out
+    for columns, lines in (
+        (bench_tables.CASES, [line for case in bench_tables._cases(rows)[0].values() for line in case]),
+        (bench_tables.CHOICES, bench_tables._choices(rows)),
+        (bench_tables.STEPS, bench_tables._steps(rows)),
+    ):
+        assert lines
+        check_whole(columns, lines, shown, width)
 
 
 @pytest.mark.parametrize("table", TABLES)
