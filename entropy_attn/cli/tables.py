@@ -225,8 +225,9 @@ def folded(text: str, width: int | None) -> list[str]:
             for piece in [word] if whole else _SEAM.split(word):
                 if width is not None and now and _length(now + piece.rstrip()) > width:
                     lines.append(now.rstrip())
-                    now = ""
-                now += piece
+                    now = piece.lstrip()
+                else:
+                    now += piece
         lines.append(now.rstrip())
     return lines
 

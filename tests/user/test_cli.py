@@ -153,7 +153,7 @@ MAPS = ["maps", "--model", "MODEL", "--prompt", "a cat", "--steps", "2"]
 def test_maps(tiny_model, tmp_path, capsys):
     out, table = tmp_path / "new" / "maps.png", tmp_path / "more" / "maps.csv"
     arguments = [str(tiny_model) if argument == "MODEL" else argument for argument in MAPS]
-    options = ["--size", "16x24", "--map-size", "8x12", "--tokens", "cat,1", "--at-steps", "0,1", "--json"]
+    options = ["--size", "16x24", "--map-size", "8x12", "--words", "cat,1", "--at-steps", "0,1", "--json"]
     assert main([*arguments, *options, "--out", str(out), "--csv", str(table)]) == 0
     done = json.loads(capsys.readouterr().out)
     assert Image.open(out).format == "PNG"
@@ -300,9 +300,10 @@ PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MO
         ([*GENERATE, "--out", "FILE/below/a.png"], "cannot be written to"),
         ([*GENERATE, "--out", "FOLDER.png"], "is a folder"),
         (["maps"], "--prompt"),
-        ([*MAPS, "--tokens", "dog"], "'dog' is not in the prompt 'a cat', whose words are 'a', 'cat'"),
-        ([*MAPS, "--tokens", "99"], "position 99 is not in the text"),
-        ([*MAPS, "--tokens", ","], "--tokens ','"),
+        ([*MAPS, "--words", "dog"], "'dog' is not in the prompt 'a cat', whose words are 'a', 'cat'"),
+        ([*MAPS, "--words", "99"], "position 99 is not in the text"),
+        ([*MAPS, "--words", ","], "--words ','"),
+        ([*MAPS, "--words", "a", "--tokens", "a"], "--tokens is the older name of --words"),
         ([*MAPS, "--map-size", "big"], "--map-size 'big'"),
         ([*MAPS, "--map-size", "5"], "size=(5, 5): no layer of that size was called"),
         ([*MAPS, "--at-steps", "2"], "--at-steps '2': give steps from 0 to 1"),
