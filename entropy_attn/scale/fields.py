@@ -44,6 +44,11 @@ def checked_clamp(clamp: object) -> tuple[float | None, float | None]:
         if bound is not None:
             require_finite("clamp", bound)
     low, high = clamp
+    # f is positive: a bound below zero would do nothing, or turn attention over
+    if low is not None and low < 0:
+        raise ValueError(f"clamp={clamp!r}: low must not be negative; None is no bound")
+    if high is not None and not high > 0:
+        raise ValueError(f"clamp={clamp!r}: high must be more than 0; None is no bound")
     if low is not None and high is not None and low > high:
         raise ValueError(f"clamp={clamp!r}: low must not exceed high")
     return low, high

@@ -258,6 +258,9 @@ PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MO
         ([*PROFILE, "--scale", "off", "--scale", "power"], "scale 'power': give p=..."),
         ([*PROFILE, "--scale", "logn:strength=1:strength=2"], "strength is given twice"),
         ([*PROFILE, "--scale", "yarn:clamp=2..1"], "scale 'yarn:clamp=2..1': clamp=(2, 1): low must not exceed high"),
+        ([*PROFILE, "--scale", "constant:factor=-1"], "factor=-1: more than 0 is needed; allow_nonpositive=True takes"),
+        ([*PROFILE, "--scale", "constant:factor=1..0"], "factor=0: more than 0 is needed"),
+        ([*PROFILE, "--scale", "logn:clamp=..-1"], "clamp=(None, -1): high must be more than 0"),
         ([*PROFILE, "--scale", "off:steps=3"], "steps=3 is not START..STOP"),
         ([*PROFILE, "--scale", "off:steps=3..1"], "stop=1: at least 4"),
         ([*PROFILE, "--scale", "off:layers=("], "'(' is not a regular expression"),
@@ -368,6 +371,7 @@ SETTINGS = {
     "step": 0,
     "branch": "uncond",
     "relative": True,
+    "allow_nonpositive": True,
 }
 
 
@@ -394,6 +398,8 @@ def test_scale_options_become_the_policy():
     assert parse_scale("logn:clamp=0.9..1.2:count_text_tokens=true") == LogN(clamp=(0.9, 1.2), count_text_tokens=True)
     assert parse_scale("logn:clamp=..1.2") == LogN(clamp=(None, 1.2))
     assert parse_scale("constant:factor=1.1..1.2") == Constant((1.1, 1.2))
+    turned = parse_scale("constant:factor=-1:allow_nonpositive=true")
+    assert turned == Constant(-1, allow_nonpositive=True)
     assert parse_scale("yarn:steps=2..5") == Steps(YaRN(), 2, 5)
     assert parse_scale("yarn:steps=..5") == Steps(YaRN(), 0, 5)
     assert parse_scale("yarn:steps=5..") == Steps(YaRN(), 5)

@@ -119,10 +119,15 @@ def test_a_module_of_ours_that_is_missing_is_a_bug(monkeypatch):
 
 
 @pytest.mark.parametrize("seed", ["-1", str(2**64), "99999999999999999999999"])
-@pytest.mark.parametrize("command", ["maps"])
+@pytest.mark.parametrize("command", [["maps", "--prompt", "a", "--seed"], ["generate", "--prompt", "a", "--seed"]])
 def test_a_seed_out_of_range_is_refused_by_name(command, seed, capsys):
-    assert main([command, "--prompt", "a", "--seed", seed]) == 2
-    assert f"--seed {seed}: a whole number from 0 to 18446744073709551615" in capsys.readouterr().err
+    assert main([*command, seed]) == 2
+    assert f"{command[-1]} {seed}: a whole number from 0 to 18446744073709551615" in capsys.readouterr().err
+
+
+def test_a_seed_among_several_too(capsys):
+    assert main(["profile", "--seeds", f"0,{2**64}"]) == 2
+    assert f"--seeds {2**64}: a whole number from 0 to" in capsys.readouterr().err
 
 
 def test_the_largest_seed_is_one():
