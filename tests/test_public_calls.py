@@ -269,6 +269,7 @@ ELSEWHERE = {"TSAMStableDiffusionPipeline", "TSAMStableDiffusionXLPipeline", "sc
 HANDED_OUT = {
     "AttentionOutput",
     "CallInfo",
+    "scale.CallInfo",
     "Unsupported",
     "guidance.Prompt",
     "scale.Kind",
@@ -288,7 +289,7 @@ CASES = [
         value,
         id=f"{name}-{parameter}-{at}",
         marks=[pytest.mark.xfail(strict=True)] if (name, parameter, at) in PENDING else [],
-    )  # fmt: skip
+    )
     for name, (_, _, wrong) in CALLS.items()
     for parameter, values in wrong.items()
     for at, value in enumerate(values)
