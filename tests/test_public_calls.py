@@ -232,7 +232,7 @@ CALLS = {
     "shapes.scenes.place": (
         scenes.place,
         None,
-        {"request": [WRONG, None, "a red circle"], "size": SIZE, "rng": [WRONG, None, 3], "tries": [WRONG, 0, 1.5]},
+        {"request": [WRONG, None, "a red circle"], "size": SIZE, "rng": [WRONG, None, 3], "tries": [WRONG, -1, 1.5]},
     ),
     "shapes.scenes.render": (
         scenes.render, {"placed": [ROW], "size": (64, 64)}, {"placed": [WRONG, [3], None], "size": SIZE}

@@ -13,12 +13,22 @@ import typer
 
 from . import options
 from .seeds import check_seed
+from .tables import Column, print_table
 
 EXAMPLE = (
     "Examples:\n\n"
     '  entropy-attn maps --prompt "a red circle and a blue square" --out maps.png\n\n'
     '  entropy-attn maps --prompt "a red circle and a blue square" --words circle,square --map-size 16 '
     "--at-steps 0,8,24 --csv maps.csv\n"
+)
+COLOURS = ("word", "all")
+TABLE = (
+    Column("word", fold=True),
+    Column("positions", rank=1, fold=True),
+    Column("mean", right=True),
+    Column("highest", right=True),
+    Column("at row", right=True),
+    Column("column", right=True),
 )
 
 
@@ -42,6 +52,13 @@ def maps(
     at_steps: Annotated[
         str | None, typer.Option(help="Denoising steps, from 0, to show in rows below the mean, by commas.")
     ] = None,
+    colours: Annotated[
+        str,
+        typer.Option(
+            help="'word': each word has a colour scale of its own, from 0 to the highest attention to it; 'all': one "
+            "for all words, to compare them."
+        ),
+    ] = "word",
     scale: Annotated[str, typer.Option(help=f"{options.SCALE_HELP}.")] = "logn",
     seed: Annotated[int, typer.Option(help="Seed of the starting noise.")] = 0,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
@@ -66,6 +83,8 @@ def maps(
             raise ValueError(
                 f"--prompt {prompt!r} has no word whose map could be drawn: give one, or its positions with --words"
             )
+        if colours not in COLOURS:
+            raise ValueError(f"--colours {colours!r}: give one of {', '.join(COLOURS)}")
         check_seed("--seed", seed)
         options.check_at_least("--steps", steps, 1)
         options.check_at_least("--guidance-scale", guidance_scale, 0)
@@ -111,6 +130,7 @@ def maps(
             mean.tokens,
             prompt,
             subtitle=_caption(mean, model, wanted, seed, steps),
+            common_scale=colours == "all",
         )
         figure.savefig(out, dpi=150)
         if csv is not None:
@@ -125,6 +145,7 @@ def maps(
             "layers": list(mean.layers),
             "tokens": _summary(mean, by_step[None][0, 0]),
             "at_steps": rows,
+            "colours": colours,
             "scale": repr(policy),
             "seed": seed,
             "steps": steps,
@@ -135,6 +156,13 @@ def maps(
         }
         print(json.dumps(done, indent=2))
     else:
+        lines = [
+            [word["token"], " ".join(map(str, word["positions"])), f"{word['mean']:.3g}", f"{word['max']:.3g}"]
+            + word["max_at"]
+            for word in _summary(mean, by_step[None][0, 0])
+        ]
+        title = f"Attention to each word, mean of {steps} steps, {mean.map_size[0]}x{mean.map_size[1]} tokens from 0"
+        print_table(TABLE, lines, title=title)
         files = " and ".join(str(path.resolve()) for path in (out, csv) if path is not None)
         print(f"Written to {files} ({seconds:.1f} s)")
 

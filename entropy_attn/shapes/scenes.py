@@ -193,7 +193,7 @@ def place(request: Request, size: tuple[int, int], rng: random.Random, tries: in
         raise TypeError(f"request={request!r}: a Request is needed, such as parse_caption('a red circle')")
     if not isinstance(rng, random.Random):
         raise TypeError(f"rng={rng!r}: a random.Random is needed")
-    require_int("tries", tries, 1)
+    require_int("tries", tries, 0)
     height, width = checked_size("size", size)
     side = min(size)
     wanted = [kind for kind, count in request.counts for _ in range(count)]

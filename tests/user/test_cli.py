@@ -172,7 +172,13 @@ def test_maps_of_every_word_by_default(tiny_model, tmp_path, capsys):
     out = tmp_path / "maps.png"
     arguments = [str(tiny_model) if argument == "MODEL" else argument for argument in MAPS]
     assert main([*arguments, "--out", str(out)]) == 0
-    assert str(out) in capsys.readouterr().out and Image.open(out).width > 800
+    said = capsys.readouterr().out
+    assert str(out) in said and Image.open(out).width > 800
+    lines = [line.split() for line in said.splitlines()]
+    assert ["word", "positions", "mean", "highest", "at", "row", "column"] in lines
+    assert [line[:2] for line in lines if line and line[0] == "a"] == [["a", "1"], ["a", "3"]]  # c, a, t are tokens
+    assert main([*arguments, "--colours", "all", "--out", str(tmp_path / "all.png")]) == 0
+    assert Image.open(tmp_path / "all.png").tobytes() != Image.open(out).tobytes()
 
 
 def test_info(capsys):
@@ -307,6 +313,7 @@ PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MO
         ([*MAPS, "--words", "99"], "position 99 is not in the text"),
         ([*MAPS, "--words", ","], "--words ','"),
         ([*MAPS, "--words", "a", "--tokens", "a"], "--tokens is the older name of --words"),
+        ([*MAPS, "--colours", "each"], "--colours 'each': give one of word, all"),
         ([*MAPS, "--map-size", "big"], "--map-size 'big'"),
         ([*MAPS, "--map-size", "5"], "size=(5, 5): no layer of that size was called"),
         ([*MAPS, "--at-steps", "2"], "--at-steps '2': give steps from 0 to 1"),
