@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,12 +43,28 @@ def load_pipeline(which: str = "unet", *, dtype: torch.dtype | None = None) -> S
         raise TypeError(f"dtype={dtype!r}: a torch.dtype, such as torch.float16, or None is needed")
     if dtype is not None and not dtype.is_floating_point:
         raise ValueError(f"dtype={dtype}: a floating-point dtype, such as torch.float16, is needed")
-    try:
-        from diffusers import StableDiffusionPipeline
-    except ImportError as error:
-        raise ImportError("the shapes pipeline needs diffusers: pip install 'entropy_attn[diffusers]'") from error
-    from ..integrations.versions import dtype_argument
+    with _without_advice():
+        try:
+            from diffusers import StableDiffusionPipeline
+        except ImportError as error:
+            raise ImportError("the shapes pipeline needs diffusers: pip install 'entropy_attn[diffusers]'") from error
+        from ..integrations.versions import dtype_argument
 
-    pipe = StableDiffusionPipeline.from_pretrained(MODELS[which], **dtype_argument(dtype or torch.float32))
+        pipe = StableDiffusionPipeline.from_pretrained(MODELS[which], **dtype_argument(dtype or torch.float32))
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+    """Without transformers' line that torchvision would serve image processors, of which this pipeline has none."""
+
+    def asked_for(record: logging.LogRecord) -> bool:
+        return "requires torchvision" not in record.getMessage()
+
+    logger = logging.getLogger("transformers.utils.import_utils")
+    logger.addFilter(asked_for)
+    try:
+        yield
+    finally:
+        logger.removeFilter(asked_for)
