@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 from . import Refused
+from .seeds import check_seed
 
 Size = tuple[int, int]
 
@@ -88,7 +89,7 @@ def parse_seeds(text: str) -> list[int]:
     parts = parse_list("--seeds", text)
     if not all(part.isdecimal() for part in parts):
         raise ValueError(f"--seeds {text!r}: give whole numbers from 0, such as 0,1,2")
-    return [int(part) for part in parts]
+    return [check_seed("--seeds", int(part)) for part in parts]
 
 
 def parse_scale(text: str) -> Any:

@@ -25,7 +25,7 @@ def load_pipeline(model: str, *, device: str = "cpu", dtype: torch.dtype = torch
     if model == SHAPES:
         from .. import shapes
 
-        pipe = shapes.load_pipeline(dtype)
+        pipe = shapes.load_pipeline(dtype=dtype)
     else:
         source = resolve(model)
         _check_kind(model, source)
