@@ -5,10 +5,9 @@ Knows nothing of any model library: an integration says which layer is calling a
 
 from __future__ import annotations
 
-import functools
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,8 +20,6 @@ from . import ops
 from .errors import Unsupported
 from .recording import Parts, Recorder, Wish
 from .scale import CallInfo, Kind, Policy, TokenRatio, needs_train_tokens, resolve_scale, training_tokens
-
-_training_tokens = functools.lru_cache(maxsize=4096)(training_tokens)  # the same few in every call
 
 # Of joint attention, the queries that the scale is for: all, or those of the picture alone.
 Rows = Literal["all", "image"]
@@ -129,7 +126,9 @@ class Router:
         record: Recorder | Sequence[Recorder] | None,
         train_size: tuple[int, int] | None,
         rows: Rows = "all",
+        halvings: Mapping[str, int] | None = None,
     ):
+        """halvings: of each layer of a UNet, how often the latent has been halved where it sees the picture."""
         if policy is not None and not callable(policy):
             raise TypeError(f"scale={policy!r}: a policy, called with a CallInfo, is needed; a number is Fixed(number)")
         if needs_train_tokens(policy):
@@ -152,6 +151,7 @@ class Router:
         if rows not in ("all", "image"):
             raise ValueError(f"rows={rows!r}: 'all' or 'image' is needed")
         self.rows = rows
+        self._halvings = halvings or {}
         self._running = threading.local()
         self._latest: DenoiserCall | None = None
 
@@ -310,7 +310,12 @@ class Router:
             if flat:
                 train_tokens = call.train_tokens
             elif self.train_size is not None:
-                train_tokens = _training_tokens(seqlen_k - text_tokens, call.latent_size, self.train_size)
+                train_tokens = training_tokens(
+                    seqlen_k - text_tokens,
+                    call.latent_size,
+                    self.train_size,
+                    halvings=self._halvings.get(place.layer),
+                )
         return CallInfo(
             layer=place.layer,
             kind=place.kind,

@@ -18,6 +18,7 @@ from ..router import DenoiserCall, LayerCall, LayerSelection, Router, Rows, Unro
 from ..scale import Kind, LogN, Policy
 from .generation import Account, Place
 from .layers import kind_of, place_of, refusal_of, run_layer
+from .levels import halvings
 from .models import MODELS, LayerRule, latent_factor, model_of
 from .override import unwrap_call, wrap_call, wrapper_of
 from .private import AttentionLayer, is_context_parallel
@@ -230,7 +231,7 @@ def apply(
     """
     denoiser, pipe = _denoiser_of(pipe_or_denoiser)
     selection = LayerSelection(layers)
-    router = Router(scale, selection, record, _train_size(denoiser, pipe, train_size), rows)
+    router = Router(scale, selection, record, _train_size(denoiser, pipe, train_size), rows, _levels(denoiser))
     handle = Handle(denoiser, pipe, router)
     _check_layers(handle, selection)
     if scale is not None and selection.layers == "self" and not _attends_to_pictures(handle):
@@ -266,6 +267,15 @@ def plain_routing(denoiser: UNet2DConditionModel) -> Handle:
 def null_label_of(denoiser: ModelMixin) -> int | None:
     """The class label that stands for none, in a model that is conditioned on classes."""
     return getattr(denoiser.config, "num_embeds_ada_norm", None)
+
+
+def _levels(denoiser: ModelMixin) -> dict[str, int]:
+    """Of the layers of a UNet, how often the latent has been halved where they see it."""
+    model = model_of(denoiser)
+    if not model.halves:
+        return {}
+    names = (name for name, module in denoiser.named_modules() if isinstance(module, AttentionLayer))
+    return {name: halvings(denoiser, name) for name in names if model.rule(name).kind is not None}
 
 
 def _parts_for(recorders: Sequence[Recorder], place: Place) -> Parts:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..guidance.graph_maps import Enough, GraphMaps
 from ..map_sums import Size, preferred_size
 from .diffusers import Handle, handle_of
-from .survey import halvings
+from .levels import halvings
 
 
 def layers_by_size(handle: Handle, latent_size: Size) -> dict[Size, list[str]]:

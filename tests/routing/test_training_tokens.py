@@ -8,9 +8,12 @@ import math
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
+from entropy_attn.integrations.diffusers import apply
 from entropy_attn.scale import token_grid, training_tokens
+
+from .tiny_models import Spy, denoise, make_unet
 
 _SD = {
     "block_out_channels": (320, 640, 1280, 1280),
@@ -120,7 +123,7 @@ def test_merged_tokens_have_the_T_of_their_level():
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_level_by_the_layers_name_is_the_one_that_the_tokens_say(model: str):
-    from entropy_attn.integrations.survey import halvings
+    from entropy_attn.integrations.levels import halvings
 
     unet, train = meta_unet(model), MODELS[model]["sample_size"]
     for size in ((64, 64), (33, 47)):
@@ -152,3 +155,19 @@ def test_a_level_that_is_none(given: object, error: type[Exception]):
 def test_counts_and_sizes_that_are_none(call, named):
     with pytest.raises((TypeError, ValueError), match=named):
         call()
+
+
+def test_merged_tokens_are_those_of_their_level():
+    """A processor that merges half of the keys: T is that of the layer as it was trained, by its name."""
+
+    class Merged(AttnProcessor2_0):
+        def __call__(self, attn, hidden_states, encoder_hidden_states=None, **kwargs):
+            return super().__call__(attn, hidden_states, hidden_states[:, ::2], **kwargs)
+
+    unet, spy = make_unet(), Spy()
+    processors = {name: Merged() if "attn1" in name else processor for name, processor in unet.attn_processors.items()}
+    unet.set_attn_processor(processors)
+    with apply(unet, scale=spy, train_size=(16, 16)), torch.no_grad():
+        denoise(unet, 32, 32)
+    found = {(info.seqlen_k, info.train_tokens) for info in spy.calls if info.kind != "cross"}
+    assert found == {(512, 256), (128, 64)}
