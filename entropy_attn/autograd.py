@@ -174,7 +174,7 @@ def _attention_backward(
     given = {"attn_mask": attn_mask, "is_causal": is_causal, "map_keys": map_keys}
     if impl == "sdpa":
         results = attention_sdpa_backward(
-            query, key, value, out, lse, entropy, **grads, **given, scale=scale, needs=tuple(needs)
+            query, key, value, out, entropy, **grads, **given, scale=scale, needs=tuple(needs)
         )
     else:
         from entropy_attn.kernels.launch_backward import attention_backward

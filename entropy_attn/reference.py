@@ -36,16 +36,17 @@ def attention_reference(
     is a plain differentiable operation, so autograd is the reference for gradients too.
     """
     q, k, v = (t.to(compute_dtype) for t in (query, key, value))
-    if enable_gqa:
-        group = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    if enable_gqa:  # key and value may differ in it
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
     sm_scale = softmax_scale(scale, q)
     if isinstance(sm_scale, Tensor):
         sm_scale = sm_scale.to(compute_dtype)
 
     s = (q @ k.mT) * sm_scale  # [B, H, Nq, Nk]
-    if attn_mask is not None:
-        s = s.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else s + attn_mask.to(compute_dtype)
+    if attn_mask is not None:  # what it excludes is out, whatever the score is
+        if attn_mask.dtype != torch.bool:
+            s = s + attn_mask.to(compute_dtype)
+        s = s.masked_fill(~attn_mask if attn_mask.dtype == torch.bool else attn_mask == -math.inf, -math.inf)
     if is_causal:  # aligned to the top left: query i attends keys 0..i
         keep = torch.ones(s.shape[-2:], dtype=torch.bool, device=s.device).tril()
         s = s.masked_fill(~keep, -math.inf)
