@@ -139,7 +139,7 @@ def scaled_dot_product_attention(
         options["scale"] = float(scale)  # NumPy's numbers too
         if scale <= 0:
             return torch_attention(query, key, value, dropout_p=dropout_p, **options)
-    if dropout_p == 0.0 and isinstance(query, Tensor) and may_choose(query) and _may_be_fused(query, key, value, options):
+    if dropout_p == 0.0 and isinstance(query, Tensor) and may_choose(query) and _measured(query, key, value, options):
         return attention(query, key, value, **options).out
     return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, **options)
 
@@ -204,7 +204,7 @@ def _check_impl(impl: str) -> None:
 
 
 def _kind_reasons(impl: str, statistics: bool, *tensors: object) -> list[str]:
-    """What speaks against tensors that are more than their memory. Without statistics torch's attention may know them."""
+    """What speaks against tensors that are more than their memory; torch's own attention may know them all the same."""
     named = dict(zip(("query", "key", "value", "attn_mask", "scale"), tensors, strict=True))
     reasons = subclass_reasons(named)
     return reasons if impl == "reference" else reasons + transform_reasons(named)
@@ -250,7 +250,7 @@ def _is_plain(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> bo
     return q[0] == k[0] == v[0] and (enable_gqa or q[1] == k[1] == v[1])
 
 
-def _may_be_fused(query: Tensor, key: Tensor, value: Tensor, options: dict) -> bool:
+def _measured(query: Tensor, key: Tensor, value: Tensor, options: dict) -> bool:
     """Whether a call is one that was measured, so that nothing in it is to be refused."""
     tensors = query, key, value
     if options["attn_mask"] is not None or not all(isinstance(t, Tensor) and is_plain(t) for t in tensors):

@@ -75,9 +75,7 @@ def attention_sdpa_backward(
         dscale = (dq * query).sum((0, 2, 3)).sum_to_size(scale.shape).to(scale.dtype)
     if dq is not None:
         dq = (dq * softmax_scale(scale, query)).to(query.dtype) if needs[0] else None
-    dk, dv = (
-        None if t is None else _sum_of_groups(t, of.shape[1]).to(of.dtype) for t, of in ((dk, key), (dv, value))
-    )
+    dk, dv = (None if t is None else _sum_of_groups(t, of.shape[1]).to(of.dtype) for t, of in ((dk, key), (dv, value)))
     return dq, dk, dv, None if dmask is None else dmask.view(attn_mask.shape).to(attn_mask.dtype), dscale
 
 
@@ -128,7 +126,7 @@ def torch_attention(
     scale: float | Tensor | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """``torch.nn.functional.scaled_dot_product_attention`` for any scale, and for a mask of any floating dtype and rank.
+    """``torch.nn.functional.scaled_dot_product_attention`` for any scale, and a mask of any floating dtype and rank.
 
     Where the mask's dtype holds values that the query's does not, all is computed in the wider one.
     """

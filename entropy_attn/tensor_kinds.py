@@ -17,9 +17,7 @@ from torch.autograd import forward_ad
 TRANSFORMS = {"Vmap": "torch.vmap", "Grad": "torch.func.grad", "Jvp": "torch.func.jvp"}
 
 
-def as_causal(
-    attn_mask: Tensor | None, is_causal: bool, query: Tensor, key: Tensor
-) -> tuple[Tensor | None, bool]:
+def as_causal(attn_mask: Tensor | None, is_causal: bool, query: Tensor, key: Tensor) -> tuple[Tensor | None, bool]:
     """``(attn_mask, is_causal)`` with a `torch.nn.attention.bias.CausalBias` as what it stands for.
 
     Such a bias is a tensor over memory that nobody wrote; torch's own attention knows it by its class.
@@ -68,13 +66,15 @@ def subclass_reasons(tensors: Mapping[str, object]) -> list[str]:
     """Why tensors cannot be computed with as memory: nested ones, and subclasses that change what operations do."""
     reasons = []
     for name, t in tensors.items():
-        if not isinstance(t, Tensor) or type(t) is Tensor and not t.is_nested:
+        if not isinstance(t, Tensor) or (type(t) is Tensor and not t.is_nested):
             continue
         if t.is_nested:
             reasons.append(f"{name} is a nested tensor: call for each part, or pad and pass an attn_mask")
         elif not (_changes_nothing(type(t)) or _is_traced(t)):
             kind = f"{type(t).__module__}.{type(t).__qualname__}"
-            reasons.append(f"{name} is a {kind}, a subclass with operations of its own: pass a plain tensor of its data")
+            reasons.append(
+                f"{name} is a {kind}, a subclass with operations of its own: pass a plain tensor of its data"
+            )
     return reasons
 
 
@@ -86,7 +86,7 @@ def transform_reasons(tensors: Mapping[str, object]) -> list[str]:
             remedy = "put that dimension into the batch" if _transform(t) == "torch.vmap" else "use torch.autograd.grad"
             reasons.append(f'{name} is inside of {_transform(t)}: {remedy}, or use impl="reference"')
         elif isinstance(t, Tensor) and _has_tangent(t):
-            reasons.append(f'{name} carries a forward-mode gradient (jvp): use torch.autograd.grad, or impl="reference"')
+            reasons.append(f'{name} has a forward-mode gradient (jvp): use torch.autograd.grad, or impl="reference"')
     return reasons
 
 
