@@ -6,6 +6,8 @@ A kernel launch cannot be traced, and neither can a loop over row blocks be, wit
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -35,6 +37,9 @@ def attention_operator(
     Grouped heads are told from the shapes. Without a gradient, and where nothing writes the call down, it goes straight
     to the kernels, whose launch on a GPU costs less than the operator around it.
     """
+    if impl == "triton" and key.shape[1] != value.shape[1]:
+        heads = math.lcm(key.shape[1], value.shape[1])  # the kernels know one size of group
+        key, value = (t.repeat_interleave(heads // t.shape[1], dim=1) for t in (key, value))
     tensors = (query, key, value, attn_mask, scale)
     wants_grad = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
     options = {"attn_mask": attn_mask, "is_causal": is_causal, "map_keys": map_keys, "impl": impl}

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from entropy_attn.errors import Unsupported
+
 # Scores held at a time. CPU: 1 MiB in float32 stays in a core's cache. Else: enough to fill the device.
 BLOCK_SCORES_CPU = 1 << 18
 BLOCK_SCORES_DEVICE = 1 << 25
@@ -39,8 +41,7 @@ def attention_row_blocks(
 
 class _RowBlocks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, mask, is_causal, want_entropy, map_keys):
-        ctx.set_materialize_grads(False)
+    def forward(q, k, v, mask, is_causal, want_entropy, map_keys):
         out = q.new_empty(*q.shape[:-1], v.shape[-1])
         row_max, log_sum = q.new_empty(q.shape[:-1]), q.new_empty(q.shape[:-1])  # [B, H, Nq]
         entropy = q.new_empty(q.shape[:-1]) if want_entropy else None
@@ -59,10 +60,18 @@ class _RowBlocks(torch.autograd.Function):
             if map_keys:
                 in_map, in_block = _shared_keys(map_keys, keys)
                 head_mean[at[0], at[2], in_map] += p[..., in_block].div_(total * q.shape[1]).sum(dim=0)
-        lse = row_max + log_sum
-        ctx.is_causal, ctx.map_keys = is_causal, map_keys
-        ctx.save_for_backward(q, k, v, mask, out, entropy)
-        return out, lse, entropy, head_mean
+        return out, row_max + log_sum, entropy, head_mean
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # apart from forward, so that a call inside of a functorch transform can be
+        ctx.set_materialize_grads(False)
+        *tensors, ctx.is_causal, _, ctx.map_keys = inputs
+        out, _, entropy, _ = output
+        ctx.save_for_backward(*tensors, out, entropy)
+
+    @staticmethod
+    def vmap(info, in_dims, *arguments):  # without it, plain tensors inside of a vmap would be refused as well
+        raise Unsupported("sdpa", ['inside of torch.vmap: put that dimension into the batch, or use impl="reference"'])
 
     @staticmethod
     def backward(ctx, *grads):

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch._C import _functorch
 from torch.autograd import forward_ad
 
-TRANSFORMS = {"Vmap": "torch.vmap", "Grad": "torch.func.grad", "Jvp": "torch.func.jvp"}
+TRANSFORMS = {"Grad": "torch.func.grad", "Jvp": "torch.func.jvp"}
+REMEDIES = {"torch.vmap": "put that dimension into the batch", "torch.func.functionalize": "call it outside of that"}
 
 
 def as_causal(attn_mask: Tensor | None, is_causal: bool, query: Tensor, key: Tensor) -> tuple[Tensor | None, bool]:
@@ -83,10 +84,13 @@ def transform_reasons(tensors: Mapping[str, object]) -> list[str]:
     reasons = []
     for name, t in tensors.items():
         if isinstance(t, Tensor) and _functorch.is_functorch_wrapped_tensor(t):
-            remedy = "put that dimension into the batch" if _transform(t) == "torch.vmap" else "use torch.autograd.grad"
-            reasons.append(f'{name} is inside of {_transform(t)}: {remedy}, or use impl="reference"')
+            kind = _transform(t)
+            remedy = REMEDIES.get(kind, "use torch.autograd.grad")
+            reasons.append(f'{name} is inside of {kind}: {remedy}, or use impl="reference"')
         elif isinstance(t, Tensor) and _has_tangent(t):
-            reasons.append(f'{name} has a forward-mode gradient (jvp): use torch.autograd.grad, or impl="reference"')
+            reasons.append(
+                f'{name} has a forward-mode gradient (jvp): use torch.autograd.grad, or use impl="reference"'
+            )
     return reasons
 
 

@@ -28,3 +28,6 @@ LAYOUTS: dict[str, Callable[[], Tensor]] = {
     "sliced": lambda: _of(B, H, 2 * N, D + 8)[:, :, ::2, 4:-4],
     "one head": lambda: _of(B, N, 1, D).transpose(1, 2),
 }
+
+# Of these `torch.empty_like` has other strides than the kernels' outputs.
+UNLIKE = ("sequence first", "heads first", "columns outside", "channels last", "heads expanded", "tokens expanded")
