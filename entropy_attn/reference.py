@@ -52,7 +52,8 @@ def attention_reference(
         s = s.masked_fill(~keep, -math.inf)
 
     # Only finite scores enter the arithmetic below: -inf - -inf and 0 * -inf are NaN, in values and in gradients.
-    masked = (s == -math.inf) & ~s.isnan().any(dim=-1, keepdim=True)  # a row with a NaN is NaN throughout
+    broken = (s.isnan() | (s == math.inf)).any(dim=-1, keepdim=True)  # by a NaN: such a row is NaN throughout
+    masked = (s == -math.inf) & ~broken
     empty = masked.all(dim=-1, keepdim=True)  # [B, H, Nq, 1]; also true for Nk = 0
     m = s.detach().amax(dim=-1, keepdim=True) if s.shape[-1] else s.new_zeros(empty.shape)
     x = (s.masked_fill(masked, 0.0) - m.masked_fill(empty, 0.0)).masked_fill(masked, 0.0)

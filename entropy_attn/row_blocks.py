@@ -60,7 +60,10 @@ class _RowBlocks(torch.autograd.Function):
             if map_keys:
                 in_map, in_block = _shared_keys(map_keys, keys)
                 head_mean[at[0], at[2], in_map] += p[..., in_block].div_(total * q.shape[1]).sum(dim=0)
-        return out, row_max + log_sum, entropy, head_mean
+        lse = row_max + log_sum
+        if map_keys and is_causal:  # a row of NaN is NaN beyond the keys that it was computed for, too
+            head_mean.masked_fill_(lse.isnan().any(1)[..., None], math.nan)
+        return out, lse, entropy, head_mean
 
     @staticmethod
     def setup_context(ctx, inputs, output):  # apart from forward, so that a call inside of a functorch transform can be
