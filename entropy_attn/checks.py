@@ -99,12 +99,11 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -
         raise TypeError(f"enable_gqa must be a bool, got {type(enable_gqa).__name__}")
     if not q[0] == k[0] == v[0]:
         raise ValueError(f"query, key and value must share the batch size, got {q[0]}, {k[0]} and {v[0]}")
-    if k[1] != v[1]:
-        raise ValueError(f"key and value must have the same number of heads, got {k[1]} and {v[1]}")
-    if q[1] != k[1] and not enable_gqa:
-        raise ValueError(f"query has {q[1]} heads and key {k[1]}: they must be equal, or pass enable_gqa=True")
-    if enable_gqa and (k[1] == 0 or q[1] % k[1]):
-        raise ValueError(f"enable_gqa=True needs query heads divisible by key heads, got {q[1]} and {k[1]}")
+    for name, heads in (("key", k[1]), ("value", v[1])):
+        if q[1] != heads and not enable_gqa:
+            raise ValueError(f"query has {q[1]} heads and {name} {heads}: they must be equal, or pass enable_gqa=True")
+        if enable_gqa and (heads == 0 or q[1] % heads):
+            raise ValueError(f"enable_gqa=True needs query heads divisible by {name} heads, got {q[1]} and {heads}")
     if k[2] != v[2]:
         raise ValueError(f"key and value must have the same number of tokens, got {k[2]} and {v[2]}")
     if q[3] != k[3]:

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "entropy_attn"
 
 # From the bottom up; a module may import modules of its own layer and of those below.
 LAYERS = [
-    {"kernels", "errors", "checks", "dispatch", "tracing"},
+    {"kernels", "errors", "checks", "dispatch", "tensor_kinds", "tracing"},
     {"reference", "row_blocks", "sdpa"},
     {"autograd"},
     {"ops", "scale"},
