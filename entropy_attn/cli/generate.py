@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from . import options
+from .seeds import check_seed
 
 EXAMPLE = (
     "Examples:\n\n"
@@ -58,7 +59,7 @@ def generate(
         if compare and scale == "off" and method is None:
             raise ValueError("--compare puts another scale beside 'off': give --scale logn, for example")
         options.check_prompts([prompt])
-        options.check_at_least("--seed", seed, 0)
+        check_seed("--seed", seed)
         options.check_at_least("--steps", steps, 1)
         options.check_at_least("--guidance-scale", guidance_scale, 0)
         if method is not None and not any(step < steps for step in method.steps):

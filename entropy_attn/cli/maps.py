@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,11 +12,12 @@ from typing import Annotated, Any
 import typer
 
 from . import options
+from .seeds import check_seed
 
 EXAMPLE = (
     "Examples:\n\n"
     '  entropy-attn maps --prompt "a red circle and a blue square" --out maps.png\n\n'
-    '  entropy-attn maps --prompt "a red circle and a blue square" --tokens circle,square --map-size 16 '
+    '  entropy-attn maps --prompt "a red circle and a blue square" --words circle,square --map-size 16 '
     "--at-steps 0,8,24 --csv maps.csv\n"
 )
 
@@ -25,10 +27,11 @@ def maps(
     out: Annotated[Path, typer.Option(help="File to write; its folder is made if missing.")] = Path("maps.png"),
     model: Annotated[str, typer.Option(help=options.MODEL_HELP)] = "shapes",
     size: Annotated[str | None, typer.Option(help=f"{options.SIZE_HELP}; by default the training size.")] = None,
-    tokens: Annotated[
+    words: Annotated[
         str | None,
         typer.Option(help="Words of the prompt or positions in it (0 is the start mark), by commas; by default all."),
     ] = None,
+    tokens: Annotated[str | None, typer.Option(hidden=True, help="The older name of --words.")] = None,
     map_size: Annotated[
         str | None,
         typer.Option(
@@ -53,10 +56,17 @@ def maps(
     with options.refusals():
         policy = options.parse_scale(scale)
         wanted = None if size is None else options.parse_size(size)
-        chosen = None if tokens is None else _tokens(tokens)
+        if words is not None and tokens is not None:
+            raise ValueError("--tokens is the older name of --words: give one of them")
+        words = tokens if words is None else words
+        chosen = None if words is None else _words(words)
         cells = None if map_size is None else options.parse_size(map_size, "--map-size")
         options.check_prompts([prompt])
-        options.check_at_least("--seed", seed, 0)
+        if chosen is None and not _has_word(prompt):
+            raise ValueError(
+                f"--prompt {prompt!r} has no word whose map could be drawn: give one, or its positions with --words"
+            )
+        check_seed("--seed", seed)
         options.check_at_least("--steps", steps, 1)
         options.check_at_least("--guidance-scale", guidance_scale, 0)
         rows = [] if at_steps is None else _steps(at_steps, steps)
@@ -132,8 +142,13 @@ def maps(
 maps.__doc__ = f"Draw where the picture attends to each word of its prompt.\n\n{EXAMPLE}"
 
 
-def _tokens(text: str) -> list[str | int]:
-    return [int(part) if part.isdecimal() else part for part in options.parse_list("--tokens", text)]
+def _words(text: str) -> list[str | int]:
+    return [int(part) if part.isdecimal() else part for part in options.parse_list("--words", text)]
+
+
+def _has_word(prompt: str) -> bool:
+    """Letters, digits, or what stands for a thing as emoji do; punctuation and signs of arithmetic are no words."""
+    return any(unicodedata.category(character) == "So" or character.isalnum() for character in prompt)
 
 
 def _steps(text: str, count: int) -> list[int]:

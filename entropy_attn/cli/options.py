@@ -17,6 +17,7 @@ from typing import Any
 from ..scale.text import literal, parse_choice, parse_scale
 from . import Refused
 from .loading import DEVICE_HELP, DTYPES, MODEL_HELP, Loading
+from .seeds import check_seed
 
 __all__ = [
     "DEVICE_HELP",
@@ -111,7 +112,7 @@ def parse_seeds(text: str) -> list[int]:
     parts = parse_list("--seeds", text)
     if not all(part.isdecimal() for part in parts):
         raise ValueError(f"--seeds {text!r}: give whole numbers from 0, such as 0,1,2")
-    return [int(part) for part in parts]
+    return [check_seed("--seeds", int(part)) for part in parts]
 
 
 def parse_guidance(text: str | None) -> Any:

@@ -48,7 +48,7 @@ def load_pipeline(
                 raise ValueError(f"{name}={given!r}: the embedded model has but one")
         from .. import shapes
 
-        pipe = shapes.load_pipeline(dtype or torch.float32)
+        pipe = shapes.load_pipeline(dtype=dtype or torch.float32)
     else:
         checkpoint = find_checkpoint(model, variant=variant, revision=revision, config=config, anything=anything)
         pipe = checkpoint.load(published_dtype(checkpoint, device) if dtype is None else dtype)

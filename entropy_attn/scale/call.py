@@ -10,6 +10,8 @@ from typing import Literal
 
 import torch
 
+from .fields import require_policy
+
 Kind = Literal["self", "cross", "joint"]
 
 
@@ -42,13 +44,18 @@ def needs_train_tokens(policy: Policy | None) -> bool:
 
     A policy says so with an attribute of this name; one without it is not asked.
     """
+    if policy is not None:
+        require_policy("policy", policy)
     return bool(getattr(policy, "needs_train_tokens", False))
 
 
 def resolve_scale(policy: Policy | None, info: CallInfo) -> Scale:
     """The policy's scale for this call, checked: None, a float, or a floating-point tensor of shape () or (heads,)."""
+    if not isinstance(info, CallInfo):
+        raise TypeError(f"info={info!r}: a CallInfo is needed")
     if policy is None:
         return None
+    require_policy("policy", policy)
     scale = policy(info)
     if isinstance(scale, torch.Tensor):
         if scale.is_floating_point() and tuple(scale.shape) in ((), (info.num_heads,)):

@@ -153,7 +153,7 @@ MAPS = ["maps", "--model", "MODEL", "--prompt", "a cat", "--steps", "2"]
 def test_maps(tiny_model, tmp_path, capsys):
     out, table = tmp_path / "new" / "maps.png", tmp_path / "more" / "maps.csv"
     arguments = [str(tiny_model) if argument == "MODEL" else argument for argument in MAPS]
-    options = ["--size", "16x24", "--map-size", "8x12", "--tokens", "cat,1", "--at-steps", "0,1", "--json"]
+    options = ["--size", "16x24", "--map-size", "8x12", "--words", "cat,1", "--at-steps", "0,1", "--json"]
     assert main([*arguments, *options, "--out", str(out), "--csv", str(table)]) == 0
     done = json.loads(capsys.readouterr().out)
     assert Image.open(out).format == "PNG"
@@ -258,6 +258,9 @@ PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MO
         ([*PROFILE, "--scale", "off", "--scale", "power"], "scale 'power': give p=..."),
         ([*PROFILE, "--scale", "logn:strength=1:strength=2"], "strength is given twice"),
         ([*PROFILE, "--scale", "yarn:clamp=2..1"], "scale 'yarn:clamp=2..1': clamp=(2, 1): low must not exceed high"),
+        ([*PROFILE, "--scale", "constant:factor=-1"], "factor=-1: more than 0 is needed; allow_nonpositive=True takes"),
+        ([*PROFILE, "--scale", "constant:factor=1..0"], "factor=0: more than 0 is needed"),
+        ([*PROFILE, "--scale", "logn:clamp=..-1"], "clamp=(None, -1): high must be more than 0"),
         ([*PROFILE, "--scale", "off:steps=3"], "steps=3 is not START..STOP"),
         ([*PROFILE, "--scale", "off:steps=3..1"], "stop=1: at least 4"),
         ([*PROFILE, "--scale", "off:layers=("], "'(' is not a regular expression"),
@@ -300,9 +303,10 @@ PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MO
         ([*GENERATE, "--out", "FILE/below/a.png"], "cannot be written to"),
         ([*GENERATE, "--out", "FOLDER.png"], "is a folder"),
         (["maps"], "--prompt"),
-        ([*MAPS, "--tokens", "dog"], "'dog' is not in the prompt 'a cat', whose words are 'a', 'cat'"),
-        ([*MAPS, "--tokens", "99"], "position 99 is not in the text"),
-        ([*MAPS, "--tokens", ","], "--tokens ','"),
+        ([*MAPS, "--words", "dog"], "'dog' is not in the prompt 'a cat', whose words are 'a', 'cat'"),
+        ([*MAPS, "--words", "99"], "position 99 is not in the text"),
+        ([*MAPS, "--words", ","], "--words ','"),
+        ([*MAPS, "--words", "a", "--tokens", "a"], "--tokens is the older name of --words"),
         ([*MAPS, "--map-size", "big"], "--map-size 'big'"),
         ([*MAPS, "--map-size", "5"], "size=(5, 5): no layer of that size was called"),
         ([*MAPS, "--at-steps", "2"], "--at-steps '2': give steps from 0 to 1"),
@@ -367,6 +371,7 @@ SETTINGS = {
     "step": 0,
     "branch": "uncond",
     "relative": True,
+    "allow_nonpositive": True,
 }
 
 
@@ -393,6 +398,8 @@ def test_scale_options_become_the_policy():
     assert parse_scale("logn:clamp=0.9..1.2:count_text_tokens=true") == LogN(clamp=(0.9, 1.2), count_text_tokens=True)
     assert parse_scale("logn:clamp=..1.2") == LogN(clamp=(None, 1.2))
     assert parse_scale("constant:factor=1.1..1.2") == Constant((1.1, 1.2))
+    turned = parse_scale("constant:factor=-1:allow_nonpositive=true")
+    assert turned == Constant(-1, allow_nonpositive=True)
     assert parse_scale("yarn:steps=2..5") == Steps(YaRN(), 2, 5)
     assert parse_scale("yarn:steps=..5") == Steps(YaRN(), 0, 5)
     assert parse_scale("yarn:steps=5..") == Steps(YaRN(), 5)
