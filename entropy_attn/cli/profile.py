@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..profiling.plan import DEFAULT_PROMPTS
 from . import EXIT_INTERRUPTED, Refused, options
 from .loading import Loading, takes_loading
 from .profile_report import print_report
@@ -21,6 +22,7 @@ SHAPES_PROMPTS = (
     "a yellow square above a red triangle",
     "two blue circles",
 )
+HOW = ("device", "offload", "vae_tiling")  # which may change from one part of a profile to the next
 EXAMPLE = (
     "Examples:\n\n"
     "  entropy-attn profile --out profile\n\n"
@@ -70,7 +72,7 @@ def profile(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished profile in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON instead of tables.")] = False,
 ) -> None:
-    with options.refusals(loading, max(len(prompt or SHAPES_PROMPTS), 1)), _kept_in(out):
+    with _kept_in(out), options.refusals(loading, len(prompt or DEFAULT_PROMPTS)):
         names = options.parse_list("--scale", ",".join(scales)) if scales else None
         policies = None if names is None else {name: options.parse_scale(name) for name in names}
         seed_list = options.parse_seeds(seeds)
@@ -107,7 +109,7 @@ def profile(
                 out=out,
                 resume=resume,
                 title=Path(loading.model).name or loading.model,
-                about={name: value for name, value in running_on.items() if name not in ("device", "offload")},
+                about={name: value for name, value in running_on.items() if name not in HOW},
                 on_step=on_step,
                 on_run=on_run,
             )
