@@ -3,7 +3,14 @@
 from setuptools import setup
 
 EXTRAS = {
-    "diffusers": ["diffusers>=0.35", "transformers>=4.56", "accelerate>=1.0", "psutil>=5.9", "scipy>=1.11", "pillow>=10"],
+    "diffusers": [
+        "diffusers>=0.35",
+        "transformers>=4.56",
+        "accelerate>=1.0",
+        "psutil>=5.9",
+        "scipy>=1.11",
+        "pillow>=10",
+    ],
     "cli": ["typer>=0.12", "rich>=13", "tqdm>=4.66", "pandas>=2.0", "matplotlib>=3.8", "pillow>=10"],
     "bench": ["rich>=13", "tqdm>=4.66", "pandas>=2.0", "matplotlib>=3.8"],
     "dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.12", "scipy>=1.11"],

@@ -150,7 +150,9 @@ def generate(
         print(f"Written to {written} ({sum(seconds.values()):.1f} s)")
 
 
-generate.__doc__ = f"Generate a picture of each prompt; with --compare, the original and ours side by side.\n\n{EXAMPLE}"
+generate.__doc__ = (
+    f"Generate a picture of each prompt; with --compare, the original and ours side by side.\n\n{EXAMPLE}"
+)
 
 
 def _files(out: Path, count: int) -> list[Path]:

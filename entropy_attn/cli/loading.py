@@ -35,17 +35,21 @@ class Loading:
         str | None,
         typer.Option(help="Keep on the GPU only the 'model' that runs, or with 'sequential' only its layer that runs."),
     ] = None
-    vae_tiling: Annotated[bool, typer.Option("--vae-tiling", help="Decode pictures in tiles, with less memory.")] = False
+    vae_tiling: Annotated[bool, typer.Option("--vae-tiling", help="Decode pictures in tiles, with less memory.")] = (
+        False
+    )
     scheduler: Annotated[
         str | None, typer.Option(help="Scheduler by its name in diffusers, such as EulerDiscreteScheduler.")
     ] = None
     lora: Annotated[
         list[str] | None,
-        typer.Option(help="LoRA file, folder or Hub id, with a weight if wanted: PATH:0.8. May be given several times."),
+        typer.Option(
+            help="LoRA file, folder or Hub id, with a weight if wanted: PATH:0.8. May be given several times."
+        ),
     ] = None
 
     def load(self, anything: bool = False) -> tuple[Any, dict[str, Any]]:
-        """The pipeline, and what it runs on and was loaded as; `anything` takes those without text, or of videos, too."""
+        """The pipeline, and how it was loaded; `anything` also takes those without text, or of videos."""
         import torch
 
         from ..pipelines import load_pipeline, quiet_libraries
@@ -107,7 +111,9 @@ def takes_loading(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command every option of `Loading`, in the place of its parameter `loading`."""
     hints = typing.get_type_hints(Loading, include_extras=True)
     declared = [
-        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name])
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
         for field in fields(Loading)
     ]
     own = typing.get_type_hints(command, include_extras=True)

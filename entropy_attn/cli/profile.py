@@ -45,8 +45,10 @@ def profile(
     scales: Annotated[
         list[str],
         typer.Option(
-            "--scale", "--scales", help=f"Scale policies, by commas or given several times; each {options.SCALE_HELP}. "
-            "By default off and logn."
+            "--scale",
+            "--scales",
+            help=f"Scale policies, by commas or given several times; each {options.SCALE_HELP}. "
+            "By default off and logn.",
         ),
     ] = (),
     prompt: Annotated[
@@ -60,7 +62,9 @@ def profile(
     ] = None,
     argument: Annotated[
         list[str] | None,
-        typer.Option(help="A further argument of the pipeline's call, such as num_frames=9; may be given several times."),
+        typer.Option(
+            help="A further argument of the pipeline's call, such as num_frames=9; may be given several times."
+        ),
     ] = None,
     layers: Annotated[
         str, typer.Option(help="Layers that the scales are for: self, cross, all, or a regular expression.")

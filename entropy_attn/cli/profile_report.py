@@ -9,7 +9,10 @@ from .tables import Column, print_table, say
 
 def print_report(summary: dict[str, Any]) -> None:
     policies = list(summary["policies"])
-    say(f"{summary['model']}, {summary['layers_measured']} layers, {summary['steps']} steps; entropy H in nats, mean over layers")
+    say(
+        f"{summary['model']}, {summary['layers_measured']} layers, {summary['steps']} steps; "
+        "entropy H in nats, mean over layers"
+    )
     columns = [Column("size (px)")]
     for policy in policies:
         columns += [
@@ -32,7 +35,10 @@ def print_report(summary: dict[str, Any]) -> None:
     print_table(columns, rows, show_all="a wider terminal, --json and summary.json show them")
     say("from training: how far a layer's entropy is from its own at the training size, mean over layers, in nats")
     print()
-    columns = [Column("scale", fold=True), *(Column(name, right=True) for name in ("median", "quartiles", "range", "layers"))]
+    columns = [
+        Column("scale", fold=True),
+        *(Column(name, right=True) for name in ("median", "quartiles", "range", "layers")),
+    ]
     rows = []
     for policy in policies:
         found = summary["slope"][policy]

@@ -77,7 +77,9 @@ def config_of_single_file(weights: Mapping[str, Any]) -> str:
     """The Hub id whose configuration a checkpoint in one file has, by the names and shapes of its weights."""
     from diffusers.loaders.single_file_utils import fetch_diffusers_config
 
-    return fetch_diffusers_config({name: _Shaped(part) for name, part in weights.items()})["pretrained_model_name_or_path"]
+    return fetch_diffusers_config({name: _Shaped(part) for name, part in weights.items()})[
+        "pretrained_model_name_or_path"
+    ]
 
 
 class _Shaped:

@@ -72,7 +72,7 @@ class Checkpoint:
             return None
         with safe_open(files[0], framework="pt") as file:
             sizes: dict[str, int] = {}
-            for name in file.keys():  # noqa: SIM118  (no mapping)
+            for name in file.keys():
                 part = file.get_slice(name)
                 count = 1
                 for length in part.get_shape():
@@ -96,7 +96,9 @@ class Checkpoint:
         return {
             name: None
             for name, entry in self.index.items()
-            if isinstance(entry, (list, tuple)) and list(entry) == [None, None] and name.startswith(("text_enc", "token"))
+            if isinstance(entry, (list, tuple))
+            and list(entry) == [None, None]
+            and name.startswith(("text_enc", "token"))
         }
 
 
@@ -208,7 +210,7 @@ def _config_of(source: str) -> str:
 
     try:
         with safe_open(source, framework="pt") as file:
-            return config_of_single_file({name: file.get_slice(name) for name in file.keys()})  # noqa: SIM118
+            return config_of_single_file({name: file.get_slice(name) for name in file.keys()})
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"model {source!r}: diffusers does not know it by its weights: give config=") from error
     except Exception as error:  # of safetensors, which says no more than what is wrong with the bytes

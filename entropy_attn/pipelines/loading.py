@@ -100,7 +100,7 @@ def _add_loras(pipe: Any, loras: Sequence[tuple[str, float]]) -> None:
     except ImportError as error:
         raise ImportError("lora needs peft: pip install peft") from error
     names = []
-    for number, (source, weight) in enumerate(loras):
+    for number, (source, _) in enumerate(loras):
         path = Path(source).expanduser()
         if not path.exists() and (source.startswith((".", "/", "~")) or path.suffix):
             raise ValueError(f"lora {source!r}: no such file or folder")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ..integrations.diffusers import apply
-from .sizes import fixed_size
+from .sizes import call_parameters, fixed_size
 
 
 def sample(
@@ -38,7 +37,7 @@ def sample(
     options = call_options(
         pipe, prompts, guidance_scale=guidance_scale, negative_prompt=negative_prompt, arguments=arguments
     )
-    accepted = inspect.signature(type(pipe).__call__).parameters
+    accepted = call_parameters(pipe)
     generators = [torch.Generator("cpu").manual_seed(seed) for _ in prompts or [None]]
     options["generator"] = generators if prompts else generators[0]
     if prompts:
@@ -73,7 +72,7 @@ def call_options(
 
     Raises `ValueError` for what the call does not take, or would pass over.
     """
-    accepted = inspect.signature(type(pipe).__call__).parameters
+    accepted = call_parameters(pipe)
     kind = type(pipe).__name__
     options: dict[str, Any] = dict(arguments or {})
     for name in options:
@@ -97,7 +96,8 @@ def call_options(
                 given = options.get(name, accepted[name].default)
                 if isinstance(given, (int, float)) and given <= 1:
                     raise ValueError(
-                        f"negative_prompt={negative_prompt!r} changes nothing at {name}={given:g}: more than 1 is needed"
+                        f"negative_prompt={negative_prompt!r} changes nothing at {name}={given:g}: more than 1 is "
+                        "needed"
                     )
                 break
         options["negative_prompt"] = [negative_prompt] * len(prompts) if prompts else negative_prompt
@@ -107,7 +107,7 @@ def call_options(
 
 
 def takes_prompt(pipe: Any) -> bool:
-    return "prompt" in inspect.signature(type(pipe).__call__).parameters
+    return "prompt" in call_parameters(pipe)
 
 
 def _pictures(output: Any) -> list[Any]:

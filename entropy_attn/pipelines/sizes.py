@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from ..integrations.models import Model, latent_factor, model_of
@@ -18,6 +19,17 @@ def denoiser_of(pipe: Any) -> Any:
     if denoiser is None:
         raise ValueError(f"{type(pipe).__name__} has neither a UNet nor a transformer")
     return denoiser
+
+
+def call_parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
+    """What the pipeline's call takes, by name; a class that passes everything on to the one below is looked through."""
+    found: Mapping[str, inspect.Parameter] = {}
+    for kind in type(pipe).__mro__:
+        if "__call__" in vars(kind):
+            found = inspect.signature(vars(kind)["__call__"]).parameters
+            if any(p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in list(found.values())[1:]):
+                break
+    return found
 
 
 def size_multiple(pipe: Any) -> int:
@@ -48,8 +60,7 @@ def train_size(pipe: Any) -> tuple[int, int]:
 
 def fixed_size(pipe: Any) -> tuple[int, int] | None:
     """The only size that a pipeline draws, where its call takes none; else None."""
-    accepted = inspect.signature(type(pipe).__call__).parameters
-    return None if {"height", "width"} <= set(accepted) else train_size(pipe)
+    return None if {"height", "width"} <= set(call_parameters(pipe)) else train_size(pipe)
 
 
 def check_size(pipe: Any, size: tuple[int, int], pictures: int = 1) -> None:
@@ -71,7 +82,7 @@ def check_size(pipe: Any, size: tuple[int, int], pictures: int = 1) -> None:
 
 
 def _check_positions(pipe: Any, size: tuple[int, int]) -> None:
-    """Models with a table of positions can draw no larger than it is: a side in Stable Diffusion 3, a square in AuraFlow."""
+    """No larger than a model's table of positions: of a side in Stable Diffusion 3, of a square in AuraFlow."""
     denoiser, model = _denoiser(pipe)
     most = getattr(denoiser.config, "pos_embed_max_size", None)
     if not most or model.halves:
@@ -80,8 +91,8 @@ def _check_positions(pipe: Any, size: tuple[int, int]) -> None:
     cell = latent_factor(pipe) * model.cells_a_token(denoiser.config)
     if max(size) > side * cell:
         raise ValueError(
-            f"size {size[0]}x{size[1]}: {type(denoiser).__name__} has positions for {side}x{side} tokens, so no side may "
-            f"be more than {side * cell} px"
+            f"size {size[0]}x{size[1]}: {type(denoiser).__name__} has positions for {side}x{side} tokens, so no side "
+            f"may be more than {side * cell} px"
         )
 
 

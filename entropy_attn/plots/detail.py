@@ -47,7 +47,9 @@ def head_heat_map(heads: pd.DataFrame, model: str) -> Figure:
     width = min(max(3.4, 0.3 * len(layers) + 1.2), MAX_PANEL_WIDTH)
     columns = 2 if moved else 1
     height = max(2.4, 0.2 * count + 1.2)
-    figure = new_figure(width * columns + 1.0, height * len(policies) + 1.6, f"Entropy of every head at {size} px, {model}")
+    figure = new_figure(
+        width * columns + 1.0, height * len(policies) + 1.6, f"Entropy of every head at {size} px, {model}"
+    )
     axes = figure.subplots(len(policies), columns, squeeze=False, sharex=True, sharey=True)
     for row, (policy, grid) in enumerate(zip(policies, grids, strict=True)):
         own = axes[row][0].imshow(
@@ -65,7 +67,9 @@ def head_heat_map(heads: pd.DataFrame, model: str) -> Figure:
         layer_ticks(axis, layers)
     figure.colorbar(own, ax=list(axes[:, 0]), location="bottom", label="H / ln N", pad=0.02, aspect=30)
     if moved:
-        figure.colorbar(change, ax=list(axes[1:, 1]), location="bottom", label="change of H / ln N", pad=0.02, aspect=30)
+        figure.colorbar(
+            change, ax=list(axes[1:, 1]), location="bottom", label="change of H / ln N", pad=0.02, aspect=30
+        )
         axes[0][1].set_visible(False)  # the first policy changes nothing against itself
     return figure
 

@@ -84,7 +84,9 @@ def change_from_training(table: pd.DataFrame, plan: ProfilePlan, model: str) -> 
             across = np.linspace(-0.3, 0.3, len(values)) * step if len(values) > 1 else np.zeros(1)
             axis.scatter(middle + across, values, s=16, alpha=0.6, linewidths=0, **style,
                          label=policy if place == 0 else None)  # fmt: skip
-            axis.hlines(np.median(values), middle - 0.4 * step, middle + 0.4 * step, color=style["color"], linewidth=2.5)
+            axis.hlines(
+                np.median(values), middle - 0.4 * step, middle + 0.4 * step, color=style["color"], linewidth=2.5
+            )
     names = [f"{size}\n(training)" if size == size_name(plan.reference) else size for size in sizes]
     axis.set_xticks(np.arange(len(sizes)), names)
     axis.set_xlabel("size [px]")

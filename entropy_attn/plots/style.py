@@ -25,7 +25,9 @@ MAX_LAYER_TICKS = 30
 MAX_PANELS = 3  # side by side in one row
 NAME_WIDTH = 18  # characters of a row's name in a line
 
-_UNET = re.compile(r"(down|mid|up)_blocks?(?:\.(\d+))?\.attentions\.(\d+)(?:\.transformer_blocks\.(\d+))?(?:\.(attn\d))?$")
+_UNET = re.compile(
+    r"(down|mid|up)_blocks?(?:\.(\d+))?\.attentions\.(\d+)(?:\.transformer_blocks\.(\d+))?(?:\.(attn\d))?$"
+)
 _BLOCK = re.compile(r"^(single_)?(?:transformer_)?(blocks|layers)\.(\d+)\.(.+)$")
 
 

@@ -9,7 +9,7 @@ from .plan import ProfilePlan, size_name
 
 
 def picture_rows(entropy: pd.DataFrame) -> pd.DataFrame:
-    """The rows that tables and figures are about: self and joint attention, else cross; the prompt's half of the batch."""
+    """What tables and figures are about: self and joint attention, else cross; the prompt's half of the batch."""
     rows = entropy[entropy["kind"].isin(["self", "joint"])]
     rows = entropy[entropy["kind"] == "cross"] if rows.empty else rows
     rows = rows[rows["branch"] != "uncond"]
@@ -66,7 +66,9 @@ def changes(means: pd.DataFrame, plan: ProfilePlan) -> pd.DataFrame:
         means["change"] = means["entropy"] - means["layer"].map(own)
     else:
         own = there.set_index(["policy", "layer"])["entropy"]
-        means["change"] = means["entropy"] - own.reindex(pd.MultiIndex.from_frame(means[["policy", "layer"]])).to_numpy()
+        means["change"] = (
+            means["entropy"] - own.reindex(pd.MultiIndex.from_frame(means[["policy", "layer"]])).to_numpy()
+        )
     return means
 
 

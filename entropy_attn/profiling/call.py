@@ -47,8 +47,8 @@ def profile(
     """Measure the attention entropy of a pipeline at several picture sizes, under several scale policies.
 
     Every run is one generation of all prompts. It serves each denoiser of docs/models.md, on whatever device the
-    pipeline is, offloaded or not; the pipeline is left as it was. Entropies are in nats, and are those of the queries of
-    the picture. What would fail or measure nothing is refused before anything is sampled.
+    pipeline is, offloaded or not; the pipeline is left as it was. Entropies are in nats, of the queries of the
+    picture. What would fail or measure nothing is refused before anything is sampled.
 
         result = ea.profile(pipe, sizes=[512, (768, 512)], scales=["off", ea.scale.LogN(strength=0.5)], out="profile")
         result.summary["slope"]["off"]["median"]  # nats a layer's entropy grows by, per unit of ln N
@@ -69,8 +69,8 @@ def profile(
         arguments: further arguments of the pipeline's call, such as {"num_frames": 9}.
         heads: keep a row of every head at every step in `entropy`, instead of statistics over heads.
         pictures: decode and keep the pictures; without, a VAE is not run at all.
-        out: folder to write into, made if missing; None writes nothing. Every finished run is in it at once, so that one
-            which is interrupted, or fails, loses no other.
+        out: folder to write into, made if missing; None writes nothing. Every finished run is in it at once, so that
+            nothing finished is lost when one is interrupted or fails.
         figures: draw the figures into `out`; needs matplotlib.
         resume: go on with the unfinished profile of the same plan in `out`.
         title: what figures call the model; None is the class of the pipeline.
@@ -134,7 +134,9 @@ def profile(
     return found
 
 
-def make_plan(pipe: Any, *, sizes: Any, scales: Any, prompts: Any, arguments: Any, about: Any, **others: Any) -> ProfilePlan:
+def make_plan(
+    pipe: Any, *, sizes: Any, scales: Any, prompts: Any, arguments: Any, about: Any, **others: Any
+) -> ProfilePlan:
     """The plan, with everything that was left to us filled in."""
     arguments = dict(arguments or {})
     if prompts is None:
@@ -201,7 +203,9 @@ def _policies(denoiser: Any, given: Any) -> dict[str, Any]:
     policies = {str(name): parse_scale(policy) if isinstance(policy, str) else policy for name, policy in given.items()}
     for name, policy in policies.items():
         if policy is not None and not callable(policy):
-            raise TypeError(f"scales: {name}={policy!r}: a policy, its name or None is needed; a number is Fixed(number)")
+            raise TypeError(
+                f"scales: {name}={policy!r}: a policy, its name or None is needed; a number is Fixed(number)"
+            )
     return policies
 
 
@@ -227,14 +231,18 @@ def _notes(plan: ProfilePlan, measured: Measured) -> list[str]:
     notes = [f"{_layers(names)}: not measured, {reason}" for reason, names in _by_reason(measured.unmeasured).items()]
     notes += [f"{_layers(names)}: no map, {reason}" for reason, names in _by_reason(measured.without_map).items()]
     if measured.crosses:
-        notes.append("the entropies are those of cross-attention, whose keys are the text: N does not grow with the picture")
+        notes.append(
+            "the entropies are those of cross-attention, whose keys are the text: N does not grow with the picture"
+        )
     if plan.reference is None:
         notes.append("the model does not state its training size, so nothing is compared with it")
     elif plan.reference not in [tuple(size) for size in plan.sizes]:
         height, width = plan.reference
         notes.append(f"not compared with the training size, {height}x{width} px, which is not among the sizes")
     elif plan.baseline is None:
-        notes.append("compared with each policy's own value at the training size, for the model's own scale was not run")
+        notes.append(
+            "compared with each policy's own value at the training size, for the model's own scale was not run"
+        )
     return notes
 
 

@@ -24,8 +24,8 @@ class Profile:
     heads: a row a layer, branch and head of the layers that attend to the picture: the mean over steps.
     runs: a row a run, with its `seconds`.
     pictures: {(size, policy, seed): a picture a prompt}, of a video its middle frame; none with `pictures=False`.
-    maps: {policy: {layer: (rows, columns) array}}, the entropy of every token of the first prompt at the largest size and
-        for the first seed, mean over heads and steps.
+    maps: {policy: {layer: (rows, columns) array}}, the entropy of every token of the first prompt at the largest size
+        and for the first seed, mean over heads and steps.
     notes: what could not be measured or compared, and why.
     files: {name: path} of what was written.
     """

@@ -88,10 +88,9 @@ def tiny_pipe(tiny_model):
 
 @pytest.fixture
 def invented():
-    """A profile as `ea.profile` returns it, with a row of every head,, from invented entropies that lie on known lines in ln N."""
+    """A profile as `ea.profile` returns it, with a row of every head, of entropies on known lines in ln N."""
     from entropy_attn.profiling import Profile, ProfilePlan, size_name
     from entropy_attn.profiling.rows import _head_means
-
     from entropy_attn.scale import LogN
 
     sizes = [(32, 32), (48, 48), (64, 64), (96, 96), (128, 128)]

@@ -21,7 +21,15 @@ from entropy_attn.cli.options import parse_scale
 from entropy_attn.guidance import TSAM
 from entropy_attn.scale import POLICIES, Constant, Fixed, Layers, LogN, Steps, YaRN
 
-PNGS = {"entropy_vs_tokens", "entropy_vs_training", "entropy_per_layer", "entropy_heads", "entropy_vs_step", "entropy_map", "pictures"}
+PNGS = {
+    "entropy_vs_tokens",
+    "entropy_vs_training",
+    "entropy_per_layer",
+    "entropy_heads",
+    "entropy_vs_step",
+    "entropy_map",
+    "pictures",
+}
 
 
 @pytest.fixture(scope="module")

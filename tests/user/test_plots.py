@@ -16,7 +16,15 @@ from entropy_attn import plots
 from entropy_attn.profiling import changes, layer_means
 from entropy_attn.scale import Constant, LogN, Power
 
-FIGURES = {"entropy_vs_tokens", "entropy_vs_training", "entropy_per_layer", "entropy_heads", "entropy_vs_step", "entropy_map", "pictures"}
+FIGURES = {
+    "entropy_vs_tokens",
+    "entropy_vs_training",
+    "entropy_per_layer",
+    "entropy_heads",
+    "entropy_vs_step",
+    "entropy_map",
+    "pictures",
+}
 
 
 def _texts(figure):
@@ -82,7 +90,7 @@ def test_a_reference_that_was_not_run_is_left_out(invented):
 def many_policies(invented, count):
     """The same profile under so many policies, each a tenth of a nat lower than the one before."""
     policies = {"off": None, "logn:strength=0.5": LogN(strength=0.5), "power:p=0.25:clamp=0.8..1.5": Power(p=0.25),
-                "constant:factor=1.1": Constant(1.1), "lognoroot:direction=up:clamp=0.9..1.2": LogN(strength=2.0)}  # fmt: skip
+                "constant:factor=1.1": Constant(1.1), "lognoroot:direction=up:clamp=0.9..1": LogN(strength=2)}  # fmt: skip
     chosen = dict(list(policies.items())[:count])
 
     def repeated(table):
@@ -97,7 +105,7 @@ def many_policies(invented, count):
         setattr(invented, name, repeated(getattr(invented, name)))
     of_off = {size: found for (size, policy, _), found in invented.pictures.items() if policy == "off"}
     invented.pictures = {(size, policy, 0): found for size, found in of_off.items() for policy in chosen}
-    invented.maps = {policy: invented.maps["off"] for policy in chosen}
+    invented.maps = dict.fromkeys(chosen, invented.maps["off"])
     return invented
 
 

@@ -29,13 +29,19 @@ def profiled(name: str, **options):
         sizes = None
     else:
         sizes = [size, OTHER_SIZE.get(name, (size[1], size[1]))]
-    given = {"sizes": sizes, "prompts": prompts, "arguments": call, "steps": 2 if name == "mochi" else 1, "pictures": False}
-    return pipe, getattr(pipe, case.component), ea.profile(pipe, **{**given, **options})
+    given = {
+        "sizes": sizes,
+        "prompts": prompts,
+        "arguments": call,
+        "steps": 2 if name == "mochi" else 1,
+        "pictures": False,
+    }
+    return getattr(pipe, case.component), ea.profile(pipe, **{**given, **options})
 
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_every_row_of_the_table_is_profiled(name: str):
-    pipe, denoiser, result = profiled(name)
+    denoiser, result = profiled(name)
     model = model_of(denoiser)
     kinds = set(result.entropy["kind"])
     wanted = {"cross"} if name == "sana" else kinds & {"self", "joint"}
