@@ -89,8 +89,13 @@ def test_a_reference_that_was_not_run_is_left_out(invented):
 
 def many_policies(invented, count):
     """The same profile under so many policies, each a tenth of a nat lower than the one before."""
-    policies = {"off": None, "logn:strength=0.5": LogN(strength=0.5), "power:p=0.25:clamp=0.8..1.5": Power(p=0.25),
-                "constant:factor=1.1": Constant(1.1), "lognoroot:direction=up:clamp=0.9..1": LogN(strength=2)}  # fmt: skip
+    policies = {
+        "off": None,
+        "logn:strength=0.5": LogN(strength=0.5),
+        "power:p=0.25:clamp=0.8..1.5": Power(p=0.25),
+        "constant:factor=1.1": Constant(1.1),
+        "lognoroot:direction=up:clamp=0.9..1": LogN(strength=2),
+    }
     chosen = dict(list(policies.items())[:count])
 
     def repeated(table):

@@ -98,12 +98,32 @@ def test_a_folder_without_a_plan_or_with_one_that_was_cut_off(tiny_pipe, cut_off
 
 def test_ctrl_c_keeps_what_was_finished_and_says_so(tiny_model, tmp_path, capsys):
     out = tmp_path / "out"
-    command = ["profile", "--model", str(tiny_model), "--sizes", "16", "--scale", "off", "--prompt", "a",
-               "--steps", "4", "--seeds", ",".join(map(str, range(30))), "--device", "cpu", "--out", str(out)]  # fmt: skip
+    command = [
+        "profile",
+        "--model",
+        str(tiny_model),
+        "--sizes",
+        "16",
+        "--scale",
+        "off",
+        "--prompt",
+        "a",
+        "--steps",
+        "4",
+        "--seeds",
+        ",".join(map(str, range(30))),
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+    ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "entropy_attn", *command], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "entropy_attn", *command],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     try:
         lines = []
         for line in process.stderr:  # a line a run, for it is no terminal
@@ -137,8 +157,24 @@ def test_out_of_memory_says_what_is_kept_and_what_is_left_to_try(tiny_model, tmp
         return run_once(*given)
 
     monkeypatch.setattr(call, "run_once", short_of_memory)
-    command = ["profile", "--model", str(tiny_model), "--sizes", "16,32", "--scale", "off", "--prompt", "a",
-               "--steps", "1", "--device", "cpu", "--vae-tiling", "--out", str(tmp_path)]  # fmt: skip
+    command = [
+        "profile",
+        "--model",
+        str(tiny_model),
+        "--sizes",
+        "16,32",
+        "--scale",
+        "off",
+        "--prompt",
+        "a",
+        "--steps",
+        "1",
+        "--device",
+        "cpu",
+        "--vae-tiling",
+        "--out",
+        str(tmp_path),
+    ]
     assert main(command) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("entropy-attn: error: out of device memory: try --offload model, then a smaller size; ")
