@@ -43,6 +43,7 @@ _EXPORTS: dict[str, tuple[str, str | None]] = {
     "apply": ("integrations.diffusers", "apply"),
     "attention": ("ops", "attention"),
     "guidance": ("guidance", None),
+    "profile": ("profiling", "profile"),
     "scale": ("scale", None),
     "scaled_dot_product_attention": ("ops", "scaled_dot_product_attention"),
     "shapes": ("shapes", None),

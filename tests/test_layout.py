@@ -24,7 +24,7 @@ LAYERS = [
     {"guidance"},
     {"integrations"},
     {"shapes", "pipelines"},
-    {"profile", "plots", "map_sheet", "guidance_sheet", "bench"},
+    {"profiling", "plots", "map_sheet", "guidance_sheet", "bench"},
     {"cli", "__main__"},
 ]
 OPTIONAL = {

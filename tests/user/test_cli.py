@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -20,13 +21,21 @@ from entropy_attn.cli.options import parse_scale
 from entropy_attn.guidance import TSAM
 from entropy_attn.scale import POLICIES, Constant, Fixed, Layers, LogN, Steps, YaRN
 
-PNGS = {"entropy_vs_tokens", "entropy_per_layer", "entropy_heads", "entropy_vs_step", "entropy_map", "pictures"}
+PNGS = {
+    "entropy_vs_tokens",
+    "entropy_vs_training",
+    "entropy_per_layer",
+    "entropy_heads",
+    "entropy_vs_step",
+    "entropy_map",
+    "pictures",
+}
 
 
 @pytest.fixture(scope="module")
 def profiled(tiny_model, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "made" / "for me"
-    arguments = ["profile", "--model", str(tiny_model), "--sizes", "16,32x24"]
+    arguments = ["profile", "--model", str(tiny_model), "--sizes", "16,32"]
     arguments += ["--scale", "off", "--scale", "logn:strength=0.5"]
     done = _run([*arguments, "--prompt", "a", "--prompt", "b", "--steps", "2", "--json", "--out", str(out)])
     assert done.returncode == 0, done.stderr
@@ -41,10 +50,11 @@ def _run(arguments):
 
 def test_profile_writes_everything(profiled):
     out, _ = profiled
-    assert {path.name for path in out.iterdir()} == {"entropy.csv", "summary.json", *(f"{name}.png" for name in PNGS)}
+    tables = {"entropy.csv", "heads.csv", "layers.csv", "summary.json", "plan.json", "pictures", "maps"}
+    assert {path.name for path in out.iterdir()} == {*tables, *(f"{name}.png" for name in PNGS)}
     table = pd.read_csv(out / "entropy.csv")
     assert {"size", "policy", "seed", "layer", "mean", "seqlen_k", "scale"} <= set(table.columns)
-    assert set(table["size"]) == {"16x16", "32x24"} and set(table["policy"]) == {"off", "logn:strength=0.5"}
+    assert set(table["size"]) == {"16x16", "32x32"} and set(table["policy"]) == {"off", "logn:strength=0.5"}
 
 
 def test_profile_json_is_the_summary_and_nothing_else(profiled):
@@ -52,7 +62,7 @@ def test_profile_json_is_the_summary_and_nothing_else(profiled):
     printed, written = json.loads(done.stdout), json.loads((out / "summary.json").read_text())
     files = printed.pop("files")
     assert printed == written
-    assert set(files) == {"entropy", "summary", *PNGS}
+    assert set(files) == {"entropy", "heads", "layers", "summary", "plan", *PNGS}
     assert written["device"] in ("cpu", "cuda") and written["steps"] == 2 and written["prompts"] == ["a", "b"]
     assert set(written["versions"]) >= {"torch", "entropy_attn"}
 
@@ -60,11 +70,11 @@ def test_profile_json_is_the_summary_and_nothing_else(profiled):
 def test_profile_tables(tiny_model, tmp_path, capsys):
     assert main(["profile", "--model", str(tiny_model), "--sizes", "16", "--steps", "1", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "16x16" in out and "slope" in out and "entropy_map.png" in out
+    assert "16x16" in out and "Slope of each layer" in out and "entropy_map.png" in out
 
 
 def test_profile_default_sizes_surround_the_training_size(tiny_pipe):
-    from entropy_attn.cli.profile import _sizes
+    from entropy_attn.profiling.call import _sizes
 
     assert _sizes(tiny_pipe, None) == [(16, 16), (24, 24), (32, 32), (48, 48), (64, 64)]
 
@@ -81,6 +91,17 @@ def test_generate(tiny_model, tmp_path, capsys):
         and done["out"] == str(out)
         and list(done["policies"]) == ["logn"]
     )
+
+
+def test_generate_of_several_prompts(tiny_model, tmp_path, capsys):
+    given = ["generate", "--model", str(tiny_model), "--steps", "1", "--size", "16", "--json", "--out"]
+    assert main([*given, str(tmp_path / "both.png"), "--prompt", "a", "--prompt", "b", "--negative-prompt", "c"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done["prompts"] == ["a", "b"] and done["negative_prompt"] == "c"
+    assert done["files"] == [str(tmp_path / f"both-{number}.png") for number in (0, 1)]
+    assert main([*given, str(tmp_path / "one.png"), "--prompt", "b", "--negative-prompt", "c"]) == 0
+    both, one = np.asarray(Image.open(tmp_path / "both-1.png"), int), np.asarray(Image.open(tmp_path / "one.png"), int)
+    np.testing.assert_allclose(both, one, atol=1)
 
 
 def test_generate_guided(tmp_path, capsys):
@@ -206,7 +227,7 @@ def test_profile_of_a_transformer(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["files"]
     rows = pd.read_csv(out / "entropy.csv")
     assert set(rows["kind"]) >= {"joint"} and set(rows["policy"]) == {"off", "logn"} and set(rows["step"]) == {0, 1}
-    assert {f"{name}.png" for name in PNGS} <= {path.name for path in out.iterdir()}
+    assert {f"{name}.png" for name in PNGS - {"entropy_vs_training"}} <= {path.name for path in out.iterdir()}
     assert main(["generate", "--model", str(tmp_path / "model"), "--prompt", "ab", "--size", "24x16", "--steps", "1",
                  "--device", "cpu", "--out", str(tmp_path / "one.png")]) == 0  # fmt: skip
     assert Image.open(tmp_path / "one.png").size == (16, 24)
@@ -284,6 +305,21 @@ PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MO
         ([*PROFILE, "--device", "cuda:99"], "--device 'cuda:99'"),
         ([*PROFILE, "--dtype", "int8"], "--dtype 'int8'"),
         ([*PROFILE, "--out", "FILE/below"], "cannot be written to"),
+        ([*PROFILE, "--sizes", "1048576"], "size 1048576x1048576 needs at least"),
+        ([*PROFILE, "--resume"], "has no plan.json"),
+        ([*PROFILE, "--argument", "x"], "--argument 'x': give NAME=VALUE"),
+        ([*PROFILE, "--argument", "num_frames=9"], "takes no 'num_frames'"),
+        ([*PROFILE, "--offload", "disk"], "--offload 'disk': give one of model, sequential"),
+        ([*PROFILE, "--offload", "model", "--device", "cpu"], "--offload model: it moves weights off a GPU"),
+        ([*PROFILE, "--scheduler", "Nothing"], "scheduler 'Nothing' is no scheduler of diffusers: give one of"),
+        ([*PROFILE, "--scheduler", "FlowMatchEulerDiscreteScheduler"], "is made for other models"),
+        ([*PROFILE, "--lora", "a.safetensors:much"], "'much' is no weight"),
+        ([*PROFILE, "--variant", "fp8"], "no files of variant 'fp8'"),
+        ([*PROFILE, "--revision", "main"], "only a Hub id has revisions"),
+        ([*PROFILE, "--config", "x"], "has its own; a single .safetensors file needs one"),
+        (["profile", "--variant", "fp16"], "the embedded model has but one"),
+        ([*GENERATE, "--prompt", "b", "--show-maps", "maps.png", "--guidance", "tsam"], "give one --prompt"),
+        ([*GENERATE, "--negative-prompt", "b", "--guidance-scale", "1"], "changes nothing at guidance_scale=1"),
         (["profile", "--model", "./nowhere"], "unknown model './nowhere'"),
         (["profile", "--model", "nobody/nothing"], "unknown model 'nobody/nothing'"),
         (["generate"], "--prompt"),
