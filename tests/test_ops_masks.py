@@ -40,7 +40,7 @@ def test_grouped_heads_that_differ(impl):
     checks.check_grouped_heads_that_differ(impl, "cpu")
 
 
-@pytest.mark.parametrize("dtype, of_mask", itertools.product(FLOATS, FLOATS), ids=str)
+@pytest.mark.parametrize("dtype, of_mask", list(itertools.product(FLOATS, FLOATS)), ids=str)
 def test_no_mask_is_rounded_to_a_narrower_dtype(dtype, of_mask):
     """Levels that only the mask's dtype can hold or tell apart, in an autocast region too."""
     largest = min(torch.finfo(of_mask).max, 1e300)

@@ -320,7 +320,9 @@ def test_guidance_of_the_latents_follows_a_cut_off(shapes: Any):
 # -- pictures and layers ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recorder", [ea.MapRecorder(tokens=(1,)), ea.EntropyRecorder(per_query=True)], ids=repr)
+@pytest.mark.parametrize(
+    "recorder", [ea.MapRecorder(tokens=(1,)), ea.EntropyRecorder(per_query=True)], ids=["maps", "entropies"]
+)
 def test_reference_pictures_are_not_the_picture(recorder: Any):
     net = PIPELINES["flux"].make().transformer
     count = 24
