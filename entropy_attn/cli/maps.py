@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from . import options
+from .loading import Loading, takes_loading
 from .seeds import check_seed
 from .tables import Column, print_table
 
@@ -32,10 +33,11 @@ TABLE = (
 )
 
 
+@takes_loading
 def maps(
+    loading: Loading,
     prompt: Annotated[str, typer.Option(help="What to draw.")],
     out: Annotated[Path, typer.Option(help="File to write; its folder is made if missing.")] = Path("maps.png"),
-    model: Annotated[str, typer.Option(help=options.MODEL_HELP)] = "shapes",
     size: Annotated[str | None, typer.Option(help=f"{options.SIZE_HELP}; by default the training size.")] = None,
     words: Annotated[
         str | None,
@@ -66,11 +68,9 @@ def maps(
         float | None, typer.Option(help="Classifier-free guidance; by default 4 for shapes, else the pipeline's own.")
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the maps' numbers to this .csv file too.")] = None,
-    device: Annotated[str, typer.Option(help=options.DEVICE_HELP)] = "auto",
-    dtype: Annotated[str, typer.Option(help=", ".join(options.DTYPES) + ".")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
-    with options.refusals():
+    with options.refusals(loading):
         policy = options.parse_scale(scale)
         wanted = None if size is None else options.parse_size(size)
         if words is not None and tokens is not None:
@@ -92,8 +92,8 @@ def maps(
         options.output_picture(out)
         if csv is not None:
             options.output_table(csv)
-        guidance_scale = options.guidance(model, guidance_scale)
-        pipe, running_on = options.load(model, device, dtype)
+        guidance_scale = options.guidance(loading.model, guidance_scale)
+        pipe, running_on = loading.load()
 
         from ..map_files import save_maps
         from ..map_recorder import MapRecorder
@@ -102,7 +102,7 @@ def maps(
 
         wanted = wanted or train_size(pipe)
         check_size(pipe, wanted)
-        if cells is None and model == "shapes":  # whose objects are a few tokens wide
+        if cells is None and loading.model == "shapes":  # whose objects are a few tokens wide
             cells = wanted[0] // pipe.vae_scale_factor, wanted[1] // pipe.vae_scale_factor
         mean, apart = MapRecorder(chosen, cells), MapRecorder(chosen, cells, steps=rows or None)
         start = time.perf_counter()
@@ -129,7 +129,7 @@ def maps(
             {names[step]: found[0, 0] for step, found in by_step.items()},
             mean.tokens,
             prompt,
-            subtitle=_caption(mean, model, wanted, seed, steps),
+            subtitle=_caption(mean, loading.model, wanted, seed, steps),
             common_scale=colours == "all",
         )
         figure.savefig(out, dpi=150)
