@@ -51,6 +51,12 @@ def check_scale(scale: float | Tensor | None, query: Tensor) -> None:
         raise ValueError(f"scale must be finite, got {scale}")
 
 
+def check_flag(name: str, value: object) -> None:
+    """Refuse what is true or false without being a bool, such as the text "no"."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r}: True or False is needed")
+
+
 def check_map_keys(map_keys: tuple[int, int] | slice | None, seqlen_k: int) -> tuple[int, int] | None:
     """The range as ``0 <= start < stop <= seqlen_k``. Unlike a slice of a list, it is never cut to what is there."""
     if map_keys is None:

@@ -57,7 +57,8 @@ class Recorder:
 
     def __init__(self, branches: tuple[str, ...] | None):
         if branches is not None:
-            if isinstance(branches, str) or not all(isinstance(name, str) for name in branches):
+            named = isinstance(branches, (tuple, list)) and all(isinstance(name, str) for name in branches)
+            if not named:
                 raise TypeError(f"branches={branches!r}: a tuple of names or None is needed")
             branches = tuple(branches)
             if not branches or len(set(branches)) < len(branches):

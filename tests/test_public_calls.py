@@ -6,7 +6,6 @@ What is wrong is refused before any work by TypeError, ValueError or Unsupported
 from __future__ import annotations
 
 import inspect
-import itertools
 
 import pytest
 import torch
@@ -278,18 +277,8 @@ HANDED_OUT = {
 }
 # Torch's function with torch's words, which name what they find wrong and not the argument.
 IN_TORCHS_WORDS = {"scaled_dot_product_attention"}
-PENDING = {
-    **dict.fromkeys(itertools.product(("attention", "unsupported_reasons"), ("return_lse", "return_entropy"), (0, 1))),
-    **dict.fromkeys(itertools.product(("EntropyRecorder", "MapRecorder"), ("branches",), (0,))),
-}
 CASES = [
-    pytest.param(
-        name,
-        parameter,
-        value,
-        id=f"{name}-{parameter}-{at}",
-        marks=[pytest.mark.xfail(strict=True)] if (name, parameter, at) in PENDING else [],
-    )
+    pytest.param(name, parameter, value, id=f"{name}-{parameter}-{at}")
     for name, (_, _, wrong) in CALLS.items()
     for parameter, values in wrong.items()
     for at, value in enumerate(values)

@@ -55,8 +55,8 @@ class EntropyAdaptive:
     def __post_init__(self) -> None:
         for name in ("lambda_min", "lambda_max", "gamma"):
             require_finite(name, getattr(self, name))
-        if self.gamma <= 0:
-            raise ValueError(f"gamma={self.gamma}: more than 0 is needed")
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: more than 0 is needed")
         require_one_of("missing", self.missing, ("error", "leave"))
         require_bool("relative", self.relative)
         if self.step is not None:
