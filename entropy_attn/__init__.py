@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; at run time a name is i
     from .ops import unsupported_reasons as unsupported_reasons
     from .pipelines.tsam import TSAMStableDiffusionPipeline as TSAMStableDiffusionPipeline
     from .pipelines.tsam import TSAMStableDiffusionXLPipeline as TSAMStableDiffusionXLPipeline
+    from .profiling import profile as profile
     from .recorder import EntropyRecorder as EntropyRecorder
     from .scale import CallInfo as CallInfo
 
@@ -62,6 +63,7 @@ __all__ = [
     "apply",
     "attention",
     "guidance",
+    "profile",
     "scale",
     "scaled_dot_product_attention",
     "shapes",

@@ -72,7 +72,9 @@ CALLS = {
     "attention": (ea.attention, QKV, STATISTICS),
     "unsupported_reasons": (ea.unsupported_reasons, QKV, STATISTICS),
     "scaled_dot_product_attention": (
-        ea.scaled_dot_product_attention, QKV, {**CALL, "dropout_p": [WRONG, -0.5, 1.5, "0.1"]}
+        # torch's own function takes a scale of NaN or infinity
+        ea.scaled_dot_product_attention, QKV,
+        {**CALL, "scale": [WRONG, "0.5", torch.zeros(3)], "dropout_p": [WRONG, -0.5, 1.5, "0.1"]},
     ),
     "EntropyRecorder": (ea.EntropyRecorder, {}, {"per_query": FLAG, "branches": BRANCHES}),
     "MapRecorder": (
@@ -263,7 +265,7 @@ CALLS = {
     ),
 }  # fmt: skip
 # Of diffusers' making, or tested in a file of its own.
-ELSEWHERE = {"TSAMStableDiffusionPipeline", "TSAMStableDiffusionXLPipeline", "scale.EntropyAdaptive"}
+ELSEWHERE = {"TSAMStableDiffusionPipeline", "TSAMStableDiffusionXLPipeline", "profile", "scale.EntropyAdaptive"}
 # What the library hands out: records, made once a call and inside compiled code, an exception, and names of types.
 HANDED_OUT = {
     "AttentionOutput",

@@ -247,7 +247,7 @@ def test_info_of_a_model(capsys, tmp_path, tiny_model):
     assert len(pd.read_csv(table)) == len(rows)
     assert main(command) == 0
     shown = capsys.readouterr().out
-    assert "StableDiffusionPipeline at 48x32" in shown and "384" in shown
+    assert "StableDiffusionPipeline at 48x32" in " ".join(shown.split()) and "384" in shown
     assert main(["info", "--model", "shapes"]) == 0
     assert "at 64x64" in capsys.readouterr().out
 

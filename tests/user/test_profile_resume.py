@@ -123,6 +123,7 @@ def test_ctrl_c_keeps_what_was_finished_and_says_so(tiny_model, tmp_path, capsys
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # jobs in the background ignore it
     )
     try:
         lines = []
