@@ -40,7 +40,7 @@ def canvases(rng: random.Random, count: int) -> torch.Tensor:
 
 
 def warm_start(model: AutoencoderKL) -> None:
-    """Take every block that the first pipeline's autoencoder has too; its decoder's blocks lie one level deeper here."""
+    """Take every block that the first autoencoder has too; its decoder's blocks lie one level deeper here."""
     old = AutoencoderKL.from_pretrained(MODEL_DIR / "vae", torch_dtype=torch.float32).state_dict()
     old = {
         re.sub(r"^decoder\.up_blocks\.(\d)", lambda m: f"decoder.up_blocks.{int(m[1]) + 1}", name): value

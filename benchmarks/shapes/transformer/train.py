@@ -6,7 +6,7 @@ and falls to zero over the last part of whatever --steps says.
 
 example:
     python benchmarks/shapes/transformer/train.py --work runs/transformer --steps 8000
-    python benchmarks/shapes/transformer/train.py --work runs/transformer --from-state benchmarks/shapes/transformer/state
+    python benchmarks/shapes/transformer/train.py --work runs/more --from-state benchmarks/shapes/transformer/state
 """
 
 from __future__ import annotations
