@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
+import json
 import random
 from pathlib import Path
 
@@ -42,6 +44,22 @@ def requests(split: str, total: int) -> list[Request]:
         if mine == split and not held_out().touches(request):
             chosen[request.caption()] = request
     return list(chosen.values())
+
+
+def settings(args) -> dict:
+    """What every picture of a folder has in common."""
+    weights = args.model / "transformer" / "diffusion_pytorch_model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    return {"transformer_sha256": digest, "steps": args.steps, "guidance_scale": args.guidance_scale}
+
+
+def claim(out: Path, mine: dict) -> None:
+    """Write the settings of a new folder, or raise ``ValueError`` where its pictures were made with others."""
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "settings.json"
+    if path.exists() and json.loads(path.read_text()) != mine:
+        raise ValueError(f"--out {out}: its pictures were made with {path.read_text()}, not with {json.dumps(mine)}")
+    path.write_text(json.dumps(mine))
 
 
 class Pictures:
@@ -101,7 +119,7 @@ def main() -> None:
     args = parser.parse_args()
     if any(size % 16 or size < 32 for size in args.sizes):
         parser.error(f"--sizes: got {args.sizes}; allowed are multiples of 16 from 32")
-    args.out.mkdir(parents=True, exist_ok=True)
+    claim(args.out, settings(args))
     pictures = Pictures(args)
     report, choose = requests("report", args.captions), requests("choose", args.choose)
     off = {"off": ea.scale.Fixed()}

@@ -153,8 +153,11 @@ def main() -> None:
     path = args.work / "autoencoder.pt"
     if args.from_state and not path.exists():
         save(path, torch.load(args.from_state / "autoencoder.pt"))
-    autoencoder = train_autoencoder(path, args.autoencoder_steps, log, args.device)
-    train(args, autoencoder, log)
+    try:
+        autoencoder = train_autoencoder(path, args.autoencoder_steps, log, args.device)
+        train(args, autoencoder, log)
+    except KeyboardInterrupt:  # before the transformer's first step; the stages there keep their own checkpoints
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":
