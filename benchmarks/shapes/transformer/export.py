@@ -16,6 +16,8 @@ from files import load_state, write_state
 from model import pipeline, transformer, vae
 
 LIMIT = 16 * 2**20
+# The tokenizer's class by the name that transformers 4 and 5 both know; 5 writes one of its own.
+TOKENIZER_CLASS = "PreTrainedTokenizerFast"
 
 
 def load_checkpoint(work: Path | None, state: Path | None):
@@ -40,6 +42,8 @@ def export(work: Path | None, state: Path | None, out: Path) -> tuple[int, int]:
     """Write the pipeline; returns the step and the bytes of all safetensors."""
     autoencoder, denoiser, step = load_checkpoint(work, state)
     pipeline(autoencoder, denoiser).to(torch.float16).save_pretrained(out, safe_serialization=True)
+    for file in (out / "model_index.json", out / "tokenizer" / "tokenizer_config.json"):
+        file.write_text(file.read_text().replace('"TokenizersBackend"', f'"{TOKENIZER_CLASS}"'))
     return step, sum(file.stat().st_size for file in out.rglob("*.safetensors"))
 
 
