@@ -51,7 +51,7 @@ def check_scale(scale: float | Tensor | None, query: Tensor) -> None:
         raise ValueError(f"scale must be finite, got {scale}")
 
 
-def check_flag(name: str, value: object) -> None:
+def require_bool(name: str, value: object) -> None:
     """Refuse what is true or false without being a bool, such as the text "no"."""
     if not isinstance(value, bool):
         raise TypeError(f"{name}={value!r}: True or False is needed")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from entropy_attn.autograd import attention_operator
-from entropy_attn.checks import check_attention, check_flag, check_map_keys, check_scale
+from entropy_attn.checks import check_attention, check_map_keys, check_scale, require_bool
 from entropy_attn.dispatch import may_choose, measured_choice
 from entropy_attn.errors import Unsupported
 from entropy_attn.reference import attention_reference
@@ -71,8 +71,8 @@ def attention(
             serves what it can of these.
     """
     _check_impl(impl)
-    check_flag("return_lse", return_lse)
-    check_flag("return_entropy", return_entropy)
+    require_bool("return_lse", return_lse)
+    require_bool("return_entropy", return_entropy)
     statistics = return_lse or return_entropy or map_keys is not None
     attn_mask, is_causal = as_causal(attn_mask, is_causal, query, key)
     if not torch.compiler.is_compiling() and not all(map(is_plain, (query, key, value, attn_mask, scale))):
@@ -146,10 +146,6 @@ def scaled_dot_product_attention(
     return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, **options)
 
 
-# What a model gives to torch's attention.
-attention_of_a_model = scaled_dot_product_attention
-
-
 def unsupported_reasons(
     query: Tensor,
     key: Tensor,
@@ -166,8 +162,8 @@ def unsupported_reasons(
 ) -> list[str]:
     """Every reason why ``impl`` cannot serve this :func:`attention` call; empty where it can."""
     _check_impl(impl)
-    check_flag("return_lse", return_lse)
-    check_flag("return_entropy", return_entropy)
+    require_bool("return_lse", return_lse)
+    require_bool("return_entropy", return_entropy)
     attn_mask, is_causal = as_causal(attn_mask, is_causal, query, key)
     if not all(map(is_plain, (query, key, value, attn_mask, scale))):
         statistics = return_lse or return_entropy or map_keys is not None

@@ -5,6 +5,7 @@ Knows nothing of any model library: an integration says which layer is calling a
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,8 @@ from . import ops
 from .errors import Unsupported
 from .recording import Parts, Recorder, Wish
 from .scale import CallInfo, Kind, Policy, TokenRatio, needs_train_tokens, resolve_scale, training_tokens
+
+_training_tokens = functools.lru_cache(maxsize=4096)(training_tokens)  # the same few in every call
 
 # Of joint attention, the queries that the scale is for: all, or those of the picture alone.
 Rows = Literal["all", "image"]
@@ -242,7 +245,7 @@ class Router:
         """Attention, and what is recorded of it. `query` is all rows of the call, or those of the picture alone."""
         options = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
         if not wishes:
-            return ops.attention_of_a_model(query, key, value, dropout_p=dropout_p, **options)
+            return ops.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, **options)
         if dropout_p > 0.0:
             raise Unroutable(
                 f"layer {place.layer!r}", [f"dropout_p={dropout_p}: attention is recorded without dropout only"]
@@ -310,7 +313,7 @@ class Router:
             if flat:
                 train_tokens = call.train_tokens
             elif self.train_size is not None:
-                train_tokens = training_tokens(
+                train_tokens = _training_tokens(
                     seqlen_k - text_tokens,
                     call.latent_size,
                     self.train_size,

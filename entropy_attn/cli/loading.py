@@ -81,7 +81,7 @@ class Loading:
                 loras=loras,
                 anything=anything,
             )
-        from ..pipelines import denoiser_of
+        from ..integrations.models import denoiser_of
 
         dtype = str(denoiser_of(pipe).dtype).removeprefix("torch.")
         given = {name: getattr(self, name) for name in OTHERS if getattr(self, name)}

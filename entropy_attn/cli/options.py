@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..scale.text import literal, parse_choice, parse_scale
 from . import Refused
 from .loading import DEVICE_HELP, DTYPES, MODEL_HELP, Loading
 from .seeds import check_seed
@@ -115,9 +114,17 @@ def parse_seeds(text: str) -> list[int]:
     return [check_seed("--seeds", int(part)) for part in parts]
 
 
+def parse_scale(text: str) -> Any:
+    """'off', 'logn:strength=0.5' and the like to a scale policy."""
+    from ..scale.text import parse_scale as parse  # torch is not imported for --help
+
+    return parse(text)
+
+
 def parse_guidance(text: str | None) -> Any:
     """The same to a guidance; None, or 'off', for none."""
     from ..guidance import TSAM
+    from ..scale.text import parse_choice
 
     if text is None or text == "off":
         return None
@@ -140,6 +147,8 @@ def _steps(text: str) -> list[int]:
 
 def parse_arguments(pairs: list[str]) -> dict[str, Any]:
     """NAME=VALUE, where the value is a Python literal or else the text itself."""
+    from ..scale.text import literal
+
     found: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")

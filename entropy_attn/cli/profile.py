@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ..profiling.plan import DEFAULT_PROMPTS
 from . import EXIT_INTERRUPTED, Refused, options
 from .loading import Loading, takes_loading
 from .profile_report import print_report
@@ -76,6 +75,8 @@ def profile(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished profile in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON instead of tables.")] = False,
 ) -> None:
+    from ..profiling.plan import DEFAULT_PROMPTS
+
     with _kept_in(out), options.refusals(loading, len(prompt or DEFAULT_PROMPTS)):
         names = options.parse_list("--scale", ",".join(scales)) if scales else None
         policies = None if names is None else {name: options.parse_scale(name) for name in names}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-MAX_SEED = 2**64 - 1
+MAX_SEED = 2**64 - 1  # that of a profile's plan, which is not imported: --help is to be quick
 
 
 def check_seed(option: str, seed: int) -> int:

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor
 
+from ..scale.fields import require_bool as require_bool
+from ..scale.fields import require_finite
+from ..scale.fields import require_int as require_int
+
 
 def require_number(name: str, value: Any, least: float | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}={value!r}: a number is needed")
-    if not math.isfinite(value) or (least is not None and value < least):
-        raise ValueError(f"{name}={value!r}: a finite number{'' if least is None else f' from {least:g}'} is needed")
-
-
-def require_int(name: str, value: Any, least: int = 0) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name}={value!r}: a whole number is needed")
-    if value < least:
-        raise ValueError(f"{name}={value!r}: a whole number from {least} is needed")
-
-
-def require_bool(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}={value!r}: True or False is needed")
+    require_finite(name, value)
+    if least is not None and value < least:
+        raise ValueError(f"{name}={value!r}: a finite number from {least:g} is needed")
 
 
 def require_tensor(name: str, value: Any, floating: bool | None = None) -> None:

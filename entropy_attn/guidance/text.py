@@ -64,7 +64,7 @@ def real_tokens(input_ids: Tensor, eos_token_id: int) -> list[list[int]]:
     Raises:
         TypeError, ValueError: no tensor (B, s) of whole numbers, or a prompt without an end mark.
     """
-    require_int("eos_token_id", eos_token_id)
+    require_int("eos_token_id", eos_token_id, 0)
     require_tensor("input_ids", input_ids, floating=False)
     if input_ids.dim() != 2:
         raise ValueError(f"input_ids must be (prompts, tokens); got {tuple(input_ids.shape)}")

@@ -40,7 +40,7 @@ def step_size(alpha: float, step: int, num_steps: int, step_range: tuple[float, 
     """
     require_number("alpha", alpha)
     require_int("num_steps", num_steps, least=1)
-    require_int("step", step)
+    require_int("step", step, 0)
     if not 0 <= step < num_steps:
         raise ValueError(f"step={step}: a step from 0 to {num_steps - 1} is needed")
     first, last = checked_range(step_range)

@@ -191,7 +191,6 @@ class Place:
         self.step = account._step
         self.unheard = unheard
         self.caller = caller
-        self.calls = len(account._calls)
         self._account = account
         self._arguments = arguments
 

@@ -162,8 +162,11 @@ def _places(
     if rule.per_sample:
         samples = len(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
         return lambda index: LayerCall(name, kind, text, sample=index, samples=samples)
-    single = _own_call(module, rule) is None
-    return lambda index: None if single and index else place_of(name, module, rule, kind, text, index)
+    own = _own_call(module, rule)
+    if own is None:
+        only = _place(name, kind, text, rule.ragged)
+        return lambda index: None if index else only
+    return lambda index: _place_among(name, rule, kind, text, index == own)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -173,10 +176,12 @@ def _place(name: str, kind: Kind, text: Any, ragged: bool) -> LayerCall:
 
 def place_of(name: str, module: AttentionLayer, rule: LayerRule, kind: Kind, text: str | None, index: int) -> LayerCall:
     """The index-th attention call of a layer."""
-    first = _own_call(module, rule)
-    if first is None or index == first:
-        return _place(name, kind, text, rule.ragged)
-    return _place(f"{name}.image", "cross", None, False)
+    return _place_among(name, rule, kind, text, _own_call(module, rule) in (None, index))
+
+
+def _place_among(name: str, rule: LayerRule, kind: Kind, text: str | None, own: bool) -> LayerCall:
+    """A call of a layer that also attends to a picture prompt: its own, or that."""
+    return _place(name, kind, text, rule.ragged) if own else _place(f"{name}.image", "cross", None, False)
 
 
 def kind_of(rule: LayerRule) -> tuple[Kind, str | None]:

@@ -443,6 +443,22 @@ MODELS: tuple[Model, ...] = (
 )
 
 
+def denoiser_of(pipe: Any) -> Any:
+    """The network whose attention is routed: a pipeline's UNet, or its transformer."""
+    denoiser = getattr(pipe, "unet", None)
+    if denoiser is None:
+        denoiser = getattr(pipe, "transformer", None)
+    if denoiser is None:
+        raise ValueError(f"{type(pipe).__name__} has neither a UNet nor a transformer")
+    return denoiser
+
+
+def pixels_a_token(pipe: Any) -> int:
+    """On a side, for a pipeline whose layers all see the picture alike."""
+    denoiser = denoiser_of(pipe)
+    return latent_factor(pipe) * model_of(denoiser).cells_a_token(denoiser.config)
+
+
 def model_of(denoiser: object) -> Model | None:
     """The row of a denoiser, by the names of its class and of those it derives from."""
     names = [cls.__name__ for cls in type(denoiser).__mro__ if cls.__module__.startswith("diffusers.")]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ def _video(frames: int, height: int, width: int, config: Mapping[str, Any]) -> P
 
 def _of_ids(ids: torch.Tensor) -> tuple[tuple[int, int], int]:
     """Size in latent cells and number of tokens of the picture that the ids begin with."""
-    if _latest_ids and _latest_ids[0][0]() is ids:
-        return _latest_ids[0][1]
+    if (known := _known_ids.get(ids)) is not None:
+        return known
     places = ids[0] if ids.dim() == 3 else ids
     own = places[places[:, 0] == places[0, 0]]
     # (…, row, column) with three ids; Flux 2 has a fourth, the place in the text, at the end
@@ -122,8 +122,8 @@ def _of_ids(ids: torch.Tensor) -> tuple[tuple[int, int], int]:
     low, high = torch.stack([rows.amin(), columns.amin()]), torch.stack([rows.amax(), columns.amax()])
     sides = (2 * (high - low + 1)).tolist()
     found = (int(sides[0]), int(sides[1])), len(own)
-    _latest_ids[:] = [(weakref.ref(ids), found)]
+    _known_ids[ids] = found
     return found
 
 
-_latest_ids: list[tuple[weakref.ref[torch.Tensor], tuple[tuple[int, int], int]]] = []
+_known_ids = WeakTensorKeyDictionary()  # ids -> what they say

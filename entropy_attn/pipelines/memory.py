@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..integrations.models import latent_factor, model_of
+from ..integrations.models import denoiser_of, latent_factor, model_of
 
 GIB = 2**30
 _HELD = 2  # tensors: what goes into an operation, and what comes out
@@ -42,8 +42,7 @@ class Needs:
 
 def memory_needed(pipe: Any, size: tuple[int, int], pictures: int = 1) -> Needs:
     """For so many pictures of (height, width) pixels in one batch."""
-    denoiser = getattr(pipe, "unet", None)
-    denoiser = pipe.transformer if denoiser is None else denoiser
+    denoiser = denoiser_of(pipe)
     model = model_of(denoiser)
     factor = latent_factor(pipe)
     rows, columns = size[0] // factor, size[1] // factor

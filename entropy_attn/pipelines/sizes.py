@@ -7,18 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..integrations.models import Model, latent_factor, model_of
+from ..integrations.models import Model, denoiser_of, latent_factor, model_of, pixels_a_token
 from .memory import check_memory
-
-
-def denoiser_of(pipe: Any) -> Any:
-    """The network whose attention is routed."""
-    denoiser = getattr(pipe, "unet", None)
-    if denoiser is None:
-        denoiser = getattr(pipe, "transformer", None)
-    if denoiser is None:
-        raise ValueError(f"{type(pipe).__name__} has neither a UNet nor a transformer")
-    return denoiser
 
 
 def call_parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
@@ -88,7 +78,7 @@ def _check_positions(pipe: Any, size: tuple[int, int]) -> None:
     if not most or model.halves:
         return
     side = math.isqrt(most) if model.denoiser == "AuraFlowTransformer2DModel" else most
-    cell = latent_factor(pipe) * model.cells_a_token(denoiser.config)
+    cell = pixels_a_token(pipe)
     if max(size) > side * cell:
         raise ValueError(
             f"size {size[0]}x{size[1]}: {type(denoiser).__name__} has positions for {side}x{side} tokens, so no side "

@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from ..integrations.models import model_of
+from ..integrations.models import denoiser_of, model_of
 from ..pipelines.sampling import takes_prompt
-from ..pipelines.sizes import denoiser_of, fixed_size, size_multiple, train_size
+from ..pipelines.sizes import fixed_size, size_multiple, train_size
 from ..scale import Fixed, Policy
 from ..scale.text import parse_scale
 from .layers import Measured

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..integrations.models import Model, latent_factor, model_of
+from ..integrations.models import Model, denoiser_of, model_of, pixels_a_token
 from ..integrations.survey import LayerReport, survey
-from ..pipelines.sizes import denoiser_of
 from ..scale import Fixed
 from .plan import Size, size_name
 
@@ -39,8 +38,8 @@ class Measured:
         """Tokens of the picture for `EntropyRecorder.spatial`; None in a UNet, whose layers differ."""
         if self.model.halves:
             return None
-        factor = latent_factor(pipe) * self.model.cells_a_token(denoiser_of(pipe).config)
-        return frames, size[0] // factor, size[1] // factor
+        side = pixels_a_token(pipe)
+        return frames, size[0] // side, size[1] // side
 
 
 def measured_layers(pipe: Any, sizes: list[Size], policies: Mapping[str, Any], layers: str) -> Measured:

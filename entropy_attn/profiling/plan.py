@@ -9,6 +9,7 @@ from typing import Any
 
 Size = tuple[int, int]  # (height, width) in pixels
 
+MAX_SEED = 2**64 - 1  # of torch's generators
 DEFAULT_PROMPTS = ("a photograph of a red fox in a snowy forest", "a bowl of fruit on a wooden table, oil painting")
 
 
@@ -71,8 +72,8 @@ class ProfilePlan:
             values = list(getattr(self, name))
             if len(set(values)) < len(values):
                 raise ValueError(f"{name}={values}: the same one is given twice")
-        if any(not isinstance(seed, int) or not 0 <= seed < 2**63 for seed in self.seeds):
-            raise ValueError(f"seeds={list(self.seeds)}: whole numbers from 0 to 2**63 - 1 are needed")
+        if any(not isinstance(seed, int) or not 0 <= seed <= MAX_SEED for seed in self.seeds):
+            raise ValueError(f"seeds={list(self.seeds)}: whole numbers from 0 to {MAX_SEED} are needed")
         if not isinstance(self.steps, int) or self.steps < 1:
             raise ValueError(f"steps={self.steps}: a whole number from 1 is needed")
         if isinstance(self.prompts, str) or any(not isinstance(p, str) or not p.strip() for p in self.prompts):

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ..integrations.models import latent_factor
+from ..integrations.models import pixels_a_token
 from ..pipelines import check_size, sample
 from ..pipelines.sampling import call_options
-from ..pipelines.sizes import denoiser_of
 from ..recorder import EntropyRecorder
 from .layers import Measured, measured_layers
 from .plan import ProfilePlan, Run
@@ -87,5 +86,5 @@ def frames_of(pipe: Any, run: Run, measured: Measured, queries: int) -> int:
     """Of a video, in tokens; 1 for a picture, whatever it is filled up with."""
     if measured.model.halves or measured.model.pad:
         return 1
-    factor = latent_factor(pipe) * measured.model.cells_a_token(denoiser_of(pipe).config)
-    return max(1, queries // ((run.size[0] // factor) * (run.size[1] // factor)))
+    side = pixels_a_token(pipe)
+    return max(1, queries // ((run.size[0] // side) * (run.size[1] // side)))

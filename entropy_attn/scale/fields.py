@@ -6,17 +6,14 @@ import math
 from collections.abc import Sequence
 from numbers import Integral, Real
 
+from ..checks import require_bool as require_bool
+
 
 def require_finite(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}={value!r}: a number is needed")
     if not math.isfinite(value):
         raise ValueError(f"{name}={value!r}: a finite number is needed")
-
-
-def require_bool(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}={value!r}: True or False is needed")
 
 
 def require_one_of(name: str, value: object, choices: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 from .fields import checked_size, require_int
@@ -40,11 +39,6 @@ def training_tokens(
     if halvings is not None:
         require_int("halvings", halvings, 0, "None or ")
     latent, train = checked_size("latent_size", latent_size), checked_size("train_size", train_size)
-    return _training_tokens(num_tokens, latent, train, halvings)
-
-
-@functools.lru_cache(maxsize=4096)
-def _training_tokens(num_tokens: int, latent: tuple[int, int], train: tuple[int, int], halvings: int | None) -> int:
     factor = _downsampling(num_tokens, latent) if halvings is None else 2**halvings
     return math.ceil(train[0] / factor) * math.ceil(train[1] / factor)
 

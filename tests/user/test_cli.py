@@ -21,15 +21,7 @@ from entropy_attn.cli.options import parse_scale
 from entropy_attn.guidance import TSAM
 from entropy_attn.scale import POLICIES, Constant, Fixed, Layers, LogN, Steps, YaRN
 
-PNGS = {
-    "entropy_vs_tokens",
-    "entropy_vs_training",
-    "entropy_per_layer",
-    "entropy_heads",
-    "entropy_vs_step",
-    "entropy_map",
-    "pictures",
-}
+from .figures import FIGURES
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +43,7 @@ def _run(arguments):
 def test_profile_writes_everything(profiled):
     out, _ = profiled
     tables = {"entropy.csv", "heads.csv", "layers.csv", "summary.json", "plan.json", "pictures", "maps"}
-    assert {path.name for path in out.iterdir()} == {*tables, *(f"{name}.png" for name in PNGS)}
+    assert {path.name for path in out.iterdir()} == {*tables, *(f"{name}.png" for name in FIGURES)}
     table = pd.read_csv(out / "entropy.csv")
     assert {"size", "policy", "seed", "layer", "mean", "seqlen_k", "scale"} <= set(table.columns)
     assert set(table["size"]) == {"16x16", "32x32"} and set(table["policy"]) == {"off", "logn:strength=0.5"}
@@ -62,7 +54,7 @@ def test_profile_json_is_the_summary_and_nothing_else(profiled):
     printed, written = json.loads(done.stdout), json.loads((out / "summary.json").read_text())
     files = printed.pop("files")
     assert printed == written
-    assert set(files) == {"entropy", "heads", "layers", "summary", "plan", *PNGS}
+    assert set(files) == {"entropy", "heads", "layers", "summary", "plan", *FIGURES}
     assert written["device"] in ("cpu", "cuda") and written["steps"] == 2 and written["prompts"] == ["a", "b"]
     assert set(written["versions"]) >= {"torch", "entropy_attn"}
 
@@ -227,7 +219,7 @@ def test_profile_of_a_transformer(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["files"]
     rows = pd.read_csv(out / "entropy.csv")
     assert set(rows["kind"]) >= {"joint"} and set(rows["policy"]) == {"off", "logn"} and set(rows["step"]) == {0, 1}
-    assert {f"{name}.png" for name in PNGS - {"entropy_vs_training"}} <= {path.name for path in out.iterdir()}
+    assert {f"{name}.png" for name in FIGURES - {"entropy_vs_training"}} <= {path.name for path in out.iterdir()}
     assert main(["generate", "--model", str(tmp_path / "model"), "--prompt", "ab", "--size", "24x16", "--steps", "1",
                  "--device", "cpu", "--out", str(tmp_path / "one.png")]) == 0  # fmt: skip
     assert Image.open(tmp_path / "one.png").size == (16, 24)

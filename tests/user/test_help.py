@@ -134,8 +134,16 @@ def test_the_largest_seed_is_one():
     import torch
 
     from entropy_attn.cli.seeds import MAX_SEED, check_seed
+    from entropy_attn.profiling import plan
 
     torch.Generator().manual_seed(check_seed("--seed", MAX_SEED))
+    assert plan.MAX_SEED == MAX_SEED
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys; from entropy_attn.cli import app; print([n for n in ('torch', 'pandas') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]", "a command imports what it needs when it runs"
 
 
 @pytest.mark.parametrize("prompt", ["!!! , .", "...", "—", "« »", "^", "$ + ="])

@@ -16,15 +16,7 @@ from entropy_attn import plots
 from entropy_attn.profiling import changes, layer_means
 from entropy_attn.scale import Constant, LogN, Power
 
-FIGURES = {
-    "entropy_vs_tokens",
-    "entropy_vs_training",
-    "entropy_per_layer",
-    "entropy_heads",
-    "entropy_vs_step",
-    "entropy_map",
-    "pictures",
-}
+from .figures import FIGURES
 
 
 def _texts(figure):
