@@ -294,10 +294,12 @@ def test_another_pipeline_of_the_same_denoiser(shapes: Any):
     assert steps == [0, 1] * 3
 
 
-def test_guess_mode_of_a_controlnet_is_guided(shapes: Any):
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_guess_mode_of_a_controlnet_is_guided(shapes: Any, pictures: int):
     net = diffusers.ControlNetModel.from_unet(shapes.unet, conditioning_embedding_out_channels=(16, 32, 96))
     pipe = relative(shapes, "StableDiffusionControlNetPipeline", controlnet=net)
     options = {"image": Image.new("RGB", (64, 64)), "height": 64, "width": 64, "guess_mode": True}
+    options["num_images_per_prompt"] = pictures
     plain = run(pipe, PROMPT, **options).images
     with attach(pipe, TSAM(alpha=0.0)):
         assert torch.equal(run(pipe, PROMPT, **options).images, plain)
