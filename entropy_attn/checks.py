@@ -53,7 +53,7 @@ def check_scale(scale: float | Tensor | None, query: Tensor) -> None:
 
 def require_bool(name: str, value: object) -> None:
     """Refuse what is true or false without being a bool, such as the text "no"."""
-    if not isinstance(value, bool):
+    if value is not True and value is not False:
         raise TypeError(f"{name}={value!r}: True or False is needed")
 
 

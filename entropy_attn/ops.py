@@ -74,8 +74,9 @@ def attention(
     require_bool("return_lse", return_lse)
     require_bool("return_entropy", return_entropy)
     statistics = return_lse or return_entropy or map_keys is not None
-    attn_mask, is_causal = as_causal(attn_mask, is_causal, query, key)
-    if not torch.compiler.is_compiling() and not all(map(is_plain, (query, key, value, attn_mask, scale))):
+    if attn_mask is not None:
+        attn_mask, is_causal = as_causal(attn_mask, is_causal, query, key)
+    if not torch.compiler.is_compiling() and not is_plain(query, key, value, attn_mask, scale):
         reasons = _kind_reasons(impl, statistics, query, key, value, attn_mask, scale)
         if reasons and (statistics or impl not in TORCHS):
             raise Unsupported(impl, reasons)
@@ -164,8 +165,9 @@ def unsupported_reasons(
     _check_impl(impl)
     require_bool("return_lse", return_lse)
     require_bool("return_entropy", return_entropy)
-    attn_mask, is_causal = as_causal(attn_mask, is_causal, query, key)
-    if not all(map(is_plain, (query, key, value, attn_mask, scale))):
+    if attn_mask is not None:
+        attn_mask, is_causal = as_causal(attn_mask, is_causal, query, key)
+    if not is_plain(query, key, value, attn_mask, scale):
         statistics = return_lse or return_entropy or map_keys is not None
         reasons = _kind_reasons(impl, statistics, query, key, value, attn_mask, scale)
         if reasons:
@@ -190,7 +192,7 @@ def chosen_impl(query: Tensor, key: Tensor, value: Tensor, *, return_entropy: bo
 
 def _reasons(impl: str, query: Tensor, key: Tensor, value: Tensor, given: dict, wanted: dict) -> list[str]:
     if impl == "triton":
-        from entropy_attn.kernels import support
+        import entropy_attn.kernels.support as support
 
         return support.unsupported_reasons(query, key, value, **given, **wanted)
     if impl == "reference" and query.device.type == "mps":
@@ -232,6 +234,8 @@ def _auto(query: Tensor, key: Tensor, value: Tensor, given: dict, wanted: dict) 
 
 def _plain_scale(scale: float | Tensor | None, query: Tensor) -> float | Tensor | None:
     """Numbers (NumPy's too) as float; a 0-d tensor on the query's device, as a float where that needs no waiting."""
+    if scale is None:
+        return None
     if isinstance(scale, Real):
         return float(scale)
     if isinstance(scale, Tensor) and scale.dim() == 0:
@@ -253,7 +257,7 @@ def _is_plain(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> bo
 def _measured(query: Tensor, key: Tensor, value: Tensor, options: dict) -> bool:
     """Whether a call is one that was measured, so that nothing in it is to be refused."""
     tensors = query, key, value
-    if options["attn_mask"] is not None or not all(isinstance(t, Tensor) and is_plain(t) for t in tensors):
+    if options["attn_mask"] is not None or not (all(isinstance(t, Tensor) for t in tensors) and is_plain(*tensors)):
         return False
     tensors = _autocast(*tensors)
     one_kind = len({(t.device, t.dtype) for t in tensors}) == 1 and key.shape[:3] == value.shape[:3]

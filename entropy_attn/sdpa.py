@@ -112,7 +112,7 @@ def _no_autocast(device_type: str) -> AbstractContextManager:
 @constant_in_graphs  # older torch cannot trace the question
 def has_autocast(device_type: str) -> bool:
     """Whether torch.autocast knows the device; "meta" it does not."""
-    return torch.amp.is_autocast_available(device_type)
+    return torch._C._is_autocast_available(device_type)
 
 
 def torch_attention(

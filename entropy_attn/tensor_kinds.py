@@ -18,13 +18,13 @@ TRANSFORMS = {"Grad": "torch.func.grad", "Jvp": "torch.func.jvp"}
 REMEDIES = {"torch.vmap": "put that dimension into the batch", "torch.func.functionalize": "call it outside of that"}
 
 
-def as_causal(attn_mask: Tensor | None, is_causal: bool, query: Tensor, key: Tensor) -> tuple[Tensor | None, bool]:
+def as_causal(attn_mask: Tensor, is_causal: bool, query: Tensor, key: Tensor) -> tuple[Tensor | None, bool]:
     """``(attn_mask, is_causal)`` with a `torch.nn.attention.bias.CausalBias` as what it stands for.
 
     Such a bias is a tensor over memory that nobody wrote; torch's own attention knows it by its class.
     """
     module = sys.modules.get("torch.nn.attention.bias")  # who has such a bias has imported it
-    if attn_mask is None or module is None or not isinstance(attn_mask, module.CausalBias):
+    if module is None or not isinstance(attn_mask, module.CausalBias):
         return attn_mask, is_causal
     if not all(isinstance(t, Tensor) and not t.is_nested and t.dim() > 1 for t in (query, key)):
         return attn_mask, is_causal  # torch's to serve, or refused by other checks
@@ -39,21 +39,25 @@ def as_causal(attn_mask: Tensor | None, is_causal: bool, query: Tensor, key: Ten
     return keep.tril(lengths[1] - lengths[0]), False
 
 
-def is_plain(t: object) -> bool:
-    """Whether a tensor is its memory, and nothing is recorded of it but what autograd records."""
-    if not isinstance(t, Tensor):
-        return True
-    return (
-        (type(t) is Tensor or type(t) is torch.nn.Parameter)
-        and not t.is_nested
-        and not _functorch.is_functorch_wrapped_tensor(t)
-        and not _has_tangent(t)
-    )
+def is_plain(*tensors: object) -> bool:
+    """Whether tensors are their memory, and nothing is recorded of them but what autograd records.
+
+    Every call asks this of all of its tensors, so it is one loop without a call that is not needed.
+    """
+    forward_mode = forward_ad._current_level >= 0
+    for t in tensors:
+        kind = type(t)
+        if kind is not Tensor and kind is not torch.nn.Parameter:
+            if isinstance(t, Tensor):
+                return False
+        elif t.is_nested or _functorch.is_functorch_wrapped_tensor(t) or (forward_mode and _has_tangent(t)):
+            return False
+    return True
 
 
 def traced() -> bool:
     """Whether calls are being written down, by torch.jit.trace or a dispatch mode: numbers are not to be read then."""
-    return torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+    return torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack() > 0
 
 
 def without_class(t: Tensor | None) -> Tensor | None:
