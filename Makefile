@@ -8,17 +8,17 @@ PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 RESULTS ?= benchmarks/results
 COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 
-.PHONY: help install demo test emulation newest lint gpu clean
+.PHONY: help install demo test emulation newest lint wheel-test gpu clean
 
 help:  ## what there is to make
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(STAMP)  ## the package and its tools, in .venv
 
-$(STAMP): setup.py constraints.txt
+$(STAMP): setup.py pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[all]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[all,dev]'
 	touch $@
 
 demo: $(STAMP)  ## profile the embedded model and compare pictures: tables and PNGs in demo/
@@ -45,8 +45,11 @@ newest: $(STAMP)  ## the routing tests on the newest diffusers, where that is no
 lint: $(STAMP)  ## style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
+wheel-test: $(STAMP)  ## build sdist and wheel, and try the wheel in an empty environment elsewhere
+	$(BIN)/python .ci/wheel_test.py
+
 gpu:  ## check and measure on the GPU of this machine, with the packages of $(PYTHON); GPU_PARTS='--only maps' for a part
 	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py --results $(RESULTS) --commit '$(COMMIT)' $(GPU_PARTS)
 
 clean:  ## forget what was installed and drawn
-	rm -rf $(VENV) .newest demo build *.egg-info
+	rm -rf $(VENV) .newest demo build dist *.egg-info

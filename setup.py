@@ -1,37 +1,27 @@
-"""Packaging. Tool settings are in pyproject.toml, the tested set of versions in constraints.txt."""
+"""What pyproject.toml cannot say: the long description, and that the kernels are there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
 
 from setuptools import setup
 
-EXTRAS = {
-    "diffusers": ["diffusers>=0.35", "transformers>=4.56", "accelerate>=1.0", "scipy>=1.11", "pillow>=10"],
-    "cli": ["typer>=0.12", "rich>=13", "tqdm>=4.66", "pandas>=2.0", "matplotlib>=3.8", "pillow>=10"],
-    "bench": ["rich>=13", "tqdm>=4.66", "pandas>=2.0", "matplotlib>=3.8"],
-    "dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.12", "scipy>=1.11"],
-}
+HERE = Path(__file__).parent
 
-setup(
-    name="entropy_attn",
-    version="0.1.0",
-    description="Fused attention with entropy and a per-call scale for text-to-image diffusion",
-    long_description=open("README.md", encoding="utf-8").read(),
-    long_description_content_type="text/markdown",
-    license="Apache-2.0",
-    python_requires=">=3.10",
-    # entropy_attn/kernels is a link to kernels/, which must not be an importable top-level package of its own.
-    packages=[
-        "entropy_attn",
-        "entropy_attn.bench",
-        "entropy_attn.cli",
-        "entropy_attn.guidance",
-        "entropy_attn.integrations",
-        "entropy_attn.kernels",
-        "entropy_attn.pipelines",
-        "entropy_attn.scale",
-        "entropy_attn.shapes",
-    ],
-    package_data={"entropy_attn.kernels": ["*.csv"], "entropy_attn.shapes": ["model/*", "model/*/*"]},
-    # The CPU build of torch does not bring Triton; the kernels' interpreter and compiler run without a GPU.
-    install_requires=["torch>=2.9", "numpy", 'triton>=3.5; platform_system == "Linux"'],
-    extras_require={**EXTRAS, "all": sorted({need for extra in EXTRAS.values() for need in extra})},
-    entry_points={"console_scripts": ["entropy-attn = entropy_attn.cli:main"]},
-)
+
+def long_description() -> str:
+    """README.md for a page without the repository's files: no pictures of it, and links to it as plain text."""
+    text = (HERE / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"^!\[[^\]]*\]\((?!https?:)[^)]*\)\n\n?", "", text, flags=re.MULTILINE)
+    return re.sub(r"\[([^\]]+)\]\((?!https?:|#)([^)]*)\)", r"\1 (`\2`)", text).replace("[`", "`")
+
+
+if not (HERE / "entropy_attn" / "kernels" / "forward.py").is_file():
+    raise SystemExit(
+        "entropy_attn/kernels is not the link to ../kernels that it is in git: this file system, or git's "
+        "core.symlinks=false, made a plain file of it. Remove it and copy the folder kernels/ to "
+        "entropy_attn/kernels, or check out with `git clone -c core.symlinks=true`."
+    )
+
+setup(long_description=long_description(), long_description_content_type="text/markdown")

@@ -29,9 +29,9 @@ diffusers' dispatcher, whose backend has to be one of torch's own (`native` is t
 **T** is the number of picture tokens at the training size; `ea.apply(train_size=...)` overrides where that comes
 from. A denoiser without its pipeline has to be given it where the pipeline is the source.
 
-**Guidance** is how the pipeline runs its two branches: as parts of one batch, or as calls one after the other, which
-count as one step. *unsaid*: the pipeline does not tell whether it is guided, so the branch recorded is `all`;
-`EntropyRecorder(branches=...)` names the parts.
+**Guidance** is how the pipeline usually runs its two branches: as parts of one batch, or as calls one after the other,
+which count as one step. Recorders do not rely on it: they compare the texts of each call with those that the pipeline
+encoded, and refuse a first call whose parts they cannot tell (`EntropyRecorder(branches=...)` names them then).
 
 ## Notes
 

@@ -6,10 +6,15 @@ A kernel launch cannot be traced, and neither can a loop over row blocks be, wit
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from entropy_attn.errors import Unsupported
+from entropy_attn.kernels.arguments import allocate_like
 from entropy_attn.sdpa import attention_sdpa, attention_sdpa_backward
+from entropy_attn.tensor_kinds import traced
 
 Results = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]  # out, lse, entropy, map
 
@@ -29,13 +34,16 @@ def attention_operator(
 ) -> Results:
     """``(out, lse, entropy, map)`` by "triton" or "sdpa" for a call that was checked; None for what was not asked for.
 
-    Grouped heads are told from the shapes. Without a gradient and outside of torch.compile the call goes straight to
-    the kernels, whose launch on a GPU costs less than the operator around it.
+    Grouped heads are told from the shapes. Without a gradient, and where nothing writes the call down, it goes straight
+    to the kernels, whose launch on a GPU costs less than the operator around it.
     """
+    if impl == "triton" and key.shape[1] != value.shape[1]:
+        heads = math.lcm(key.shape[1], value.shape[1])  # the kernels know one size of group
+        key, value = (t.repeat_interleave(heads // t.shape[1], dim=1) for t in (key, value))
     tensors = (query, key, value, attn_mask, scale)
     wants_grad = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
     options = {"attn_mask": attn_mask, "is_causal": is_causal, "map_keys": map_keys, "impl": impl}
-    if not wants_grad and not torch.compiler.is_compiling() and type(query) is Tensor:
+    if not wants_grad and not torch.compiler.is_compiling() and type(query) is Tensor and not traced():
         return _compute(query, key, value, scale=scale, return_lse=return_lse, return_entropy=return_entropy, **options)
     if isinstance(scale, float):
         # Times a tensor: a number would be compiled into the graph, and a new one compile it anew.
@@ -100,8 +108,15 @@ def _attention(
             query, key, value, attn_mask=attn_mask, is_causal=is_causal, scale=scale, return_lse=True,
             return_entropy=return_entropy, map_keys=map_keys, impl=impl,
         )  # fmt: skip
-    # What the fake below promises is dense; the map's rows may be padded for wide stores.
-    return (results[0], *(_absent(query) if t is None else t.contiguous() for t in results[1:]))
+    # As the fake below promises; the map's rows may be padded for wide stores.
+    out = _laid_out(results[0], query)
+    return (out, *(_absent(query) if t is None else t.contiguous() for t in results[1:]))
+
+
+def _laid_out(t: Tensor, like: Tensor) -> Tensor:
+    """Results of the operators have the one layout that the kernels and the fakes allocate, whoever computed them."""
+    empty = allocate_like(like, t.shape[3], t.dtype)
+    return t if t.stride() == empty.stride() else empty.copy_(t)
 
 
 def _absent(query: Tensor) -> Tensor:
@@ -116,13 +131,9 @@ def _statistics_dtype(query: Tensor) -> torch.dtype:
 @_attention.register_fake
 def _(query, key, value, attn_mask, scale, is_causal, return_entropy, map_start, map_stop, impl):
     batch, heads, seqlen_q, _ = query.shape
-    shape = (batch, heads, seqlen_q, value.shape[3])
-    if impl == "triton" and query.stride(1) < query.stride(2):  # as the kernels lay it out: heads inside of tokens
-        out = query.new_empty((batch, seqlen_q, heads, value.shape[3])).transpose(1, 2)
-    else:
-        out = query.new_empty(shape)
+    out = allocate_like(query, value.shape[3])
     dtype = _statistics_dtype(query)
-    lse = query.new_empty(shape[:3], dtype=dtype)
+    lse = query.new_empty((batch, heads, seqlen_q), dtype=dtype)
     entropy = torch.empty_like(lse) if return_entropy else _absent(query)
     if map_stop > map_start:
         head_mean = query.new_empty((batch, seqlen_q, map_stop - map_start), dtype=dtype)
@@ -174,7 +185,7 @@ def _attention_backward(
     given = {"attn_mask": attn_mask, "is_causal": is_causal, "map_keys": map_keys}
     if impl == "sdpa":
         results = attention_sdpa_backward(
-            query, key, value, out, lse, entropy, **grads, **given, scale=scale, needs=tuple(needs)
+            query, key, value, out, entropy, **grads, **given, scale=scale, needs=tuple(needs)
         )
     else:
         from entropy_attn.kernels.launch_backward import attention_backward
@@ -184,19 +195,35 @@ def _attention_backward(
             needs=(needs[0], needs[1], needs[2], needs[4]),
         )  # fmt: skip
         results = (dq, dk, dv, None, dscale)
-    return [_absent(query) if t is None else t for t in results]
+    given = (query, key, value, attn_mask, scale)
+    return [_absent(query) if t is None else _gradient_like(of, t) for t, of in zip(results, given, strict=True)]
 
 
 @_attention_backward.register_fake
 def _(query, key, value, attn_mask, scale, *rest):
     needs = rest[-1]
     given = (query, key, value, attn_mask, scale)
-    return [torch.empty_like(t) if need else _absent(query) for t, need in zip(given, needs, strict=True)]
+    return [_gradient_like(t) if need else _absent(query) for t, need in zip(given, needs, strict=True)]
+
+
+def _gradient_like(t: Tensor, computed: Tensor | None = None) -> Tensor:
+    """The gradient of ``t`` in the layout that both the operator and its fake give it: of a mask or a scale, dense."""
+    if t.dim() == 4:
+        return allocate_like(t, t.shape[3]) if computed is None else _laid_out(computed, t)
+    return t.new_empty(t.shape) if computed is None else computed.contiguous()
 
 
 def _no_second_order(ctx, *grads):
     raise NotImplementedError("the fused attention has no second derivative; impl='reference' has")
 
 
+def _no_vmap(info, in_dims, *arguments):
+    raise Unsupported(
+        "triton or sdpa", ['inside of torch.vmap: put that dimension into the batch, or use impl="reference"']
+    )
+
+
+_attention.register_vmap(_no_vmap)
+_attention_backward.register_vmap(_no_vmap)
 _attention.register_autograd(_backward, setup_context=_setup)
 _attention_backward.register_autograd(_no_second_order)

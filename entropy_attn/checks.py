@@ -51,6 +51,12 @@ def check_scale(scale: float | Tensor | None, query: Tensor) -> None:
         raise ValueError(f"scale must be finite, got {scale}")
 
 
+def require_bool(name: str, value: object) -> None:
+    """Refuse what is true or false without being a bool, such as the text "no"."""
+    if value is not True and value is not False:
+        raise TypeError(f"{name}={value!r}: True or False is needed")
+
+
 def check_map_keys(map_keys: tuple[int, int] | slice | None, seqlen_k: int) -> tuple[int, int] | None:
     """The range as ``0 <= start < stop <= seqlen_k``. Unlike a slice of a list, it is never cut to what is there."""
     if map_keys is None:
@@ -99,12 +105,11 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -
         raise TypeError(f"enable_gqa must be a bool, got {type(enable_gqa).__name__}")
     if not q[0] == k[0] == v[0]:
         raise ValueError(f"query, key and value must share the batch size, got {q[0]}, {k[0]} and {v[0]}")
-    if k[1] != v[1]:
-        raise ValueError(f"key and value must have the same number of heads, got {k[1]} and {v[1]}")
-    if q[1] != k[1] and not enable_gqa:
-        raise ValueError(f"query has {q[1]} heads and key {k[1]}: they must be equal, or pass enable_gqa=True")
-    if enable_gqa and (k[1] == 0 or q[1] % k[1]):
-        raise ValueError(f"enable_gqa=True needs query heads divisible by key heads, got {q[1]} and {k[1]}")
+    for name, heads in (("key", k[1]), ("value", v[1])):
+        if q[1] != heads and not enable_gqa:
+            raise ValueError(f"query has {q[1]} heads and {name} {heads}: they must be equal, or pass enable_gqa=True")
+        if enable_gqa and (heads == 0 or q[1] % heads):
+            raise ValueError(f"enable_gqa=True needs query heads divisible by {name} heads, got {q[1]} and {heads}")
     if k[2] != v[2]:
         raise ValueError(f"key and value must have the same number of tokens, got {k[2]} and {v[2]}")
     if q[3] != k[3]:

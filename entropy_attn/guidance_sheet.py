@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from .guidance import TSAM, Guidance, Prompt, attention_similarity
-from .map_sheet import MAX_COLUMNS, draw_maps
+from .map_sheet import draw_maps, grid_of
 
 CELL, MAX_CELL = 1.32, 2.0  # inches, of a map: of many words, of few
 MIN_WIDTH = 10.6
@@ -68,13 +68,12 @@ def guidance_sheet(
             raise ValueError(f"index={index}: a picture from 0 to {len(run.maps) - 1} is needed")
     prompt = guided.prompts[index]
     words = [word for word in prompt.text.words if set(word.positions) <= set(prompt.tokens)]
-    shown = min(len(words), MAX_COLUMNS)
-    width = max(CELL * (shown + 1) + 1.1, MIN_WIDTH)
-    cell = min((width - 1.1) / (shown + 1), MAX_CELL)
+    bands, columns = grid_of(len(words))
+    width = max(CELL * columns + 1.1, MIN_WIDTH)
+    cell = min((width - 1.1) / columns, MAX_CELL)
     heading = textwrap.wrap(prompt.text.prompt if title is None else title, int(7.4 * width)) or [""]
-    lines = -(-len(words) // MAX_COLUMNS) * len(runs)
     aspect = pictures[0].height / pictures[0].width
-    upper = lines * (cell * aspect + 0.04) + 0.3
+    upper = bands * len(runs) * (cell * aspect + 0.04) + 0.18 * bands + 0.3
     lower = PANEL + 0.75
     figure = Figure(
         figsize=(width, upper + lower + 0.32 * len(heading) + (0.3 if subtitle else 0.0)),
@@ -89,7 +88,7 @@ def guidance_sheet(
     for (name, run), picture in zip(runs.items(), pictures, strict=True):
         maps = run.maps[index].cpu()
         rows[name] = picture, torch.stack([maps[..., list(word.positions)].mean(-1) for word in words])
-    draw_maps(above, rows, [word.label for word in words], scale_per_word=True)
+    draw_maps(above, rows, [word.label for word in words])
     _draw_lower(below, runs, index)
     if subtitle:
         figure.supxlabel(textwrap.fill(subtitle, int(13 * width)), fontsize=9.5, color="#666666")

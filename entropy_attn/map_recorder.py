@@ -51,7 +51,7 @@ class MapRecorder(Recorder):
     all_branches: keep every part of a guided batch, apart from each other, instead of the conditional one alone. The
         words of all of them are those of the prompt.
     prompt: the prompt, or a list of them, for a pipeline that is given embeddings instead.
-    branches: names of the equal parts that the denoiser's batch consists of, in order; None asks the pipeline, as in
+    branches: names of the equal parts that the denoiser's batch consists of, in order; None finds them out, as in
         `EntropyRecorder`.
 
     Several generations are averaged where they share prompts and sizes; others need `reset()` between them.
@@ -144,7 +144,7 @@ class MapRecorder(Recorder):
             return None
         if self._generation is not None and latent_size != self._generation.latent_size:
             raise ValueError(_other_generation(f"latents of {self._generation.latent_size}", f"of {latent_size}"))
-        queries = _picture_queries(info)
+        queries = info.picture_queries
         size = token_grid(queries, latent_size)
         if math.prod(size) != queries:
             return None
@@ -161,16 +161,15 @@ class MapRecorder(Recorder):
     ) -> None:
         """Take in one call's map (batch, queries, keys). Nothing here waits for the device."""
         self._check_parts(info, len(measured), branches)
-        queries = _picture_queries(info)
+        queries = info.picture_queries
         if measured.shape[1] != queries:
             raise ValueError(
                 f"layer {info.layer!r}: which of its queries are the picture's differs within the batch, so that there "
                 "is no map of it"
             )
-        by_calls = self.branches is None and branches in _CALLS
-        generation = _Generation(
-            latent_size, len(measured) // len(branches), ("cond", "uncond") if by_calls else branches
-        )
+        # Guidance may be switched off and on again, and its branches may come in calls of their own.
+        guided = self.branches is None and branches != ("all",)
+        generation = _Generation(latent_size, len(measured) // len(branches), _GUIDED if guided else branches)
         self._generation = self._generation or generation
         if generation != self._generation:
             held, given = (f"{each.batch} pictures in {each.branches}" for each in (self._generation, generation))
@@ -188,7 +187,7 @@ class MapRecorder(Recorder):
         """The mean maps (branch, picture, token, row, column) in float32, on the device they were recorded on.
 
         Branches are named by `branch_names`, tokens by `tokens`. `step` is one of `steps`; None is the mean of all
-        that was recorded.
+        that was recorded. A branch that did not run at a step, as guidance was off then, is NaN there.
         """
         means = self._sums.mean(self.map_size, step)
         pictures = [self._of_picture(means, picture) for picture in range(means.shape[1])]
@@ -339,20 +338,13 @@ class MapRecorder(Recorder):
         )
 
 
-# The branches of the calls of a pipeline that calls the denoiser for each of them.
-_CALLS = (("cond",), ("uncond",))
+_GUIDED = ("uncond", "cond")
 
 _LONG = 512  # positions of the longest text that any of the pipelines takes
 
 _PROMPT_UNKNOWN = (
     "the prompt is not known, so neither are its words: call the pipeline with a text, or give MapRecorder(prompt=...)"
 )
-
-
-def _picture_queries(info: CallInfo) -> int:
-    """How many queries are the picture's; in joint attention the text has queries too, or has not."""
-    text = info.text_tokens if info.kind == "joint" and info.seqlen_q == info.seqlen_k else 0
-    return info.seqlen_q - text
 
 
 def _checked_size(size: Any) -> Size | None:

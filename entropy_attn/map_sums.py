@@ -85,5 +85,8 @@ class MapSums:
         found = [
             held for (at, of, own), held in self.held.items() if at == size and step in (None, of) and own == branch
         ]
+        if not found:  # guidance was off at this step
+            other = next(held for (at, _, _), held in self.held.items() if at == size)
+            return torch.full_like(other.total, math.nan)
         total = found[0].total if len(found) == 1 else torch.stack([held.total for held in found]).sum(0)
         return total / sum(held.calls for held in found)

@@ -56,9 +56,11 @@ class EntropyRecorder(Recorder):
 
     per_query: keep also the entropy of every query, averaged over the heads, for `spatial()`. That is one float32 a
         query, layer, step and picture, instead of four a head.
-    branches: names of the equal parts that the denoiser's batch consists of, in order. None asks the pipeline: the two
-        halves of classifier-free guidance are "uncond" and "cond", a batch without guidance is "all". A denoiser that
-        is run without its pipeline does not say whether it is guided; give ("uncond", "cond") there if it is.
+    branches: names of the equal parts that the denoiser's batch consists of, in order. None finds them out, call by
+        call: rows with the text of the prompt are "cond", those with that of the negative prompt "uncond", and where
+        the pipeline encodes none of these, or runs without guidance, the batch is "all". A batch with rows of other
+        texts is refused, with its first call. A denoiser that is called by hand does not say what its batch is: it is
+        "all", unless it is named here, as ("uncond", "cond").
 
     Several generations may be recorded one after the other; steps start at 0 in each. `reset()` forgets them.
     """
@@ -150,29 +152,49 @@ class EntropyRecorder(Recorder):
                 json.dump([dict(zip(COLUMNS, row, strict=True)) for row in rows], file, indent=1)
         return path
 
+    def picture_layers(self) -> dict[str, str]:
+        """The recorded layers that attend to the picture, {layer: "self" or "joint"}: not those of text alone."""
+        return {record.info.layer: record.info.kind for record in self._records if _sees_picture(record.info)}
+
     def spatial(
-        self, *, kind: str = "self", branch: str | None = None, step: int | None = None
+        self,
+        *,
+        kind: str | None = None,
+        branch: str | None = None,
+        step: int | None = None,
+        grid: tuple[int, ...] | None = None,
     ) -> dict[str, np.ndarray]:
-        """Entropy of every query, where it lies in the picture: {layer: array (pictures, rows, columns)}.
+        """Entropy of every query of the picture, where it lies in it: {layer: array (pictures, rows, columns)}, nats.
 
         Averaged over heads, and over steps (and generations, if several were recorded) unless `step` is given.
+
+        kind: None is every layer in which the picture attends to itself, alone ("self") or with the text ("joint"), and
+            where the model has none of these, "cross"; else the one of the three that is wanted.
         branch: None is the guided half, "cond", of a guided batch, else the only branch there is.
+        grid: (rows, columns) of the picture in tokens, or (frames, rows, columns) of a video, whose mean over frames is
+            given; what a model fills its tokens up with comes after them and is left out. None works it out from the
+            latent, which can be done for single pictures without filling.
+
+        Raises `ValueError` where nothing of what is wanted was recorded, where branches have to be chosen from, and
+        where a layer's queries are no such grid, as in Lumina 2, whose text is as long as each prompt.
         """
         if not self.per_query:
             raise ValueError("spatial() needs the entropies of single queries: EntropyRecorder(per_query=True)")
-        if kind not in ("self", "cross", "joint"):
-            raise ValueError(f"kind={kind!r}: 'self', 'cross' or 'joint' is needed")
-        records = [
-            record
-            for record in self._records
-            if record.info.kind == kind
-            and step in (None, record.info.step)
-            # Text that attends to itself is no part of the picture.
-            and not (kind == "self" and record.info.text_tokens == record.info.seqlen_k)
-        ]
+        if kind not in (None, "self", "cross", "joint"):
+            raise ValueError(f"kind={kind!r}: None, 'self', 'cross' or 'joint' is needed")
+        if grid is not None and (len(grid) not in (2, 3) or not all(isinstance(n, int) and n > 0 for n in grid)):
+            raise ValueError(f"grid={grid!r}: (rows, columns) or (frames, rows, columns) is needed")
+        # Text that attends to itself is no part of the picture.
+        pictures = self.picture_layers()
+        found = [r for r in self._records if r.info.kind == "cross" or r.info.layer in pictures]
+        if kind is None:
+            kinds = ("self", "joint") if pictures else ("cross",)
+        else:
+            kinds = (kind,)
+        records = [r for r in found if r.info.kind in kinds and step in (None, r.info.step)]
         if not records:
             at = "" if step is None else f" at step {step}"
-            raise ValueError(f"no {kind}-attention call was recorded{at}")
+            raise ValueError(f"no {'' if kind is None else kind + '-'}attention call was recorded{at}")
         names = list(dict.fromkeys(name for record in records for name in record.branches))
         if branch is None:
             if len(names) > 1 and "cond" not in names:
@@ -184,7 +206,11 @@ class EntropyRecorder(Recorder):
         for record in records:
             if branch in record.branches:
                 by_layer[record.info.layer].append(record)
-        return {layer: _mean_map(layer, calls, branch) for layer, calls in by_layer.items()}
+        return {layer: _mean_map(layer, calls, branch, grid) for layer, calls in by_layer.items()}
+
+
+def _sees_picture(info: CallInfo) -> bool:
+    return info.kind != "cross" and info.text_tokens != info.seqlen_k
 
 
 def _statistics_of(records: list[_Record]) -> list[np.ndarray]:
@@ -220,12 +246,18 @@ def _to_host(tensors: list[torch.Tensor]) -> list[np.ndarray]:
     return arrays
 
 
-def _mean_map(layer: str, calls: list[_Record], branch: str) -> np.ndarray:
+def _mean_map(layer: str, calls: list[_Record], branch: str, given: tuple[int, ...] | None) -> np.ndarray:
     shapes = {(call.per_query[0].shape, call.grid) for call in calls}
     if len(shapes) > 1:
         raise ValueError(f"layer {layer!r} was recorded at several sizes or batches: reset() between them")
     (items, seqlen_q), grid = shapes.pop()
-    if math.prod(grid) != seqlen_q:
-        raise ValueError(f"layer {layer!r} has {seqlen_q} queries, which are no picture of {grid[0]}x{grid[1]} tokens")
-    maps = torch.stack([call.per_query[call.branches.index(branch)] for call in calls]).mean(dim=0)
-    return maps.reshape(items, *grid).cpu().numpy()
+    grid = grid if given is None else given
+    cells = math.prod(grid)
+    if cells > seqlen_q or (given is None and cells != seqlen_q):
+        raise ValueError(
+            f"layer {layer!r} has {seqlen_q} queries, which are no picture of {'x'.join(map(str, grid))} tokens: give "
+            "grid=(rows, columns), or (frames, rows, columns) of a video"
+        )
+    entropies = torch.stack([call.per_query[call.branches.index(branch)] for call in calls]).mean(dim=0)
+    frames = entropies[:, :cells].reshape(items, -1, *grid[-2:])
+    return frames.mean(dim=1).cpu().numpy()

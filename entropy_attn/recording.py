@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -17,15 +19,46 @@ Wish = Literal["entropy"] | tuple[int, int] | None
 Prompt = str | tuple[str, ...]
 
 
+class UnknownParts(ValueError):
+    """Which rows of a denoiser's batch are of which branch is not known; says why, without a remedy."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The equal parts of a denoiser's batch, by their names; none at all for a call that is not to be recorded.
+
+    rows: the rows of the batch part after part, in each in the order of its pictures; None is the order that they have.
+    """
+
+    names: tuple[str, ...]
+    rows: tuple[int, ...] | None = None
+
+    def rows_of(self, name: str, batch: int) -> Sequence[int]:
+        """The rows of one part, of so many in all."""
+        each = batch // len(self.names)
+        start = each * self.names.index(name)
+        return (range(batch) if self.rows is None else self.rows)[start : start + each]
+
+    def name_of(self, row: int, batch: int) -> str:
+        """The part that a row is of."""
+        return next(name for name in self.names if row in self.rows_of(name, batch))
+
+    def sort(self, batch: torch.Tensor) -> torch.Tensor:
+        """The batch in the order of the parts."""
+        return batch if self.rows is None else batch[list(self.rows)]
+
+
 class Recorder:
     """Base of what `apply(record=...)` takes.
 
-    branches: names of the equal parts that the denoiser's batch consists of, in order; None asks the pipeline.
+    branches: names of the equal parts that the denoiser's batch consists of, in order; None finds them out, by the
+        texts of its rows.
     """
 
     def __init__(self, branches: tuple[str, ...] | None):
         if branches is not None:
-            if isinstance(branches, str) or not all(isinstance(name, str) for name in branches):
+            named = isinstance(branches, (tuple, list)) and all(isinstance(name, str) for name in branches)
+            if not named:
                 raise TypeError(f"branches={branches!r}: a tuple of names or None is needed")
             branches = tuple(branches)
             if not branches or len(set(branches)) < len(branches):
@@ -50,7 +83,7 @@ class Recorder:
         branches: tuple[str, ...],
         latent_size: tuple[int, int],
     ) -> None:
-        """Take in what was wanted. `branches` names the parts of this batch: the recorder's own, or the pipeline's."""
+        """Take in what was wanted. `branches` names the parts of this batch: the recorder's own, or those found out."""
         raise NotImplementedError
 
     def _check_parts(self, info: CallInfo, batch: int, branches: tuple[str, ...]) -> None:

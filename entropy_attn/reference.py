@@ -36,22 +36,24 @@ def attention_reference(
     is a plain differentiable operation, so autograd is the reference for gradients too.
     """
     q, k, v = (t.to(compute_dtype) for t in (query, key, value))
-    if enable_gqa:
-        group = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    if enable_gqa:  # key and value may differ in it
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
     sm_scale = softmax_scale(scale, q)
     if isinstance(sm_scale, Tensor):
         sm_scale = sm_scale.to(compute_dtype)
 
     s = (q @ k.mT) * sm_scale  # [B, H, Nq, Nk]
-    if attn_mask is not None:
-        s = s.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else s + attn_mask.to(compute_dtype)
+    if attn_mask is not None:  # what it excludes is out, whatever the score is
+        if attn_mask.dtype != torch.bool:
+            s = s + attn_mask.to(compute_dtype)
+        s = s.masked_fill(~attn_mask if attn_mask.dtype == torch.bool else attn_mask == -math.inf, -math.inf)
     if is_causal:  # aligned to the top left: query i attends keys 0..i
         keep = torch.ones(s.shape[-2:], dtype=torch.bool, device=s.device).tril()
         s = s.masked_fill(~keep, -math.inf)
 
     # Only finite scores enter the arithmetic below: -inf - -inf and 0 * -inf are NaN, in values and in gradients.
-    masked = s == -math.inf
+    broken = (s.isnan() | (s == math.inf)).any(dim=-1, keepdim=True)  # by a NaN: such a row is NaN throughout
+    masked = (s == -math.inf) & ~broken
     empty = masked.all(dim=-1, keepdim=True)  # [B, H, Nq, 1]; also true for Nk = 0
     m = s.detach().amax(dim=-1, keepdim=True) if s.shape[-1] else s.new_zeros(empty.shape)
     x = (s.masked_fill(masked, 0.0) - m.masked_fill(empty, 0.0)).masked_fill(masked, 0.0)

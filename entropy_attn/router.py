@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import ops
 from .errors import Unsupported
-from .recording import Recorder, Wish
+from .recording import Parts, Recorder, Wish
 from .scale import CallInfo, Kind, Policy, TokenRatio, needs_train_tokens, resolve_scale, training_tokens
 
 _training_tokens = functools.lru_cache(maxsize=4096)(training_tokens)  # the same few in every call
@@ -44,17 +44,19 @@ class Unroutable(Unsupported):
 class DenoiserCall:
     """One forward pass of the denoiser.
 
-    branches: names of the equal parts that its batch consists of, in order.
-    latent_size: (rows, columns) of the picture in latent cells; (0, 0) where nobody records and it costs to find out.
+    parts: the branches that its batch consists of, for recorders that are not given any.
+    latent_size: (rows, columns) of the picture in latent cells.
     image_tokens, train_tokens: what every layer sees of the picture, and saw of it in training. None in a model whose
         layers see it halved more or less often: there it goes by the latent size, layer by layer.
+    reference_tokens: those of the image tokens that are of other pictures; they come last.
     """
 
     step: int
     latent_size: tuple[int, int]
-    branches: tuple[str, ...] = ("all",)
+    parts: Parts = Parts(("all",))  # noqa: RUF009  (immutable)
     image_tokens: int | None = None
     train_tokens: int | None = None
+    reference_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,9 @@ class Router:
         record: Recorder | Sequence[Recorder] | None,
         train_size: tuple[int, int] | None,
         rows: Rows = "all",
+        halvings: Mapping[str, int] | None = None,
     ):
+        """halvings: of each layer of a UNet, how often the latent has been halved where it sees the picture."""
         if policy is not None and not callable(policy):
             raise TypeError(f"scale={policy!r}: a policy, called with a CallInfo, is needed; a number is Fixed(number)")
         if needs_train_tokens(policy):
@@ -150,6 +154,7 @@ class Router:
         if rows not in ("all", "image"):
             raise ValueError(f"rows={rows!r}: 'all' or 'image' is needed")
         self.rows = rows
+        self._halvings = halvings or {}
         self._running = threading.local()
         self._latest: DenoiserCall | None = None
 
@@ -173,6 +178,11 @@ class Router:
         finally:
             self._running.recorders = outer
 
+    @property
+    def watching(self) -> bool:
+        """Whether anything is recorded of what this thread calls now."""
+        return bool(getattr(self._running, "recorders", None) or self.recorders)
+
     def attention(
         self,
         place: LayerCall,
@@ -184,8 +194,13 @@ class Router:
         is_causal: bool = False,
         scale: float | None = None,
         enable_gqa: bool = False,
+        *,
+        record: bool = True,
     ) -> torch.Tensor:
-        """Stands in for torch's scaled_dot_product_attention in `place`; from `query` on the arguments are its."""
+        """Stands in for torch's scaled_dot_product_attention in `place`; from `query` on the arguments are its.
+
+        record: False for a call that recorders are not to see.
+        """
         running = getattr(self._running, "call", None)
         call = running or self._latest
         info = self.describe(place, query.shape[-2], key.shape[-2], query.shape[-3], query.shape[-1], call)
@@ -197,7 +212,7 @@ class Router:
             scale = own if chosen is None else chosen
             if self.rows == "image" and chosen is not None:
                 text_rows = _rows(place, info)[1]
-        wishes = self._wishes(info, call)
+        wishes = self._wishes(info, call) if record else []
         options = {"dropout_p": dropout_p, "is_causal": is_causal, "enable_gqa": enable_gqa}
         if text_rows is None:
             return self._attend(place, info, wishes, query, key, value, attn_mask, scale, **options)
@@ -230,7 +245,7 @@ class Router:
         """Attention, and what is recorded of it. `query` is all rows of the call, or those of the picture alone."""
         options = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
         if not wishes:
-            return ops.attention_of_a_model(query, key, value, dropout_p=dropout_p, **options)
+            return ops.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, **options)
         if dropout_p > 0.0:
             raise Unroutable(
                 f"layer {place.layer!r}", [f"dropout_p={dropout_p}: attention is recorded without dropout only"]
@@ -251,22 +266,25 @@ class Router:
         if running is not None:
             used = info.head_dim**-0.5 if scale is None else scale
             rows = slice(None)
-            if query.shape[-2] == info.seqlen_q and not place.ragged:
-                rows = _rows(place, info)[0]
+            if not place.ragged:
+                first = _rows(place, info)[0].start or 0 if query.shape[-2] == info.seqlen_q else 0
+                rows = slice(first, first + info.picture_queries)
             for recorder, wish in wishes:
                 if wish == "entropy":
                     measured = result.entropy[..., rows]
                 else:
                     measured = result.map[:, rows, wish[0] - keys[0] : wish[1] - keys[0]]
-                branches = recorder.branches or running.branches
-                if place.sample is not None:
-                    branches = (branches[place.sample * len(branches) // place.samples],)
+                parts = running.parts if recorder.branches is None else Parts(recorder.branches)
+                if place.sample is None:
+                    measured, branches = parts.sort(measured), parts.names
+                else:
+                    branches = (parts.name_of(place.sample, place.samples),)
                 recorder.record(info, used, measured, branches, running.latent_size)
         return result.out
 
     def _wishes(self, info: CallInfo, call: DenoiserCall | None) -> list[tuple[Recorder, Wish]]:
         """Who wants what of this call."""
-        if call is None:  # a layer by itself, before the denoiser was ever called
+        if call is None or not call.parts.names:  # a layer by itself, or a call that is no part of the generation
             return []
         recorders = getattr(self._running, "recorders", None) or self.recorders
         wishes = [(recorder, recorder.wants(info, call.latent_size)) for recorder in recorders]
@@ -295,7 +313,12 @@ class Router:
             if flat:
                 train_tokens = call.train_tokens
             elif self.train_size is not None:
-                train_tokens = _training_tokens(seqlen_k - text_tokens, call.latent_size, self.train_size)
+                train_tokens = _training_tokens(
+                    seqlen_k - text_tokens,
+                    call.latent_size,
+                    self.train_size,
+                    halvings=self._halvings.get(place.layer),
+                )
         return CallInfo(
             layer=place.layer,
             kind=place.kind,
@@ -306,6 +329,7 @@ class Router:
             train_tokens=train_tokens,
             text_tokens=text_tokens,
             step=call.step if call is not None else 0,
+            reference_tokens=call.reference_tokens if call is not None and place.kind != "cross" else 0,
         )
 
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from entropy_attn.errors import Unsupported
+
 # Scores held at a time. CPU: 1 MiB in float32 stays in a core's cache. Else: enough to fill the device.
 BLOCK_SCORES_CPU = 1 << 18
 BLOCK_SCORES_DEVICE = 1 << 25
@@ -39,8 +41,7 @@ def attention_row_blocks(
 
 class _RowBlocks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, mask, is_causal, want_entropy, map_keys):
-        ctx.set_materialize_grads(False)
+    def forward(q, k, v, mask, is_causal, want_entropy, map_keys):
         out = q.new_empty(*q.shape[:-1], v.shape[-1])
         row_max, log_sum = q.new_empty(q.shape[:-1]), q.new_empty(q.shape[:-1])  # [B, H, Nq]
         entropy = q.new_empty(q.shape[:-1]) if want_entropy else None
@@ -48,13 +49,8 @@ class _RowBlocks(torch.autograd.Function):
         blocks = _Blocks(q, k, mask, is_causal)
         for at, keys in blocks:
             s, p = blocks.scores(at, keys), blocks.buffer(1, at, keys)
-            m = s.amax(dim=-1, keepdim=True) if keys else s.new_full((*s.shape[:2], 1), -math.inf)
-            row_max[at] = m.squeeze(-1)  # -inf for a row with no key
-            m.masked_fill_(m == -math.inf, 0.0)
-            x = s.sub_(m)  # <= 0, and 0 at the maximum
-            torch.exp(x, out=p)
-            total = p.sum(dim=-1, keepdim=True)
-            total.masked_fill_(total == 0, 1.0)
+            x, m, total = _exponentials(s, p)
+            row_max[at] = m.squeeze(-1)
             out[at] = torch.bmm(p, v[at[0], at[1], :keys]).div_(total)
             log_sum[at] = total.log().squeeze(-1)
             if want_entropy:  # ln(sum p) - sum(p x) / sum(p): both parts are >= 0, so nothing cancels
@@ -65,9 +61,20 @@ class _RowBlocks(torch.autograd.Function):
                 in_map, in_block = _shared_keys(map_keys, keys)
                 head_mean[at[0], at[2], in_map] += p[..., in_block].div_(total * q.shape[1]).sum(dim=0)
         lse = row_max + log_sum
-        ctx.is_causal, ctx.map_keys = is_causal, map_keys
-        ctx.save_for_backward(q, k, v, mask, out, row_max, log_sum, entropy)
+        if map_keys and is_causal:  # a row of NaN is NaN beyond the keys that it was computed for, too
+            head_mean.masked_fill_(lse.isnan().any(1)[..., None], math.nan)
         return out, lse, entropy, head_mean
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # apart from forward, so that a call inside of a functorch transform can be
+        ctx.set_materialize_grads(False)
+        *tensors, ctx.is_causal, _, ctx.map_keys = inputs
+        out, _, entropy, _ = output
+        ctx.save_for_backward(*tensors, out, entropy)
+
+    @staticmethod
+    def vmap(info, in_dims, *arguments):  # without it, plain tensors inside of a vmap would be refused as well
+        raise Unsupported("sdpa", ['inside of torch.vmap: put that dimension into the batch, or use impl="reference"'])
 
     @staticmethod
     def backward(ctx, *grads):
@@ -78,6 +85,15 @@ class _RowBlocks(torch.autograd.Function):
             sources = [t for t in (*saved[:4], *grads) if t is not None]
             result = [None if t is None else _FirstOrderOnly.apply(t, *sources) for t in result]
         return *result, None, None, None
+
+
+def _exponentials(s: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``(s - max, max, sum)`` along rows, with p = exp(s - max) in place; a row with no key has -inf, -inf and 1."""
+    m = s.amax(dim=-1, keepdim=True) if s.shape[-1] else s.new_full((*s.shape[:2], 1), -math.inf)
+    x = s.sub_(m.masked_fill(m == -math.inf, 0.0))  # <= 0, and 0 at the maximum
+    torch.exp(x, out=p)
+    total = p.sum(dim=-1, keepdim=True)
+    return x, m, total.masked_fill_(total == 0, 1.0)
 
 
 class _FirstOrderOnly(torch.autograd.Function):
@@ -106,33 +122,34 @@ def row_gradients(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of q, k, v and mask: with dP = dO V^T + dMap / heads, dS = P * (dP - delta - dH * ln P).
 
-    ``saved`` is q, k, v, mask, out, two numbers whose sum is each row's lse (the first -inf for a row with no key), and
-    entropy.
+    ``saved`` is q, k, v, mask, out and entropy. The sums along rows are taken anew: beside a mask of -1e9, lse in one
+    number would not hold them.
     """
-    q, k, v, mask, out, row_max, log_sum, entropy = saved
+    q, k, v, mask, out, entropy = saved
     delta = q.new_zeros(q.shape[:-1])
     if grad_out is not None:
         delta += (out * grad_out).sum(dim=-1)
-    empty = row_max == -math.inf
-    row_max = row_max.masked_fill(empty, 0.0)
-    if grad_lse is not None:  # of a row with no key, lse and with it perhaps its gradient are infinite
-        delta -= grad_lse.masked_fill(empty, 0.0)
     if grad_entropy is not None:
         delta += grad_entropy * entropy
-    dq, dk, dv, dmask = (torch.zeros_like(t) if need else None for t, need in zip((q, k, v, mask), needed, strict=True))
+    tensors = zip((q, k, v, mask), needed, strict=True)
+    dq, dk, dv, dmask = (torch.zeros_like(t, dtype=q.dtype) if need else None for t, need in tensors)
 
     blocks = _Blocks(q, k, mask, is_causal)
     for at, keys in blocks:
         b, h, _ = at
-        x = blocks.scores(at, keys).sub_(row_max[at].unsqueeze(-1)).sub_(log_sum[at].unsqueeze(-1))  # ln P
-        p = torch.exp(x, out=blocks.buffer(1, at, keys))
+        p = blocks.buffer(1, at, keys)
+        x, m, total = _exponentials(blocks.scores(at, keys), p)
+        p.div_(total)
         ds = blocks.buffer(2, at, keys).copy_(delta[at].unsqueeze(-1)).neg_()
+        if grad_lse is not None:  # of a row with no key, lse and with it perhaps its gradient are infinite
+            ds += grad_lse[at].unsqueeze(-1).masked_fill(m == -math.inf, 0.0)
         if grad_out is not None:
             if dv is not None:
                 dv[b, h, :keys] += torch.bmm(p.mT, grad_out[at])
             ds.baddbmm_(grad_out[at], v[b, h, :keys].mT)
         if grad_entropy is not None:
-            ds.addcmul_(x.clamp_(min=LOG_ZERO), grad_entropy[at].unsqueeze(-1), value=-1.0)
+            log_p = x.sub_(total.log()).clamp_(min=LOG_ZERO)
+            ds.addcmul_(log_p, grad_entropy[at].unsqueeze(-1), value=-1.0)
         if grad_map is not None:
             in_map, in_block = _shared_keys(map_keys, keys)
             dp = grad_map[b, at[2], in_map] / q.shape[1]  # the same for every head
@@ -146,7 +163,7 @@ def row_gradients(
         if dmask is not None:
             part = _broadcast_part(dmask, at, keys)
             part += ds.sum_to_size(part.shape)
-    return dq, dk, dv, dmask
+    return dq, dk, dv, None if dmask is None else dmask.to(mask.dtype)
 
 
 class _Blocks:
@@ -185,7 +202,9 @@ class _Blocks:
         s = torch.bmm(self.q[at], self.k[b, h, :keys].mT, out=self.buffer(0, at, keys))
         if self.mask is not None:
             part = _broadcast_part(self.mask, at, keys)
-            s = s.masked_fill_(~part, -math.inf) if part.dtype == torch.bool else s.add_(part)
+            if part.dtype != torch.bool:
+                s.add_(part)
+            s.masked_fill_(~part if part.dtype == torch.bool else part == -math.inf, -math.inf)
         if self.is_causal:
             row = torch.arange(i.start, i.stop, device=s.device)[:, None]
             s.masked_fill_(torch.arange(keys, device=s.device) > row, -math.inf)

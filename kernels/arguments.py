@@ -37,12 +37,13 @@ def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -
     return torch.empty(shape, dtype=dtype, device=device)
 
 
-def allocate_like(t: Tensor, width: int) -> Tensor:
+def allocate_like(t: Tensor, width: int, dtype: torch.dtype | None = None) -> Tensor:
     """Laid out as ``t`` is: heads inside or outside of tokens, so that undoing a transpose stays free."""
     batch, num_heads, seqlen, _ = t.shape
+    dtype = t.dtype if dtype is None else dtype
     if t.stride(1) < t.stride(2):
-        return allocate((batch, seqlen, num_heads, width), t.dtype, t.device).transpose(1, 2)
-    return allocate((batch, num_heads, seqlen, width), t.dtype, t.device)
+        return allocate((batch, seqlen, num_heads, width), dtype, t.device).transpose(1, 2)
+    return allocate((batch, num_heads, seqlen, width), dtype, t.device)
 
 
 def tile_span(t: Tensor, rows: int) -> int:
@@ -84,11 +85,17 @@ def mask_kind(mask: Tensor | None) -> int:
     return BOOL_MASK if mask.dtype == torch.bool else ADDED_MASK
 
 
-def scale_arguments(scale: float | Tensor | None, head_dim: int) -> tuple[Tensor | None, float, int]:
-    """``(tensor or None, factor in base 2, stride)``: a tensor stays on the device, as reading it would wait for it."""
+def scale_arguments(
+    scale: float | Tensor | None, head_dim: int, mask: Tensor | None
+) -> tuple[Tensor | None, float, int]:
+    """``(tensor or None, factor, stride)``: a tensor stays on the device, as reading it would wait for it.
+
+    The factor brings products to the unit of the scores: base 2, or quarters of a nat beside a mask that is added.
+    """
     if isinstance(scale, Tensor):
         return scale, 0.0, scale.stride(0) if scale.dim() else 0
-    return None, _flushed((1.0 / math.sqrt(head_dim) if scale is None else scale) * LOG2E), 0
+    unit = 0.25 if mask_kind(mask) == ADDED_MASK else LOG2E
+    return None, _flushed((1.0 / math.sqrt(head_dim) if scale is None else scale) * unit), 0
 
 
 def _flushed(factor: float) -> float:

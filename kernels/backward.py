@@ -17,8 +17,13 @@ from entropy_attn.kernels.tiles import (
     LOG2E,
     NO_MASK,
     PRECISION,
+    QUARTER,
+    VANISHED,
     by_query,
+    head_factor,
+    in_base_2,
     in_eights,
+    in_nats,
     load_rows,
     masked_scores,
     program,
@@ -30,8 +35,6 @@ from entropy_attn.kernels.tiles import (
 # the sixteenth of float16's range that is left is far more than rounding can add.
 SHIFT = tl.constexpr(12.0)
 UNSHIFT = tl.constexpr(2.0**-12)
-# Below, P is 0 in float32; a logarithm as low as an excluded key's could overflow when it meets the entropy's gradient.
-VANISHED = tl.constexpr(-1.0e4)
 # Beyond, the rounding of a row's lse moves its P by a hundredth: additive masks such as -1e9 get there.
 LARGE_LSE = tl.constexpr(1.0e5)
 
@@ -149,23 +152,26 @@ def _load_map_tile(
 
 @triton.jit
 def _probabilities(
-    s, factor, lse_log2, log2_l, mask_ptr, start_m, start_n, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
+    s, factor, lse_i, log2_l, mask_ptr, start_m, start_n, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
     IS_CAUSAL: tl.constexpr, CHECK_KEYS: tl.constexpr, HAS_ENTROPY: tl.constexpr, WIDE: tl.constexpr,
     TRANSPOSED: tl.constexpr,
 ):  # fmt: skip
-    """P of a tile and its logarithm, both with the shift that the row values bring."""
+    """P of a tile and its logarithm in base 2, both with the shift that the row values bring.
+
+    lse is ``lse_i``, in the unit of the scores, and ``log2_l``, in base 2; the latter is 0 without an added mask.
+    """
     if MASK != NO_MASK or CHECK_KEYS:
         z = masked_scores(s, factor, mask_ptr, start_m, start_n, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
                           BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, WIDE, TRANSPOSED,
                           True)  # fmt: skip
-        x = z - by_query(lse_log2, TRANSPOSED)
+        x = in_base_2(z - by_query(lse_i, TRANSPOSED), MASK)
         if MASK == ADDED_MASK:
             x = x - by_query(log2_l, TRANSPOSED)
         if HAS_ENTROPY:
             x = tl.where(x < VANISHED, VANISHED, x)
     else:
-        x = s * factor - by_query(lse_log2, TRANSPOSED)
+        x = s * factor - by_query(lse_i, TRANSPOSED)
     return tl.math.exp2(x), x
 
 
@@ -204,7 +210,7 @@ def _powers(bound_ptr, off, RESCALE: tl.constexpr):
 @triton.jit
 def attention_backward_rows(
     q_ptr, k_ptr, out_ptr, do_ptr, lse_ptr, entropy_ptr, grad_lse_ptr, grad_entropy_ptr, map_ptr, value_max_ptr,
-    lse_log2_ptr, log2_l_ptr, delta_ptr, g_ptr, bound_ptr, mask_ptr, scale_ptr, sm_scale_log2,
+    lse_i_ptr, log2_l_ptr, delta_ptr, g_ptr, bound_ptr, mask_ptr, scale_ptr, score_scale,
     stride_qb, stride_qh, stride_qm, stride_qd,
     stride_kb, stride_kh, stride_kn, stride_kd,
     stride_ob, stride_oh, stride_om, stride_od,
@@ -221,8 +227,8 @@ def attention_backward_rows(
 ):  # fmt: skip
     """What the other kernels read for each row. Grid: (batch * heads * blocks of queries,).
 
-    lse in base 2; delta, which holds all of dS / P that is the same along a row; g, the entropy's gradient times ln 2;
-    and under RESCALE the largest |dS| that the rows of this program can have.
+    lse in the unit of the scores; delta, which holds all of dS / P that is the same along a row; g, the entropy's
+    gradient times ln 2; and under RESCALE the largest |dS| that the rows of this program can have.
     """
     off_b, off_h, off_h_kv, off_bh, block = program(num_heads, group, seqlen_q, BLOCK_M, False)
     b = off_b.to(tl.int64)
@@ -233,7 +239,8 @@ def attention_backward_rows(
     inside = offs_m < seqlen_q
 
     lse = tl.load(lse_ptr + off_row + offs_m, mask=inside, other=float("-inf"))
-    lse_log2 = tl.where(lse == float("-inf"), 0.0, lse * LOG2E)  # a row without keys: every P is 0 by its mask
+    lse_i = lse * (QUARTER if MASK == ADDED_MASK else LOG2E)  # in the unit of the scores
+    lse_i = tl.where(lse == float("-inf"), 0.0, lse_i)  # a row without keys: every P is 0 by its mask
     delta = tl.zeros([BLOCK_M], tl.float32)
     bound = tl.zeros([BLOCK_M], tl.float32)
     if HAS_DO:
@@ -263,9 +270,7 @@ def attention_backward_rows(
         stride_kn = in_eights(stride_kn, STRIDES_IN_EIGHTS)
         if MASK != NO_MASK:
             mask_ptr += b * stride_mask_b + h * stride_mask_h
-        factor = sm_scale_log2
-        if SCALE_TENSOR:
-            factor = tl.load(scale_ptr + off_h * stride_scale).to(tl.float32) * LOG2E
+        factor = head_factor(score_scale, scale_ptr, off_h, stride_scale, SCALE_TENSOR, MASK)
         q0, q1, q2 = _load_chunks(q_ptr, start_m, stride_qm, stride_qd, seqlen_q,
                                   D0, D1, D2, HEAD_DIM, BLOCK_M, True, WIDE)  # fmt: skip
         end_n = seqlen_k
@@ -285,9 +290,10 @@ def attention_backward_rows(
             z = masked_scores(s, factor, mask_ptr, start_m, start_n, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
                               BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, True, WIDE, False, True)  # fmt: skip
             m_new = tl.maximum(m_i, tl.max(z, 1))
-            l_i = l_i * tl.math.exp2(m_i - m_new) + tl.sum(tl.math.exp2(z - m_new[:, None]), 1)
+            l_i *= tl.math.exp2(in_base_2(m_i - m_new, MASK))
+            l_i += tl.sum(tl.math.exp2(in_base_2(z - m_new[:, None], MASK)), 1)
             m_i = m_new
-        lse_log2 = tl.where(large, m_i, lse_log2)
+        lse_i = tl.where(large, m_i, lse_i)
         log2_l = tl.where(large, tl.math.log2(l_i), 0.0)
     if HAS_MAP:
         map_ptr += b * stride_map_b
@@ -299,7 +305,7 @@ def attention_backward_rows(
                                       D0, D1, D2, HEAD_DIM, BLOCK_N, True, WIDE)  # fmt: skip
             s = _product(q0, q1, q2, k0, k1, k2, D1, D2)
             p, _ = _probabilities(
-                s, factor, lse_log2, log2_l, mask_ptr, start_m, start_n, stride_mask_m, stride_mask_n, seqlen_q,
+                s, factor, lse_i, log2_l, mask_ptr, start_m, start_n, stride_mask_m, stride_mask_n, seqlen_q,
                 seqlen_k, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, True, False, WIDE, False,
             )  # fmt: skip
             dmap = _load_map_tile(map_ptr, start_m, start_n, map_start, map_stop, stride_map_m, stride_map_n, seqlen_q,
@@ -324,15 +330,15 @@ def attention_backward_rows(
     if MASK == ADDED_MASK:
         tl.store(log2_l_ptr + off_row + offs_m, log2_l, mask=inside)
     elif RESCALE:
-        lse_log2 += log2_l
-    tl.store(lse_log2_ptr + off_row + offs_m, lse_log2, mask=inside)
+        lse_i += log2_l
+    tl.store(lse_i_ptr + off_row + offs_m, lse_i, mask=inside)
     tl.store(delta_ptr + off_row + offs_m, delta, mask=inside)
 
 
 @triton.jit
 def _query_gradient_block(
     q0, q1, q2, do0, do1, do2, dq0, dq1, dq2, dscale_i, k_ptr, v_ptr, map_ptr, mask_ptr,
-    factor, lse_log2, log2_l, delta, g_i, up, up_map, start_m, start_n,
+    factor, lse_i, log2_l, delta, g_i, up, up_map, start_m, start_n,
     stride_kn, stride_kd, stride_vn, stride_vd, stride_map_m, stride_map_n, stride_mask_m, stride_mask_n,
     seqlen_q, seqlen_k, map_start, map_stop,
     HEAD_DIM: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
@@ -347,7 +353,7 @@ def _query_gradient_block(
                               D0, D1, D2, HEAD_DIM, BLOCK_N, CHECK_KEYS, WIDE)  # fmt: skip
     s = _product(q0, q1, q2, k0, k1, k2, D1, D2)  # [BLOCK_M, BLOCK_N]
     p, x = _probabilities(
-        s, factor, lse_log2, log2_l, mask_ptr, start_m, start_n, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
+        s, factor, lse_i, log2_l, mask_ptr, start_m, start_n, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
         BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, HAS_ENTROPY, WIDE, False,
     )  # fmt: skip
     dp = p
@@ -370,7 +376,7 @@ def _query_gradient_block(
 @triton.jit
 def attention_backward_query(
     q_ptr, k_ptr, v_ptr, do_ptr, dq_ptr, dscale_ptr, map_ptr,
-    lse_log2_ptr, log2_l_ptr, delta_ptr, g_ptr, bound_ptr, mask_ptr, scale_ptr, sm_scale_log2,
+    lse_i_ptr, log2_l_ptr, delta_ptr, g_ptr, bound_ptr, mask_ptr, scale_ptr, score_scale,
     stride_qb, stride_qh, stride_qm, stride_qd,
     stride_kb, stride_kh, stride_kn, stride_kd,
     stride_vb, stride_vh, stride_vn, stride_vd,
@@ -401,9 +407,7 @@ def attention_backward_query(
     stride_dom = in_eights(stride_dom, STRIDES_IN_EIGHTS)
     if MASK != NO_MASK:
         mask_ptr += b * stride_mask_b + h * stride_mask_h
-    factor = sm_scale_log2
-    if SCALE_TENSOR:
-        factor = tl.load(scale_ptr + off_h * stride_scale).to(tl.float32) * LOG2E
+    factor = head_factor(score_scale, scale_ptr, off_h, stride_scale, SCALE_TENSOR, MASK)
     up, down = _powers(bound_ptr, off_bh // group, RESCALE)
 
     q0, q1, q2 = _load_chunks(q_ptr, start_m, stride_qm, stride_qd, seqlen_q,
@@ -414,7 +418,7 @@ def attention_backward_query(
         do_ptr += b * in_eights(stride_dob, STRIDES_IN_EIGHTS) + h * in_eights(stride_doh, STRIDES_IN_EIGHTS)
         do0, do1, do2 = _load_chunks(do_ptr, start_m, stride_dom, stride_dod, seqlen_q,
                                      V0, V1, V2, HEAD_DIM_V, BLOCK_M, True, WIDE)  # fmt: skip
-    lse_log2 = _load_values(lse_log2_ptr + off_row, start_m, seqlen_q, BLOCK_M, True)
+    lse_i = _load_values(lse_i_ptr + off_row, start_m, seqlen_q, BLOCK_M, True)
     delta = _load_values(delta_ptr + off_row, start_m, seqlen_q, BLOCK_M, True) * up
     log2_l = delta
     if MASK == ADDED_MASK:
@@ -446,7 +450,7 @@ def attention_backward_query(
             start_n = i + tl.where(i < first, 0, width)
         dq0, dq1, dq2, dscale_i = _query_gradient_block(
             q0, q1, q2, do0, do1, do2, dq0, dq1, dq2, dscale_i, k_ptr, v_ptr, map_ptr, mask_ptr,
-            factor, lse_log2, log2_l, delta, g_i, up, up_map, start_m, start_n,
+            factor, lse_i, log2_l, delta, g_i, up, up_map, start_m, start_n,
             stride_kn, stride_kd, stride_vn, stride_vd, stride_map_m, stride_map_n, stride_mask_m, stride_mask_n,
             seqlen_q, seqlen_k, map_start, map_stop,
             HEAD_DIM, D0, D1, D2, HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, False,
@@ -458,7 +462,7 @@ def attention_backward_query(
             start_n = i + tl.where(i < width, first, end_full - width)
         dq0, dq1, dq2, dscale_i = _query_gradient_block(
             q0, q1, q2, do0, do1, do2, dq0, dq1, dq2, dscale_i, k_ptr, v_ptr, map_ptr, mask_ptr,
-            factor, lse_log2, log2_l, delta, g_i, up, up_map, start_m, start_n,
+            factor, lse_i, log2_l, delta, g_i, up, up_map, start_m, start_n,
             stride_kn, stride_kd, stride_vn, stride_vd, stride_map_m, stride_map_n, stride_mask_m, stride_mask_n,
             seqlen_q, seqlen_k, map_start, map_stop,
             HEAD_DIM, D0, D1, D2, HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, True,
@@ -470,14 +474,15 @@ def attention_backward_query(
         tl.store(dscale_ptr + off_bh.to(tl.int64) * num_blocks + block, tl.sum(dscale_i, 0) * down)
     if NEED_DQ:
         dq_ptr += b * in_eights(stride_dqb, STRIDES_IN_EIGHTS) + h * in_eights(stride_dqh, STRIDES_IN_EIGHTS)
-        _store_chunks(dq_ptr, dq0, dq1, dq2, factor * LN2 * down, start_m, in_eights(stride_dqm, STRIDES_IN_EIGHTS),
-                      seqlen_q, D0, D1, D2, HEAD_DIM, BLOCK_M, WIDE, NEED_DQ)  # fmt: skip
+        _store_chunks(dq_ptr, dq0, dq1, dq2, in_nats(factor, MASK) * down, start_m,
+                      in_eights(stride_dqm, STRIDES_IN_EIGHTS), seqlen_q, D0, D1, D2, HEAD_DIM, BLOCK_M, WIDE,
+                      NEED_DQ)  # fmt: skip
 
 
 @triton.jit
 def _key_gradient_block(
     k0, k1, k2, v0, v1, v2, dk0, dk1, dk2, dv0, dv1, dv2, q_ptr, do_ptr, map_ptr, mask_ptr,
-    lse_log2_ptr, log2_l_ptr, delta_ptr, g_ptr, factor, up, up_map, start_m, start_n,
+    lse_i_ptr, log2_l_ptr, delta_ptr, g_ptr, factor, up, up_map, start_m, start_n,
     stride_qm, stride_qd, stride_dom, stride_dod, stride_map_m, stride_map_n, stride_mask_m, stride_mask_n,
     seqlen_q, seqlen_k, map_start, map_stop,
     HEAD_DIM: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
@@ -494,13 +499,13 @@ def _key_gradient_block(
     """
     q0, q1, q2 = _load_chunks(q_ptr, start_m, stride_qm, stride_qd, seqlen_q,
                               D0, D1, D2, HEAD_DIM, BLOCK_M, CHECK, WIDE)  # fmt: skip
-    lse_log2 = _load_values(lse_log2_ptr, start_m, seqlen_q, BLOCK_M, CHECK)
-    log2_l = lse_log2
+    lse_i = _load_values(lse_i_ptr, start_m, seqlen_q, BLOCK_M, CHECK)
+    log2_l = lse_i
     if MASK == ADDED_MASK:
         log2_l = _load_values(log2_l_ptr, start_m, seqlen_q, BLOCK_M, CHECK)
     s = _product(k0, k1, k2, q0, q1, q2, D1, D2)
     p, x = _probabilities(
-        s, factor, lse_log2, log2_l, mask_ptr, start_m, start_n, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
+        s, factor, lse_i, log2_l, mask_ptr, start_m, start_n, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
         BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, (CHECK and IS_CAUSAL) or MASK != NO_MASK, HAS_ENTROPY,
         WIDE, True,
     )  # fmt: skip
@@ -530,7 +535,7 @@ def _key_gradient_block(
 @triton.jit
 def attention_backward_key(
     q_ptr, k_ptr, v_ptr, do_ptr, dk_ptr, dv_ptr, map_ptr,
-    lse_log2_ptr, log2_l_ptr, delta_ptr, g_ptr, bound_ptr, mask_ptr, scale_ptr, sm_scale_log2,
+    lse_i_ptr, log2_l_ptr, delta_ptr, g_ptr, bound_ptr, mask_ptr, scale_ptr, score_scale,
     stride_qb, stride_qh, stride_qm, stride_qd,
     stride_kb, stride_kh, stride_kn, stride_kd,
     stride_vb, stride_vh, stride_vn, stride_vd,
@@ -574,7 +579,7 @@ def attention_backward_key(
     dv0, dv1, dv2 = _zeros(BLOCK_N, V0, V1, V2)
 
     # Scales of a tensor differ among the heads that are summed, so they go into the sum, relative to the largest.
-    scale = sm_scale_log2 * LN2
+    scale = in_nats(score_scale, MASK)
     if SCALE_TENSOR:
         scale = 0.0
         for g in tl.range(0, group):
@@ -612,11 +617,10 @@ def attention_backward_key(
         g_h = g_ptr
         if HAS_ENTROPY:
             g_h += off_row
-        factor = sm_scale_log2
+        factor = head_factor(score_scale, scale_ptr, off_h, stride_scale, SCALE_TENSOR, MASK)
         up_h = up
         if SCALE_TENSOR:
             sm_scale = tl.load(scale_ptr + off_h * stride_scale).to(tl.float32)
-            factor = sm_scale * LOG2E
             up_h = up * tl.where(scale > 0.0, sm_scale / tl.where(scale > 0.0, scale, 1.0), 0.0)
         up_map = up_h
         if HAS_MAP:
@@ -624,7 +628,7 @@ def attention_backward_key(
         for start_m in tl.range(full, end_plain, BLOCK_M):
             dk0, dk1, dk2, dv0, dv1, dv2 = _key_gradient_block(
                 k0, k1, k2, v0, v1, v2, dk0, dk1, dk2, dv0, dv1, dv2, q_h, do_h, map_ptr, mask_h,
-                lse_log2_ptr + off_row, log2_l_h, delta_ptr + off_row, g_h, factor, up_h, up_map, start_m, start_n,
+                lse_i_ptr + off_row, log2_l_h, delta_ptr + off_row, g_h, factor, up_h, up_map, start_m, start_n,
                 stride_qm, stride_qd, stride_dom, stride_dod, stride_map_m, stride_map_n, stride_mask_m, stride_mask_n,
                 seqlen_q, seqlen_k, map_start, map_stop,
                 HEAD_DIM, D0, D1, D2, HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, False,
@@ -634,7 +638,7 @@ def attention_backward_key(
             for start_m in tl.range(end_plain, end_full, BLOCK_M):
                 dk0, dk1, dk2, dv0, dv1, dv2 = _key_gradient_block(
                     k0, k1, k2, v0, v1, v2, dk0, dk1, dk2, dv0, dv1, dv2, q_h, do_h, map_ptr, mask_h,
-                    lse_log2_ptr + off_row, log2_l_h, delta_ptr + off_row, g_h, factor, up_h, up_map, start_m, start_n,
+                    lse_i_ptr + off_row, log2_l_h, delta_ptr + off_row, g_h, factor, up_h, up_map, start_m, start_n,
                     stride_qm, stride_qd, stride_dom, stride_dod, stride_map_m, stride_map_n, stride_mask_m,
                     stride_mask_n, seqlen_q, seqlen_k, map_start, map_stop,
                     HEAD_DIM, D0, D1, D2, HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL,
@@ -644,7 +648,7 @@ def attention_backward_key(
             start_m = i + tl.where(i < full - first, first, end_full - full + first)
             dk0, dk1, dk2, dv0, dv1, dv2 = _key_gradient_block(
                 k0, k1, k2, v0, v1, v2, dk0, dk1, dk2, dv0, dv1, dv2, q_h, do_h, map_ptr, mask_h,
-                lse_log2_ptr + off_row, log2_l_h, delta_ptr + off_row, g_h, factor, up_h, up_map, start_m, start_n,
+                lse_i_ptr + off_row, log2_l_h, delta_ptr + off_row, g_h, factor, up_h, up_map, start_m, start_n,
                 stride_qm, stride_qd, stride_dom, stride_dod, stride_map_m, stride_map_n, stride_mask_m, stride_mask_n,
                 seqlen_q, seqlen_k, map_start, map_stop,
                 HEAD_DIM, D0, D1, D2, HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, True,

@@ -13,10 +13,13 @@ from entropy_attn.kernels.tiles import (
     EMPTY_ROW,
     EXCLUDED,
     LN2,
-    LOG2E,
     NO_MASK,
     PRECISION,
+    VANISHED,
+    head_factor,
+    in_base_2,
     in_eights,
+    in_nats,
     load_rows,
     masked_scores,
     program,
@@ -29,19 +32,22 @@ ROTATED = tl.constexpr(2)
 
 
 @triton.jit
-def _online_softmax(s, factor, m_i, l_i, e_i, NEGATIVE: tl.constexpr, RETURN_ENTROPY: tl.constexpr):
+def _online_softmax(s, factor, m_i, l_i, e_i, NEGATIVE: tl.constexpr, RETURN_ENTROPY: tl.constexpr, MASK: tl.constexpr):
     """One block of the recurrence. The maximum of s * factor is that of s times factor: of -s where factor is NEGATIVE.
 
     Returns the unnormalised probabilities, the correction of what was accumulated before, and the new statistics.
-    ``e_i`` is the sum of p * log2(p) with p = 2**(score - m_i): shifting it with m_i keeps it accurate for any logits.
+    ``e_i`` is the sum of p * log(p), in the unit of the scores, with log(p) = score - m_i: shifting it with m_i keeps
+    it accurate for any logits.
     """
     extreme = tl.min(s, 1) if NEGATIVE else tl.max(s, 1)
     m_new = tl.maximum(m_i, extreme * factor)
     x = s * factor - m_new[:, None]
-    p = tl.math.exp2(x)
+    p = tl.math.exp2(in_base_2(x, MASK))
     shift = m_i - m_new
-    alpha = tl.math.exp2(shift)
+    alpha = tl.math.exp2(in_base_2(shift, MASK))
     if RETURN_ENTROPY:
+        if MASK != NO_MASK:  # from EXCLUDED, after a block without an attended key
+            shift = tl.maximum(shift, VANISHED)
         e_i = alpha * (e_i + shift * l_i) + tl.sum(p * x, 1)
     l_i = l_i * alpha + tl.sum(p, 1)
     return p, alpha, m_new, l_i, e_i
@@ -82,9 +88,9 @@ def _accumulate(
     if MASK != NO_MASK or CHECK_KEYS or SCALE_TENSOR:  # a scale read from memory has a sign that is not known here
         z = masked_scores(s, factor, mask_ptr, start_m, start_n, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
                           BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, WIDE)  # fmt: skip
-        p, alpha, m_i, l_i, e_i = _online_softmax(z, 1.0, m_i, l_i, e_i, False, RETURN_ENTROPY)
+        p, alpha, m_i, l_i, e_i = _online_softmax(z, 1.0, m_i, l_i, e_i, False, RETURN_ENTROPY, MASK)
     else:  # the scale rides on the subtraction of the maximum: one FMA a score
-        p, alpha, m_i, l_i, e_i = _online_softmax(s, factor, m_i, l_i, e_i, NEGATIVE, RETURN_ENTROPY)
+        p, alpha, m_i, l_i, e_i = _online_softmax(s, factor, m_i, l_i, e_i, NEGATIVE, RETURN_ENTROPY, MASK)
 
     v0 = load_rows(v0_src, off_b, off_h_kv, start_n, stride_vn, stride_vd, seqlen_k,
                    0, BLOCK_N, V0, HEAD_DIM_V, CHECK_KEYS, DESCRIPTORS, WIDE)  # fmt: skip
@@ -142,7 +148,7 @@ def _load_queries(
 @triton.jit
 def _attend_rows(
     q_ptr, k0_src, k1_src, k2_src, v0_src, v1_src, v2_src, out_ptr, lse_ptr, entropy_ptr, mask_ptr, scale_ptr,
-    sm_scale_log2, off_b, off_h, off_h_kv, off_row, block,
+    score_scale, off_b, off_h, off_h_kv, off_row, block,
     stride_qm, stride_qd, stride_kn, stride_kd, stride_vn, stride_vd, stride_om,
     stride_mask_m, stride_mask_n, stride_scale, seqlen_q, seqlen_k,
     HEAD_DIM: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
@@ -163,9 +169,7 @@ def _attend_rows(
         q2 = _load_queries(q_ptr, start_m, stride_qm, stride_qd, seqlen_q, D0 + D1, BLOCK_M, D2, HEAD_DIM, SCHEDULE,
                            WIDE)  # fmt: skip
 
-    factor = sm_scale_log2
-    if SCALE_TENSOR:
-        factor = tl.load(scale_ptr + off_h * stride_scale).to(tl.float32) * LOG2E
+    factor = head_factor(score_scale, scale_ptr, off_h, stride_scale, SCALE_TENSOR, MASK)
 
     m_i = tl.full([BLOCK_M], EXCLUDED, tl.float32)
     l_i = tl.zeros([BLOCK_M], tl.float32)
@@ -235,17 +239,22 @@ def _attend_rows(
                 IS_CAUSAL, True, SCALE_TENSOR, NEGATIVE, RETURN_ENTROPY, DESCRIPTORS, WIDE,
             )  # fmt: skip
 
-    # An empty row collected p = 1 for its excluded keys; every attended key would have wiped that out (alpha = 0).
-    empty = m_i < EMPTY_ROW
+    # An empty row collected p = 1 for its excluded keys; every attended key would have wiped that out (alpha = 0). The
+    # maximum passes over NaN, the sum does not: a row of NaN is not empty.
+    empty = (m_i < EMPTY_ROW) & (l_i == l_i)
     l_i = tl.where(empty, 1.0, l_i)
     inv = tl.where(empty, 0.0, 1.0 / l_i)
     log2_l = tl.math.log2(l_i)
     offs_m = start_m + tl.arange(0, BLOCK_M)
-    if RETURN_LSE:
-        lse = tl.where(empty, float("-inf"), (m_i + log2_l) * LN2)
+    if RETURN_LSE == 1:
+        lse = tl.where(empty, float("-inf"), in_nats(m_i, MASK) + log2_l * LN2)
         tl.store(lse_ptr + off_row + offs_m, lse, mask=offs_m < seqlen_q)
+    if RETURN_LSE == 2:
+        pairs = lse_ptr + (off_row + offs_m) * 2
+        tl.store(pairs, tl.where(empty, 0.0, m_i), mask=offs_m < seqlen_q)
+        tl.store(pairs + 1, tl.where(empty, float("-inf"), log2_l), mask=offs_m < seqlen_q)
     if RETURN_ENTROPY:
-        entropy = (log2_l - e_i * inv) * LN2
+        entropy = log2_l * LN2 - in_nats(e_i * inv, MASK)
         entropy = tl.where(empty | (entropy <= 0.0), 0.0, entropy)  # rounding; a NaN stays one
         tl.store(entropy_ptr + off_row + offs_m, entropy, mask=offs_m < seqlen_q)
     store_rows(out_ptr, acc0 * inv[:, None], start_m, stride_om, 1, seqlen_q, 0, BLOCK_M, V0, HEAD_DIM_V, WIDE)
@@ -258,7 +267,7 @@ def _attend_rows(
 
 @triton.jit
 def attention_forward_pointers(
-    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, entropy_ptr, mask_ptr, scale_ptr, sm_scale_log2,
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, entropy_ptr, mask_ptr, scale_ptr, score_scale,
     stride_qb, stride_qh, stride_qm, stride_qd,
     stride_kb, stride_kh, stride_kn, stride_kd,
     stride_vb, stride_vh, stride_vn, stride_vd,
@@ -285,7 +294,7 @@ def attention_forward_pointers(
         mask_ptr += b * stride_mask_b + h * stride_mask_h
     _attend_rows(
         q_ptr, k_ptr, k_ptr, k_ptr, v_ptr, v_ptr, v_ptr, out_ptr, lse_ptr, entropy_ptr, mask_ptr, scale_ptr,
-        sm_scale_log2, off_b, off_h, off_h_kv, off_bh.to(tl.int64) * seqlen_q, block,
+        score_scale, off_b, off_h, off_h_kv, off_bh.to(tl.int64) * seqlen_q, block,
         in_eights(stride_qm, STRIDES_IN_EIGHTS), stride_qd,
         in_eights(stride_kn, STRIDES_IN_EIGHTS), stride_kd,
         in_eights(stride_vn, STRIDES_IN_EIGHTS), stride_vd,
@@ -300,7 +309,7 @@ def attention_forward_pointers(
 @triton.jit
 def attention_forward_descriptors(
     q_ptr, k0_desc, k1_desc, k2_desc, v0_desc, v1_desc, v2_desc,
-    out_ptr, lse_ptr, entropy_ptr, mask_ptr, scale_ptr, sm_scale_log2,
+    out_ptr, lse_ptr, entropy_ptr, mask_ptr, scale_ptr, score_scale,
     stride_qb, stride_qh, stride_qm, stride_qd, stride_ob, stride_oh, stride_om,
     stride_mask_b, stride_mask_h, stride_mask_m, stride_mask_n, stride_scale,
     num_heads, group, seqlen_q, seqlen_k,
@@ -321,7 +330,7 @@ def attention_forward_descriptors(
         mask_ptr += b * stride_mask_b + h * stride_mask_h
     _attend_rows(
         q_ptr, k0_desc, k1_desc, k2_desc, v0_desc, v1_desc, v2_desc, out_ptr, lse_ptr, entropy_ptr, mask_ptr,
-        scale_ptr, sm_scale_log2, off_b, off_h, off_h_kv, off_bh.to(tl.int64) * seqlen_q, block,
+        scale_ptr, score_scale, off_b, off_h, off_h_kv, off_bh.to(tl.int64) * seqlen_q, block,
         in_eights(stride_qm, STRIDES_IN_EIGHTS), stride_qd, 0, 0, 0, 0, in_eights(stride_om, STRIDES_IN_EIGHTS),
         stride_mask_m, stride_mask_n, stride_scale, seqlen_q, seqlen_k,
         HEAD_DIM, D0, D1, D2, HEAD_DIM_V, V0, V1, V2, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY,

@@ -42,13 +42,16 @@ def attention_forward(
     scale: float | Tensor | None = None,
     return_lse: bool = False,
     return_entropy: bool = False,
+    lse_in_two: bool = False,
     config: ForwardConfig | None = None,
     autotune: bool | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """``(out, lse, entropy)`` by the fused kernel, for a call that ``support.unsupported_reasons`` lets pass.
 
     ``config`` overrides the table's choice; ``autotune=True`` measures the candidates once and remembers the fastest.
-    With neither, the environment variable ENTROPY_ATTN_AUTOTUNE=1 asks for it.
+    With neither, the environment variable ENTROPY_ATTN_AUTOTUNE=1 asks for it. ``lse_in_two`` returns lse as (B, H, Nq,
+    2): the largest score, in the unit of the scores, and the base-2 logarithm of what is left; 0 and -inf of a row
+    without keys.
     """
     if config is not None and autotune:
         raise ValueError("config and autotune=True exclude each other")
@@ -57,7 +60,7 @@ def attention_forward(
     batch, num_heads, seqlen_q, _ = query.shape
     out = allocate_like(query, value.shape[3])
     stats = (batch, num_heads, seqlen_q)
-    lse = allocate(stats, torch.float32, query.device) if return_lse else None
+    lse = allocate((*stats, 2) if lse_in_two else stats, torch.float32, query.device) if return_lse else None
     entropy = allocate(stats, torch.float32, query.device) if return_entropy else None
     if out.numel() == 0:
         return out, lse, entropy
@@ -106,8 +109,8 @@ class ForwardCall:
 
     @functools.cached_property
     def scaling(self) -> tuple[Tensor | None, float, int]:
-        """``(tensor or None, factor in base 2, stride)``"""
-        return scale_arguments(self.scale, self.query.shape[3])
+        """``(tensor or None, factor, stride)``"""
+        return scale_arguments(self.scale, self.query.shape[3], self.attn_mask)
 
     def table_config(self) -> ForwardConfig:
         """What was measured on such a card to be the fastest for such a call, else the row of the static table."""
@@ -134,10 +137,14 @@ class ForwardCall:
         tensors = (self.query, self.key, self.value, self.out, self.lse, self.entropy, self.attn_mask)
         return (*tensors, *self.scaling[:2])
 
+    def lse_numbers(self) -> int:
+        """In how many numbers a row's lse is returned."""
+        return 0 if self.lse is None else 2 if self.lse.dim() == 4 else 1
+
     def plan_key(self) -> Hashable:
         """All else that the table's configuration, the arguments and the compiled code depend on."""
         scale = layout(self.scale) if isinstance(self.scale, Tensor) else self.scaling[1] < 0
-        wanted = (self.lse is not None, self.entropy is not None)
+        wanted = (self.lse_numbers(), self.entropy is not None)
         tensors = (layout(self.query), layout(self.key), layout(self.value), layout(self.attn_mask))
         return ("forward", *tensors, self.query.device, self.target, self.is_causal, scale, *wanted)
 
@@ -200,7 +207,7 @@ class ForwardCall:
             "IS_CAUSAL": self.is_causal,
             "SCALE_TENSOR": isinstance(self.scale, Tensor),
             "NEGATIVE": factor < 0,
-            "RETURN_LSE": self.lse is not None,
+            "RETURN_LSE": self.lse_numbers(),
             "RETURN_ENTROPY": self.entropy is not None,
             # the last blocks are few; only with a mask does their pipeline pay, by fetching it in the scores' layout
             "TAIL_STAGES": 1 if self.attn_mask is None else config.num_stages,

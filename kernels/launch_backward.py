@@ -91,7 +91,7 @@ class Launch:
 class Rows:
     """What the first kernel leaves for the others, (B, H, Nq) each."""
 
-    lse_log2: Tensor
+    lse: Tensor
     delta: Tensor
     log2_l: Tensor | None  # with an added mask
     g: Tensor | None  # with a gradient of the entropy
@@ -161,7 +161,7 @@ class BackwardCall:
             return allocate(shape, torch.float32, self.query.device) if needed else None
 
         return Rows(
-            lse_log2=values(),
+            lse=values(),
             delta=values(),
             log2_l=values(self.attn_mask is not None and self.attn_mask.dtype != torch.bool),
             g=values(self.grad_entropy is not None),
@@ -185,11 +185,11 @@ class BackwardCall:
         grad_lse, grad_entropy = (None if g is None else g.contiguous() for g in (self.grad_lse, self.grad_entropy))
         entropy = None if grad_entropy is None else self.entropy.contiguous()
         out = None if self.grad_out is None else self.out
-        scale, factor, scale_stride = scale_arguments(self.scale, self.query.shape[3])
+        scale, factor, scale_stride = scale_arguments(self.scale, self.query.shape[3], self.attn_mask)
         tensors = [self.query, self.key, out, self.grad_out]
         arguments = [
             *[*tensors, self.lse, entropy, grad_lse, grad_entropy, self.grad_map, value_max],
-            *[rows.lse_log2, rows.log2_l, rows.delta, rows.g, rows.bounds, self.attn_mask, scale, factor],
+            *[rows.lse, rows.log2_l, rows.delta, rows.g, rows.bounds, self.attn_mask, scale, factor],
             *[s for t in tensors for s in _strides(t, 4)],
             *[*_strides(self.grad_map, 3), *self.mask_strides(), scale_stride],
             *[self.query.shape[1], self.query.shape[1] // self.key.shape[1]],
@@ -240,12 +240,12 @@ class BackwardCall:
         self, rows: Rows, bound: Tensor | None, outputs: list[Tensor | None], laid_out: list[Tensor | None], *heads: int
     ) -> tuple[list[Any], list[Tensor | None]]:
         """What the two gradient kernels take alike, and the tensors whose rows they reach by pointer."""
-        scale, factor, scale_stride = scale_arguments(self.scale, self.query.shape[3])
+        scale, factor, scale_stride = scale_arguments(self.scale, self.query.shape[3], self.attn_mask)
         read = [self.query, self.key, self.value, self.grad_out]
         num_heads = self.query.shape[1]
         arguments = [
             *[*read, *outputs, self.grad_map],
-            *[rows.lse_log2, rows.log2_l, rows.delta, rows.g, bound, self.attn_mask, scale, factor],
+            *[rows.lse, rows.log2_l, rows.delta, rows.g, bound, self.attn_mask, scale, factor],
             *[s for t in read for s in _strides(t, 4)],
             *[s for t in laid_out for s in _strides(t, 3)],
             *[*_strides(self.grad_map, 3), *self.mask_strides(), scale_stride],

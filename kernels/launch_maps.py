@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from entropy_attn.kernels.arguments import (
+    ADDED_MASK,
     INT32_MAX,
     allocate,
     allocate_like,
@@ -65,12 +67,15 @@ def attention_forward_with_map(
         lse = allocate(stats, torch.float32, query.device) if return_lse else None
         entropy = allocate(stats, torch.float32, query.device) if return_entropy else None
     else:
+        in_two = mask_kind(attn_mask) == ADDED_MASK
         out, lse, entropy = attention_forward(
-            query, key, value, **given, return_lse=True, return_entropy=return_entropy
+            query, key, value, **given, return_lse=True, return_entropy=return_entropy, lse_in_two=in_two
         )
 
     if out.numel() == 0:
         empty = allocate((batch, seqlen_q, columns), torch.float32, query.device).zero_()
+        if return_lse and lse.dim() == 4:
+            lse = lse[..., 0]  # of no row
         return out, lse if return_lse else None, entropy, empty
     # A part of the heads for each program, where there are too few blocks to keep the device busy.
     programs = batch * -(-seqlen_q // config.block_m)
@@ -86,6 +91,8 @@ def attention_forward_with_map(
             launch(call.plan_key(), call.own(), lambda: call.launch(config))
         else:
             call.launch(config)
+    if return_lse and lse.dim() == 4:
+        lse = lse[..., 0] * 4.0 + lse[..., 1] * math.log(2.0)
     return out, lse if return_lse else None, entropy, parts[0] if len(parts) == 1 else parts.sum(0)
 
 
@@ -131,8 +138,8 @@ class MapCall:
 
     @functools.cached_property
     def scaling(self) -> tuple[Tensor | None, float, int]:
-        """``(tensor or None, factor in base 2, stride)``"""
-        return scale_arguments(self.scale, self.query.shape[3])
+        """``(tensor or None, factor, stride)``"""
+        return scale_arguments(self.scale, self.query.shape[3], self.attn_mask)
 
     def arguments(self, config: MapConfig) -> tuple[str, list[Any], dict[str, Any]]:
         """The kernel's name, its run-time arguments in order, and its compile-time ones."""

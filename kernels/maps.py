@@ -10,12 +10,16 @@ import triton
 import triton.language as tl
 
 from entropy_attn.kernels.tiles import (
+    ADDED_MASK,
     EMPTY_ROW,
     LN2,
     LOG2E,
     NO_MASK,
     PRECISION,
+    head_factor,
+    in_base_2,
     in_eights,
+    in_nats,
     load_rows,
     masked_scores,
     store_rows,
@@ -58,13 +62,13 @@ def _add_products(
 
 @triton.jit
 def _head_scores(
-    q_ptr, k_ptr, mask_ptr, scale_ptr, sm_scale_log2, off_h, start_m, start_n,
+    q_ptr, k_ptr, mask_ptr, scale_ptr, score_scale, off_h, start_m, start_n,
     stride_qm, stride_qd, stride_kn, stride_kd, stride_mask_m, stride_mask_n, stride_scale, seqlen_q, seqlen_k,
     HEAD_DIM: tl.constexpr, FULL_D: tl.constexpr, TAIL_D: tl.constexpr, CHUNK: tl.constexpr,
     BLOCK_M: tl.constexpr, N0: tl.constexpr, N1: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
     IS_CAUSAL: tl.constexpr, SCALE_TENSOR: tl.constexpr, CHECK_KEYS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Scaled and masked scores in base 2 of one head, at whose first elements the pointers are; two tiles of keys."""
+    """Scaled and masked scores of one head, at whose first elements the pointers are; two tiles of keys."""
     s0 = tl.zeros([BLOCK_M, N0], tl.float32)
     s1 = tl.zeros([BLOCK_M, N1 if N1 > 0 else 16], tl.float32)
     for off_d in tl.static_range(0, FULL_D, CHUNK):
@@ -75,9 +79,7 @@ def _head_scores(
         s0, s1 = _add_products(s0, s1, q_ptr, k_ptr, start_m, start_n, stride_qm, stride_qd, stride_kn, stride_kd,
                                seqlen_q, seqlen_k, FULL_D, TAIL_D, HEAD_DIM, BLOCK_M, N0, N1, CHECK_KEYS,
                                WIDE)  # fmt: skip
-    factor = sm_scale_log2
-    if SCALE_TENSOR:
-        factor = tl.load(scale_ptr + off_h * stride_scale).to(tl.float32) * LOG2E
+    factor = head_factor(score_scale, scale_ptr, off_h, stride_scale, SCALE_TENSOR, MASK)
     z0 = masked_scores(s0, factor, mask_ptr, start_m, start_n, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
                         BLOCK_M, N0, MASK, MASK_PER_QUERY, IS_CAUSAL, IS_CAUSAL or (CHECK_KEYS and N1 == 0),
                         WIDE)  # fmt: skip
@@ -121,7 +123,7 @@ def _store_values(
 
 @triton.jit
 def attention_short_keys(
-    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, entropy_ptr, map_ptr, mask_ptr, scale_ptr, sm_scale_log2, head_weight,
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, entropy_ptr, map_ptr, mask_ptr, scale_ptr, score_scale, head_weight,
     stride_qb, stride_qh, stride_qm, stride_qd,
     stride_kb, stride_kh, stride_kn, stride_kd,
     stride_vb, stride_vh, stride_vn, stride_vd,
@@ -156,7 +158,7 @@ def attention_short_keys(
         z0, z1 = _head_scores(
             q_ptr + h * in_eights(stride_qh, STRIDES_IN_EIGHTS),
             k_ptr + h_kv * in_eights(stride_kh, STRIDES_IN_EIGHTS),
-            mask_h_ptr, scale_ptr, sm_scale_log2, off_h, start_m, 0,
+            mask_h_ptr, scale_ptr, score_scale, off_h, start_m, 0,
             in_eights(stride_qm, STRIDES_IN_EIGHTS), stride_qd, in_eights(stride_kn, STRIDES_IN_EIGHTS), stride_kd,
             stride_mask_m, stride_mask_n, stride_scale, seqlen_q, seqlen_k,
             HEAD_DIM, FULL_D, TAIL_D, CHUNK, BLOCK_M, N0, N1,
@@ -167,7 +169,7 @@ def attention_short_keys(
         if N1 > 0:
             m_i = tl.maximum(m_i, tl.max(z1, 1))
         x0 = z0 - m_i[:, None]
-        p0 = tl.math.exp2(x0)
+        p0 = tl.math.exp2(in_base_2(x0, MASK))
         p1 = p0  # a placeholder where there is no second tile
         l_i = tl.sum(p0, 1)
         e_i = l_i
@@ -175,11 +177,11 @@ def attention_short_keys(
             e_i = tl.sum(p0 * x0, 1)
         if N1 > 0:
             x1 = z1 - m_i[:, None]
-            p1 = tl.math.exp2(x1)
+            p1 = tl.math.exp2(in_base_2(x1, MASK))
             l_i += tl.sum(p1, 1)
             if RETURN_ENTROPY:
                 e_i += tl.sum(p1 * x1, 1)
-        empty = m_i < EMPTY_ROW
+        empty = (m_i < EMPTY_ROW) & (l_i == l_i)  # the maximum passes over NaN, the sum does not
         inv = tl.where(empty, 0.0, 1.0 / l_i)  # the sum is at least 1, the largest score's part
         sum0 += p0 * inv[:, None]
         if N1 > 0:
@@ -188,10 +190,10 @@ def attention_short_keys(
             log2_l = tl.math.log2(l_i)
             off_row = (b * num_heads + h) * seqlen_q
             if RETURN_LSE:
-                lse = tl.where(empty, float("-inf"), (m_i + log2_l) * LN2)
+                lse = tl.where(empty, float("-inf"), in_nats(m_i, MASK) + log2_l * LN2)
                 tl.store(lse_ptr + off_row + offs_m, lse, mask=offs_m < seqlen_q)
             if RETURN_ENTROPY:
-                entropy = (log2_l - e_i * inv) * LN2
+                entropy = log2_l * LN2 - in_nats(e_i * inv, MASK)
                 entropy = tl.where(empty | (entropy <= 0.0), 0.0, entropy)  # rounding; a NaN stays one
                 tl.store(entropy_ptr + off_row + offs_m, entropy, mask=offs_m < seqlen_q)
 
@@ -219,7 +221,7 @@ def attention_short_keys(
 
 @triton.jit
 def attention_map(
-    q_ptr, k_ptr, lse_ptr, map_ptr, mask_ptr, scale_ptr, sm_scale_log2, head_weight,
+    q_ptr, k_ptr, lse_ptr, map_ptr, mask_ptr, scale_ptr, score_scale, head_weight,
     stride_qb, stride_qh, stride_qm, stride_qd,
     stride_kb, stride_kh, stride_kn, stride_kd,
     stride_map_p, stride_map_b, stride_map_m,
@@ -229,7 +231,10 @@ def attention_map(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
     IS_CAUSAL: tl.constexpr, SCALE_TENSOR: tl.constexpr, STRIDES_IN_EIGHTS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """The map alone, from each row's lse. Grid: (batch * parts of the heads * query blocks * key blocks,)."""
+    """The map alone, from each row's lse. Grid: (batch * parts of the heads * query blocks * key blocks,).
+
+    Beside an added mask, which can be larger than the sum by any power, lse comes in two numbers.
+    """
     key_blocks = tl.cdiv(map_columns, BLOCK_N)
     off_b, part, first_head, end_head, block, key_block = _map_program(
         num_heads, heads_per_program, seqlen_q, key_blocks, BLOCK_M
@@ -253,15 +258,22 @@ def attention_map(
         z, _ = _head_scores(
             q_ptr + h * in_eights(stride_qh, STRIDES_IN_EIGHTS),
             k_ptr + h_kv * in_eights(stride_kh, STRIDES_IN_EIGHTS),
-            mask_h_ptr, scale_ptr, sm_scale_log2, off_h, start_m, start_n,
+            mask_h_ptr, scale_ptr, score_scale, off_h, start_m, start_n,
             in_eights(stride_qm, STRIDES_IN_EIGHTS), stride_qd, in_eights(stride_kn, STRIDES_IN_EIGHTS), stride_kd,
             stride_mask_m, stride_mask_n, stride_scale, seqlen_q, seqlen_k,
             HEAD_DIM, FULL_D, TAIL_D, CHUNK, BLOCK_M, BLOCK_N, 0,
             MASK, MASK_PER_QUERY, IS_CAUSAL, SCALE_TENSOR, True, WIDE,
         )  # fmt: skip
-        lse = tl.load(lse_ptr + (b * num_heads + h) * seqlen_q + offs_m, mask=offs_m < seqlen_q, other=0.0)
-        lse_log2 = tl.where(lse == float("-inf"), 0.0, lse * LOG2E)  # a row without keys has only excluded scores
-        sum_p += tl.math.exp2(z - lse_log2[:, None])
+        row = (b * num_heads + h) * seqlen_q + offs_m
+        if MASK == ADDED_MASK:
+            m_i = tl.load(lse_ptr + row * 2, mask=offs_m < seqlen_q, other=0.0)
+            log2_l = tl.load(lse_ptr + row * 2 + 1, mask=offs_m < seqlen_q, other=0.0)
+            log2_l = tl.where(log2_l == float("-inf"), 0.0, log2_l)  # a row without keys has only excluded scores
+            sum_p += tl.math.exp2(in_base_2(z - m_i[:, None], MASK) - log2_l[:, None])
+        else:
+            lse = tl.load(lse_ptr + row, mask=offs_m < seqlen_q, other=0.0)
+            lse_log2 = tl.where(lse == float("-inf"), 0.0, lse * LOG2E)
+            sum_p += tl.math.exp2(z - lse_log2[:, None])
     map_ptr += part.to(tl.int64) * stride_map_p + b * stride_map_b
     _store_map(map_ptr, sum_p * head_weight, start_m, key_block * BLOCK_N, stride_map_m, seqlen_q, map_columns,
                BLOCK_M, BLOCK_N, WIDE)  # fmt: skip

@@ -9,12 +9,15 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
 # Scores are kept finite, because 0 * inf is NaN in the entropy accumulator. An excluded key has the score EXCLUDED,
-# which is also where the running maximum starts; every other score is at least FLOOR, twice as high, so that a maximum
-# below EMPTY_ROW means that no key was attended. All are far below any logit, and far from overflow when multiplied by
-# a length.
-EXCLUDED = tl.constexpr(-2.0e30)
-EMPTY_ROW = tl.constexpr(-1.5e30)
-FLOOR = tl.constexpr(-1.0e30)
+# which is also where the running maximum starts, so that a maximum below EMPTY_ROW means that no key was attended.
+# Scores are in base 2; beside an added mask in quarters of a nat, where the mask's least value, -3.4e38, is -0.85e38,
+# above EMPTY_ROW, and its largest is still less than the range of float32 away from EXCLUDED.
+EXCLUDED = tl.constexpr(-2.0e38)
+EMPTY_ROW = tl.constexpr(-1.5e38)
+QUARTER = tl.constexpr(0.25)
+LOG2_OF_QUARTERS = tl.constexpr(4 * 1.4426950408889634)
+# Below, 2**x is 0 in float32; a way down as far as EXCLUDED overflows when it meets a sum or a gradient.
+VANISHED = tl.constexpr(-1.0e4)
 
 PRECISION = tl.constexpr("ieee")  # float32 as torch multiplies it by default; the other dtypes know no other way
 
@@ -106,7 +109,7 @@ def masked_scores(
     IS_CAUSAL: tl.constexpr, CHECK_KEYS: tl.constexpr, WIDE: tl.constexpr, TRANSPOSED: tl.constexpr = False,
     ONE_ROUNDING: tl.constexpr = False,
 ):  # fmt: skip
-    """Scaled scores in base 2 with the mask applied: EXCLUDED where the key is not attended, else at least FLOOR.
+    """Scaled scores with the mask applied, EXCLUDED where the key is not attended; ``factor`` sets their unit.
 
     ONE_ROUNDING: the sum with the mask rounds alike wherever this is compiled, for kernels that have to agree on it.
     """
@@ -131,10 +134,9 @@ def masked_scores(
         else:
             bias = bias.to(tl.float32)
             if ONE_ROUNDING:
-                z = tl.fma(s, factor, bias * LOG2E)
+                z = tl.fma(s, factor, bias * QUARTER)
             else:
-                z = z + bias * LOG2E
-            z = tl.where(z < FLOOR, FLOOR, z)  # not tl.maximum, which would turn a NaN into FLOOR
+                z = z + bias * QUARTER
             z = tl.where(bias == float("-inf"), EXCLUDED, z)
     if CHECK_KEYS:
         keep = by_key(offs_n < seqlen_k, TRANSPOSED)
@@ -142,6 +144,33 @@ def masked_scores(
             keep = keep & (by_key(offs_n, TRANSPOSED) <= by_query(offs_m, TRANSPOSED))
         z = tl.where(keep, z, EXCLUDED)
     return z
+
+
+@triton.jit
+def head_factor(score_scale, scale_ptr, off_h, stride_scale, SCALE_TENSOR: tl.constexpr, MASK: tl.constexpr):
+    """What brings a head's products to the unit of the scores: the argument has it, a scale in memory has not."""
+    factor = score_scale
+    if SCALE_TENSOR:
+        factor = tl.load(scale_ptr + off_h * stride_scale).to(tl.float32) * (QUARTER if MASK == ADDED_MASK else LOG2E)
+    return factor
+
+
+@triton.jit
+def in_base_2(x, MASK: tl.constexpr):
+    """A difference of scores, in base 2."""
+    if MASK == ADDED_MASK:
+        return x * LOG2_OF_QUARTERS
+    else:
+        return x
+
+
+@triton.jit
+def in_nats(x, MASK: tl.constexpr):
+    """Scores in nats."""
+    if MASK == ADDED_MASK:
+        return x * 4.0
+    else:
+        return x * LN2
 
 
 @triton.jit

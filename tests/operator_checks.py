@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from functorch.compile import make_boxed_func
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 import entropy_attn as ea
 from entropy_attn import autograd
 
+from .call_layouts import LAYOUTS, UNLIKE
 from .oracle import make_qkv
 
 OPTIONS = {"return_lse": True, "return_entropy": True, "map_keys": (2, 7)}
@@ -115,3 +118,52 @@ def check_absent_and_partial_gradients(impl: str, device: str) -> None:
     assert q.grad.isfinite().all() and q.grad.any() and k.grad is None and v.grad is None
     result = ea.attention(q, k, v, impl=impl, return_entropy=True)
     assert result.lse is None and result.map is None
+
+
+def check_layouts(impl: str, device: str) -> None:
+    """A compiled training step: each result of an operator lies in memory as its fake says."""
+    for name in ("sequence first", "heads expanded", "columns outside"):
+        make = LAYOUTS[name]
+        tensors = tuple(make().to(device) for _ in range(3))
+        scale = torch.full((tensors[0].shape[1],), 0.3, device=device)
+        compiled = torch.compile(step, backend=aot_autograd(fw_compiler=_strict, bw_compiler=_strict), fullgraph=True)
+        torch._dynamo.reset()
+        found, expected = (_in_place(function, tensors, scale, impl) for function in (compiled, step))
+        for ours, eager in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def check_operator_layouts(impl: str, device: str) -> None:
+    """torch.library.opcheck of both operators, for every layout that is not the kernels' own."""
+    for name, make in LAYOUTS.items():
+        if impl == "triton" and name not in UNLIKE:  # a launch takes the interpreter a while
+            continue
+        q, k, v = (make().to(device) for _ in range(3))
+        mask, scale = torch.zeros(q.shape[2], k.shape[2], device=device), torch.ones((), device=device)
+        forward = (q, k, v, mask, scale, False, True, 1, 4, impl)
+        torch.library.opcheck(autograd._attention, forward, test_utils="test_faketensor")
+        results = autograd._attention(*forward)
+        grads = [torch.randn_like(t) for t in results]
+        needs = [True, True, True, impl == "sdpa", True]
+        backward = (q, k, v, mask, scale, *results[:3], *grads, False, 1, 4, impl, needs)
+        torch.library.opcheck(autograd._attention_backward, backward, test_utils="test_faketensor")
+
+
+def _in_place(function: Callable[..., Tensor], tensors: tuple[Tensor, ...], *arguments) -> tuple[Tensor, ...]:
+    """Gradients of tensors as they lie, which ``detach`` keeps."""
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    return torch.autograd.grad(function(*leaves, *arguments), leaves)
+
+
+def _strict(module: torch.fx.GraphModule, example_inputs: list) -> Callable:
+    """Runs a graph, and holds each of our operators' results to the strides that the compiler was told."""
+
+    class Strict(torch.fx.Interpreter):
+        def run_node(self, node):
+            result = super().run_node(node)
+            if "entropy_attn" in str(node.target):
+                for actual, promised in zip(result, node.meta["val"], strict=True):
+                    assert actual.stride() == promised.stride(), f"{node}: {actual.stride()}, not {promised.stride()}"
+            return result
+
+    return make_boxed_func(lambda *inputs: Strict(module).run(*inputs))

@@ -16,7 +16,8 @@ ARGUMENTS = ("sdpa", "cpu")
 @pytest.mark.parametrize(
     "check",
     [checks.check_operator, checks.check_frames, checks.check_autocast, checks.check_checkpoint,
-     checks.check_without_gradients, checks.check_absent_and_partial_gradients],
+     checks.check_without_gradients, checks.check_absent_and_partial_gradients, checks.check_layouts,
+     checks.check_operator_layouts],
     ids=lambda check: check.__name__,
 )  # fmt: skip
 def test_operator(check):

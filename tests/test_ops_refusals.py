@@ -29,7 +29,7 @@ def refused(error, message, q=Q, k=K, v=K, **options):
         ((Q, K, K.to("meta")), ValueError, "value is on meta, query on cpu"),
         ((Q[0], K, K), ValueError, "query must be 4-D (batch, heads, tokens, head_dim), got shape (4, 5, 8)"),
         ((Q, K[:1], K[:1]), ValueError, "share the batch size, got 2, 1 and 1"),
-        ((Q, K, K[:, :2]), ValueError, "same number of heads, got 4 and 2"),
+        ((Q, K, K[:, :2]), ValueError, "query has 4 heads and value 2"),
         ((Q, K[:, :2], K[:, :2]), ValueError, "query has 4 heads and key 2"),
         ((Q, K, K[:, :, :3]), ValueError, "same number of tokens, got 7 and 3"),
         ((Q, K[..., :4], K), ValueError, "same head_dim, got 8 and 4"),

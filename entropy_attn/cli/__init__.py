@@ -15,25 +15,30 @@ class Refused(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. A refusal is one line on stderr and code 2."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        import typer
-
         from .app import app
-    except ImportError as error:
-        return _refuse(f"the command line needs {error.name}: pip install 'entropy-attn[cli]'")
-    try:
-        given = list(sys.argv[1:] if arguments is None else arguments)
+
         code = app(args=given or ["--help"], prog_name="entropy-attn", standalone_mode=False)
-    except (KeyboardInterrupt, typer.Abort):
-        print("entropy-attn: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
     except Refused as error:
         return _refuse(str(error))
-    except Exception as error:
-        # click's usage errors, known by their method: newer typer releases carry a click of their own
-        if not hasattr(error, "format_message"):
+    except ModuleNotFoundError as error:
+        # a module of our own that is not there is a bug
+        if (error.name or "entropy_attn").partition(".")[0] == "entropy_attn":
             raise
-        return _refuse(error.format_message())
+        return _refuse(f"this needs {error.name}: pip install 'entropy-attn[cli]'")
+    except Exception as error:
+        # click's own, known by what they carry: newer typer releases have a click of their own
+        if type(error).__name__ == "Abort":
+            code = EXIT_INTERRUPTED
+        elif hasattr(error, "format_message"):
+            return _refuse(error.format_message())
+        else:
+            raise
+    if code == EXIT_INTERRUPTED:
+        print("entropy-attn: interrupted", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 

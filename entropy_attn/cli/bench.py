@@ -98,16 +98,11 @@ def bench(
         report = {"about": about, "rows": rows, "denoising_steps": denoising_steps(rows)}
         print(json.dumps({**report, "files": {name: str(path) for name, path in files.items()}}, indent=2))
     else:
-        from rich.console import Console
+        from .bench_tables import print_bench
 
-        from ..bench.table import print_tables
-
-        print_tables(rows, about)
+        print_bench(rows, about)
         if out is not None:
-            console = Console(soft_wrap=True, highlight=False)
-            console.print(f"\nWritten to [bold]{out.resolve()}[/bold]:")
-            for path in files.values():
-                console.print(f"  {path.name}")
+            print(f"\nWritten to {out.resolve()}:", *(f"  {path.name}" for path in files.values()), sep="\n")
     wrong = [f"{row['implementation']}: {row['status']}" for row in rows if str(row["status"]).startswith("wrong")]
     if wrong:
         print(f"entropy-attn: {len(wrong)} wrong result(s), which have no time: {wrong[0]}", file=sys.stderr)

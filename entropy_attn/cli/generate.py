@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from . import options
+from .loading import Loading, takes_loading
+from .seeds import check_seed
 
 EXAMPLE = (
     "Examples:\n\n"
@@ -23,10 +25,14 @@ EXAMPLE = (
 SHEET_DPI = 110
 
 
+@takes_loading
 def generate(
-    prompt: Annotated[str, typer.Option(help="What to draw.")],
+    loading: Loading,
+    prompt: Annotated[
+        list[str], typer.Option(help="What to draw; given several times, one picture each, in files numbered from 0.")
+    ],
+    negative_prompt: Annotated[str | None, typer.Option(help="What not to draw, in every picture.")] = None,
     out: Annotated[Path, typer.Option(help="File to write; its folder is made if missing.")] = Path("picture.png"),
-    model: Annotated[str, typer.Option(help=options.MODEL_HELP)] = "shapes",
     size: Annotated[str | None, typer.Option(help=f"{options.SIZE_HELP}; by default the training size.")] = None,
     scale: Annotated[str, typer.Option(help=f"{options.SCALE_HELP}.")] = "logn",
     guidance: Annotated[str | None, typer.Option(help=f"{options.GUIDANCE_HELP}.")] = None,
@@ -43,11 +49,9 @@ def generate(
         float | None, typer.Option(help="Classifier-free guidance; by default 4 for shapes, else the pipeline's own.")
     ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Put the pipeline's own picture beside ours.")] = False,
-    device: Annotated[str, typer.Option(help=options.DEVICE_HELP)] = "auto",
-    dtype: Annotated[str, typer.Option(help=", ".join(options.DTYPES) + ".")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
-    with options.refusals():
+    with options.refusals(loading, len(prompt)):
         policy = options.parse_scale(scale)
         wanted = None if size is None else options.parse_size(size)
         method = options.parse_guidance(guidance)
@@ -57,8 +61,10 @@ def generate(
             raise ValueError(f"--show-maps {str(show_maps)!r} is --out as well: give each a file of its own")
         if compare and scale == "off" and method is None:
             raise ValueError("--compare puts another scale beside 'off': give --scale logn, for example")
-        options.check_prompts([prompt])
-        options.check_at_least("--seed", seed, 0)
+        options.check_prompts(prompt)
+        if show_maps is not None and len(prompt) > 1:
+            raise ValueError("--show-maps draws one picture: give one --prompt")
+        check_seed("--seed", seed)
         options.check_at_least("--steps", steps, 1)
         options.check_at_least("--guidance-scale", guidance_scale, 0)
         if method is not None and not any(step < steps for step in method.steps):
@@ -66,18 +72,19 @@ def generate(
         options.output_picture(out)
         if show_maps is not None:
             options.output_picture(show_maps, "--show-maps")
-        guidance_scale = options.guidance(model, guidance_scale)
-        pipe, running_on = options.load(model, device, dtype)
+        guidance_scale = options.guidance(loading.model, guidance_scale)
+        pipe, running_on = loading.load()
 
         from ..integrations.guided_text import prompts_of
-        from ..pipelines import attach, check_guided, check_size, sample, train_size
+        from ..pipelines import attach, call_options, check_guided, check_size, sample, train_size
 
         wanted = wanted or train_size(pipe)
-        check_size(pipe, wanted)
+        check_size(pipe, wanted, len(prompt))
+        call_options(pipe, prompt, guidance_scale=guidance_scale, negative_prompt=negative_prompt)
         if method is not None:
             check_guided(pipe)
-        if show_maps is not None and not method.applies_to(prompts_of(pipe, [prompt], attention=False)[0]):
-            raise ValueError(f"--show-maps: the prompt {prompt!r} has too few words to be guided: give two at least")
+        if show_maps is not None and not method.applies_to(prompts_of(pipe, prompt, attention=False)[0]):
+            raise ValueError(f"--show-maps: the prompt {prompt[0]!r} has too few words to be guided: give two at least")
         ours = scale if method is None else f"{scale} + {guidance}"
         runs = {ours: (policy, method)}
         if show_maps is not None:  # at alpha=0 the picture is the unguided one, and its maps and loss are measured
@@ -90,38 +97,41 @@ def generate(
             with contextlib.ExitStack() as guided:
                 if method is not None:
                     handles[name] = guided.enter_context(attach(pipe, method))
-                (pictures[name],) = sample(
+                pictures[name] = sample(
                     pipe,
-                    [prompt],
+                    prompt,
                     size=wanted,
                     scale=policy,
                     seed=seed,
                     steps=steps,
                     guidance_scale=guidance_scale,
+                    negative_prompt=negative_prompt,
                 )
             seconds[name] = time.perf_counter() - start
-        if compare:
-            from ..plots import side_by_side
+        files = _files(out, len(prompt))
+        for number, (text, file) in enumerate(zip(prompt, files, strict=True)):
+            picture = pictures[ours][number]
+            if compare:
+                from ..plots import side_by_side
 
-            captions = [f"original ({wanted[0]}x{wanted[1]} px)", f"ours: {ours}"]
-            picture = side_by_side([pictures["off"], pictures[ours]], captions, title=prompt)
-        else:
-            picture = pictures[ours]
-        picture.save(out)
+                captions = [f"original ({wanted[0]}x{wanted[1]} px)", f"ours: {ours}"]
+                picture = side_by_side([pictures["off"][number], picture], captions, title=text)
+            picture.save(file)
         if show_maps is not None:
             from ..guidance_sheet import guidance_sheet
 
             figure = guidance_sheet(
                 handles[ours],
-                [pictures["unguided"], pictures[ours]],
+                [pictures["unguided"][0], pictures[ours][0]],
                 unguided=handles["unguided"],
-                subtitle=_caption(handles[ours], model, wanted, seed, steps, guidance),
+                subtitle=_caption(handles[ours], loading.model, wanted, seed, steps, guidance),
             )
             figure.savefig(show_maps, dpi=SHEET_DPI)
     if as_json:
         done = {
             **running_on,
-            "prompt": prompt,
+            "prompts": prompt,
+            "negative_prompt": negative_prompt,
             "size": list(wanted),
             "policies": {name: repr(policy) for name, (policy, _) in runs.items()},
             "guidance": guidance,
@@ -130,16 +140,24 @@ def generate(
             "guidance_scale": guidance_scale,
             "seconds": seconds,
             "out": str(out),
+            "files": [str(file) for file in files],
             "show_maps": None if show_maps is None else str(show_maps),
             "losses": {name: [[step, float(loss)] for step, loss in each.losses] for name, each in handles.items()},
         }
         print(json.dumps(done, indent=2))
     else:
-        files = " and ".join(str(path.resolve()) for path in (out, show_maps) if path is not None)
-        print(f"Written to {files} ({sum(seconds.values()):.1f} s)")
+        written = " and ".join(str(path.resolve()) for path in (*files, show_maps) if path is not None)
+        print(f"Written to {written} ({sum(seconds.values()):.1f} s)")
 
 
-generate.__doc__ = f"Generate one picture; with --compare, the original and ours side by side.\n\n{EXAMPLE}"
+generate.__doc__ = (
+    f"Generate a picture of each prompt; with --compare, the original and ours side by side.\n\n{EXAMPLE}"
+)
+
+
+def _files(out: Path, count: int) -> list[Path]:
+    """One file a picture; of several, numbered from 0."""
+    return [out] if count == 1 else [out.with_name(f"{out.stem}-{number}{out.suffix}") for number in range(count)]
 
 
 def _caption(handle: Any, model: str, size: options.Size, seed: int, steps: int, guidance: str) -> str:

@@ -11,6 +11,7 @@ import typer
 
 from . import options
 from .info_model import model_report, print_model
+from .tables import Column, print_table, say
 
 HEAD_DIMS = (16, 40, 64, 72, 80, 96, 128, 160, 256)
 DTYPES = ("float16", "bfloat16", "float32")
@@ -107,33 +108,32 @@ def _impls() -> list[dict[str, Any]]:
 
 
 def _print_tables(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    versions = Table(title="Versions", show_header=False)
-    for package, version in report["versions"].items():
-        versions.add_row(package, version or "not installed")
-    console.print(versions)
-
+    versions = [[package, version or "not installed"] for package, version in report["versions"].items()]
+    print_table([Column("package"), Column("version", fold=True)], versions)
+    columns = [Column("impl"), Column("dtypes", fold=True), Column("serves head dims", fold=True)]
+    columns += [Column("and does not", fold=True)]
     for device in report["devices"]:
         facts = ", ".join(f"{key} {value}" for key, value in device.items() if key not in ("device", "name"))
         rows = [row for row in report["impls"] if row["device"] == device["device"]]
-        served = {(row["impl"], row["dtype"], row["head_dim"]): row["serves"] for row in rows}
-        table = Table(
-            title=f"{device['device']}: {device['name']} ({facts}); who serves attention with entropy, by head dim"
+        say("")
+        print_table(
+            columns, _served(rows), title=f"{device['device']}: {device['name']} ({facts}); attention with entropy"
         )
-        table.add_column("impl")
-        table.add_column("dtype")
-        for head_dim in HEAD_DIMS:
-            table.add_column(str(head_dim), justify="center")
-        for impl in IMPLS:
-            for dtype in DTYPES:
-                cells = ("yes" if served[impl, dtype, head_dim] else "[dim]no[/dim]" for head_dim in HEAD_DIMS)
-                table.add_row(impl, dtype, *cells, end_section=dtype == DTYPES[-1])
-        console.print(table)
         for line in _refusal_lines(rows):
-            console.print(line, markup=False)
+            say(line)
+
+
+def _served(rows: list[dict[str, Any]]) -> list[list[str | None]]:
+    """Dtypes that an implementation serves alike share a row."""
+    dims: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
+    for row in rows:
+        dims.setdefault((row["impl"], row["dtype"]), ([], []))[not row["serves"]].append(str(row["head_dim"]))
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for (impl, dtype), (served, refused) in dims.items():
+        alike.setdefault((impl, " ".join(served), " ".join(refused)), []).append(dtype)
+    return [
+        [impl, " ".join(dtypes), served or None, refused or None] for (impl, served, refused), dtypes in alike.items()
+    ]
 
 
 def _refusal_lines(rows: list[dict[str, Any]]) -> list[str]:

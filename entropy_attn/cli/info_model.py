@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import csv as csv_files
+import sys
 from pathlib import Path
 from typing import Any
 
 from . import options
+from .tables import Column, output_width, print_table, say
 
-COLUMNS = ("layers", "kind", "heads", "N", "text", "T", "scale", "impl")
+COLUMNS = (
+    Column("layers", fold=True),
+    Column("kind", fold=True),
+    Column("heads", rank=2),
+    Column("N", right=True),
+    Column("text", rank=1, right=True),
+    Column("T", right=True),
+    Column("scale", right=True),
+    Column("impl", rank=3, fold=True),
+)
 
 
 def model_report(
@@ -72,29 +83,23 @@ def model_report(
 
 
 def print_model(report: dict[str, Any]) -> None:
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
     title = f"{report['model']}: {report['pipeline']}"
     if not report["layers"]:
-        console.print(f"{title} is not routed: " + "; ".join(report["reasons"]), markup=False)
+        say(f"{title} is not routed: " + "; ".join(report["reasons"]))
         return
     height, width = report["size"]
     route = "torch" if report["layers"][0]["route"] == "sdpa" else "diffusers' dispatcher"
-    about = f"{title} at {height}x{width}, scale {report['scale']}, {report['device']} {report['dtype']}"
-    console.print(about, soft_wrap=True)  # a long path stays one line
-    console.print(f"route: {route}; N are the keys, of which text, and T the picture's at training size")
-    table = Table(box=SIMPLE, pad_edge=False)
-    for column in COLUMNS:
-        table.add_column(column, no_wrap=True)
-    for layers, row in _groups(report["layers"]):
-        more = f" +{len(layers) - 1}" if len(layers) > 1 else ""
-        table.add_row(*(("-" if cell is None else str(cell)) for cell in (_short(layers[0]) + more, *row)))
-    console.print(table)
+    say(f"{title} at {height}x{width}, scale {report['scale']}, {report['device']} {report['dtype']}")
+    say(f"route: {route}; N are the keys, of which text, and T the picture's at training size")
+    say("")
+    name = str if output_width(sys.stdout) is None else _short
+    rows = [
+        [name(layers[0]) + (f" +{len(layers) - 1}" if len(layers) > 1 else ""), *row]
+        for layers, row in _groups(report["layers"])
+    ]
+    print_table(COLUMNS, rows, show_all="a wider terminal, --csv or --json has them")
     for refused in report["refused"]:
-        console.print(f"refused, {_named(refused['layers'])}: {refused['reason']}", markup=False)
+        say(f"refused, {_named(refused['layers'])}: {refused['reason']}")
 
 
 def _groups(rows: list[dict[str, Any]]) -> list[tuple[list[str], tuple]]:

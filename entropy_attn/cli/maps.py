@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,24 +12,38 @@ from typing import Annotated, Any
 import typer
 
 from . import options
+from .loading import Loading, takes_loading
+from .seeds import check_seed
+from .tables import Column, print_table
 
 EXAMPLE = (
     "Examples:\n\n"
     '  entropy-attn maps --prompt "a red circle and a blue square" --out maps.png\n\n'
-    '  entropy-attn maps --prompt "a red circle and a blue square" --tokens circle,square --map-size 16 '
+    '  entropy-attn maps --prompt "a red circle and a blue square" --words circle,square --map-size 16 '
     "--at-steps 0,8,24 --csv maps.csv\n"
+)
+COLOURS = ("word", "all")
+TABLE = (
+    Column("word", fold=True),
+    Column("positions", rank=1, fold=True),
+    Column("mean", right=True),
+    Column("highest", right=True),
+    Column("at row", right=True),
+    Column("column", right=True),
 )
 
 
+@takes_loading
 def maps(
+    loading: Loading,
     prompt: Annotated[str, typer.Option(help="What to draw.")],
     out: Annotated[Path, typer.Option(help="File to write; its folder is made if missing.")] = Path("maps.png"),
-    model: Annotated[str, typer.Option(help=options.MODEL_HELP)] = "shapes",
     size: Annotated[str | None, typer.Option(help=f"{options.SIZE_HELP}; by default the training size.")] = None,
-    tokens: Annotated[
+    words: Annotated[
         str | None,
         typer.Option(help="Words of the prompt or positions in it (0 is the start mark), by commas; by default all."),
     ] = None,
+    tokens: Annotated[str | None, typer.Option(hidden=True, help="The older name of --words.")] = None,
     map_size: Annotated[
         str | None,
         typer.Option(
@@ -39,6 +54,13 @@ def maps(
     at_steps: Annotated[
         str | None, typer.Option(help="Denoising steps, from 0, to show in rows below the mean, by commas.")
     ] = None,
+    colours: Annotated[
+        str,
+        typer.Option(
+            help="'word': each word has a colour scale of its own, from 0 to the highest attention to it; 'all': one "
+            "for all words, to compare them."
+        ),
+    ] = "word",
     scale: Annotated[str, typer.Option(help=f"{options.SCALE_HELP}.")] = "logn",
     seed: Annotated[int, typer.Option(help="Seed of the starting noise.")] = 0,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
@@ -46,25 +68,32 @@ def maps(
         float | None, typer.Option(help="Classifier-free guidance; by default 4 for shapes, else the pipeline's own.")
     ] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the maps' numbers to this .csv file too.")] = None,
-    device: Annotated[str, typer.Option(help=options.DEVICE_HELP)] = "auto",
-    dtype: Annotated[str, typer.Option(help=", ".join(options.DTYPES) + ".")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
-    with options.refusals():
+    with options.refusals(loading):
         policy = options.parse_scale(scale)
         wanted = None if size is None else options.parse_size(size)
-        chosen = None if tokens is None else _tokens(tokens)
+        if words is not None and tokens is not None:
+            raise ValueError("--tokens is the older name of --words: give one of them")
+        words = tokens if words is None else words
+        chosen = None if words is None else _words(words)
         cells = None if map_size is None else options.parse_size(map_size, "--map-size")
         options.check_prompts([prompt])
-        options.check_at_least("--seed", seed, 0)
+        if chosen is None and not _has_word(prompt):
+            raise ValueError(
+                f"--prompt {prompt!r} has no word whose map could be drawn: give one, or its positions with --words"
+            )
+        if colours not in COLOURS:
+            raise ValueError(f"--colours {colours!r}: give one of {', '.join(COLOURS)}")
+        check_seed("--seed", seed)
         options.check_at_least("--steps", steps, 1)
         options.check_at_least("--guidance-scale", guidance_scale, 0)
         rows = [] if at_steps is None else _steps(at_steps, steps)
         options.output_picture(out)
         if csv is not None:
             options.output_table(csv)
-        guidance_scale = options.guidance(model, guidance_scale)
-        pipe, running_on = options.load(model, device, dtype)
+        guidance_scale = options.guidance(loading.model, guidance_scale)
+        pipe, running_on = loading.load()
 
         from ..map_files import save_maps
         from ..map_recorder import MapRecorder
@@ -73,7 +102,7 @@ def maps(
 
         wanted = wanted or train_size(pipe)
         check_size(pipe, wanted)
-        if cells is None and model == "shapes":  # whose objects are a few tokens wide
+        if cells is None and loading.model == "shapes":  # whose objects are a few tokens wide
             cells = wanted[0] // pipe.vae_scale_factor, wanted[1] // pipe.vae_scale_factor
         mean, apart = MapRecorder(chosen, cells), MapRecorder(chosen, cells, steps=rows or None)
         start = time.perf_counter()
@@ -100,7 +129,8 @@ def maps(
             {names[step]: found[0, 0] for step, found in by_step.items()},
             mean.tokens,
             prompt,
-            subtitle=_caption(mean, model, wanted, seed, steps),
+            subtitle=_caption(mean, loading.model, wanted, seed, steps),
+            common_scale=colours == "all",
         )
         figure.savefig(out, dpi=150)
         if csv is not None:
@@ -115,6 +145,7 @@ def maps(
             "layers": list(mean.layers),
             "tokens": _summary(mean, by_step[None][0, 0]),
             "at_steps": rows,
+            "colours": colours,
             "scale": repr(policy),
             "seed": seed,
             "steps": steps,
@@ -125,6 +156,13 @@ def maps(
         }
         print(json.dumps(done, indent=2))
     else:
+        lines = [
+            [word["token"], " ".join(map(str, word["positions"])), f"{word['mean']:.3g}", f"{word['max']:.3g}"]
+            + word["max_at"]
+            for word in _summary(mean, by_step[None][0, 0])
+        ]
+        title = f"Attention to each word, mean of {steps} steps, {mean.map_size[0]}x{mean.map_size[1]} tokens from 0"
+        print_table(TABLE, lines, title=title)
         files = " and ".join(str(path.resolve()) for path in (out, csv) if path is not None)
         print(f"Written to {files} ({seconds:.1f} s)")
 
@@ -132,8 +170,13 @@ def maps(
 maps.__doc__ = f"Draw where the picture attends to each word of its prompt.\n\n{EXAMPLE}"
 
 
-def _tokens(text: str) -> list[str | int]:
-    return [int(part) if part.isdecimal() else part for part in options.parse_list("--tokens", text)]
+def _words(text: str) -> list[str | int]:
+    return [int(part) if part.isdecimal() else part for part in options.parse_list("--words", text)]
+
+
+def _has_word(prompt: str) -> bool:
+    """Letters, digits, or what stands for a thing as emoji do; punctuation and signs of arithmetic are no words."""
+    return any(unicodedata.category(character) == "So" or character.isalnum() for character in prompt)
 
 
 def _steps(text: str, count: int) -> list[int]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import dataclasses
 import importlib.metadata
 import os
 import platform
@@ -12,19 +10,43 @@ import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from . import Refused
+from .loading import DEVICE_HELP, DTYPES, MODEL_HELP, Loading
+from .seeds import check_seed
+
+__all__ = [
+    "DEVICE_HELP",
+    "DTYPES",
+    "GUIDANCE_HELP",
+    "MODEL_HELP",
+    "SCALE_HELP",
+    "SIZE_HELP",
+    "Size",
+    "check_at_least",
+    "check_prompts",
+    "guidance",
+    "load",
+    "output_folder",
+    "output_picture",
+    "output_table",
+    "parse_arguments",
+    "parse_device",
+    "parse_guidance",
+    "parse_list",
+    "parse_scale",
+    "parse_seeds",
+    "parse_size",
+    "refusals",
+    "versions",
+]
 
 Size = tuple[int, int]
 
 SHAPES_GUIDANCE = 4.0  # what the embedded model is evaluated with; the pipeline's own default is 7.5
-DTYPES = ("auto", "float32", "float16", "bfloat16")
-MODEL_HELP = "'shapes' (the embedded model), a diffusers folder, or a Hub id."
-DEVICE_HELP = "auto, cpu, cuda or cuda:INDEX."
 SIZE_HELP = "one number for a square, or HEIGHTxWIDTH"
 SCALE_HELP = (
     "'off' (1/sqrt(d)), 'logn' (sqrt(log_T N / d)), 'lognoroot', 'power', 'yarn', 'constant' or 'adaptive' (per head), "
@@ -40,10 +62,11 @@ GUIDANCE_HELP = (
 
 
 @contextlib.contextmanager
-def refusals() -> Iterator[None]:
+def refusals(loading: Loading | None = None, pictures: int = 1) -> Iterator[None]:
     """Turn what the library refuses into the one-line error; anything else is a bug and keeps its traceback.
 
-    Its warnings become lines of the same kind.
+    Its warnings become lines of the same kind. How the pipeline was loaded, and how many pictures are made at once, say
+    what to try where memory runs out.
     """
     import torch
 
@@ -62,7 +85,7 @@ def refusals() -> Iterator[None]:
             raise
         raise Refused(f"this needs {error.name}: pip install 'entropy-attn[cli,diffusers]'") from error
     except torch.OutOfMemoryError as error:
-        raise Refused("out of device memory: use smaller sizes, fewer prompts or --dtype float16") from error
+        raise Refused((loading or Loading()).out_of_memory(pictures)) from error
 
 
 def parse_size(text: str, name: str = "size") -> Size:
@@ -88,37 +111,25 @@ def parse_seeds(text: str) -> list[int]:
     parts = parse_list("--seeds", text)
     if not all(part.isdecimal() for part in parts):
         raise ValueError(f"--seeds {text!r}: give whole numbers from 0, such as 0,1,2")
-    return [int(part) for part in parts]
+    return [check_seed("--seeds", int(part)) for part in parts]
 
 
 def parse_scale(text: str) -> Any:
-    """'name' or 'name:option=value:option=value' to a scale policy.
+    """'off', 'logn:strength=0.5' and the like to a scale policy."""
+    from ..scale.text import parse_scale as parse  # torch is not imported for --help
 
-    Every policy takes steps=START..STOP and layers=REGEX besides its own options; the rest keeps the model's own scale.
-    """
-    from ..scale import POLICIES, Layers, Steps
-
-    policy, windows = _parse_choice("scale", text, POLICIES, also=("steps", "layers"))
-    if "steps" in windows:
-        steps = windows["steps"]
-        if not isinstance(steps, tuple):
-            raise ValueError(f"scale {text!r}: steps={steps} is not START..STOP, such as 0..10, 5.. or ..5")
-        with _named("scale", text):
-            policy = Steps(policy, steps[0] or 0, steps[1])
-    if "layers" in windows:
-        with _named("scale", text):
-            policy = Layers({str(windows["layers"]): policy})
-    return policy
+    return parse(text)
 
 
 def parse_guidance(text: str | None) -> Any:
     """The same to a guidance; None, or 'off', for none."""
     from ..guidance import TSAM
+    from ..scale.text import parse_choice
 
     if text is None or text == "off":
         return None
     read = {"steps": _range, "refine_at": _steps, "map_size": lambda value: parse_size(value, "map_size")}
-    return _parse_choice("guidance", text, {"tsam": TSAM}, leave_out={"target"}, read=read)[0]
+    return parse_choice("guidance", text, {"tsam": TSAM}, leave_out={"target"}, read=read)[0]
 
 
 def _range(text: str) -> range:
@@ -134,57 +145,19 @@ def _steps(text: str) -> list[int]:
     return [int(part) for part in text.split("+")]
 
 
-def _parse_choice(
-    what: str,
-    text: str,
-    choices: dict[str, Any],
-    leave_out: Collection[str] = (),
-    also: tuple[str, ...] = (),
-    read: Mapping[str, Callable[[str], Any]] = MappingProxyType({}),
-) -> tuple[Any, dict[str, Any]]:
-    """The choice with its options, and those of its options that are in `also`. `read` is for those with own syntax."""
-    name, *pairs = text.strip().split(":")
-    if name not in choices:
-        raise ValueError(f"unknown {what} {name!r}: give one of {', '.join(choices)}")
-    fields = [field for field in dataclasses.fields(choices[name]) if field.name not in leave_out]
-    allowed = [*(field.name for field in fields), *also]
-    options = {}
+def parse_arguments(pairs: list[str]) -> dict[str, Any]:
+    """NAME=VALUE, where the value is a Python literal or else the text itself."""
+    from ..scale.text import literal
+
+    found: dict[str, Any] = {}
     for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or key not in allowed:
-            raise ValueError(f"{what} {text!r}: {pair!r} is not option=value with one of {', '.join(allowed)}")
-        if key in options:
-            raise ValueError(f"{what} {text!r}: {key} is given twice")
-        with _named(what, text):
-            options[key] = read.get(key, _literal)(value)
-    needed = [field.name for field in fields if field.default is dataclasses.MISSING and field.name not in options]
-    if needed:
-        raise ValueError(f"{what} {text!r}: give {' and '.join(f'{name}=...' for name in needed)}")
-    others = {key: options.pop(key) for key in also if key in options}
-    with _named(what, text):
-        return choices[name](**options), others
-
-
-@contextlib.contextmanager
-def _named(what: str, text: str) -> Iterator[None]:
-    """Refusals say which option of the command line they are about."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{what} {text!r}: {error}") from error
-
-
-def _literal(text: str) -> Any:
-    """A Python literal (number, bool, None, or a tuple written low..high, or low.. or ..high), else the text itself."""
-    low, dots, high = text.partition("..")
-    if dots:
-        ends = _literal(low or "none"), _literal(high or "none")
-        # but "../profile.csv" is a path
-        return text if any(isinstance(end, (str, tuple)) for end in ends) else ends
-    try:
-        return ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text.lower(), text))
-    except (ValueError, SyntaxError):
-        return text
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"--argument {pair!r}: give NAME=VALUE, such as num_frames=9")
+        if name in found:
+            raise ValueError(f"--argument: {name!r} is given twice")
+        found[name] = literal(value)
+    return found
 
 
 def check_at_least(option: str, value: float | None, least: float) -> None:
@@ -232,24 +205,9 @@ def _output_file(option: str, path: Path) -> Path:
     return path
 
 
-def load(model: str, device: str, dtype: str) -> tuple[Any, dict[str, str]]:
+def load(model: str, device: str, dtype: str) -> tuple[Any, dict[str, Any]]:
     """The pipeline and what it runs on, as {"model", "device", "dtype"}."""
-    import torch
-
-    from ..pipelines import load_pipeline, quiet_libraries
-
-    if dtype not in DTYPES:
-        raise ValueError(f"--dtype {dtype!r}: give one of {', '.join(DTYPES)}")
-    device = parse_device(device)
-    if dtype == "auto":
-        dtype = "float16" if device.startswith("cuda") else "float32"
-    quiet_libraries()
-    with warnings.catch_warnings():
-        # what the libraries below will rename some day is of no use to someone at the command line
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", UserWarning)
-        pipe = load_pipeline(model, device=device, dtype=getattr(torch, dtype))
-    return pipe, {"model": model, "device": device, "dtype": dtype}
+    return Loading(model=model, device=device, dtype=dtype).load()
 
 
 def parse_device(device: str) -> str:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from .compared import CONFORM, AttendAndExcite, SynGen
 from .method import Custom, Guidance, Prompt
@@ -13,6 +14,9 @@ from .similarity import attention_similarity
 from .text import real_tokens, text_self_attention
 from .tsam import TSAM, tsam_loss
 from .update import input_correction, step_size, update_latents
+
+if TYPE_CHECKING:
+    from ..pipelines.guided import attach as attach
 
 __all__ = [
     "CONFORM",

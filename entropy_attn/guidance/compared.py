@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..tokens import Text, TokenSelection
-from .method import Guidance, Prompt, require_number
+from .checks import require_number
+from .method import Guidance, Prompt, checked_steps
 from .similarity import smoothed, token_maps
 
 Word = str | int
@@ -42,10 +43,11 @@ class AttendAndExcite(Guidance):
         object.__setattr__(self, "tokens", TokenSelection(self.tokens).tokens or _refuse("tokens", self.tokens))
         if not isinstance(self.thresholds, Mapping):
             raise TypeError(f"thresholds={self.thresholds!r}: a mapping from steps to numbers is needed")
+        checked_steps("thresholds", list(self.thresholds))
         for value in self.thresholds.values():
             require_number("thresholds", value)
         object.__setattr__(self, "thresholds", dict(self.thresholds))
-        if tuple(self.refine_at):
+        if checked_steps("refine_at", self.refine_at):
             raise ValueError(f"refine_at={self.refine_at!r}: give the steps as thresholds={{step: threshold}}")
         super().__post_init__()
         object.__setattr__(self, "refine_at", tuple(sorted(self.thresholds)))
@@ -219,7 +221,10 @@ def _checked_groups(name: str, groups: object, at_least: int) -> tuple[tuple[Wor
         raise TypeError(f"{name}={groups!r}: a list of tuples of words or positions is needed")
     if any(isinstance(group, (str, int)) or len(group) < at_least for group in groups):
         raise ValueError(f"{name}={groups!r}: each must have at least {at_least} words or positions")
-    return tuple(TokenSelection(tuple(group)).tokens for group in groups)
+    try:
+        return tuple(TokenSelection(tuple(group)).tokens for group in groups)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}={groups!r}: {error}") from None
 
 
 def _refuse(name: str, value: object) -> None:

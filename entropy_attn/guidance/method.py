@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 from torch import Tensor
 
 from ..tokens import Text
+from .checks import require_bool, require_number
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,11 +57,11 @@ class Guidance:
 
     def __post_init__(self) -> None:
         require_number("alpha", self.alpha, least=0.0)
-        object.__setattr__(self, "steps", _checked_steps("steps", self.steps))
-        object.__setattr__(self, "refine_at", _checked_steps("refine_at", self.refine_at))
+        object.__setattr__(self, "steps", checked_steps("steps", self.steps))
+        object.__setattr__(self, "refine_at", checked_steps("refine_at", self.refine_at))
         if isinstance(self.refine_iters, bool) or not isinstance(self.refine_iters, int) or self.refine_iters < 0:
             raise ValueError(f"refine_iters={self.refine_iters!r}: a whole number from 0 is needed")
-        object.__setattr__(self, "step_range", _checked_range(self.step_range))
+        object.__setattr__(self, "step_range", checked_range(self.step_range))
         if self.map_size is not None:
             object.__setattr__(self, "map_size", _checked_size(self.map_size))
 
@@ -95,6 +94,7 @@ class Custom(Guidance):
     def __post_init__(self) -> None:
         if not callable(self.function):
             raise TypeError(f"function={self.function!r}: a callable (maps, prompt) -> loss is needed")
+        require_bool("text_attention", self.text_attention)
         super().__post_init__()
 
     @property
@@ -116,14 +116,7 @@ def as_guidance(guidance: Any) -> Guidance:
     )
 
 
-def require_number(name: str, value: Any, least: float | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}={value!r}: a number is needed")
-    if not math.isfinite(value) or (least is not None and value < least):
-        raise ValueError(f"{name}={value!r}: a finite number{'' if least is None else f' from {least:g}'} is needed")
-
-
-def _checked_steps(name: str, steps: Any) -> tuple[int, ...]:
+def checked_steps(name: str, steps: Any) -> tuple[int, ...]:
     if isinstance(steps, (str, bytes)) or not isinstance(steps, Iterable):
         raise TypeError(f"{name}={steps!r}: step numbers, such as range(25) or (0, 10, 20), are needed")
     chosen = tuple(steps)
@@ -132,7 +125,7 @@ def _checked_steps(name: str, steps: Any) -> tuple[int, ...]:
     return tuple(sorted(set(chosen)))
 
 
-def _checked_range(step_range: Any) -> tuple[float, float]:
+def checked_range(step_range: Any) -> tuple[float, float]:
     if not isinstance(step_range, (tuple, list)) or len(step_range) != 2:
         raise TypeError(f"step_range={step_range!r}: a pair (first, last) of numbers is needed")
     for number in step_range:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import checked_positions, require_bool, require_tensor
 from .text import Variant, check_variant
 
 # The smoothing that Attend-and-Excite brought in and its followers inherited: exp(-(d / 2 sigma)^2) at sigma = 0.5,
@@ -42,9 +43,12 @@ def attention_similarity(
         (n, n), at least float32 whatever the dtype of `maps`, differentiable in them.
 
     Raises:
-        ValueError: a size that is not that of the maps, a token that is not in the text, an unknown variant.
+        TypeError, ValueError: maps that are no floating-point tensor, a size that is not theirs, a token that is not in
+            the text, an unknown variant.
     """
     check_variant(variant)
+    require_bool("smooth", smooth)
+    require_tensor("maps", maps, floating=True)
     with no_autocast(maps.device.type):
         chosen = token_maps(maps, size, tokens)
         if smooth:
@@ -63,11 +67,11 @@ def no_autocast(device_type: str) -> AbstractContextManager:
 
 def token_maps(maps: Tensor, size: tuple[int, int], tokens: Sequence[int] | Tensor) -> Tensor:
     """The maps (n, h, w) of these positions, at least float32, from `maps` (h * w, s)."""
-    if maps.dim() != 2 or len(size) != 2 or size[0] * size[1] != len(maps):
+    if not isinstance(size, (tuple, list, torch.Size)) or len(size) != 2:
+        raise TypeError(f"size={size!r}: a pair (h, w) is needed")
+    if maps.dim() != 2 or size[0] * size[1] != len(maps):
         raise ValueError(f"maps of shape {tuple(maps.shape)} are not (h * w, s) for the size {tuple(size)}")
-    places = torch.as_tensor(tokens, dtype=torch.long, device="cpu").tolist()
-    if any(not 0 <= place < maps.shape[1] for place in places):
-        raise ValueError(f"tokens={places}: positions from 0 to {maps.shape[1] - 1} are needed")
+    places = checked_positions("tokens", tokens, maps.shape[1])
     wide = maps.to(torch.promote_types(maps.dtype, torch.float32))
     return wide[:, places].mT.unflatten(1, tuple(size))
 

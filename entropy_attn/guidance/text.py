@@ -7,6 +7,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from .checks import require_int, require_number, require_tensor
+
 Variant = Literal["released", "paper"]
 
 
@@ -38,12 +40,13 @@ def text_self_attention(
         TypeError, ValueError: shapes that do not fit, a prompt without an end mark, an unknown variant.
     """
     check_variant(variant)
+    require_number("gamma", gamma, least=0.0)
+    require_tensor("attentions", attentions, floating=True)
+    require_tensor("input_ids", input_ids, floating=False)
     if attentions.dim() != 4 or attentions.shape[-1] != attentions.shape[-2]:
         raise ValueError(
             f"attentions must be (layers, prompts, tokens, tokens), all of one length; got {tuple(attentions.shape)}"
         )
-    if not attentions.is_floating_point():
-        raise TypeError(f"attentions must be floating-point, got {attentions.dtype}")
     if tuple(input_ids.shape) != tuple(attentions.shape[1:3]):
         raise ValueError(
             f"input_ids must be {tuple(attentions.shape[1:3])}, as attentions are; got {tuple(input_ids.shape)}"
@@ -56,7 +59,15 @@ def text_self_attention(
 
 
 def real_tokens(input_ids: Tensor, eos_token_id: int) -> list[list[int]]:
-    """Positions 1..e-1 of every prompt of `input_ids` (B, s), e being the first end mark; empty for an empty prompt."""
+    """Positions 1..e-1 of every prompt of `input_ids` (B, s), e being the first end mark; empty for an empty prompt.
+
+    Raises:
+        TypeError, ValueError: no tensor (B, s) of whole numbers, or a prompt without an end mark.
+    """
+    require_int("eos_token_id", eos_token_id, 0)
+    require_tensor("input_ids", input_ids, floating=False)
+    if input_ids.dim() != 2:
+        raise ValueError(f"input_ids must be (prompts, tokens); got {tuple(input_ids.shape)}")
     tokens = []
     for ids in input_ids.tolist():  # one wait for the device
         if eos_token_id not in ids:

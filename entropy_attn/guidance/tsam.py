@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .method import Guidance, Prompt, require_number
+from .checks import require_number, require_tensor
+from .method import Guidance, Prompt
 from .similarity import attention_similarity
 from .text import Variant, check_variant, sharpen
 
@@ -24,8 +25,10 @@ def tsam_loss(T: Tensor, S: Tensor) -> Tensor:
         0-d, at least float32, differentiable in both; zero where n is 0. With n = 1 the released form is zero.
 
     Raises:
-        ValueError: matrices that are not square or not of one size.
+        TypeError, ValueError: no matrices, or not square or not of one size.
     """
+    require_tensor("T", T)
+    require_tensor("S", S)
     if T.dim() != 2 or T.shape[0] != T.shape[1] or T.shape != S.shape:
         raise ValueError(f"T and S must be (n, n) of one n; got {tuple(T.shape)} and {tuple(S.shape)}")
     wide = torch.promote_types(torch.promote_types(T.dtype, S.dtype), torch.float32)

@@ -8,9 +8,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .checks import require_int, require_number, require_tensor
+from .method import checked_range
+
 
 def update_latents(latents: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
-    """z - alpha * dL/dz (arXiv 2411.15236, Eq. 15), in float32 at least and returned in it."""
+    """z - alpha * dL/dz (arXiv 2411.15236, Eq. 15), in float32 at least and returned in it.
+
+    latents, gradient: of one shape. step_size: a finite number, or a tensor that broadcasts to them.
+
+    Raises:
+        TypeError, ValueError: no tensors, or of other shapes, or a step size that is no number.
+    """
+    require_tensor("latents", latents)
+    require_tensor("gradient", gradient)
+    if not isinstance(step_size, Tensor):
+        require_number("step_size", step_size)
     if latents.shape != gradient.shape:
         raise ValueError(f"gradient has shape {tuple(gradient.shape)}, latents {tuple(latents.shape)}: give one a cell")
     wide = torch.promote_types(latents.dtype, torch.float32)
@@ -21,10 +34,16 @@ def step_size(alpha: float, step: int, num_steps: int, step_range: tuple[float, 
     """alpha * sqrt(r_i), with r going evenly from `step_range[0]` at step 0 to `step_range[1]` at the last step.
 
     The released schedule, inherited from Attend-and-Excite. `step_range=(1, 1)` is the paper's constant alpha.
+
+    Raises:
+        TypeError, ValueError: what is no number, a step that is not from 0 to num_steps - 1, a negative range.
     """
+    require_number("alpha", alpha)
+    require_int("num_steps", num_steps, least=1)
+    require_int("step", step, 0)
     if not 0 <= step < num_steps:
         raise ValueError(f"step={step}: a step from 0 to {num_steps - 1} is needed")
-    first, last = step_range
+    first, last = checked_range(step_range)
     place = step / (num_steps - 1) if num_steps > 1 else 0.0
     return alpha * math.sqrt(first + (last - first) * place)
 
@@ -38,6 +57,9 @@ def input_correction(scale_model_input: Callable[[Tensor], Tensor], latents: Ten
 
     `scale_model_input` is the scheduler's, for the current step. Nothing here waits for the device.
     """
+    if not callable(scale_model_input):
+        raise TypeError(f"scale_model_input={scale_model_input!r}: a callable from a tensor to one is needed")
+    require_tensor("latents", latents)
     one = torch.ones((), dtype=torch.float32, device=latents.device)
     factor = scale_model_input(one)
     return factor.to(torch.float32).reshape(()) ** -2

@@ -13,16 +13,18 @@ import torch._dynamo
 from diffusers import DiffusionPipeline, ModelMixin, UNet2DConditionModel
 from torch import nn
 
-from ..recording import Recorder
+from ..recording import Parts, Recorder, UnknownParts
 from ..router import DenoiserCall, LayerCall, LayerSelection, Router, Rows, Unroutable
 from ..scale import Kind, LogN, Policy
+from .generation import Account, Place
 from .layers import kind_of, place_of, refusal_of, run_layer
+from .levels import halvings
 from .models import MODELS, LayerRule, latent_factor, model_of
 from .override import unwrap_call, wrap_call, wrapper_of
-from .pictures import Picture
 from .private import AttentionLayer, is_context_parallel
 from .processors import COPY, SwappedProcessor, forget_copy, has_copy
 from .prompts import listen, text_parts, unlisten
+from .texts import Encoded
 from .traced import NUMBER, number_of, trace_layer
 
 # Pipelines with one of these run more than two guidance parts in a batch, and do not say which.
@@ -53,12 +55,7 @@ class Handle:
         self._traceable = not router.recorders and router.rows == "all"
         self._parameters = tuple(inspect.signature(type(denoiser).forward).parameters)[1:]
         self._pipe = weakref.ref(pipe) if pipe is not None else lambda: None
-        self._next_step = 0
-        self._timesteps: Any = None
-        self._scheduler_step: Any = None
-        self._calls_in_step = 0
-        self._heard_guidance: bool | None = None
-        self._ids: tuple[Any, tuple[int, int]] | None = None
+        self._account = Account(self.model, pipe, null_label_of(denoiser))
         self._aside: int | None = None
         self._active = False
         self._entered = False
@@ -92,10 +89,9 @@ class Handle:
     def reset_steps(self) -> None:
         """Count the next call of the denoiser as step 0.
 
-        Needed only for a denoiser that is called without its pipeline: a pipeline's scheduler tells where a generation
-        begins.
+        Needed only for a denoiser that is called by hand: a pipeline's scheduler tells where a generation begins.
         """
-        self._next_step = 0
+        self._account.reset()
 
     @contextmanager
     def aside(self, recorder: Recorder, step: int) -> Iterator[None]:
@@ -139,7 +135,7 @@ class Handle:
             module.__dict__[NUMBER] = torch.tensor(number)
         self._make_copies()
         if self.recorders and (pipe := self._pipe()) is not None:
-            listen(pipe, self._hear_prompts, self.model.tokenizers)
+            listen(pipe, self._hear, self.model.tokenizers)
 
     def _uninstall(self) -> None:
         self._active = False
@@ -152,10 +148,10 @@ class Handle:
         for module in self._modules.values():
             has_copy(module)
 
-    def _hear_prompts(self, prompts: list[str] | None, guided: bool | None) -> None:
-        self._heard_guidance = guided
-        for recorder in self.recorders:
-            recorder.begin(prompts)
+    def _hear(self, encoded: Encoded) -> None:
+        if self._account.hear(encoded) == "cond":
+            for recorder in self.recorders:
+                recorder.begin(encoded.prompts)
 
     @torch.compiler.disable(recursive=False)
     def _call_denoiser(
@@ -169,15 +165,12 @@ class Handle:
             if arguments.get(name) is not None:
                 raise Unroutable(type(self.denoiser).__name__, [f"{name}: {reason}"])
         picture = self.model.picture(arguments, config)
-        if self._aside is None:
-            step, branches = self._place_in_generation()
-        else:
-            step, branches = self._aside, ("all",)
+        step, parts = self._place(arguments) if self._aside is None else (self._aside, Parts(("all",)))
         train_tokens = None
         if picture.tokens is not None and self.router.train_size is not None:
             train_tokens = self.model.picture_tokens(config, self.router.train_size, picture.frames)
-        size = self._latent_size(picture, arguments)
-        with self.router.denoiser_call(DenoiserCall(step, size, branches, picture.tokens, train_tokens)):
+        running = DenoiserCall(step, picture.size, parts, picture.tokens, train_tokens, picture.references)
+        with self.router.denoiser_call(running):
             return call(*args, **kwargs)
 
     def _call_layer(self, module: AttentionLayer, call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -192,43 +185,16 @@ class Handle:
     def _call_untraced(self, *arguments: Any) -> Any:
         return self._call_layer(*arguments)
 
-    def _latent_size(self, picture: Picture, arguments: dict[str, Any]) -> tuple[int, int]:
-        if not callable(picture.size):
-            return picture.size
-        if not self.recorders and self._aside is None:  # nobody asks
-            return 0, 0
-        # Once a generation: all its calls are given the same ids.
-        ids = arguments["img_ids"]
-        if self._ids is None or self._ids[0]() is not ids:
-            self._ids = weakref.ref(ids), picture.size()
-        return self._ids[1]
-
-    def _place_in_generation(self) -> tuple[int, tuple[str, ...]]:
-        """The step, and the branches of this call."""
-        # Every generation has its scheduler lay out new timesteps. Comparing their values would wait for the device.
-        pipe = self._pipe()
-        scheduler = getattr(pipe, "scheduler", None)
-        timesteps = getattr(scheduler, "timesteps", None)
-        if timesteps is not self._timesteps:
-            self._timesteps = timesteps
-            self._next_step = self._calls_in_step = 0
-        by_calls = self.model.guidance.startswith("calls: ") and hasattr(scheduler, "step_index")
-        if not by_calls:
-            self._next_step += 1
-            return self._next_step - 1, self._branches(pipe)
-        names = tuple(self.model.guidance.removeprefix("calls: ").split(", "))
-        if scheduler.step_index != self._scheduler_step or self._calls_in_step in (0, len(names)):
-            self._scheduler_step = scheduler.step_index
-            self._next_step += 1
-            self._calls_in_step = 0
-        self._calls_in_step += 1
-        return self._next_step - 1, (names[self._calls_in_step - 1],)
-
-    def _branches(self, pipe: DiffusionPipeline | None) -> tuple[str, ...]:
-        # A pipeline that has not run yet has no guidance: then it is not the caller.
-        guided = getattr(pipe, "do_classifier_free_guidance", self._heard_guidance)
-        halves = self.model.guidance in ("uncond, cond", "cond, uncond")
-        return tuple(self.model.guidance.split(", ")) if guided and halves else ("all",)
+    @torch.compiler.disable
+    def _place(self, arguments: dict[str, Any]) -> tuple[int, Parts]:
+        """The step, and the branches of this call for the recorders."""
+        place = self._account.call(arguments)
+        if not self.recorders:
+            return place.step, Parts(("all",))
+        if place.unheard:
+            for recorder in self.recorders:
+                recorder.begin(None)
+        return place.step, _parts_for(self.recorders, place)
 
 
 def apply(
@@ -258,12 +224,14 @@ def apply(
         as the picture's does, and "all" holds both; "image" leaves the text stream of the model as it was trained, at
         the price of two attention calls for one.
 
-    Steps count calls of the denoiser from the start of a generation; the two calls of a pipeline that guides with a
-    call for each branch are one step. A scheduler that calls it twice a step, such as Heun's, gives two.
+    Steps count the timesteps of a generation, however often the denoiser is called at each: for the branches of
+    guidance one after the other, or for the views of a panorama. A scheduler with two timesteps a step, such as Heun's,
+    gives two. Recorders are told the branches of each call by its texts; where these are not known, the first call
+    raises an error that says what to give.
     """
     denoiser, pipe = _denoiser_of(pipe_or_denoiser)
     selection = LayerSelection(layers)
-    router = Router(scale, selection, record, _train_size(denoiser, pipe, train_size), rows)
+    router = Router(scale, selection, record, _train_size(denoiser, pipe, train_size), rows, _levels(denoiser))
     handle = Handle(denoiser, pipe, router)
     _check_layers(handle, selection)
     if scale is not None and selection.layers == "self" and not _attends_to_pictures(handle):
@@ -294,6 +262,39 @@ def plain_routing(denoiser: UNet2DConditionModel) -> Handle:
     handle = Handle(denoiser, None, Router(None, selection, None, None))
     _check_layers(handle, selection)
     return handle
+
+
+def null_label_of(denoiser: ModelMixin) -> int | None:
+    """The class label that stands for none, in a model that is conditioned on classes."""
+    return getattr(denoiser.config, "num_embeds_ada_norm", None)
+
+
+def _levels(denoiser: ModelMixin) -> dict[str, int]:
+    """Of the layers of a UNet, how often the latent has been halved where they see it."""
+    model = model_of(denoiser)
+    if not model.halves:
+        return {}
+    names = (name for name, module in denoiser.named_modules() if isinstance(module, AttentionLayer))
+    return {name: halvings(denoiser, name) for name in names if model.rule(name).kind is not None}
+
+
+def _parts_for(recorders: Sequence[Recorder], place: Place) -> Parts:
+    """The parts of this call; raises where a recorder needs to be told them, or was told others."""
+    try:
+        parts = place.parts()
+    except UnknownParts as unknown:
+        for recorder in recorders:
+            if recorder.branches is None:
+                name = type(recorder).__name__
+                raise UnknownParts(
+                    f"record={recorder!r}: which rows are of which branch is not known: {unknown}. Give "
+                    f'{name}(branches=...), the names of the equal parts of every batch, such as ("uncond", "cond"), '
+                    'or ("all",) if there is but one'
+                ) from None
+        return Parts(("all",))
+    for recorder in recorders:
+        place.check_stated(recorder.branches, parts)
+    return parts
 
 
 def _denoiser_of(target: object) -> tuple[ModelMixin, DiffusionPipeline | None]:

@@ -8,12 +8,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..guidance.graph_maps import Enough, GraphMaps
 from ..map_sums import Size, preferred_size
 from .diffusers import Handle, handle_of
-from .survey import halvings
+from .levels import halvings
 
 
 def layers_by_size(handle: Handle, latent_size: Size) -> dict[Size, list[str]]:
@@ -60,16 +61,19 @@ def cross_attention_maps(
     return recorder.mean(size)
 
 
-def conditional(value: Any, batch: int, parts: int) -> Any:
-    """The last of `parts` equal parts of everything in `value` that is a batch of parts * batch."""
+@torch.inference_mode(False)
+@torch.no_grad()
+def conditional(value: Any, batch: int, part: int, parts: int) -> Any:
+    """One of `parts` equal parts, `part`, of everything in `value` that is a batch of parts * batch."""
     if isinstance(value, Tensor):
         if value.is_inference():
             value = value.clone()  # else autograd could not keep it
-        return value[-batch:] if parts > 1 and value.dim() and len(value) == parts * batch else value
+        whole = parts > 1 and value.dim() and len(value) == parts * batch
+        return value[part * batch : (part + 1) * batch] if whole else value
     if isinstance(value, dict):
-        return {name: conditional(each, batch, parts) for name, each in value.items()}
+        return {name: conditional(each, batch, part, parts) for name, each in value.items()}
     if type(value) in (tuple, list):
-        return type(value)(conditional(each, batch, parts) for each in value)
+        return type(value)(conditional(each, batch, part, parts) for each in value)
     return value
 
 

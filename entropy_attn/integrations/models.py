@@ -18,8 +18,8 @@ from .pictures import Reader
 # "text": the text attends to itself. "call": self or cross, as the arguments of the call say.
 LayerKind = Literal["self", "cross", "joint", "text", "call"]
 
-# Of the batch, or of the calls of one step. "unsaid": guided or not, the pipeline does not say.
-Guidance = Literal["uncond, cond", "cond, uncond", "calls: cond, uncond", "unsaid", "none"]
+# Of the batch, or of the calls of one step.
+Guidance = Literal["uncond, cond", "cond, uncond", "calls: cond, uncond", "none"]
 
 # (denoiser, pipeline or None) -> latent cells (rows, columns), or None where it is not known
 TrainSize = Callable[[nn.Module, Any], "tuple[int, int] | None"]
@@ -51,6 +51,7 @@ class Model:
 
     served: what users know it by. route: how its attention reaches torch's. layers: the first rule that fits decides.
     guidance: how the pipeline arranges classifier-free guidance. text_tokens: the usual length of the text.
+    text, timestep, latents: the arguments of the call that a generation is followed by; no text is None.
     """
 
     denoiser: str
@@ -66,6 +67,9 @@ class Model:
     pack: int = 1  # latent cells a side that the pipeline packs into one, before the patches of the model
     pad: bool = False  # picture tokens are filled up to a multiple of 32
     refused: Mapping[str, str] = field(default_factory=dict)  # arguments of the call that are, and why
+    text: str | None = "encoder_hidden_states"
+    timestep: str = "timestep"
+    latents: str = "hidden_states"
     note: str = ""
 
     def rule(self, layer: str) -> LayerRule | None:
@@ -143,7 +147,10 @@ _SELF_AND_CROSS = (LayerRule(r"attn1$", "self"), LayerRule(r"attn2$", "cross"))
 _TEXT_FIRST = (LayerRule(r"", "joint", text="first"),)
 
 _CALLS: Guidance = "calls: cond, uncond"
-_REFERENCES = "Reference pictures count as picture, though not in training: give LogN(train_tokens=...) for editing."
+_REFERENCES = (
+    "Reference pictures count among the keys, though not in training: give LogN(train_tokens=...) for editing. What is "
+    "recorded is of the picture's own tokens."
+)
 _OWN_FACTOR = (
     "The model's own factor for longer sequences is replaced by the policy's scale, not multiplied with it, and stays "
     "where there is no policy."
@@ -162,8 +169,9 @@ MODELS: tuple[Model, ...] = (
         "uncond, cond",
         text_tokens=77,
         tokenizers=("tokenizer",),
+        latents="sample",
         note="In DeepFloyd IF the keys are text and picture, the text first: joint, with queries of the picture alone. "
-        "LDM's pipeline does not say whether it is guided: its branch is `all` unless the recorder is given "
+        "LDM's pipeline does not show which texts it encodes: guided, its recorders need "
         '`branches=("uncond", "cond")`. Its text encoder keeps its own attention.',
     ),
     Model(
@@ -175,6 +183,8 @@ MODELS: tuple[Model, ...] = (
         _of_config,
         _CONFIG,
         "none",
+        text=None,
+        latents="sample",
     ),
     Model(
         "DiTTransformer2DModel",
@@ -184,8 +194,8 @@ MODELS: tuple[Model, ...] = (
         pictures.patches,
         _of_config,
         _CONFIG,
-        "unsaid",
-        note="The guided batch is (cond, uncond).",
+        "cond, uncond",
+        text="class_labels",
     ),
     Model(
         "PixArtTransformer2DModel",
@@ -278,6 +288,9 @@ MODELS: tuple[Model, ...] = (
         "1024 x 1024 pixels, the default of the pipeline",
         "cond, uncond",
         text_tokens=512,
+        text="cap_feats",
+        timestep="t",
+        latents="x",
         pack=2,
         pad=True,
         refused={
@@ -428,6 +441,22 @@ MODELS: tuple[Model, ...] = (
         text_tokens=333,
     ),
 )
+
+
+def denoiser_of(pipe: Any) -> Any:
+    """The network whose attention is routed: a pipeline's UNet, or its transformer."""
+    denoiser = getattr(pipe, "unet", None)
+    if denoiser is None:
+        denoiser = getattr(pipe, "transformer", None)
+    if denoiser is None:
+        raise ValueError(f"{type(pipe).__name__} has neither a UNet nor a transformer")
+    return denoiser
+
+
+def pixels_a_token(pipe: Any) -> int:
+    """On a side, for a pipeline whose layers all see the picture alike."""
+    denoiser = denoiser_of(pipe)
+    return latent_factor(pipe) * model_of(denoiser).cells_a_token(denoiser.config)
 
 
 def model_of(denoiser: object) -> Model | None:

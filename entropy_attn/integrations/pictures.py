@@ -8,20 +8,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
 
 @dataclass(frozen=True)
 class Picture:
     """The picture, or the video, of one denoiser call.
 
-    size: (rows, columns) in latent cells, or a function that works it out where that costs more than shapes.
+    size: (rows, columns) in latent cells.
     tokens: what a layer sees of it, or None where that differs from layer to layer.
     frames: the length of a video in tokens; 1 for a picture.
+    references: of the tokens, the last so many are of other pictures, that it is to be made from.
     """
 
-    size: tuple[int, int] | Callable[[], tuple[int, int]]
+    size: tuple[int, int]
     tokens: int | None = None
     frames: int = 1
+    references: int = 0
 
 
 # The arguments of the denoiser's call by name, and its configuration -> Picture
@@ -62,10 +65,12 @@ def padded_list(arguments: Mapping[str, Any], config: Mapping[str, Any]) -> Pict
 def packed_with_ids(arguments: Mapping[str, Any], config: Mapping[str, Any]) -> Picture:
     """(B, tokens, C), of 2 x 2 latent cells each; the ids hold the place of every token in their last columns.
 
-    References for editing follow with another first id. Working out the size reads the ids, which waits for the device.
+    References for editing follow with another first id. The ids are read once, which waits for the device: all calls of
+    a generation are given the same ones.
     """
-    ids: torch.Tensor = arguments["img_ids"]
-    return Picture(lambda: _size_of_ids(ids), arguments["hidden_states"].shape[1])
+    size, own = _of_ids(arguments["img_ids"])
+    tokens = arguments["hidden_states"].shape[1]
+    return Picture(size, tokens, references=tokens - own)
 
 
 def packed_with_shapes(arguments: Mapping[str, Any], config: Mapping[str, Any]) -> Picture:
@@ -73,7 +78,8 @@ def packed_with_shapes(arguments: Mapping[str, Any], config: Mapping[str, Any]) 
     shapes = arguments["img_shapes"]
     while not isinstance(shapes[0], int):
         shapes = shapes[0]
-    return Picture((2 * shapes[1], 2 * shapes[2]), arguments["hidden_states"].shape[1])
+    tokens = arguments["hidden_states"].shape[1]
+    return Picture((2 * shapes[1], 2 * shapes[2]), tokens, references=tokens - math.prod(shapes))
 
 
 def packed_with_size(arguments: Mapping[str, Any], config: Mapping[str, Any]) -> Picture:
@@ -105,9 +111,19 @@ def _video(frames: int, height: int, width: int, config: Mapping[str, Any]) -> P
     return Picture((height, width), frames * tokens_of((height, width), patch_of(config)), frames)
 
 
-def _size_of_ids(ids: torch.Tensor) -> tuple[int, int]:
-    ids = ids[0] if ids.dim() == 3 else ids
-    own = ids[ids[:, 0] == ids[0, 0]]
+def _of_ids(ids: torch.Tensor) -> tuple[tuple[int, int], int]:
+    """Size in latent cells and number of tokens of the picture that the ids begin with."""
+    if (known := _known_ids.get(ids)) is not None:
+        return known
+    places = ids[0] if ids.dim() == 3 else ids
+    own = places[places[:, 0] == places[0, 0]]
     # (…, row, column) with three ids; Flux 2 has a fourth, the place in the text, at the end
     rows, columns = own[:, 1], own[:, 2]
-    return 2 * int(rows.max() - rows.min() + 1), 2 * int(columns.max() - columns.min() + 1)
+    low, high = torch.stack([rows.amin(), columns.amin()]), torch.stack([rows.amax(), columns.amax()])
+    sides = (2 * (high - low + 1)).tolist()
+    found = (int(sides[0]), int(sides[1])), len(own)
+    _known_ids[ids] = found
+    return found
+
+
+_known_ids = WeakTensorKeyDictionary()  # ids -> what they say

@@ -5,6 +5,7 @@ tests/routing/test_diffusers_names.py pins each name, and says which one moved.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from diffusers.models import attention_processor
@@ -20,9 +21,11 @@ __all__ = [
     "OTHER_PROCESSORS",
     "PICKED_BACKENDS",
     "TORCH_BACKENDS",
+    "Attention",
     "AttentionLayer",
     "active_backend",
     "backend_of",
+    "config_of_single_file",
     "dispatch_attention_fn",
     "is_context_parallel",
     "other_processors",
@@ -69,3 +72,19 @@ def is_context_parallel(denoiser: Any) -> bool:
     """Whether the sequence of this model is spread over devices."""
     config = getattr(denoiser, "_parallel_config", None)
     return getattr(config, "context_parallel_config", None) is not None
+
+
+def config_of_single_file(weights: Mapping[str, Any]) -> str:
+    """The Hub id whose configuration a checkpoint in one file has, by the names and shapes of its weights."""
+    from diffusers.loaders.single_file_utils import fetch_diffusers_config
+
+    return fetch_diffusers_config({name: _Shaped(part) for name, part in weights.items()})[
+        "pretrained_model_name_or_path"
+    ]
+
+
+class _Shaped:
+    """A weight that is not read: its shape alone."""
+
+    def __init__(self, part: Any):
+        self.shape = tuple(part.get_shape())

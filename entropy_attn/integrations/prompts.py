@@ -1,9 +1,8 @@
-"""Hearing which prompts a pipeline is given, undone without a trace."""
+"""Hearing which texts a pipeline encodes, undone without a trace."""
 
 from __future__ import annotations
 
 import inspect
-import sys
 import weakref
 from collections.abc import Callable
 from types import MethodType
@@ -13,20 +12,17 @@ from diffusers import DiffusionPipeline
 
 from ..recording import Prompt
 from ..tokens import TextPart
+from .callers import names_given
+from .texts import Encoded, encoded_states
 
 _METHOD = "encode_prompt"
 _TOKENIZERS = ("tokenizer",)
 
-# The prompts, or None where embeddings are given; whether they are for classifier-free guidance, or None if unsaid
-Tell = Callable[[list[Prompt] | None, bool | None], None]
+Tell = Callable[[Encoded], None]
 
 
 def listen(pipe: DiffusionPipeline, tell: Tell, tokenizers: tuple[str, ...] = _TOKENIZERS) -> None:
-    """From now on `tell(prompts, guided)` is called before `pipe` encodes its prompts.
-
-    A prompt is a text, or where those of the tokenizers differ one for each. Negative prompts that a pipeline encodes
-    by themselves are not told.
-    """
+    """From now on `tell(encoded)` is called whenever `pipe` has encoded a prompt, a negative one, or another text."""
     if hasattr(type(pipe), _METHOD):
         setattr(pipe, _METHOD, _Listener(pipe, tell, tokenizers or _TOKENIZERS))
 
@@ -55,28 +51,17 @@ class _Listener:
         given = inspect.signature(own).bind(*args, **kwargs)  # `previous` may be a listener too
         given.apply_defaults()
         arguments = given.arguments
-        if not _is_negative(pipe, arguments.get("prompt")):
-            prompts = _prompts(pipe, arguments, self.tokenizers)
-            self.tell(prompts, arguments.get("do_classifier_free_guidance"))
-        return (self.previous or own)(*args, **kwargs)
+        text = arguments.get("prompt") if arguments.get("prompt") is not None else arguments.get("prompt_embeds")
+        names = names_given(pipe, text)
+        result = (self.previous or own)(*args, **kwargs)
+        prompts = _prompts(pipe, arguments, self.tokenizers)
+        self.tell(Encoded(names, prompts, arguments.get("do_classifier_free_guidance"), *encoded_states(result)))
+        return result
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         # Copies of the pipeline are not listened to; the copy is known by now, for this is one of its attributes.
         copied = memo[id(self.pipe())]
         return MethodType(getattr(type(copied), _METHOD), copied)
-
-
-def _is_negative(pipe: DiffusionPipeline, prompt: Any) -> bool:
-    """Whether this is the second of two calls, of a pipeline that encodes its negative prompt as it does the prompt.
-
-    Flux does. Nothing but the pipeline's own call can tell; both are arguments of it by their public names.
-    """
-    frame = sys._getframe(1)
-    while frame is not None and not (frame.f_locals.get("self") is pipe and "negative_prompt" in frame.f_locals):
-        frame = frame.f_back
-    if frame is None:
-        return False
-    return prompt is frame.f_locals["negative_prompt"] and prompt is not frame.f_locals.get("prompt")
 
 
 def _prompts(pipe: DiffusionPipeline, arguments: dict[str, Any], tokenizers: tuple[str, ...]) -> list[Prompt] | None:

@@ -19,6 +19,7 @@ from ..scale import CallInfo, Policy, resolve_scale
 from . import pictures
 from .diffusers import Handle, _denoiser_of, _train_size
 from .layers import kind_of, refusal_of
+from .levels import halvings
 from .models import LayerRule, Model, latent_factor
 from .private import AttentionLayer
 
@@ -92,16 +93,6 @@ def stated_size(pipe: DiffusionPipeline) -> Size:
     if latent is None:
         raise ValueError(f"{type(denoiser).__name__} does not state its training size: give a size")
     return latent[0] * factor, latent[1] * factor
-
-
-def halvings(unet: ModelMixin, name: str) -> int:
-    """How often the latent of a UNet has been halved where this layer sees it."""
-    part, index = name.split(".")[:2]
-    down = [getattr(block, "downsamplers", None) is not None for block in unet.down_blocks]
-    up = [getattr(block, "upsamplers", None) is not None for block in unet.up_blocks]
-    if part == "down_blocks":
-        return sum(down[: int(index)])
-    return sum(down) - (sum(up[: int(index)]) if part == "up_blocks" else 0)
 
 
 def _report(

@@ -11,6 +11,7 @@ that copy. All of it is undone when the call ends, whatever happens in it.
 from __future__ import annotations
 
 import functools
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,10 +25,14 @@ from ..guidance.descent import Descent
 from ..guidance.method import Guidance, Prompt, as_guidance
 from ..guidance.update import input_correction, step_size
 from ..integrations.diffusers import OTHER_GUIDANCE, plain_routing
+from ..integrations.generation import Account
 from ..integrations.guided_forward import conditional, cross_attention_maps, map_layers
 from ..integrations.guided_text import prompts_of
+from ..integrations.models import model_of
 from ..integrations.override import unwrap_call, wrap_call, wrapper_of
 from ..integrations.prompts import listen, unlisten
+from ..integrations.texts import Encoded
+from ..recording import Parts, UnknownParts
 
 
 class GuidanceHandle:
@@ -122,6 +127,11 @@ def check_guided(pipe: Any) -> None:
     for name in OTHER_GUIDANCE:
         if hasattr(type(pipe), name):
             raise ValueError(f"pipe={type(pipe).__name__} has {name}, so that its batch may have more parts than two")
+    if hasattr(pipe, "get_views"):
+        raise ValueError(
+            f"pipe={type(pipe).__name__} denoises its picture in views that overlap: a map would be of one view, and "
+            "the latents of the others would not follow"
+        )
 
 
 def checked_prompt(prompt: Any) -> list[str] | None:
@@ -141,7 +151,7 @@ def guided(pipe: DiffusionPipeline, guidance: Guidance, prompt: list[str] | None
     before = {name: scheduler.__dict__[name] for name in names if name in scheduler.__dict__}
     hook = None
     try:
-        listen(pipe, generation.hear_prompts)
+        listen(pipe, generation.hear)
         hook = pipe.unet.register_forward_pre_hook(generation.before_denoiser, with_kwargs=True)
         scheduler.scale_model_input = generation.scale_model_input
         scheduler.step = generation.scheduler_step
@@ -168,10 +178,12 @@ class Generation:
         # Pipelines look at these signatures for the arguments that a scheduler takes.
         self.scale_model_input = _signed(self._scale_model_input, self._scale)
         self.scheduler_step = _signed(self._scheduler_step, self._step)
+        self._account = Account(model_of(pipe.unet), pipe)
+        self._parameters = tuple(inspect.signature(type(pipe.unet).forward).parameters)[1:]
         self._descent: Descent | None = None
         self._seen: tuple[Tensor, tuple, dict] | None = None  # latents that were scaled and not denoised yet
         self._updated: Tensor | None = None  # latents that were denoised and not stepped from yet
-        self._next_step = 0
+        self._latest_step = -1
         self._busy = False
 
     @property
@@ -190,9 +202,11 @@ class Generation:
         """Let go of the pipeline and of what was on its way; what was measured stays."""
         self.pipe = self.own = self._scale = self._step = self._seen = self._updated = None
 
-    def hear_prompts(self, prompts: list[str] | None, guided: bool | None) -> None:
-        if self._texts is None and prompts is not None:
-            self._texts = prompts_of(self.pipe, prompts, self.guidance.needs_text_attention)
+    def hear(self, encoded: Encoded) -> None:
+        if self._account.hear(encoded) != "cond":
+            return
+        if self._texts is None and encoded.prompts is not None:
+            self._texts = prompts_of(self.pipe, encoded.prompts, self.guidance.needs_text_attention)
         if self._texts is None:
             raise ValueError(
                 "the prompt is not known, so neither are its words: call the pipeline with a text, or give the text of "
@@ -225,34 +239,43 @@ class Generation:
         if self._busy or self._seen is None:  # the guided pass itself, or no denoising step
             return None
         (latents, *scaling), self._seen = self._seen, None
-        step, self._next_step = self._next_step, self._next_step + 1
+        place = self._account.call(dict(zip(self._parameters, args, strict=False)) | kwargs)
+        step, again = place.step, place.step == self._latest_step
+        self._latest_step = step
         if step not in self.guidance.steps or not any(map(self.guidance.applies_to, self._texts)):
             return None
-        parts = 2 if getattr(self.pipe, "do_classifier_free_guidance", False) else 1
-        batch = len(latents) // parts
+        try:
+            if again:
+                raise UnknownParts("it is called several times a step, for parts of the picture or for other passes")
+            part, parts = _conditional_part(place.parts())
+        except UnknownParts as unknown:
+            raise UnknownParts(f"{type(self.pipe).__name__} cannot be guided: of its UNet, {unknown}") from None
+        pictures = len(args[0] if args else kwargs["sample"]) // parts
+        if len(latents) not in (pictures, parts * pictures):
+            raise ValueError(
+                f"{type(self.pipe).__name__} cannot be guided: it scales {len(latents)} latents for a batch of "
+                f"{parts * pictures}"
+            )
+        latents = latents[:pictures] if len(latents) == pictures else latents[part * pictures :][:pictures]
         self._busy = True
         try:
-            updated = self._guide(latents[-batch:], step, batch, parts, scaling, args, kwargs).to(latents.dtype)
+            inputs = conditional(args, pictures, part, parts), conditional(kwargs, pictures, part, parts)
+            updated = self._guide(latents, step, scaling, *inputs).to(latents.dtype)
             sample = self._scale(torch.cat([updated] * parts), *scaling[0], **scaling[1])
         finally:
             self._busy = False
         self._updated = updated
         return _with_sample(args, kwargs, sample)
 
-    def _guide(
-        self, latents: Tensor, step: int, batch: int, parts: int, scaling: list, args: tuple, kwargs: dict[str, Any]
-    ) -> Tensor:
+    def _guide(self, latents: Tensor, step: int, scaling: list, args: tuple, kwargs: dict[str, Any]) -> Tensor:
         def scale(sample: Tensor) -> Tensor:
             return self._scale(sample, *scaling[0], **scaling[1])
 
         if self._descent is None:
-            self._descent = Descent(self.guidance, self._by_picture(batch))
+            self._descent = Descent(self.guidance, self._by_picture(len(latents)))
         steps = max(getattr(self.pipe, "num_timesteps", 0) or len(self.pipe.scheduler.timesteps), step + 1)
         alpha = step_size(self.guidance.alpha, step, steps, self.guidance.step_range)
-        with torch.inference_mode(False), torch.no_grad():
-            args, kwargs = conditional(args, batch, parts), conditional(kwargs, batch, parts)
-            sample = args[0] if args else kwargs["sample"]
-            dtype = sample.dtype
+        dtype = (args[0] if args else kwargs["sample"]).dtype
         size, layers = map_layers(self.own, tuple(latents.shape[-2:]), self.guidance.map_size)
         length = self._check_length(args, kwargs)
 
@@ -278,6 +301,13 @@ class Generation:
                 f"{len(self._texts[0].text)}: embeddings of longer prompts cannot be guided"
             )
         return states.shape[1]
+
+
+def _conditional_part(parts: Parts) -> tuple[int, int]:
+    """Which of how many equal parts of the batch is of the prompt."""
+    if parts.rows is not None or not set(parts.names) & {"cond", "all"}:
+        raise UnknownParts(f"the rows of a batch are not in equal parts one after the other, of {parts.names}")
+    return parts.names.index("cond" if "cond" in parts.names else "all"), len(parts.names)
 
 
 def _signed(function: Callable[..., Any], like: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,146 +1,127 @@
-"""From a model's name to a pipeline that is ready to sample, and the picture sizes that it can take."""
+"""From a model's name to a pipeline that is ready to sample."""
 
 from __future__ import annotations
 
 import contextlib
-import math
-import os
-import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-SHAPES = "shapes"
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_INDEX = "model_index.json"
+from .checkpoint import INDEX, SHAPES, Checkpoint, find_checkpoint, first_line, resolve
+
+__all__ = ["INDEX", "SHAPES", "first_line", "load_pipeline", "quiet_libraries", "resolve"]
 
 
-def load_pipeline(model: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
-    """Load `model`: "shapes" (the embedded one), a local diffusers folder, or a Hub id.
+def load_pipeline(
+    model: str,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype | None = torch.float32,
+    variant: str | None = None,
+    revision: str | None = None,
+    config: str | None = None,
+    offload: str | None = None,
+    vae_tiling: bool = False,
+    scheduler: str | None = None,
+    loras: Sequence[tuple[str, float]] = (),
+    anything: bool = False,
+) -> Any:
+    """Load `model`: "shapes" (the embedded one), a local diffusers folder, a Hub id, or a single .safetensors file.
+
+    dtype: None is what the checkpoint was published in; see `published_dtype`.
+    variant, revision: which files of a folder or Hub id, and of which commit of the latter.
+    config: for a single file, the folder or Hub id with its configuration; None is what diffusers takes it for.
+    offload: "model" or "sequential", to keep on the device only what runs.
+    vae_tiling: decode in tiles.
+    scheduler: class of diffusers, which takes over the settings of the pipeline's own.
+    loras: (file, folder or Hub id, weight) of each.
+    anything: also pipelines without text, or of videos.
 
     Raises `ValueError` where there is no such model, or none from text to pictures that can be routed; the kind is read
     from the small index file, before any weights are fetched.
     """
     if model == SHAPES:
+        for name, given in {"variant": variant, "revision": revision, "config": config}.items():
+            if given is not None:
+                raise ValueError(f"{name}={given!r}: the embedded model has but one")
         from .. import shapes
 
-        pipe = shapes.load_pipeline(dtype)
+        pipe = shapes.load_pipeline(dtype=dtype or torch.float32)
     else:
-        source = resolve(model)
-        _check_kind(model, source)
-        from diffusers import DiffusionPipeline
-
-        from ..integrations.versions import dtype_argument
-
-        try:
-            pipe = DiffusionPipeline.from_pretrained(source, **dtype_argument(dtype))
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"model {model!r} cannot be loaded: {first_line(error)}") from error
+        checkpoint = find_checkpoint(model, variant=variant, revision=revision, config=config, anything=anything)
+        pipe = checkpoint.load(published_dtype(checkpoint, device) if dtype is None else dtype)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    if scheduler is not None:
+        _set_scheduler(pipe, scheduler)
+    _add_loras(pipe, loras)
+    if vae_tiling:
+        vae = getattr(pipe, "vae", None)
+        if not hasattr(vae, "enable_tiling"):
+            raise ValueError(f"vae_tiling: the VAE of {type(pipe).__name__} cannot decode in tiles")
+        vae.enable_tiling()
+    return _placed(pipe, device, offload)
 
 
-def size_multiple(pipe: Any) -> int:
-    """Both sides of a picture must be a multiple of this: pixels a latent cell, and cells that the denoiser joins.
+def published_dtype(checkpoint: Checkpoint, device: str) -> torch.dtype:
+    """The dtype to compute in: that of the published weights, where the device is made for it.
 
-    A UNet halves at every downsampling, a transformer takes patches. diffusers' own pipelines also insist on a multiple
-    of 8, whatever the VAE.
+    bfloat16 stays that everywhere. float16 is what it is on a GPU, and float32 on a CPU. float32 is too large for most
+    GPUs, so that there UNets, which were made for it, get float16, and transformers, which overflow it, bfloat16.
     """
-    from ..integrations.models import latent_factor
-
-    denoiser, model = _denoiser(pipe)
-    if model.halves:
-        joined = 2 ** sum(getattr(block, "downsamplers", None) is not None for block in denoiser.down_blocks)
-    else:
-        joined = model.cells_a_token(denoiser.config)
-    return math.lcm(8, latent_factor(pipe) * joined)
+    stored = checkpoint.stored_dtype()
+    if stored == torch.bfloat16:
+        return stored
+    if not device.startswith("cuda"):
+        return torch.float32
+    return torch.float16 if stored == torch.float16 or checkpoint.is_unet else torch.bfloat16
 
 
-def train_size(pipe: Any) -> tuple[int, int]:
-    """(height, width) in pixels of the pictures that the model was trained on.
-
-    Raises `ValueError` where neither the pipeline nor its configuration says it.
-    """
-    from ..integrations.models import latent_factor
-
-    denoiser, model = _denoiser(pipe)
-    cells = model.train_size(denoiser, pipe)
-    if cells is None:
-        raise ValueError(f"{type(pipe).__name__} does not say at which size it was trained: give the sizes")
-    return cells[0] * latent_factor(pipe), cells[1] * latent_factor(pipe)
-
-
-def _denoiser(pipe: Any) -> tuple[Any, Any]:
-    """The denoiser and its row of the table."""
-    from ..integrations.models import model_of
-
-    denoiser = getattr(pipe, "unet", None) or pipe.transformer
-    return denoiser, model_of(denoiser)
-
-
-def check_size(pipe: Any, size: tuple[int, int]) -> None:
-    """Raise `ValueError` for a (height, width) that the pipeline cannot generate, naming the nearest that it can."""
-    multiple = size_multiple(pipe)
-    if any(side < 1 or side % multiple for side in size):
-        near = "x".join(str(max(1, round(side / multiple)) * multiple) for side in size)
-        raise ValueError(f"size {size[0]}x{size[1]}: both sides must be multiples of {multiple} px, for example {near}")
-
-
-def resolve(model: str) -> str:
-    path = Path(model).expanduser()
-    if path.is_dir():
-        if not (path / _INDEX).is_file():
-            raise ValueError(f"model {model!r} is a folder without {_INDEX}, so not a diffusers pipeline")
-        return str(path)
-    looks_local = path.exists() or model.startswith((".", "~", os.sep)) or not _HUB_ID.fullmatch(model)
-    if looks_local:
-        raise ValueError(f"unknown model {model!r}: no such folder; give {SHAPES!r}, a diffusers folder or a Hub id")
-    return model
-
-
-def _check_kind(model: str, source: str) -> None:
-    try:
-        from diffusers import DiffusionPipeline
-    except ImportError as error:
-        raise ImportError(f"model {model!r} needs diffusers: pip install 'entropy-attn[diffusers]'") from error
-    try:
-        index = DiffusionPipeline.load_config(source)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"unknown model {model!r}: not {SHAPES!r}, not a folder, not had from the Hub ({first_line(error)})"
-        ) from error
-    from ..integrations.models import MODELS
-
-    kind = index.get("_class_name", "pipeline of unknown kind")
-    arguments = _call_arguments(kind)
-    served = [row.denoiser for row in MODELS]
-    part = index.get("unet") or index.get("transformer") or (None, None)
-    two = (index.get("transformer_2") or (None, None))[1]
-    reasons = {
-        "which has no VAE": not (index.get("vae") or index.get("vqvae")),
-        f"whose denoiser is none of {', '.join(served)}": part[1] not in served,
-        "which has two denoisers": two is not None,
-        "which takes no prompt": "prompt" not in arguments,
-        "which makes videos": "num_frames" in arguments,
-    }
-    for reason, holds in reasons.items():
-        if holds:
-            raise ValueError(f"model {model!r} is a {kind}, {reason}: a pipeline from text to pictures is needed")
-
-
-def _call_arguments(kind: str) -> list[str]:
-    import inspect
-
+def _set_scheduler(pipe: Any, name: str) -> None:
     import diffusers
 
-    pipeline = getattr(diffusers, kind, None)
-    return [] if pipeline is None else list(inspect.signature(pipeline.__call__).parameters)
+    own = type(pipe.scheduler)
+    allowed = {each.__name__: each for each in [own, *getattr(pipe.scheduler, "compatibles", [])]}
+    if name not in allowed:
+        known = isinstance(getattr(diffusers, name, None), type)
+        why = f"is made for other models than {type(pipe).__name__}" if known else "is no scheduler of diffusers"
+        raise ValueError(f"scheduler {name!r} {why}: give one of {', '.join(sorted(allowed))}")
+    pipe.scheduler = allowed[name].from_config(pipe.scheduler.config)
 
 
-def first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+def _add_loras(pipe: Any, loras: Sequence[tuple[str, float]]) -> None:
+    if not loras:
+        return
+    if not hasattr(pipe, "load_lora_weights"):
+        raise ValueError(f"lora: {type(pipe).__name__} takes none")
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise ImportError("lora needs peft: pip install peft") from error
+    names = []
+    for number, (source, _) in enumerate(loras):
+        path = Path(source).expanduser()
+        if not path.exists() and (source.startswith((".", "/", "~")) or path.suffix):
+            raise ValueError(f"lora {source!r}: no such file or folder")
+        names.append(f"lora{number}")
+        try:
+            pipe.load_lora_weights(str(path) if path.exists() else source, adapter_name=names[-1])
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"lora {source!r} cannot be loaded: {first_line(error)}") from error
+    pipe.set_adapters(names, [weight for _, weight in loras])
+
+
+def _placed(pipe: Any, device: str, offload: str | None) -> Any:
+    if offload is None:
+        return pipe.to(device)
+    if offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif offload == "sequential":
+        pipe.enable_sequential_cpu_offload(device=device)
+    else:
+        raise ValueError(f"offload={offload!r}: None, 'model' or 'sequential' is needed")
+    return pipe
 
 
 def quiet_libraries() -> None:

@@ -25,14 +25,15 @@ class EntropyAdaptive:
     `Product`). Its entropies are those of blocks of 128 queries, averaged; here they are those of all queries, and the
     picture's size is no part of the formula: profile at the size that is generated.
 
-    profile: an `EntropyRecorder`, its DataFrame, or the path of a .csv or .json that one, or `entropy-attn profile`,
-        wrote. Layers are matched by name, and heads by number.
+    profile: an `EntropyRecorder`, its DataFrame, the path of a .csv or .json that one wrote, or the folder that
+        `ea.profile` or `entropy-attn profile` wrote. Layers are matched by name, and heads by number.
     lambda_min, lambda_max: the factors on 1/sqrt(head_dim) of the head with the highest and the lowest entropy.
     gamma: 1 is linear; higher keeps more heads near lambda_min.
     h_min, h_max: the entropies that are taken for lowest and highest; None is the profile's own, over all its layers.
     missing: what to do for a layer that the profile lacks: "error", or "leave" it the model's own scale.
     size, policy: which rows of a profile of several, such as "64x64" and "off".
-    step: the denoising step; None is the mean over all that were recorded.
+    step: the denoising step; None is the mean over all that were recorded. Of a profile it needs `--heads`, and its
+        entropy.csv.gz.
     branch: None is "cond", where the profile has it.
     relative: take entropies as a part of ln N, the most that N keys allow: for UNets, whose layers differ in N. h_min
         and h_max are such parts then.
@@ -54,8 +55,8 @@ class EntropyAdaptive:
     def __post_init__(self) -> None:
         for name in ("lambda_min", "lambda_max", "gamma"):
             require_finite(name, getattr(self, name))
-        if self.gamma <= 0:
-            raise ValueError(f"gamma={self.gamma}: more than 0 is needed")
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: more than 0 is needed")
         require_one_of("missing", self.missing, ("error", "leave"))
         require_bool("relative", self.relative)
         if self.step is not None:

@@ -10,6 +10,8 @@ from typing import Literal
 
 import torch
 
+from .fields import require_policy
+
 Kind = Literal["self", "cross", "joint"]
 
 
@@ -19,7 +21,8 @@ class CallInfo:
 
     `train_tokens` is the number of image tokens that the layer attends to at the model's training size, or None where
     that is not known: for cross-attention, whose keys are text, and for a model that does not state its training size.
-    `text_tokens` counts the text tokens among the keys.
+    `text_tokens` counts the text tokens among the keys, and `reference_tokens` those of reference pictures, which
+    follow the tokens of the picture itself. `step` counts the denoising steps of a generation from 0.
     """
 
     layer: str
@@ -31,6 +34,13 @@ class CallInfo:
     train_tokens: int | None = None
     text_tokens: int = 0
     step: int = 0
+    reference_tokens: int = 0
+
+    @property
+    def picture_queries(self) -> int:
+        """How many of the queries are of the picture that is generated: not of text, and not of reference pictures."""
+        text = self.text_tokens if self.kind == "joint" and self.seqlen_q == self.seqlen_k else 0
+        return self.seqlen_q - text - self.reference_tokens
 
 
 Scale = float | torch.Tensor | None
@@ -42,13 +52,18 @@ def needs_train_tokens(policy: Policy | None) -> bool:
 
     A policy says so with an attribute of this name; one without it is not asked.
     """
+    if policy is not None:
+        require_policy("policy", policy)
     return bool(getattr(policy, "needs_train_tokens", False))
 
 
 def resolve_scale(policy: Policy | None, info: CallInfo) -> Scale:
     """The policy's scale for this call, checked: None, a float, or a floating-point tensor of shape () or (heads,)."""
+    if not isinstance(info, CallInfo):
+        raise TypeError(f"info={info!r}: a CallInfo is needed")
     if policy is None:
         return None
+    require_policy("policy", policy)
     scale = policy(info)
     if isinstance(scale, torch.Tensor):
         if scale.is_floating_point() and tuple(scale.shape) in ((), (info.num_heads,)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import math
 from collections import defaultdict
@@ -11,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_NEEDED = ("layer", "kind", "step", "branch", "head", "seqlen_k", "mean")
+_NEEDED = ("layer", "kind", "branch", "head", "seqlen_k", "mean")
+_HEADS = "heads.csv"  # of a profile: the mean over steps of every head
 Columns = Mapping[str, Sequence[Any]]
 
 
@@ -42,16 +44,26 @@ class HeadEntropies:
 
 
 def read_entropies(profile: object, selection: Selection) -> HeadEntropies:
-    """From an `EntropyRecorder`, its DataFrame, or the path of a .csv or .json that it or the command line wrote."""
+    """From an `EntropyRecorder`, its DataFrame, or the path of a .csv, .csv.gz or .json that it or `profile` wrote.
+
+    The folder of a profile, and its entropy.csv, which has no single heads, stand for the heads.csv in it.
+    """
     if isinstance(profile, HeadEntropies):
         if profile.selection != selection:
             raise ValueError(f"profile={profile!r} was read with {profile.selection}: give the file or recorder again")
         return profile
     source, columns = _columns(profile)
+    if selection.step is not None and "step" not in columns:
+        raise ValueError(
+            f"step={selection.step}: {source} has the means over all steps; `entropy-attn profile --heads` keeps every "
+            "step in entropy.csv.gz"
+        )
     if absent := [name for name in _NEEDED if name not in columns]:
         raise ValueError(f"profile={source}: it has no column {', '.join(map(repr, absent))}")
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    rows = [row for row in rows if row["kind"] != "cross"]
+    # "text" is what a profile calls the text that attends to itself.
+    texts = _text_layers(profile)
+    rows = [row for row in rows if row["kind"] not in ("cross", "text") and row["layer"] not in texts]
     if not rows:
         raise ValueError(f"profile={source}: it has no rows of self-attention or joint attention")
     for name in ("size", "policy"):
@@ -77,18 +89,36 @@ def _columns(profile: object) -> tuple[str, Columns]:
         return type(profile).__name__, profile.to_dict("list")
     if not isinstance(profile, (str, Path)):
         raise TypeError(f"profile={profile!r}: an EntropyRecorder, its DataFrame, or the path of one saved is needed")
-    path = Path(profile)
-    if path.suffix not in (".csv", ".json"):
-        raise ValueError(f"profile={str(path)!r}: a name that ends in .csv or .json is needed")
+    return _read_file(Path(profile))
+
+
+def _text_layers(profile: object) -> set[str]:
+    """Of a recorder, the layers in which text attends to itself: no policy is asked for those."""
+    if not hasattr(profile, "picture_layers"):
+        return set()
+    columns = profile.to_columns()
+    return set(columns["layer"]) - set(profile.picture_layers())
+
+
+def _read_file(path: Path) -> tuple[str, Columns]:
+    path = path / _HEADS if path.is_dir() else path
+    if not path.name.endswith((".csv", ".csv.gz", ".json")):
+        raise ValueError(f"profile={str(path)!r}: a name that ends in .csv, .csv.gz or .json is needed")
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file)) if path.suffix == ".csv" else json.load(file)
-    except OSError as error:
-        raise ValueError(f"profile={str(path)!r} cannot be read: {error.strerror or error}") from error
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", newline="", encoding="utf-8") as file:
+            rows = json.load(file) if path.suffix == ".json" else list(csv.DictReader(file))
+    except (OSError, EOFError) as error:
+        raise ValueError(f"profile={str(path)!r} cannot be read: {getattr(error, 'strerror', 0) or error}") from error
     except ValueError as error:
         raise ValueError(f"profile={str(path)!r} is no table: {error}") from error
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) and row for row in rows):
         raise ValueError(f"profile={str(path)!r}: it has no rows")
+    if "head" not in rows[0] and "head_min" in rows[0]:
+        beside = path.with_name(_HEADS)
+        if not beside.is_file():
+            raise ValueError(f"profile={str(path)!r} has means over heads, and there is no {_HEADS} beside it")
+        return _read_file(beside)
     return path.name, {name: [row.get(name) for row in rows] for name in rows[0]}
 
 

@@ -6,17 +6,14 @@ import math
 from collections.abc import Sequence
 from numbers import Integral, Real
 
+from ..checks import require_bool as require_bool
+
 
 def require_finite(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}={value!r}: a number is needed")
     if not math.isfinite(value):
         raise ValueError(f"{name}={value!r}: a finite number is needed")
-
-
-def require_bool(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}={value!r}: True or False is needed")
 
 
 def require_one_of(name: str, value: object, choices: Sequence[str]) -> None:
@@ -32,6 +29,17 @@ def require_int(name: str, value: object, least: int, otherwise: str = "") -> No
         raise ValueError(f"{name}={value}: at least {least} is needed")
 
 
+def checked_size(name: str, value: object) -> tuple[int, int]:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{name}={value!r}: a pair (height, width) is needed")
+    for length in value:
+        if not isinstance(length, Integral) or isinstance(length, bool):
+            raise TypeError(f"{name}={value!r}: a pair of integers is needed")
+        if length < 1:
+            raise ValueError(f"{name}={value!r}: both must be 1 at least")
+    return value[0], value[1]
+
+
 def require_policy(name: str, value: object) -> None:
     if not callable(value):
         raise TypeError(f"{name}={value!r}: a policy, called with a CallInfo, is needed; a number is Fixed(number)")
@@ -44,6 +52,11 @@ def checked_clamp(clamp: object) -> tuple[float | None, float | None]:
         if bound is not None:
             require_finite("clamp", bound)
     low, high = clamp
+    # f is positive: a bound below zero would do nothing, or turn attention over
+    if low is not None and low < 0:
+        raise ValueError(f"clamp={clamp!r}: low must not be negative; None is no bound")
+    if high is not None and not high > 0:
+        raise ValueError(f"clamp={clamp!r}: high must be more than 0; None is no bound")
     if low is not None and high is not None and low > high:
         raise ValueError(f"clamp={clamp!r}: low must not exceed high")
     return low, high

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import torch
 
 from .call import CallInfo
-from .fields import require_finite
+from .fields import require_bool, require_finite
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """The same scale for every call; `value=None` is the usual 1/sqrt(head_dim)."""
+    """The same scale for every call; `value=None` is the usual 1/sqrt(head_dim).
+
+    Any finite number is taken, as by `attention` itself: 0 makes attention uniform.
+    """
 
     value: float | None = None
 
@@ -33,17 +36,26 @@ class Constant:
     the logits by such a number.
 
     factor: the number, or a tuple of one a head for layers with that many heads, as chosen with `Layers`.
+    allow_nonpositive: take zero, which makes attention uniform, and negative numbers, which turn it over so that what
+        fits least is attended to most. Either is rather a slip than a wish, and is refused otherwise.
     """
 
     factor: float | tuple[float, ...]
+    allow_nonpositive: bool = False
 
     def __post_init__(self) -> None:
+        require_bool("allow_nonpositive", self.allow_nonpositive)
         if isinstance(self.factor, (tuple, list)):
             object.__setattr__(self, "factor", tuple(self.factor))
             if not self.factor:
                 raise ValueError("factor=(): at least one number is needed")
         for value in self.factor if isinstance(self.factor, tuple) else (self.factor,):
             require_finite("factor", value)
+            if not value > 0 and not self.allow_nonpositive:
+                raise ValueError(
+                    f"factor={value!r}: more than 0 is needed; allow_nonpositive=True takes 0, which makes attention "
+                    "uniform, and negative numbers, which turn it over"
+                )
 
     def __call__(self, info: CallInfo) -> float | torch.Tensor:
         usual = 1.0 / math.sqrt(info.head_dim)

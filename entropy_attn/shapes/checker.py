@@ -121,7 +121,13 @@ def _template(shape: str, size: tuple[int, int]) -> np.ndarray:
 
 
 def check(image: Image.Image | np.ndarray, request: Request) -> Score:
-    """Mark a picture against what its caption asks for."""
+    """Mark a picture against what its caption asks for.
+
+    Raises:
+        TypeError, ValueError: no picture as `find_objects` takes it, or no `Request`.
+    """
+    if not isinstance(request, Request):
+        raise TypeError(f"request={request!r}: a Request is needed, such as parse_caption('a red circle')")
     found = find_objects(image)
     have = Counter(f.kind for f in found)
     asked = dict(request.counts)

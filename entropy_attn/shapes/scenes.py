@@ -15,6 +15,8 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..scale.fields import checked_size, require_int
+
 SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = {
     "red": (220, 30, 30),
@@ -96,6 +98,8 @@ def parse_caption(caption: str) -> Request:
     Raises:
         ValueError: the caption is not of the grammar; the message quotes the part that was not understood.
     """
+    if not isinstance(caption, str):
+        raise TypeError(f"caption={caption!r}: a text is needed")
     relation = next((r for r in RELATIONS if f" {r} " in caption), None)
     parts = caption.split(f" {relation} ") if relation else re.split(r", | and ", caption)
     counts = []
@@ -182,9 +186,15 @@ def place(request: Request, size: tuple[int, int], rng: random.Random, tries: in
         size: ``(height, width)`` in pixels.
 
     Raises:
+        TypeError, ValueError: arguments of another kind.
         ValueError: no free places were found in ``tries`` draws (a picture far longer than wide, say).
     """
-    height, width = size
+    if not isinstance(request, Request):
+        raise TypeError(f"request={request!r}: a Request is needed, such as parse_caption('a red circle')")
+    if not isinstance(rng, random.Random):
+        raise TypeError(f"rng={rng!r}: a random.Random is needed")
+    require_int("tries", tries, 0)
+    height, width = checked_size("size", size)
     side = min(size)
     wanted = [kind for kind, count in request.counts for _ in range(count)]
     for _ in range(tries):
@@ -227,8 +237,14 @@ def draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, radius
 
 
 def render(placed: list[Placed], size: tuple[int, int]) -> Image.Image:
-    """The anti-aliased picture of placed objects, RGB, of ``size = (height, width)``."""
-    height, width = size
+    """The anti-aliased picture of placed objects, RGB, of ``size = (height, width)``.
+
+    Raises:
+        TypeError, ValueError: what is placed is no list of `Placed`, or the size no pair of positive integers.
+    """
+    if not isinstance(placed, (list, tuple)) or not all(isinstance(each, Placed) for each in placed):
+        raise TypeError(f"placed={placed!r}: a list of Placed is needed")
+    height, width = checked_size("size", size)
     s = SUPERSAMPLE
     canvas = Image.new("RGB", (width * s, height * s), GROUND)
     draw = ImageDraw.Draw(canvas)

@@ -374,11 +374,13 @@ def test_steps_begin_anew_with_every_generation():
 def test_steps_of_a_plain_denoiser_go_on_until_reset(unet):
     spy = Spy()
     with apply(unet, scale=spy) as handle:
-        denoise(unet)
-        denoise(unet)
-        assert spy.calls[-1].step == 1
+        steps = []
+        for timestep in (20, 20, 10, 5):
+            denoise(unet, timestep=timestep)
+            steps.append(spy.calls[-1].step)
+        assert steps == [0, 0, 1, 2]
         handle.reset_steps()
-        denoise(unet)
+        denoise(unet, timestep=5)
         assert spy.calls[-1].step == 0
 
 

@@ -25,6 +25,13 @@ def fresh():
     torch.compiler.reset()
 
 
+def call_at(name: str, size: Any, step: int) -> dict[str, Any]:
+    """The arguments of a call, at a timestep of its own."""
+    call = CASES[name].call(*size)
+    timestep = "t" if "t" in call else "timestep"
+    return {**call, timestep: call[timestep] + step}
+
+
 def graphs(
     name: str, denoiser: Any, repeated: bool, sizes: Any = None, **compile: Any
 ) -> tuple[int, list[torch.Tensor]]:
@@ -43,8 +50,8 @@ def graphs(
     else:
         denoiser.compile(backend=backend, fullgraph=True)
     with torch.no_grad():
-        for size in sizes or CASES[name].sizes[:1] * 3:
-            outputs.append(denoiser(**CASES[name].call(*size), return_dict=False)[0])
+        for step, size in enumerate(sizes or CASES[name].sizes[:1] * 3):
+            outputs.append(denoiser(**call_at(name, size, step), return_dict=False)[0])
     for module in denoiser.modules():
         module._compiled_call_impl = None
     return count, outputs
@@ -72,7 +79,7 @@ def test_a_whole_denoiser_is_one_graph(name: str):
         spy.calls.clear()
         handle.reset_steps()
         with torch.no_grad():
-            eager = [denoiser(**CASES[name].call(*CASES[name].sizes[0]), return_dict=False)[0] for _ in range(3)]
+            eager = [denoiser(**call_at(name, CASES[name].sizes[0], step), return_dict=False)[0] for step in range(3)]
         assert compiled == [
             (info.layer, info.kind, info.seqlen_k, info.text_tokens, info.train_tokens) for info in spy.calls
         ]
@@ -99,7 +106,7 @@ def test_other_sizes_make_no_more_graphs_than_without(name: str):
     with apply(denoiser, scale=LogN(), train_size=16):
         routed, outputs = graphs(name, denoiser, repeated=False, sizes=sizes)
         with torch.no_grad():
-            eager = [denoiser(**CASES[name].call(*size), return_dict=False)[0] for size in sizes]
+            eager = [denoiser(**call_at(name, size, step), return_dict=False)[0] for step, size in enumerate(sizes)]
     assert routed <= plain
     for own, other in zip(outputs, eager, strict=True):
         torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-4)

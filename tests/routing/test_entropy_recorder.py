@@ -205,7 +205,7 @@ def test_reset_and_an_empty_recorder(unet):
         denoise(unet)
         recorder.reset()
         assert len(recorder) == 0
-        with pytest.raises(ValueError, match="no self-attention call was recorded"):
+        with pytest.raises(ValueError, match="no attention call was recorded"):
             recorder.spatial()
 
 

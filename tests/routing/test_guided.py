@@ -488,7 +488,7 @@ def test_float16_keeps_a_small_gradient():
     moved = {}
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
     for dtype, size in ((torch.float32, 1.0), (torch.float16, 1.0), (torch.float16, 2.0**-16)):
-        pipe, seen = ea.shapes.load_pipeline(dtype), []
+        pipe, seen = ea.shapes.load_pipeline(dtype=dtype), []
 
         def loss(maps, prompt, size=size):
             return TSAM().loss(maps, prompt) * size

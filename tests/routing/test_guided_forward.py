@@ -219,10 +219,11 @@ def test_an_unknown_map_size_is_refused_with_those_there_are():
         map_layers(plain_routing(make_deep()), (16, 16), TSAM(map_size=(3, 3)).map_size)
 
 
-def test_the_conditional_half_is_the_last():
+def test_the_conditional_half_is_taken_out():
     batch = torch.arange(4)
     nested = {"a": [batch, batch[:1]], "b": (batch, None), "c": torch.tensor(4)}
-    found = conditional(nested, 2, 2)
+    found = conditional(nested, 2, 1, 2)
     assert found["a"][0].tolist() == [2, 3] and found["a"][1].tolist() == [0]
     assert found["b"][0].tolist() == [2, 3] and found["b"][1] is None and found["c"].item() == 4
-    assert conditional(batch, 4, 1) is batch
+    assert conditional(batch, 4, 0, 1) is batch
+    assert conditional(batch, 2, 0, 2).tolist() == [0, 1]

@@ -146,7 +146,7 @@ def test_flux_by_word():
     calls = expected(FLUX, "ab c c")
     mean = torch.stack(calls).mean(0)[0]
     recorder = recorded(FLUX, "ab c c", MapRecorder(("ab", "c")))
-    assert recorder.positions == ((0, 1), (2, 3)) and recorder.branch_names == ("cond",)
+    assert recorder.positions == ((0, 1), (2, 3)) and recorder.branch_names == ("all",)
     assert recorder.map_size == (6, 4) and len(recorder.layers) * STEPS == len(calls) == 3 * STEPS
     words = torch.stack([mean[:, :2].mean(-1), mean[:, 2:4].mean(-1)], dim=-1)
     torch.testing.assert_close(recorder.maps()[0, 0], grids(words, (6, 4)), rtol=1e-4, atol=1e-5)

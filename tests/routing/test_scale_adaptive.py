@@ -138,7 +138,7 @@ def test_refuses_what_is_no_profile(tmp_path, frame):
     for profile, error, message in (
         (7, TypeError, "profile=7"),
         (tmp_path / "none.csv", ValueError, "cannot be read: No such file"),
-        (tmp_path / "profile.txt", ValueError, "csv or .json"),
+        (tmp_path / "profile.txt", ValueError, "csv.gz or .json"),
         (tmp_path / "words.json", ValueError, "is no table"),
         (tmp_path / "empty.csv", ValueError, "no rows"),
         (frame.drop(columns=["mean", "head"]), ValueError, "no column 'head', 'mean'"),

@@ -107,13 +107,26 @@ def test_text_does_not_count_unless_asked():
 def test_constant():
     assert Constant(1.0)(INFO) == USUAL
     assert Constant(1.2)(INFO) == pytest.approx(0.15)
-    assert Constant(0)(INFO) == 0.0
+    assert Constant(0, allow_nonpositive=True)(INFO) == 0.0
+    assert Constant((1, -1, 1, 1, 1, 1, 1, 1), True)(INFO).tolist()[:2] == [USUAL, -USUAL]
     assert Constant(1.2)(call(64, 1024)) == Constant(1.2)(INFO)
     by_head = Constant([1, 2, 3, 4, 5, 6, 7, 8])
     assert by_head(INFO).tolist() == [head / 8 for head in range(1, 9)]
     assert hash(by_head) == hash(Constant((1, 2, 3, 4, 5, 6, 7, 8)))
     with pytest.raises(ValueError, match=r"has 2 numbers, but layer 'mid.attn1' has 8 heads"):
         Constant((1.0, 2.0))(INFO)
+
+
+@pytest.mark.parametrize("factor", [0, -1.5, (1.0, -0.5)])
+def test_a_factor_that_turns_attention_over_is_taken_on_request_only(factor):
+    with pytest.raises(ValueError, match=r"factor=-?[\d.]+: more than 0 is needed; allow_nonpositive=True"):
+        Constant(factor)
+
+
+@pytest.mark.parametrize(("clamp", "end"), [((-0.5, None), "low"), ((None, 0), "high"), ((None, -1.0), "high")])
+def test_nor_does_a_clamp(clamp, end):
+    with pytest.raises(ValueError, match=f"clamp=.*: {end} must"):
+        LogN(clamp=clamp)
 
 
 # -- what holds for every policy that goes by N and T ------------------------------------------------------------------

@@ -8,9 +8,12 @@ import math
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
+from entropy_attn.integrations.diffusers import apply
 from entropy_attn.scale import token_grid, training_tokens
+
+from .tiny_models import Spy, denoise, make_unet
 
 _SD = {
     "block_out_channels": (320, 640, 1280, 1280),
@@ -108,3 +111,63 @@ def test_rule_with_a_training_size_that_is_not_square():
 def test_a_single_token():
     assert training_tokens(1, (1, 1), (64, 64)) == 4096
     assert training_tokens(1, (8, 8), (64, 64)) == 64
+
+
+def test_merged_tokens_have_the_T_of_their_level():
+    """Of 32x32 cells a layer after one halving sees 256 tokens, at the training size of 16x16 cells 64."""
+    for merged in (256, 250, 192, 128, 77, 64, 16, 1):
+        assert training_tokens(merged, (32, 32), (16, 16), halvings=1) == 64
+    assert training_tokens(512, (32, 32), (16, 16), halvings=0) == 256
+    assert training_tokens(30, (9, 7), (16, 24), halvings=2) == 4 * 6
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_level_by_the_layers_name_is_the_one_that_the_tokens_say(model: str):
+    from entropy_attn.integrations.levels import halvings
+
+    unet, train = meta_unet(model), MODELS[model]["sample_size"]
+    for size in ((64, 64), (33, 47)):
+        for layer, (tokens, *_rest) in self_attention_tokens(model, *size).items():
+            level = halvings(unet, layer)
+            found = training_tokens(tokens, size, (train, train), halvings=level)
+            assert found == training_tokens(tokens, size, (train, train)), layer
+            assert training_tokens(max(tokens // 2, 1), size, (train, train), halvings=level) == found, layer
+
+
+@pytest.mark.parametrize(("given", "error"), [(-1, ValueError), (1.0, TypeError), (True, TypeError), ("1", TypeError)])
+def test_a_level_that_is_none(given: object, error: type[Exception]):
+    with pytest.raises(error, match=r"halvings="):
+        training_tokens(64, (32, 32), (16, 16), halvings=given)
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda: training_tokens(0, (8, 8), (8, 8)), "num_tokens=0"),
+        (lambda: training_tokens(2.5, (8, 8), (8, 8)), "num_tokens=2.5"),
+        (lambda: training_tokens(4, (8, 0), (8, 8)), r"latent_size=\(8, 0\)"),
+        (lambda: training_tokens(4, (8, 8), 8), "train_size=8"),
+        (lambda: training_tokens(4, (8, 8), (8, 8, 8)), "train_size="),
+        (lambda: token_grid(-4, (8, 8)), "num_tokens=-4"),
+        (lambda: token_grid(4, "88"), "latent_size='88'"),
+    ],
+)
+def test_counts_and_sizes_that_are_none(call, named):
+    with pytest.raises((TypeError, ValueError), match=named):
+        call()
+
+
+def test_merged_tokens_are_those_of_their_level():
+    """A processor that merges half of the keys: T is that of the layer as it was trained, by its name."""
+
+    class Merged(AttnProcessor2_0):
+        def __call__(self, attn, hidden_states, encoder_hidden_states=None, **kwargs):
+            return super().__call__(attn, hidden_states, hidden_states[:, ::2], **kwargs)
+
+    unet, spy = make_unet(), Spy()
+    processors = {name: Merged() if "attn1" in name else processor for name, processor in unet.attn_processors.items()}
+    unet.set_attn_processor(processors)
+    with apply(unet, scale=spy, train_size=(16, 16)), torch.no_grad():
+        denoise(unet, 32, 32)
+    found = {(info.seqlen_k, info.train_tokens) for info in spy.calls if info.kind != "cross"}
+    assert found == {(512, 256), (128, 64)}

@@ -164,7 +164,7 @@ CASES: dict[str, Case] = {
             "num_layers": 2,
             "sample_size": 8,
             "out_channels": 4,
-            "num_embeds_ada_norm": 8,
+            "num_embeds_ada_norm": 1000,
             "norm_num_groups": 4,
         },
         lambda h, w: {"hidden_states": noise(2, 4, h, w), "timestep": steps(), "class_labels": torch.tensor([1, 2])},

@@ -122,12 +122,14 @@ def sample(
     ).images
 
 
-def denoise(unet: UNet2DConditionModel, height: int = 16, width: int = 16, batch: int = 1) -> torch.Tensor:
+def denoise(
+    unet: UNet2DConditionModel, height: int = 16, width: int = 16, batch: int = 1, timestep: int = 10
+) -> torch.Tensor:
     """One call of a plain UNet."""
     generator = torch.Generator().manual_seed(5)
     latents = torch.randn(batch, 4, height, width, generator=generator)
     text = torch.randn(batch, TEXT_TOKENS, TEXT_WIDTH, generator=generator)
-    return unet(latents, torch.tensor(10), encoder_hidden_states=text).sample
+    return unet(latents, torch.tensor(timestep), encoder_hidden_states=text).sample
 
 
 class Spy:

@@ -18,7 +18,7 @@ from .tiny_models import make_tokenizer, make_vae
 class Pipeline:
     """case: its denoiser. call: arguments of the pipeline. train: T of its image layers without train_size.
 
-    off: what turns guidance off. told: the pipeline tells whether it is guided.
+    off: what turns guidance off.
     """
 
     kind: str
@@ -27,7 +27,6 @@ class Pipeline:
     call: Callable[[], dict[str, Any]]
     train: int | None
     off: dict[str, Any]
-    told: bool = True
     component: str = "transformer"
 
     def make(self) -> Any:
@@ -235,10 +234,9 @@ PIPELINES: dict[str, Pipeline] = {
         "DiTPipeline",
         "dit",
         lambda: {"scheduler": diffusers.DDIMScheduler(), "vae": make_vae()},
-        lambda: {"class_labels": [3], "guidance_scale": 1.0},
+        lambda: {"class_labels": [3], "guidance_scale": 4.0},
         16,
         {"guidance_scale": 1.0},
-        told=False,
     ),
     "flux2": Pipeline(
         "Flux2KleinPipeline",
@@ -297,7 +295,6 @@ PIPELINES: dict[str, Pipeline] = {
         lambda: {**size(48, 32), "prompt": "a b c", "guidance_scale": 4.0, "output_type": "np"},
         256,
         {"guidance_scale": 1.0},
-        told=False,
         component="unet",
     ),
     "ddpm": Pipeline(

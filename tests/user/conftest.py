@@ -88,13 +88,20 @@ def tiny_pipe(tiny_model):
 
 @pytest.fixture
 def invented():
-    """A profile as `run_profile` returns it, from invented entropies that lie on known lines in ln N."""
-    from entropy_attn.profile import ProfilePlan, ProfileResult, size_name
+    """A profile as `ea.profile` returns it, with a row of every head, of entropies on known lines in ln N."""
+    from entropy_attn.profiling import Profile, ProfilePlan, size_name
+    from entropy_attn.profiling.rows import _head_means
+    from entropy_attn.scale import LogN
 
     sizes = [(32, 32), (48, 48), (64, 64), (96, 96), (128, 128)]
     lines = {"off": (0.6, 0.4), "logn": (0.5, 0.8)}
     plan = ProfilePlan(
-        sizes, dict.fromkeys(lines), ["a red circle and a blue square", "a green triangle"], steps=4, reference=(64, 64)
+        sizes,
+        {"off": None, "logn": LogN()},
+        ["a red circle and a blue square", "a green triangle"],
+        steps=4,
+        reference=(64, 64),
+        heads=True,
     )
     random = np.random.default_rng(0)
     rows, runs, pictures, maps = [], [], {}, {}
@@ -127,4 +134,7 @@ def invented():
                                 }
                                 row |= {"seqlen_q": tokens, "seqlen_k": tokens if kind == "self" else 77, "scale": 0.2}
                                 rows.append({**row, "mean": mean, "std": 0.1, "min": 0.0, "max": np.log(tokens)})
-    return ProfileResult(plan, pd.DataFrame(rows), pd.DataFrame(runs), pictures, maps)
+    entropy = pd.DataFrame(rows)
+    keys = ["size", "height", "width", "policy", "seed"]
+    heads = entropy[entropy["kind"] == "self"].groupby(keys, sort=False).apply(_head_means).reset_index(keys)
+    return Profile(plan, entropy, pd.DataFrame(runs), pictures, maps, heads)

@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -20,13 +21,13 @@ from entropy_attn.cli.options import parse_scale
 from entropy_attn.guidance import TSAM
 from entropy_attn.scale import POLICIES, Constant, Fixed, Layers, LogN, Steps, YaRN
 
-PNGS = {"entropy_vs_tokens", "entropy_per_layer", "entropy_heads", "entropy_vs_step", "entropy_map", "pictures"}
+from .figures import FIGURES
 
 
 @pytest.fixture(scope="module")
 def profiled(tiny_model, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "made" / "for me"
-    arguments = ["profile", "--model", str(tiny_model), "--sizes", "16,32x24"]
+    arguments = ["profile", "--model", str(tiny_model), "--sizes", "16,32"]
     arguments += ["--scale", "off", "--scale", "logn:strength=0.5"]
     done = _run([*arguments, "--prompt", "a", "--prompt", "b", "--steps", "2", "--json", "--out", str(out)])
     assert done.returncode == 0, done.stderr
@@ -41,10 +42,11 @@ def _run(arguments):
 
 def test_profile_writes_everything(profiled):
     out, _ = profiled
-    assert {path.name for path in out.iterdir()} == {"entropy.csv", "summary.json", *(f"{name}.png" for name in PNGS)}
+    tables = {"entropy.csv", "heads.csv", "layers.csv", "summary.json", "plan.json", "pictures", "maps"}
+    assert {path.name for path in out.iterdir()} == {*tables, *(f"{name}.png" for name in FIGURES)}
     table = pd.read_csv(out / "entropy.csv")
     assert {"size", "policy", "seed", "layer", "mean", "seqlen_k", "scale"} <= set(table.columns)
-    assert set(table["size"]) == {"16x16", "32x24"} and set(table["policy"]) == {"off", "logn:strength=0.5"}
+    assert set(table["size"]) == {"16x16", "32x32"} and set(table["policy"]) == {"off", "logn:strength=0.5"}
 
 
 def test_profile_json_is_the_summary_and_nothing_else(profiled):
@@ -52,7 +54,7 @@ def test_profile_json_is_the_summary_and_nothing_else(profiled):
     printed, written = json.loads(done.stdout), json.loads((out / "summary.json").read_text())
     files = printed.pop("files")
     assert printed == written
-    assert set(files) == {"entropy", "summary", *PNGS}
+    assert set(files) == {"entropy", "heads", "layers", "summary", "plan", *FIGURES}
     assert written["device"] in ("cpu", "cuda") and written["steps"] == 2 and written["prompts"] == ["a", "b"]
     assert set(written["versions"]) >= {"torch", "entropy_attn"}
 
@@ -60,11 +62,11 @@ def test_profile_json_is_the_summary_and_nothing_else(profiled):
 def test_profile_tables(tiny_model, tmp_path, capsys):
     assert main(["profile", "--model", str(tiny_model), "--sizes", "16", "--steps", "1", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "16x16" in out and "slope" in out and "entropy_map.png" in out
+    assert "16x16" in out and "Slope of each layer" in out and "entropy_map.png" in out
 
 
 def test_profile_default_sizes_surround_the_training_size(tiny_pipe):
-    from entropy_attn.cli.profile import _sizes
+    from entropy_attn.profiling.call import _sizes
 
     assert _sizes(tiny_pipe, None) == [(16, 16), (24, 24), (32, 32), (48, 48), (64, 64)]
 
@@ -81,6 +83,17 @@ def test_generate(tiny_model, tmp_path, capsys):
         and done["out"] == str(out)
         and list(done["policies"]) == ["logn"]
     )
+
+
+def test_generate_of_several_prompts(tiny_model, tmp_path, capsys):
+    given = ["generate", "--model", str(tiny_model), "--steps", "1", "--size", "16", "--json", "--out"]
+    assert main([*given, str(tmp_path / "both.png"), "--prompt", "a", "--prompt", "b", "--negative-prompt", "c"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done["prompts"] == ["a", "b"] and done["negative_prompt"] == "c"
+    assert done["files"] == [str(tmp_path / f"both-{number}.png") for number in (0, 1)]
+    assert main([*given, str(tmp_path / "one.png"), "--prompt", "b", "--negative-prompt", "c"]) == 0
+    both, one = np.asarray(Image.open(tmp_path / "both-1.png"), int), np.asarray(Image.open(tmp_path / "one.png"), int)
+    np.testing.assert_allclose(both, one, atol=1)
 
 
 def test_generate_guided(tmp_path, capsys):
@@ -153,7 +166,7 @@ MAPS = ["maps", "--model", "MODEL", "--prompt", "a cat", "--steps", "2"]
 def test_maps(tiny_model, tmp_path, capsys):
     out, table = tmp_path / "new" / "maps.png", tmp_path / "more" / "maps.csv"
     arguments = [str(tiny_model) if argument == "MODEL" else argument for argument in MAPS]
-    options = ["--size", "16x24", "--map-size", "8x12", "--tokens", "cat,1", "--at-steps", "0,1", "--json"]
+    options = ["--size", "16x24", "--map-size", "8x12", "--words", "cat,1", "--at-steps", "0,1", "--json"]
     assert main([*arguments, *options, "--out", str(out), "--csv", str(table)]) == 0
     done = json.loads(capsys.readouterr().out)
     assert Image.open(out).format == "PNG"
@@ -172,7 +185,13 @@ def test_maps_of_every_word_by_default(tiny_model, tmp_path, capsys):
     out = tmp_path / "maps.png"
     arguments = [str(tiny_model) if argument == "MODEL" else argument for argument in MAPS]
     assert main([*arguments, "--out", str(out)]) == 0
-    assert str(out) in capsys.readouterr().out and Image.open(out).width > 800
+    said = capsys.readouterr().out
+    assert str(out) in said and Image.open(out).width > 800
+    lines = [line.split() for line in said.splitlines()]
+    assert ["word", "positions", "mean", "highest", "at", "row", "column"] in lines
+    assert [line[:2] for line in lines if line and line[0] == "a"] == [["a", "1"], ["a", "3"]]  # c, a, t are tokens
+    assert main([*arguments, "--colours", "all", "--out", str(tmp_path / "all.png")]) == 0
+    assert Image.open(tmp_path / "all.png").tobytes() != Image.open(out).tobytes()
 
 
 def test_info(capsys):
@@ -200,7 +219,7 @@ def test_profile_of_a_transformer(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["files"]
     rows = pd.read_csv(out / "entropy.csv")
     assert set(rows["kind"]) >= {"joint"} and set(rows["policy"]) == {"off", "logn"} and set(rows["step"]) == {0, 1}
-    assert {f"{name}.png" for name in PNGS} <= {path.name for path in out.iterdir()}
+    assert {f"{name}.png" for name in FIGURES - {"entropy_vs_training"}} <= {path.name for path in out.iterdir()}
     assert main(["generate", "--model", str(tmp_path / "model"), "--prompt", "ab", "--size", "24x16", "--steps", "1",
                  "--device", "cpu", "--out", str(tmp_path / "one.png")]) == 0  # fmt: skip
     assert Image.open(tmp_path / "one.png").size == (16, 24)
@@ -220,7 +239,7 @@ def test_info_of_a_model(capsys, tmp_path, tiny_model):
     assert len(pd.read_csv(table)) == len(rows)
     assert main(command) == 0
     shown = capsys.readouterr().out
-    assert "StableDiffusionPipeline at 48x32" in shown and "384" in shown
+    assert "StableDiffusionPipeline at 48x32" in " ".join(shown.split()) and "384" in shown
     assert main(["info", "--model", "shapes"]) == 0
     assert "at 64x64" in capsys.readouterr().out
 
@@ -258,6 +277,9 @@ PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MO
         ([*PROFILE, "--scale", "off", "--scale", "power"], "scale 'power': give p=..."),
         ([*PROFILE, "--scale", "logn:strength=1:strength=2"], "strength is given twice"),
         ([*PROFILE, "--scale", "yarn:clamp=2..1"], "scale 'yarn:clamp=2..1': clamp=(2, 1): low must not exceed high"),
+        ([*PROFILE, "--scale", "constant:factor=-1"], "factor=-1: more than 0 is needed; allow_nonpositive=True takes"),
+        ([*PROFILE, "--scale", "constant:factor=1..0"], "factor=0: more than 0 is needed"),
+        ([*PROFILE, "--scale", "logn:clamp=..-1"], "clamp=(None, -1): high must be more than 0"),
         ([*PROFILE, "--scale", "off:steps=3"], "steps=3 is not START..STOP"),
         ([*PROFILE, "--scale", "off:steps=3..1"], "stop=1: at least 4"),
         ([*PROFILE, "--scale", "off:layers=("], "'(' is not a regular expression"),
@@ -275,6 +297,21 @@ PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MO
         ([*PROFILE, "--device", "cuda:99"], "--device 'cuda:99'"),
         ([*PROFILE, "--dtype", "int8"], "--dtype 'int8'"),
         ([*PROFILE, "--out", "FILE/below"], "cannot be written to"),
+        ([*PROFILE, "--sizes", "1048576"], "size 1048576x1048576 needs at least"),
+        ([*PROFILE, "--resume"], "has no plan.json"),
+        ([*PROFILE, "--argument", "x"], "--argument 'x': give NAME=VALUE"),
+        ([*PROFILE, "--argument", "num_frames=9"], "takes no 'num_frames'"),
+        ([*PROFILE, "--offload", "disk"], "--offload 'disk': give one of model, sequential"),
+        ([*PROFILE, "--offload", "model", "--device", "cpu"], "--offload model: it moves weights off a GPU"),
+        ([*PROFILE, "--scheduler", "Nothing"], "scheduler 'Nothing' is no scheduler of diffusers: give one of"),
+        ([*PROFILE, "--scheduler", "FlowMatchEulerDiscreteScheduler"], "is made for other models"),
+        ([*PROFILE, "--lora", "a.safetensors:much"], "'much' is no weight"),
+        ([*PROFILE, "--variant", "fp8"], "no files of variant 'fp8'"),
+        ([*PROFILE, "--revision", "main"], "only a Hub id has revisions"),
+        ([*PROFILE, "--config", "x"], "has its own; a single .safetensors file needs one"),
+        (["profile", "--variant", "fp16"], "the embedded model has but one"),
+        ([*GENERATE, "--prompt", "b", "--show-maps", "maps.png", "--guidance", "tsam"], "give one --prompt"),
+        ([*GENERATE, "--negative-prompt", "b", "--guidance-scale", "1"], "changes nothing at guidance_scale=1"),
         (["profile", "--model", "./nowhere"], "unknown model './nowhere'"),
         (["profile", "--model", "nobody/nothing"], "unknown model 'nobody/nothing'"),
         (["generate"], "--prompt"),
@@ -300,9 +337,11 @@ PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MO
         ([*GENERATE, "--out", "FILE/below/a.png"], "cannot be written to"),
         ([*GENERATE, "--out", "FOLDER.png"], "is a folder"),
         (["maps"], "--prompt"),
-        ([*MAPS, "--tokens", "dog"], "'dog' is not in the prompt 'a cat', whose words are 'a', 'cat'"),
-        ([*MAPS, "--tokens", "99"], "position 99 is not in the text"),
-        ([*MAPS, "--tokens", ","], "--tokens ','"),
+        ([*MAPS, "--words", "dog"], "'dog' is not in the prompt 'a cat', whose words are 'a', 'cat'"),
+        ([*MAPS, "--words", "99"], "position 99 is not in the text"),
+        ([*MAPS, "--words", ","], "--words ','"),
+        ([*MAPS, "--words", "a", "--tokens", "a"], "--tokens is the older name of --words"),
+        ([*MAPS, "--colours", "each"], "--colours 'each': give one of word, all"),
         ([*MAPS, "--map-size", "big"], "--map-size 'big'"),
         ([*MAPS, "--map-size", "5"], "size=(5, 5): no layer of that size was called"),
         ([*MAPS, "--at-steps", "2"], "--at-steps '2': give steps from 0 to 1"),
@@ -367,6 +406,7 @@ SETTINGS = {
     "step": 0,
     "branch": "uncond",
     "relative": True,
+    "allow_nonpositive": True,
 }
 
 
@@ -393,6 +433,8 @@ def test_scale_options_become_the_policy():
     assert parse_scale("logn:clamp=0.9..1.2:count_text_tokens=true") == LogN(clamp=(0.9, 1.2), count_text_tokens=True)
     assert parse_scale("logn:clamp=..1.2") == LogN(clamp=(None, 1.2))
     assert parse_scale("constant:factor=1.1..1.2") == Constant((1.1, 1.2))
+    turned = parse_scale("constant:factor=-1:allow_nonpositive=true")
+    assert turned == Constant(-1, allow_nonpositive=True)
     assert parse_scale("yarn:steps=2..5") == Steps(YaRN(), 2, 5)
     assert parse_scale("yarn:steps=..5") == Steps(YaRN(), 0, 5)
     assert parse_scale("yarn:steps=5..") == Steps(YaRN(), 5)

@@ -1,0 +1,74 @@
+"""Build the source distribution and the wheel from it, and use the wheel in an empty environment somewhere else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import venv
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+IN_SDIST = ("CHANGELOG.md", "Makefile", "constraints.txt", "tests/oracle.py", "tests/gpu/conftest.py", "docs/scale.md",
+            "benchmarks/gpu.py", "kernels/README.md", "entropy_attn/kernels/forward.py", ".ci/run")  # fmt: skip
+IN_WHEEL = ("py.typed", "kernels/forward.py", "kernels/measured.csv", "shapes/model/unet/config.json", "cli/help.py")
+
+
+def run(*command: object, cwd: Path = ROOT, **environment: str) -> str:
+    """What it prints; where it fails, all of that is shown and nothing more is done."""
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([*map(str, command)], cwd=cwd, env={**clean, **environment}, capture_output=True, text=True)
+    print("$", *command, flush=True)
+    if done.returncode:
+        sys.exit(done.stdout + done.stderr)
+    return done.stdout
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        away = Path(folder)
+        run(sys.executable, "-m", "build", "--outdir", away / "dist")
+        (sdist,), (wheel,) = (away / "dist").glob("*.tar.gz"), (away / "dist").glob("*.whl")
+        held = {name.partition("/")[2] for name in tarfile.open(sdist).getnames()}
+        absent = [name for name in IN_SDIST if name not in held]
+        names = zipfile.ZipFile(wheel).namelist()
+        absent += [name for name in IN_WHEEL if f"entropy_attn/{name}" not in names]
+        tops = {name.partition("/")[0] for name in names if ".dist-info" not in name}
+        if absent or tops != {"entropy_attn"}:
+            sys.exit(f"absent: {absent}; top folders of the wheel: {sorted(tops)}")
+
+        # its tests run where it is unpacked, here with the packages of this environment
+        tarfile.open(sdist).extractall(away, filter="data")
+        (unpacked,) = (path for path in away.glob("entropy_attn-*") if path.is_dir())
+        tests = ("tests/test_layout.py", "tests/test_reference.py")
+        where = "import entropy_attn; print(entropy_attn.__file__)"
+        assert run(sys.executable, "-c", where, cwd=unpacked).startswith(str(unpacked))
+        run(
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            *tests,
+            cwd=unpacked,
+            PYTHONPATH=str(unpacked),
+        )
+
+        venv.create(away / "venv", with_pip=True)
+        python, command = away / "venv" / "bin" / "python", away / "venv" / "bin" / "entropy-attn"
+        constraints = ("-c", ROOT / "constraints.txt")
+        run(python, "-m", "pip", "install", "--quiet", *constraints, f"{wheel}[cli,diffusers]", cwd=away)
+        assert "site-packages" in run(python, "-c", where, cwd=away)
+        print(run(command, "--version", cwd=away), run(command, "info", cwd=away))
+        run(command, "profile", "--sizes", "32", "--steps", "1", "--prompt", "a red circle", "--out", "out", cwd=away)
+        for name in ("entropy.csv", "summary.json", "pictures.png"):
+            assert (away / "out" / name).is_file(), name
+    print("the wheel works")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""The tables that `entropy-attn profile` prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .tables import Column, print_table, say
+
+
+def print_report(summary: dict[str, Any]) -> None:
+    policies = list(summary["policies"])
+    say(
+        f"{summary['model']}, {summary['layers_measured']} layers, {summary['steps']} steps; "
+        "entropy H in nats, mean over layers"
+    )
+    columns = [Column("size (px)")]
+    for policy in policies:
+        columns += [
+            Column("H", right=True, group=policy),
+            Column("H / ln N", rank=1, right=True, group=policy),
+            Column("from training", right=True, group=policy),
+            Column("seconds", rank=2, right=True, group=policy),
+        ]
+    rows = []
+    for size in summary["sizes"]:
+        row = [size]
+        for policy in policies:
+            row += [
+                _number(summary["mean_entropy"][policy][size]),
+                _number(summary["mean_entropy_over_ln_tokens"][policy][size]),
+                _number(summary["change_from_training"][policy][size]["mean_distance"]),
+                _number(summary["seconds_per_run"][policy][size], 1),
+            ]
+        rows.append(row)
+    print_table(columns, rows, show_all="a wider terminal, --json and summary.json show them")
+    say("from training: how far a layer's entropy is from its own at the training size, mean over layers, in nats")
+    print()
+    columns = [
+        Column("scale", fold=True),
+        *(Column(name, right=True) for name in ("median", "quartiles", "range", "layers")),
+    ]
+    rows = []
+    for policy in policies:
+        found = summary["slope"][policy]
+        rows.append([policy, _number(found["median"]), _range(found, "lower_quartile", "upper_quartile"),
+                     _range(found, "min", "max"), found["layers"]])  # fmt: skip
+    print_table(columns, rows, title="Slope of each layer's entropy against its ln N (0: equally sharp at every size)")
+    for note in summary["notes"]:
+        say(f"note: {note}")
+
+
+def _range(found: dict[str, Any], low: str, high: str) -> str:
+    return "-" if found[low] is None else f"{found[low]:.3f} to {found[high]:.3f}"
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

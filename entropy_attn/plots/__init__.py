@@ -1,0 +1,54 @@
+"""Figures of an entropy profile, from data frames to PNG files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..profiling import Profile, changes, layer_means
+from .detail import entropy_against_step, entropy_maps, head_heat_map
+from .layers import change_from_training, entropy_against_tokens, entropy_per_layer
+from .pictures import contact_sheet, side_by_side
+from .style import layer_label
+
+DPI = 150
+
+
+def save_figures(result: Profile, model: str, out: Path) -> dict[str, Path]:
+    """Draw every figure that the profile has numbers for into the folder `out`; returns {name: path}.
+
+    One of an earlier profile for which this one has none is removed, so that the folder tells of one profile.
+    """
+    plan = result.plan
+    means = layer_means(result.entropy)
+    figures = {
+        "entropy_vs_tokens": entropy_against_tokens(means, model),
+        "entropy_vs_training": change_from_training(changes(means, plan), plan, model),
+        "entropy_per_layer": entropy_per_layer(means, model, reference=plan.reference),
+        "entropy_heads": head_heat_map(result.heads, model),
+        "entropy_vs_step": entropy_against_step(result.entropy, model),
+        "entropy_map": entropy_maps(result, model) if any(result.maps.values()) else None,
+        "pictures": contact_sheet(result, model) if result.pictures else None,
+    }
+    paths = {}
+    for name, figure in figures.items():
+        path = out / f"{name}.png"
+        if figure is None:
+            path.unlink(missing_ok=True)
+            continue
+        figure.savefig(path, dpi=DPI)
+        paths[name] = path
+    return paths
+
+
+__all__ = [
+    "change_from_training",
+    "contact_sheet",
+    "entropy_against_step",
+    "entropy_against_tokens",
+    "entropy_maps",
+    "entropy_per_layer",
+    "head_heat_map",
+    "layer_label",
+    "save_figures",
+    "side_by_side",
+]

@@ -1,0 +1,27 @@
+"""What is written once all runs are finished."""
+
+from __future__ import annotations
+
+import json
+
+from .analysis import changes, layer_means
+from .result import Profile
+from .rows import rounded
+from .store import LEDGER, Store
+
+COLUMNS = ["policy", "size", "height", "width", "layer", "kind", "tokens", "ln_tokens", "entropy", "change"]
+
+
+def save_all(found: Profile, store: Store, title: str, figures: bool) -> None:
+    """summary.json, layers.csv and the figures; `found.files` has the path of everything in the folder."""
+    layers = changes(layer_means(found.entropy), found.plan)[COLUMNS]
+    for column in ("ln_tokens", "entropy", "change"):
+        layers[column] = rounded(layers[column])
+    table, digest = store.folder / "layers.csv", store.folder / "summary.json"
+    layers.to_csv(table, index=False)
+    digest.write_text(json.dumps(found.summary, indent=2) + "\n", encoding="utf-8")
+    found.files |= {**store.tables, "layers": table, "summary": digest, "plan": store.folder / LEDGER}
+    if figures:
+        from ..plots import save_figures
+
+        found.files |= save_figures(found, title, store.folder)

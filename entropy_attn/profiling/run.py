@@ -1,0 +1,90 @@
+"""The runs of a plan, one after the other."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..integrations.models import pixels_a_token
+from ..pipelines import check_size, sample
+from ..pipelines.sampling import call_options
+from ..recorder import EntropyRecorder
+from .layers import Measured, measured_layers
+from .plan import ProfilePlan, Run
+from .result import RunResult
+from .rows import rows_of
+
+
+def check_plan(pipe: Any, plan: ProfilePlan) -> Measured:
+    """Everything that can be known before sampling; raises `ValueError` for what would fail, or measure nothing."""
+    call_options(
+        pipe,
+        plan.prompts,
+        guidance_scale=plan.guidance_scale,
+        negative_prompt=plan.negative_prompt,
+        arguments=plan.arguments,
+    )
+    for size in plan.sizes:
+        check_size(pipe, size, max(len(plan.prompts), 1))
+    return measured_layers(pipe, list(plan.sizes), plan.policies, plan.layers)
+
+
+def run_once(
+    pipe: Any,
+    plan: ProfilePlan,
+    run: Run,
+    measured: Measured,
+    on_step: Callable[[Run], None] | None = None,
+) -> RunResult:
+    """One generation of all prompts, measured."""
+    keep_map = plan.keeps_map(run) and len(measured.without_map) < len(measured.layers)
+    recorder = EntropyRecorder(per_query=keep_map)
+    # Where only cross-attention has a softmax, "self" leaves every layer its own scale, and `apply` has it said.
+    idle = measured.crosses and plan.layers == "self"
+    start = time.perf_counter()
+    pictures = sample(
+        pipe,
+        plan.prompts,
+        size=run.size,
+        scale=None if idle else plan.policies[run.policy],
+        seed=run.seed,
+        steps=plan.steps,
+        guidance_scale=plan.guidance_scale,
+        negative_prompt=plan.negative_prompt,
+        arguments=plan.arguments,
+        layers=plan.layers,
+        pictures=plan.pictures,
+        record=recorder,
+        on_step=functools.partial(on_step, run) if on_step else None,
+    )
+    entropy, heads = rows_of(recorder, run, measured, plan.heads)
+    seconds = time.perf_counter() - start
+    maps = _maps(pipe, run, recorder, measured) if keep_map else None
+    return RunResult(entropy, heads, seconds, pictures, maps)
+
+
+def _maps(pipe: Any, run: Run, recorder: EntropyRecorder, measured: Measured) -> dict[str, np.ndarray]:
+    """Of the first picture: {layer: (rows, columns)}."""
+    keep: Sequence[str] = [layer for layer in measured.layers if layer not in measured.without_map]
+    found: dict[str, np.ndarray] = {}
+    table = recorder.to_columns()
+    queries = dict(zip(table["layer"], table["seqlen_q"], strict=True))
+    for kind in dict.fromkeys(measured.layers[layer] for layer in keep):
+        if not all(layer in keep for layer in measured.layers if measured.layers[layer] == kind):
+            continue  # a kind of which some layers have no map has none at all
+        first = next(layer for layer in keep if measured.layers[layer] == kind)
+        grid = measured.grid(pipe, run.size, frames_of(pipe, run, measured, queries[first]))
+        found |= {layer: maps[0] for layer, maps in recorder.spatial(kind=kind, grid=grid).items()}
+    return {layer: found[layer] for layer in measured.layers if layer in found}
+
+
+def frames_of(pipe: Any, run: Run, measured: Measured, queries: int) -> int:
+    """Of a video, in tokens; 1 for a picture, whatever it is filled up with."""
+    if measured.model.halves or measured.model.pad:
+        return 1
+    side = pixels_a_token(pipe)
+    return max(1, queries // ((run.size[0] // side) * (run.size[1] // side)))

@@ -1,0 +1,32 @@
+"""Masks of every size, rank and dtype, grouped heads that differ, and NaN, by the kernels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from .. import mask_checks as checks
+from .calls import DEVICE
+
+
+@pytest.mark.parametrize("keys", [12, 300])  # a map in one pass, and by a sweep
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_large_masks(dtype, keys):
+    checks.check_large_masks("triton", DEVICE, dtype, keys)
+
+
+def test_gradients_beside_large_masks():
+    checks.check_gradients_beside_large_masks("triton", DEVICE)
+
+
+@pytest.mark.parametrize("keys, places", [(7, checks.PLACES), (140, ("query",))])
+def test_nan(keys, places):
+    checks.check_nan("triton", DEVICE, keys, places)
+
+
+def test_ranks_and_dtypes_of_masks():
+    checks.check_mask_ranks_and_dtypes("triton", DEVICE, (torch.float16,), checks.SHAPES[:5])
+
+
+def test_grouped_heads_that_differ():
+    checks.check_grouped_heads_that_differ("triton", DEVICE, checks.GROUPS[:2])

@@ -1,0 +1,11 @@
+"""What a profile draws, by the names of the files."""
+
+FIGURES = {
+    "entropy_vs_tokens",
+    "entropy_vs_training",
+    "entropy_per_layer",
+    "entropy_heads",
+    "entropy_vs_step",
+    "entropy_map",
+    "pictures",
+}
