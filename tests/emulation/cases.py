@@ -147,13 +147,6 @@ def schedule(case: Case, config: ForwardConfig) -> ForwardConfig:
     return dataclasses.replace(config, **tiles, num_warps=warps, max_registers=registers)
 
 
-def known(case: Case) -> str:
-    """A fault of the kernels that is known and not mended yet; nothing where a case has none."""
-    if case.schedule == "specialized" and case.seqlen_q > 64:
-        return "the specialized schedule stores the second half of a tile's rows 64 rows too far"
-    return ""
-
-
 def refused(case: Case) -> list[str]:
     """Why the kernels do not serve a case; nothing where they do."""
     q, k, v = tensors(case)
@@ -170,4 +163,4 @@ def refused(case: Case) -> list[str]:
     return reasons
 
 
-__all__ = ["DTYPES", "GRADS", "LAYOUTS", "MASKS", "SCALES", "Case", "known", "options", "refused", "run", "tensors"]
+__all__ = ["DTYPES", "GRADS", "LAYOUTS", "MASKS", "SCALES", "Case", "options", "refused", "run", "tensors"]

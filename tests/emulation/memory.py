@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import bisect
 import ctypes
-import weakref
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,12 +12,27 @@ from torch import Tensor
 from .program import Allocation
 
 
+@dataclass
+class Part:
+    """A storage, and which of its bytes nobody has written."""
+
+    whole: Tensor  # keeps it for as long as the card: no other tensor can come to lie there meanwhile
+    unwritten: np.ndarray | None = None
+    poison: np.ndarray | None = None  # what it held at first, an element a row
+
+    def refresh(self) -> None:
+        """What torch wrote meanwhile is written as well; the machine marks for itself what kernels write."""
+        if self.unwritten is not None:
+            width = self.poison.shape[1]
+            changed = (self.whole.numpy().reshape(-1, width) != self.poison).any(1)
+            self.unwritten.reshape(-1, width)[changed] = 0
+
+
 class Memory:
     """Every access of a kernel has to lie in one of these."""
 
     def __init__(self) -> None:
-        self.parts: dict[int, tuple[weakref.ref, int, np.ndarray | None]] = {}  # base to storage's tensor, size, shadow
-        self.kept: list[Tensor] = []
+        self.parts: dict[int, Part] = {}  # by the base address
 
     def add(self, t: Tensor, written: bool = True) -> None:
         storage = t.untyped_storage()
@@ -26,11 +40,13 @@ class Memory:
         if not size:
             return
         known = self.parts.get(base)
-        if known is not None and known[0]() is not None and known[1] == size and written:
+        if known is not None and known.whole.numel() == size and written:
             return  # and what is known of it stays
-        whole = torch.empty(0, dtype=torch.uint8).set_(storage)
-        self.kept.append(whole)  # as long as the card: no other tensor can come to lie here meanwhile
-        self.parts[base] = (weakref.ref(whole), size, None if written else np.ones(size, np.uint8))
+        part = Part(torch.empty(0, dtype=torch.uint8).set_(storage))
+        if not written:
+            part.unwritten = np.ones(size, np.uint8)
+            part.poison = part.whole.numpy().reshape(-1, t.element_size()).copy()
+        self.parts[base] = part
 
     def scratch(self, size: int, alignment: int, stream: int | None) -> Tensor:
         """Memory that a launch asks for, for tensor maps that it makes itself."""
@@ -44,19 +60,14 @@ class Memory:
         bases = sorted(self.parts)
         table = (Allocation * len(bases))()
         for row, base in zip(table, bases, strict=True):
-            _, size, shadow = self.parts[base]
-            row.base, row.size = base, size
-            row.unwritten = None if shadow is None else shadow.ctypes.data
+            part = self.parts[base]
+            part.refresh()
+            row.base, row.size = base, part.whole.numel()
+            row.unwritten = None if part.unwritten is None else part.unwritten.ctypes.data
         return table
 
     def unwritten(self, t: Tensor) -> int:
-        """How many bytes of a tensor's storage no kernel has written."""
-        storage = t.untyped_storage()
-        _, _, shadow = self.parts[storage.data_ptr()]
-        return 0 if shadow is None else int(shadow.sum())
-
-    def owner(self, address: int) -> int | None:
-        """The base of the storage that holds an address."""
-        bases = sorted(self.parts)
-        at = bisect.bisect_right(bases, address) - 1
-        return bases[at] if at >= 0 and address < bases[at] + self.parts[bases[at]][1] else None
+        """How many bytes of a tensor's storage nobody has written."""
+        part = self.parts[t.untyped_storage().data_ptr()]
+        part.refresh()
+        return 0 if part.unwritten is None else int(part.unwritten.sum())

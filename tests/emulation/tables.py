@@ -78,7 +78,7 @@ FEW = [
     Case("sm_90", seqlen_k=150, map_start=3, map_stop=100, causal=True),
     Case("sm_80", seqlen_k=100, grads=STATISTICS), Case("sm_90", "bf16", seqlen_k=100, grads=STATISTICS),
     Case("sm_90", seqlen_k=200, schedule="rotated"), Case("sm_90", seqlen_k=192, schedule="specialized"),
-    Case("sm_90", seqlen_q=64, seqlen_k=192, schedule="specialized"),
+    Case("sm_90", "bf16", seqlen_q=129, seqlen_k=200, causal=True, head_dim=80, head_dim_v=80, schedule="specialized"),
     Case("sm_80", "fp32", head_dim=32, head_dim_v=32, mask="excluding"),
     Case("sm_90", "bf16", heads=4, heads_kv=1, scale="heads", head_dim=80, head_dim_v=80, layout="packed"),
 ]  # fmt: skip

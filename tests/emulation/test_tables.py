@@ -7,18 +7,13 @@ import random
 import pytest
 
 from .card import emulated
-from .cases import Case, known, refused, run
+from .cases import Case, refused, run
 from .fuzz import SOUND, draw, outcome
-from .program import Finding
 from .tables import FEW, every_row
 
 
 @pytest.mark.parametrize("case", FEW, ids=str)
 def test_within_the_budget(case):
-    if known(case):  # and mended when this fails
-        with pytest.raises((Finding, AssertionError)), emulated(case.target):
-            run(case)
-        return
     with emulated(case.target):
         if refused(case):
             pytest.skip(refused(case)[0])

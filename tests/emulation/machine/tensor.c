@@ -10,6 +10,9 @@ typedef struct {  // 128 bytes, as tensormaps.py writes them
 
 static const u32 ELEMENT_BYTES[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2, 4, 4, 4};
 
+// PTX numbers the types otherwise than the driver does: .f32.ftz, .f64 and .bf16 are its 8, 9 and 10.
+static const u8 DRIVERS_TYPE[] = {0, 1, 2, 3, 4, 5, 6, 7, 10, 8, 9, 11, 12};
+
 static map read_map(warp *w, int lane, u64 address) {
   map t;
   if (address % 64) fault(w, lane, address, "misaligned", "a tensor map is not aligned to 64 bytes");
@@ -40,7 +43,8 @@ static box take_box(warp *w, const insn *i, int l, int first_coordinate) {
   b.inner = t->box[0] * b.element, b.width = t->swizzle ? 16u << t->swizzle : 0;
   u32 align = b.width * 8 > 128 ? b.width * 8 : 128;
   if (b.place % align) fault(w, l, b.place, "misaligned", "a box with this swizzle needs an address aligned to %u", align);
-  if (b.inner % 16) fault(w, l, b.place, "tensor map", "a box with rows of %u bytes", b.inner);
+  if (b.inner % 16 || (b.width && b.inner > b.width))
+    fault(w, l, b.place, "tensor map", "a box with rows of %u bytes, a swizzle of %u", b.inner, b.width);
   return b;
 }
 
@@ -144,7 +148,7 @@ static int replace(warp *w, const insn *i, u32 m) {
       case 3: t.sizes[i->imm2] = (u32)value; break;
       case 4: t.strides[i->imm2] = value; break;
       case 5: t.steps[i->imm2] = (u32)value; break;
-      case 6: t.type = (u8)value; break;
+      case 6: t.type = value < sizeof DRIVERS_TYPE ? DRIVERS_TYPE[value] : 255; break;
       case 7: t.interleave = (u8)value; break;
       case 8: t.swizzle = (u8)value; break;
       default: t.fill = (u8)value;
