@@ -31,7 +31,7 @@ class Decoded:
 # How many operands an instruction may have: one more would be one that nobody reads.
 OPERANDS = {"add": 3, "sub": 3, "mul": 3, "mad": 4, "fma": 4, "neg": 2, "abs": 2, "not": 2, "div": 3, "rem": 3}
 OPERANDS |= dict.fromkeys(("ex2", "lg2", "rcp", "sqrt", "rsqrt", "tanh", "mov", "cvta", "clz", "popc"), 2)
-OPERANDS |= dict.fromkeys(("and", "or", "xor", "shl", "shr", "setp", "vote"), 3)
+OPERANDS |= dict.fromkeys(("and", "or", "xor", "shl", "shr", "setp", "vote", "redux"), 3)
 OPERANDS |= {"selp": 4, "prmt": 4, "bfe": 4, "bfi": 5, "lop3": 5, "ld": 2, "st": 2, "ldmatrix": 2, "stmatrix": 2}
 OPERANDS |= {"mma": 4, "bra": 1, "brx": 2, "ret": 0, "exit": 0, "shfl": 5, "elect": 2}
 

@@ -147,6 +147,11 @@ def compare(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
     if not only(rest, "ftz") or comparison not in COMPARISONS + UNORDERED:
         return None
     flags = FTZ if rest else 0
+    if t in ("f16x2", "bf16x2") and comparison not in ("nan", "num"):
+        to, sources = i.args[0].split("|"), [o.read(a, "b32", i) for a in i.args[1:]]
+        return (
+            Decoded(f"{comparison}.{t[:-2]}", "float", [o.write(p, i) for p in to], sources) if len(to) == 2 else None
+        )
     if t in ("f32", "f16", "bf16"):
         return simple(o, i, f"{comparison}.{t}", "float", t, flags)
     return simple(o, i, f"{comparison}.{_signed(t)}", "integer", t)

@@ -121,6 +121,15 @@ def vote(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
     return Decoded("vote", "shuffle", [o.write(i.args[0], i)], sources, modes.index(m[1]))
 
 
+@rule("redux")
+def reduce(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
+    modes = ("add", "min", "max", "and", "or", "xor")
+    if m[0] != "sync" or m[1] not in modes or m[2:] not in (["s32"], ["u32"], ["b32"]):
+        return None
+    sources = [o.read(a, "b32", i) for a in i.args[1:]]
+    return Decoded("redux", "shuffle", [o.write(i.args[0], i)], sources, modes.index(m[1]), int(m[2] == "s32"))
+
+
 @rule("bar", "barrier")
 def barrier(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
     m = [each for each in m if each not in ("cta", "aligned")]

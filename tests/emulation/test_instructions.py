@@ -71,6 +71,34 @@ ROWS = [
 ]  # fmt: skip
 
 
+def test_packed_halves_are_compared_one_by_one():
+    body = """
+	mov.b32 %r1, 0x7E008000;
+	mov.b32 %r2, 0x7E000000;
+	setp.eq.f16x2 %p1|%p2, %r1, %r2;
+	setp.neu.f16x2 %p3|%p4, %r1, %r2;
+	selp.b32 %r3, 1, 0, %p1;
+	selp.b32 %r4, 1, 0, %p2;
+	selp.b32 %r5, 1, 0, %p3;
+	selp.b32 %r6, 1, 0, %p4;
+	st.global.v4.b32 [%rd1], {%r3, %r4, %r5, %r6};
+"""
+    bits, _ = run(body, np.zeros(4, np.uint32), 16, threads=32)
+    assert bits.view(np.uint32).tolist() == [1, 0, 0, 1]  # -0 is 0, and NaN is nothing
+
+
+LANES = [7, 0xFFFFFFFE, 12, *[9] * 29]
+REDUCED = [
+    ("max.s32", 12), ("max.u32", 0xFFFFFFFE), ("min.s32", 0xFFFFFFFE), ("min.u32", 7), ("add.s32", 17 + 29 * 9),
+    ("and.b32", 0), ("or.b32", 0xFFFFFFFF), ("xor.b32", 7 ^ 0xFFFFFFFE ^ 12 ^ 9),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how, expected", REDUCED)
+def test_a_warp_reduces(how, expected):
+    assert set(compute(f"redux.sync.{how} d, a, -1", [(x,) for x in LANES])) == {expected}
+
+
 @pytest.mark.parametrize("instruction, operands, expected", ROWS, ids=[f"{k}-{r[0]}" for k, r in enumerate(ROWS)])
 def test_by_hand(instruction, operands, expected):
     assert [hex(x) for x in compute(instruction, operands)] == [hex(x) for x in expected]

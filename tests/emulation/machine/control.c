@@ -83,5 +83,25 @@ static int vote(warp *w, const insn *i, u32 m) {
   return NEXT;
 }
 
+// imm: 0 add, 1 min, 2 max, 3 and, 4 or, 5 xor; imm2: signed.
+static int reduce(warp *w, const insn *i, u32 m) {
+  const u32 *A = r32(w, src(i, 0));
+  u32 *D = r32(w, dst(i, 0)), sum = A[first_lane(m)];
+  members(w, r32(w, src(i, 1))[first_lane(m)], m, "redux.sync");
+  EACH_LANE(l, m & ~(1u << first_lane(m))) {
+    int less = i->imm2 ? (i32)A[l] < (i32)sum : A[l] < sum;
+    switch (i->imm) {
+      case 0: sum += A[l]; break;
+      case 1: sum = less ? A[l] : sum; break;
+      case 2: sum = less ? sum : A[l]; break;
+      case 3: sum &= A[l]; break;
+      case 4: sum |= A[l]; break;
+      default: sum ^= A[l];
+    }
+  }
+  EACH_LANE(l, m) D[l] = sum;
+  return NEXT;
+}
+
 TABLE(control_ops) = {{"bra", branch}, {"brx.idx", branch_indexed}, {"ret", leave}, {"nothing", nothing}, {"yes", yes}, {"trap", trap},
-                      {"shfl", shuffle}, {"elect", elect}, {"vote", vote}, {NULL, NULL}};
+                      {"shfl", shuffle}, {"elect", elect}, {"vote", vote}, {"redux", reduce}, {NULL, NULL}};

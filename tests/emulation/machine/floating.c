@@ -102,10 +102,11 @@ PAIR(add_pair, a + b) PAIR(sub_pair, a - b) PAIR(mul_pair, a * b) PAIR(fma_pair,
 
 #define COMPARE(name, T, convert, op, of_nan)                                                       \
   static int name(warp *w, const insn *i, u32 m) {                                                  \
-    FLOATS(0); FLOATS(1); u32 *D = r32(w, dst(i, 0));                                               \
-    EACH_LANE(l, m) {                                                                               \
-      float a = flushed(convert((T)S0[l]), i->flags), b = flushed(convert((T)S1[l]), i->flags);     \
-      D[l] = a != a || b != b ? of_nan : (a op b);                                                  \
+    FLOATS(0); FLOATS(1);                                                                           \
+    for (int h = 0; h < i->num_dst; h++) EACH_LANE(l, m) { /* two of packed halves */               \
+      float a = convert((T)(S0[l] >> 16 * h)), b = convert((T)(S1[l] >> 16 * h));                   \
+      a = flushed(a, i->flags), b = flushed(b, i->flags);                                           \
+      r32(w, dst(i, h))[l] = a != a || b != b ? of_nan : (a op b);                                  \
     }                                                                                               \
     return NEXT;                                                                                    \
   }
