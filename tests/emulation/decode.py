@@ -11,7 +11,7 @@ from .parse import Instruction, Kernel, UnknownPtx
 KINDS = ["integer", "float", "special function", "conversion", "move", "global load", "global store", "shared load"]
 KINDS += ["shared store", "copy", "matrix", "shuffle", "barrier", "branch", "other"]
 FTZ, TRANS, BF16, ARRIVE_ONLY, A_IN_REGISTERS, ALL, SELECT, SHUFFLE = 1, 8, 16, 32, 64, 2048, 4096, 8192
-WIDENED, SIGNED, COPY = 16384, 32768, 65536
+WIDENED, SIGNED, COPY, PAIR = 16384, 32768, 65536, 131072
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .decode import BF16, COPY, FTZ, SELECT, Decoded, only, rule, simple
+from .decode import BF16, COPY, FTZ, PAIR, SELECT, Decoded, only, rule, simple
 from .operands import Operands, vector
 from .parse import SIZES, Instruction
 
@@ -39,7 +39,7 @@ def _floats(o: Operands, i: Instruction, root: str, m: list[str]) -> Decoded | N
         return None
     flags = FTZ if "ftz" in rest else 0
     if t in ("f32", "f32x2"):
-        return simple(o, i, f"{root}.{t}", "float", _width(t), flags)
+        return simple(o, i, f"{root}.{t}", "float", _width(t), flags | (PAIR if t == "f32x2" else 0))
     if t in HALVES and not flags:
         return simple(o, i, f"{root}.half", "float", _width(t), HALVES[t])
     return None
@@ -170,12 +170,12 @@ def move(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
     if to.startswith("{"):
         parts = vector(to)
         return Decoded("mov.split", "move", [o.write(p, i) for p in parts], [o.read(source, t, i)],
-                       imm=_bits(t) // len(parts), imm2=_bits(t))  # fmt: skip
+                       imm=_bits(t) // len(parts), imm2=_bits(t), flags=PAIR if len(parts) == 2 else 0)  # fmt: skip
     if source.startswith("{"):
         parts = vector(source)
         part = f"b{_bits(t) // len(parts)}"
         return Decoded("mov.join", "move", [o.write(to, i)], [o.read(p, part, i) for p in parts],
-                       imm=_bits(part), imm2=_bits(t))  # fmt: skip
+                       imm=_bits(part), imm2=_bits(t), flags=PAIR if len(parts) == 2 else 0)  # fmt: skip
     if source in o.parameters:
         return Decoded("param.address", "move", [o.write(to, i)], imm=o.parameter(source, i))
     if source == "%clock" or source == "%globaltimer":

@@ -34,7 +34,7 @@ struct insn {
 };
 
 enum {  // flags
-  F_FTZ = 1, F_TRANS = 8, F_BF16 = 16, F_ARRIVE_ONLY = 32, F_A_IN_REGISTERS = 64, F_ALL = 2048, F_SELECT = 4096, F_SHUFFLE = 8192, F_WIDENED = 16384, F_SIGNED = 32768, F_COPY = 65536
+  F_FTZ = 1, F_TRANS = 8, F_BF16 = 16, F_ARRIVE_ONLY = 32, F_A_IN_REGISTERS = 64, F_ALL = 2048, F_SELECT = 4096, F_SHUFFLE = 8192, F_WIDENED = 16384, F_SIGNED = 32768, F_COPY = 65536, F_PAIR = 131072
 };
 
 enum { REG_READ_IN_FLIGHT = 1, REG_WRITE_IN_FLIGHT = 2 };  // of a register, by wgmma
@@ -57,6 +57,7 @@ struct warp {
   u32 *reg;        // [units][LANES]
   u8 *state;       // [units], REG_*
   u32 *defined;    // [units], the lanes in which it has a value; one made of nothing has none
+  u32 *half[2];    // [units], the lanes in which this half of a pair has one, where the whole has none
   u8 came_from[LANES];  // of the last shfl, whose value each lane took
   u32 *stamp;      // [units], when a register was last used but by a mov, in this warp's steps
   u32 index, live, stopped;  // lanes that have not returned; lanes at a barrier

@@ -61,7 +61,28 @@ static u32 check_registers(warp *w, const insn *i, u32 mask) {
   return all;
 }
 
+// Of a pair one half may be made of nothing: nobody takes it. A split's destinations, a join's and a sum's sources.
+static void note_pair(warp *w, const insn *i, u32 mask) {
+  u32 valid[2] = {~0u, ~0u};
+  for (int k = 0; k < i->num_src; k++)
+    for (int h = 0; h < 2; h++) {
+      int joins = i->kind == K_MOVE && i->num_src == 2;
+      if (!joins) valid[h] &= w->defined[src(i, k)] | w->half[h][src(i, k)];
+      else if (h == k) valid[h] = w->defined[src(i, k)];
+    }
+  for (int k = 0; k < i->num_dst; k++) {
+    u32 unit = (u32)dst(i, k), whole = i->num_dst == 2 ? valid[k] : valid[0] & valid[1];
+    w->defined[unit] = (w->defined[unit] & ~mask) | (whole & mask);
+    for (int h = 0; h < 2; h++) w->half[h][unit] = (w->half[h][unit] & ~mask) | (i->num_dst == 2 ? 0 : valid[h] & mask);
+    w->stamp[unit] = w->step;
+  }
+}
+
 static void note_results(warp *w, const insn *i, u32 mask, u32 valid) {
+  if (i->flags & F_PAIR) {
+    note_pair(w, i, mask);
+    return;
+  }
   if (i->flags & F_SHUFFLE) {
     u32 before = w->defined[src(i, 0)];
     EACH_LANE(l, mask) valid = before >> w->came_from[l] & 1 ? valid | 1u << l : valid & ~(1u << l);
@@ -69,6 +90,11 @@ static void note_results(warp *w, const insn *i, u32 mask, u32 valid) {
   for (int k = 0; k < i->num_dst; k++) {
     u32 *d = &w->defined[dst(i, k)];
     *d = (*d & ~mask) | (valid & mask);
+    if (mask & ~valid)
+      for (int h = 0; h < 2; h++) {
+        u32 *part = &w->half[h][dst(i, k)];
+        *part = (*part & ~mask) | (i->flags & F_COPY && i->kind == K_MOVE ? w->half[h][src(i, 0)] & mask : 0);
+      }
     // a copy is as old as what it copies: LLVM puts some behind wgmma.fence, which the assembler does away with
     w->stamp[dst(i, k)] = i->flags & F_COPY && i->kind == K_MOVE ? w->stamp[src(i, 0)] : w->step;
   }
@@ -118,6 +144,7 @@ static void registers_start(machine *m, const u32 *constant_units, const u64 *co
     warp *w = &m->warps[k];
     memset(w->state, 0, m->num_units), memset(w->defined, 0, m->num_units * sizeof(u32));
     memset(w->stamp, 0, m->num_units * sizeof(u32));
+    for (int h = 0; h < 2; h++) memset(w->half[h], 0, m->num_units * sizeof(u32));
     for (u32 c = 0; c < num_constants; c++) {
       u32 unit = constant_units[c] & 0x3fffffff;
       w->defined[unit] = ~0u;
@@ -163,6 +190,7 @@ machine *machine_new(const insn *code, u32 num_code, u32 num_units, u32 num_warp
     w->m = m, w->index = k;
     w->reg = calloc((size_t)num_units * LANES, sizeof(u32));
     w->state = malloc(num_units), w->defined = malloc(num_units * sizeof(u32)), w->stamp = malloc(num_units * sizeof(u32));
+    for (int h = 0; h < 2; h++) w->half[h] = malloc(num_units * sizeof(u32));
   }
   return m;
 }
@@ -173,7 +201,7 @@ void machine_free(machine *m) {
     products_finish(w);
     for (int l = 0; l < LANES; l++) free(w->async[l].list);
     if (w->open) products_free(w);
-    free(w->bulk), free(w->reg), free(w->state), free(w->defined), free(w->stamp);
+    free(w->bulk), free(w->reg), free(w->state), free(w->defined), free(w->stamp), free(w->half[0]), free(w->half[1]);
   }
   sync_stop(m), shared_stop(m), clocks_stop(m);
   free(m->order), free(m);
