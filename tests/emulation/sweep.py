@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import multiprocessing
 import os
 import time
@@ -62,13 +63,13 @@ def _row(case: Case, line: str, kernel: str, programs: int, counts: Counts) -> d
     }  # fmt: skip
 
 
-def sweep(lines: Iterable[str], out: Path, processes: int) -> list[dict]:
+def sweep(lines: Iterable[str], out: Path, processes: int, most_seconds: float = math.inf) -> list[dict]:
     done = set()
     if out.exists():
         with out.open(newline="") as file:
             done = {row["call"] for row in csv.DictReader(file)}
     todo = [line for line in dict.fromkeys(lines) if line not in done]
-    rows = []
+    rows, started = [], time.time()
     with out.open("a", newline="") as file, multiprocessing.get_context("spawn").Pool(processes) as pool:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
         if not done:
@@ -80,6 +81,9 @@ def sweep(lines: Iterable[str], out: Path, processes: int) -> list[dict]:
             for row in found:
                 if is_bad(row):
                     print(row["call"], row["finding"], sep="\n  ", flush=True)
+            if time.time() - started > most_seconds:
+                print(f"{len(done) + len({r['call'] for r in rows})} of {len(done) + len(todo)} calls are in {out}")
+                break
     return rows
 
 
@@ -93,12 +97,13 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+")
     parser.add_argument("--anew", action="store_true", help="run again what the file holds")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--seconds", type=float, default=math.inf, help="stop after so long, to go on another time")
     given = parser.parse_args()
     started = time.time()
     if given.anew:
         given.out.unlink(missing_ok=True)
     lines = [str(case) for case in everything() if given.targets is None or case.target in given.targets]
-    rows = sweep(lines, given.out, given.processes)
+    rows = sweep(lines, given.out, given.processes, given.seconds)
     bad = [r for r in rows if is_bad(r)]
     print(f"{len({r['call'] for r in rows})} calls, {len(bad)} with findings, {time.time() - started:.0f} s")
     raise SystemExit(bool(bad))
