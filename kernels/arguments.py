@@ -94,10 +94,8 @@ def scale_arguments(
     """
     if isinstance(scale, Tensor):
         return scale, 0.0, scale.stride(0) if scale.dim() else 0
-    unit = 0.25 if mask_kind(mask) == ADDED_MASK else LOG2E
-    return None, _flushed((1.0 / math.sqrt(head_dim) if scale is None else scale) * unit), 0
-
-
-def _flushed(factor: float) -> float:
-    """Zero below the normal float32 range, as the GPU has it; Triton's interpreter would compute in float64."""
-    return 0.0 if abs(factor) < LEAST_NORMAL else factor
+    unit = 0.25 if mask is not None and mask_kind(mask) == ADDED_MASK else LOG2E
+    factor = (1.0 / math.sqrt(head_dim) if scale is None else scale) * unit
+    if -LEAST_NORMAL < factor < LEAST_NORMAL:
+        factor = 0.0  # as the GPU has what is below the normal float32 range; Triton's interpreter computes in float64
+    return None, factor, 0
