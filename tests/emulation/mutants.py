@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import re
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,7 @@ REMOVED = {
     "invalidation": r"mbarrier\.inval",
 }
 MOST_MEMORY = 8 * 2**30
+KEY = ("target", "case", "kernel", "fault", "line")
 GUARDED = r"(ld|st|cp|mbarrier|tensormap)\b"
 # Each with lengths that use a kernel's loops and predicates otherwise; its code is the same for them.
 SUITE = {
@@ -117,22 +119,32 @@ def tried(cases: list[Case], other: Program) -> str:
     return "survived"
 
 
-def sweep(targets: list[str], names: list[str], keep: Callable[[Mutant], bool] = lambda m: True) -> Iterator[dict]:
-    """A row for each mutant; a program is taken in the first case that launches it."""
-    done: set[str] = set()
+def sweep(
+    targets: list[str], names: list[str], keep: Callable[[Mutant], bool] = lambda m: True, done: Collection[tuple] = ()
+) -> Iterator[dict]:
+    """A row for each mutant but those whose ``KEY`` is ``done``; a program is taken in the first case that launches it.
+
+    ``keep`` is asked for each of them, in an order that does not depend on what is done.
+    """
+    seen: set[str] = set()
     for target, name in ((t, n) for t in targets for n in names):
         if target != "sm_90" and name in ("rotated", "specialized"):
             continue
         cases = [Case.parse(f"target={target} {line}") for line in SUITE[name]]
-        for text, original in launched(cases).items():
-            if text in done:
+        for number, (text, original) in enumerate(launched(cases).items()):
+            if text in seen:
                 continue
-            done.add(text)
+            seen.add(text)
             for mutant in filter(keep, mutants(original)):
+                row = {
+                    "target": target, "case": name, "kernel": f"{original.kernel.name} {number}", "fault": mutant.kind,
+                    "line": mutant.instruction.line,
+                }  # fmt: skip
+                if tuple(str(row[k]) for k in KEY) in done:
+                    continue
                 verdict = judge(cases, mutant)
-                yield {
-                    "target": target, "case": name, "kernel": original.kernel.name, "fault": mutant.kind,
-                    "line": mutant.instruction.line, "verdict": verdict, "instruction": mutant.instruction.text[:100],
+                yield row | {
+                    "verdict": verdict, "instruction": mutant.instruction.text[:100],
                     "source": mutant.instruction.source.split(" @")[0],
                     "redundant": reason(mutant, cases, tried) if verdict == "survived" else "",
                 }  # fmt: skip
@@ -143,19 +155,30 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--targets", nargs="+", default=["sm_80", "sm_90"])
     parser.add_argument("--cases", nargs="+", default=list(SUITE), choices=list(SUITE))
+    parser.add_argument("--anew", action="store_true", help="plant again what the file holds")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="stop after so long, to go on another time")
     given = parser.parse_args()
     # a fault that makes memory grow ends its own process, and no other
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+    if given.anew:
+        given.out.unlink(missing_ok=True)
     rows, started = [], time.time()
-    with given.out.open("w", newline="") as file:
+    if given.out.exists():
+        with given.out.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    done = {tuple(row[k] for k in KEY) for row in rows}
+    with given.out.open("a", newline="") as file:
         writer = None
-        for row in sweep(given.targets, given.cases):
+        for row in sweep(given.targets, given.cases, done=done):
             writer = writer or csv.DictWriter(file, list(row), lineterminator="\n")
             if not rows:
                 writer.writeheader()
             rows.append(row)
             writer.writerow(row)
             file.flush()
+            if time.time() - started > given.seconds:
+                print("stopped before the end")
+                break
     print(summary(rows), f"{time.time() - started:.0f} s")
     raise SystemExit(any(r["verdict"] == "survived" and not r["redundant"] for r in rows))
 
