@@ -116,9 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--num", type=int, default=40)
-    parser.add_argument(
-        "--variations", type=int, default=0, help="other lengths for each call that is drawn"
-    )
+    parser.add_argument("--variations", type=int, default=0, help="other lengths for each call that is drawn")
     parser.add_argument("--work", type=float, default=math.inf, help="the most products of a call")
     parser.add_argument("--repro")
     parser.add_argument("--on", choices=("emulated", "interpreter", "gpu"), default="emulated")
