@@ -38,12 +38,17 @@ emulation: $(STAMP)  ## every row and option on emulated cards, faults planted i
 codegen: $(STAMP)  ## every row of the kernels' tables, compiled for every GPU: 15 minutes
 	$(PYTEST) tests/codegen --every-row
 
-newest: $(STAMP)  ## the routing tests on the newest diffusers, where that is not the pinned one
+newest: $(STAMP)  ## the routing tests on the newest diffusers, the kernels on the newest Triton, where those are not the pinned ones
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .newest diffusers
 	@old=$$($(BIN)/python -c 'import diffusers; print(diffusers.__version__)'); \
 	new=$$(PYTHONPATH=.newest $(BIN)/python -c 'import diffusers; print(diffusers.__version__)'); \
 	if [ "$$old" = "$$new" ]; then echo "diffusers $$new is the pinned one, which 'make test' runs on"; \
 	else PYTHONPATH=.newest $(PYTEST) tests/routing; fi
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .newest-triton triton
+	@old=$$($(BIN)/python -c 'import triton; print(triton.__version__)'); \
+	new=$$(PYTHONPATH=.newest-triton $(BIN)/python -c 'import triton; print(triton.__version__)'); \
+	if [ "$$old" = "$$new" ]; then echo "Triton $$new is the pinned one, which 'make test' runs on"; \
+	else PYTHONPATH=.newest-triton $(PYTEST) tests/emulation; fi
 
 lint: $(STAMP)  ## style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -55,4 +60,4 @@ gpu:  ## check and measure on the GPU of this machine, with the packages of $(PY
 	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py --results $(RESULTS) --commit '$(COMMIT)' $(GPU_PARTS)
 
 clean:  ## forget what was installed and drawn
-	rm -rf $(VENV) .newest demo build dist *.egg-info
+	rm -rf $(VENV) .newest .newest-triton demo build dist *.egg-info

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import os
+import re
 
 import torch
 from torch import Tensor
@@ -16,6 +18,10 @@ from entropy_attn.tracing import constant_in_graphs
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_PROGRAMS = 2**31 - 1
 MAX_SCALE = 1e15  # times the largest product of float16 vectors it stays below what marks excluded keys
+# Before this release Triton left out the fence between a copy into shared memory and the tensor core's reading of it on
+# Hopper and Blackwell (triton-lang/triton#10537); what tests/emulation finds in the kernels with 3.5.1, 3.6.0 and 3.7.0.
+FENCED_TRITON = (3, 7, 1)
+UNFENCED_TARGETS = ("sm_90", "sm_100")
 MAX_SEQLEN = 2**30  # block starts and lengths are 32-bit integers in the kernel
 
 
@@ -27,6 +33,19 @@ def interpreting() -> bool:
 @functools.cache
 def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def triton_version() -> tuple[int, ...]:
+    """Major, minor and patch number of the Triton that is installed; nothing where its release cannot be told."""
+    for name in ("triton", "pytorch-triton"):
+        try:
+            numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if numbers:
+            return tuple(map(int, numbers.groups()))
+    return ()
 
 
 @functools.cache
@@ -138,9 +157,13 @@ def _environment_reasons(device: torch.device) -> tuple[str, ...]:
         return ("the tensors are on the cpu, and TRITON_INTERPRET=1 is not set",)
     if device.type != "cuda":
         return (f"device {device} is not cuda",)
-    if device_target(_with_index(device)) is None:
+    target = device_target(_with_index(device))
+    if target is None:
         name = torch.cuda.get_device_name(device)
         return (f"{name} is not supported: NVIDIA from compute capability 8.0 and AMD CDNA 2 to 4 are",)
+    if target in UNFENCED_TARGETS and () < triton_version() < FENCED_TRITON:
+        have, need = (".".join(map(str, v)) for v in (triton_version(), FENCED_TRITON))
+        return (f"Triton {have} leaves out a fence that {target} needs, so results may be wrong: use {need} or later",)
     return ()
 
 

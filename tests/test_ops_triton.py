@@ -10,6 +10,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from entropy_attn.kernels import support
 
 pytest.importorskip("triton")
 
@@ -65,3 +68,21 @@ def test_calls_in_the_interpreter():
         [sys.executable, "-c", CALLS], env=env, cwd=root, capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 0 and "all calls hold" in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize(
+    "target, version, refused",
+    [("sm_90", (3, 7, 0), True), ("sm_100", (3, 6, 0), True), ("sm_90", (3, 7, 1), False), ("sm_80", (3, 6, 0), False),
+     ("sm_90", (), False)],
+)  # fmt: skip
+def test_a_triton_without_a_fence_is_refused_where_it_is_needed(monkeypatch, target, version, refused):
+    monkeypatch.setattr(support, "interpreting", lambda: False)
+    monkeypatch.setattr(support, "has_triton", lambda: True)
+    monkeypatch.setattr(support, "device_target", lambda device: target)
+    monkeypatch.setattr(support, "triton_version", lambda: version)
+    reasons = support._environment_reasons(torch.device("cuda", 0))
+    assert len(reasons) == refused and all("use 3.7.1 or later" in reason for reason in reasons)
+
+
+def test_the_version_of_triton_is_told_without_importing_it():
+    assert support.triton_version() == tuple(map(int, pytest.importorskip("triton").__version__.split(".")[:3]))
