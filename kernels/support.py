@@ -18,8 +18,8 @@ from entropy_attn.tracing import constant_in_graphs
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_PROGRAMS = 2**31 - 1
 MAX_SCALE = 1e15  # times the largest product of float16 vectors it stays below what marks excluded keys
-# Before this release Triton left out the fence between a copy into shared memory and the tensor core's reading of it on
-# Hopper and Blackwell (triton-lang/triton#10537); what tests/emulation finds in the kernels with 3.5.1, 3.6.0 and 3.7.0.
+# Earlier releases leave out the fence between a copy into shared memory and its reading by Hopper's and Blackwell's
+# matrix units (triton-lang/triton#10537); tests/emulation finds that in the kernels with 3.5.1, 3.6.0 and 3.7.0.
 FENCED_TRITON = (3, 7, 1)
 UNFENCED_TARGETS = ("sm_90", "sm_100")
 MAX_SEQLEN = 2**30  # block starts and lengths are 32-bit integers in the kernel

@@ -1,4 +1,4 @@
-"""A product of matrices by a warp that fetches and four that multiply, in Gluon: what Triton's own schedules do not use.
+"""A product of matrices in Gluon, by a warp that fetches and four that multiply: a schedule by hand.
 
 ``LEFT_OUT`` names what the source leaves out, one fault at a time.
 """
@@ -26,9 +26,7 @@ def _fetch(a_desc, b_desc, a_s, b_s, full, empty, row, steps, STAGES: gl.constex
     for j in range(steps):
         stage = j % STAGES
         if LEFT_OUT != "wait for an empty stage":
-            mbarrier.wait(
-                empty.index(stage), (j // STAGES & 1) ^ 1
-            )  # a fresh one has the phase before the first behind it
+            mbarrier.wait(empty.index(stage), (j // STAGES & 1) ^ 1)  # a fresh one has a phase 1 behind it
         mbarrier.expect(full.index(stage), a_desc.block_type.nbytes + b_desc.block_type.nbytes)
         tma.async_copy_global_to_shared(a_desc, [row, j * 64], full.index(stage), a_s.index(stage))
         tma.async_copy_global_to_shared(b_desc, [j * 64, 0], full.index(stage), b_s.index(stage))
