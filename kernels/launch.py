@@ -70,7 +70,7 @@ def attention_forward(
     call = ForwardCall(query, key, value, out, lse, entropy, attn_mask, is_causal, scale, call_target(query))
     with on_device(query.device):
         if config is not None:
-            call.launch(config)
+            launch((config, *call.plan_key()), call.own(), lambda: call.launch(config))
         elif autotune:
             from entropy_attn.kernels.autotune import tuned_config
 

@@ -90,7 +90,7 @@ def attention_forward_with_map(
         if by_table:
             launch(call.plan_key(), call.own(), lambda: call.launch(config))
         else:
-            call.launch(config)
+            launch((config, *call.plan_key()), call.own(), lambda: call.launch(config))
     if return_lse and lse.dim() == 4:
         lse = lse[..., 0] * 4.0 + lse[..., 1] * math.log(2.0)
     return out, lse if return_lse else None, entropy, parts[0] if len(parts) == 1 else parts.sum(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,8 @@ from torch import Tensor
 import entropy_attn as ea
 from entropy_attn.kernels import plans
 
-from .host import Launched, recorded
+from . import host
+from .host import Launched, host_calls, recorded
 
 
 def tensors(
@@ -77,16 +77,9 @@ def without_gradients():
 
 
 def launched(launches: list[Launched], inputs: tuple[Tensor, ...], options: dict[str, Any]) -> list[Launched]:
-    """Of one call: all but the addresses of what it allocated, which is told by not being among its inputs."""
-    launches.clear()
-    ea.attention(*inputs, **options, impl="triton")
-    given = {t.data_ptr() for t in (*inputs, *options.values()) if isinstance(t, Tensor)}
-
-    def named(argument: Any) -> Any:
-        allocated = isinstance(argument, tuple) and argument[0] == "tensor" and argument[1] not in given
-        return ("allocated", argument[2]) if allocated else argument
-
-    return [Launched(each.specialised_on, each.grid, tuple(map(named, each.arguments))) for each in launches]
+    return host.launched(
+        launches, lambda: ea.attention(*inputs, **options, impl="triton"), (*inputs, *options.values())
+    )
 
 
 def test_a_plan_launches_what_the_compilers_path_does(monkeypatch):
@@ -154,20 +147,9 @@ def test_plans_are_bounded(monkeypatch):
 
 @pytest.mark.parametrize(("name", "most"), [("plain", 118), ("entropy", 120), ("short keys", 114), ("map", 140)])
 def test_a_call_seen_before_costs_the_host_little(name, most):
-    """Calls of functions, Python's and C's, of one ``attention``: a count is the same on every machine."""
+    """Counted in calls of functions, Python's and C's."""
     with recorded(keep=False):
         inputs, options = CALLS[name]()
         for _ in range(2):
             ea.attention(*inputs, **options, impl="triton")
-        calls = 0
-
-        def count(frame: Any, event: str, argument: Any) -> None:
-            nonlocal calls
-            calls += event in ("call", "c_call")
-
-        sys.setprofile(count)
-        try:
-            ea.attention(*inputs, **options, impl="triton")
-        finally:
-            sys.setprofile(None)
-    assert calls <= most
+        assert host_calls(lambda: ea.attention(*inputs, **options, impl="triton")) <= most
