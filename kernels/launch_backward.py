@@ -23,7 +23,7 @@ from entropy_attn.kernels.arguments import (
     tile_span,
 )
 from entropy_attn.kernels.configs_backward import ALL_CHUNKS, BackwardConfig, TileConfig, backward_config
-from entropy_attn.kernels.plans import Plan, first_launch, launch, layout
+from entropy_attn.kernels.plans import Plan, Series, first_launch, launch, layout
 from entropy_attn.kernels.support import call_target
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
@@ -64,12 +64,11 @@ def attention_backward(
     dv = allocate_like(value, value.shape[3]) if needs[2] else None
     if attn_mask is not None:
         attn_mask = attn_mask[(None,) * (4 - attn_mask.dim())]
+    grad_lse = None if grad_lse is None else grad_lse.contiguous()
+    grad_entropy, entropy = (None, None) if grad_entropy is None else (grad_entropy.contiguous(), entropy.contiguous())
     out = None if grad_out is None else out
-    entropy = None if grad_entropy is None else entropy
-    rows = (t if t is None or t.is_contiguous() else t.contiguous() for t in (lse, entropy, grad_lse, grad_entropy))
-    lse, entropy, grad_lse, grad_entropy = rows
     call = BackwardCall(
-        query, key, value, out, lse, entropy, grad_out, grad_lse, grad_entropy, grad_map, map_keys,
+        query, key, value, out, lse.contiguous(), entropy, grad_out, grad_lse, grad_entropy, grad_map, map_keys,
         dq, dk, dv, needs[3], attn_mask, is_causal, scale, call_target(query),
     )  # fmt: skip
     with on_device(query.device):
@@ -100,14 +99,12 @@ class BackwardPlan:
     """The launches of one call, in order."""
 
     rows: Plan
-    gradients: list[Plan]
+    gradients: Series
 
     def launch(self, own: tuple[Any, ...]) -> None:
         largest = value_max(own)
         self.rows.launch((*own, largest))
-        own = (*own, row_bound(own))
-        for plan in self.gradients:
-            plan.launch(own)
+        self.gradients.launch((*own, row_bound(own)))
 
 
 @dataclass(frozen=True)
@@ -193,9 +190,8 @@ class BackwardCall:
 
     def run(self, config: BackwardConfig | None) -> Tensor | None:
         """Runs what is needed, and returns the scale's gradient. ``config`` overrides the table's choice."""
-        grads = (self.grad_out, self.grad_lse, self.grad_entropy, self.grad_map)
-        nothing = all(g is None for g in grads) or self.key.shape[2] == 0 or self.query.numel() == 0
-        if nothing:
+        no_gradient = self.grad_out is self.grad_lse is self.grad_entropy is self.grad_map is None
+        if no_gradient or self.key.shape[2] == 0 or self.query.numel() == 0:
             for d in (self.dq, self.dk, self.dv):
                 if d is not None:
                     d.zero_()
@@ -220,7 +216,7 @@ class BackwardCall:
         bound = row_bound(own)
         launches = self.gradient_launches(config, rows, bound, parts)
         plans = [each.run((*own, bound)) for each in launches]
-        return None if first is None or None in plans else BackwardPlan(first, plans)
+        return None if first is None or None in plans else BackwardPlan(first, Series(plans))
 
     def allocate_rows(self, config: BackwardConfig) -> Rows:
         batch, num_heads, seqlen_q, _ = self.query.shape

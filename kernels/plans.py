@@ -98,6 +98,17 @@ def layout(t: Tensor | None) -> Hashable:
     return None if t is None else (t.shape, t.stride(), t.dtype, t.data_ptr() % 16 == 0)
 
 
+class Series:
+    """Launches of the same ``own``, in order."""
+
+    def __init__(self, plans: list[Plan]):
+        self.plans = plans
+
+    def launch(self, own: tuple[Any, ...]) -> None:
+        for plan in self.plans:
+            plan.launch(own)
+
+
 class Plan:
     """A compiled kernel, its grid, and its arguments with the places where a call's own values go."""
 
