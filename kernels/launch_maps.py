@@ -24,7 +24,7 @@ from entropy_attn.kernels.arguments import (
     scale_arguments,
     tile_span,
 )
-from entropy_attn.kernels.configs_maps import MapConfig, heads_per_program, map_config
+from entropy_attn.kernels.configs_maps import MapConfig, heads_per_program, map_config, map_programs
 from entropy_attn.kernels.launch import AUTOTUNE_VARIABLE, ForwardCall
 from entropy_attn.kernels.plans import Plan, Series, first_launch, launch, layout
 from entropy_attn.kernels.support import call_target
@@ -142,10 +142,10 @@ class MapCall:
         from entropy_attn.kernels import maps
 
         parts, batch, seqlen_q, columns = self.map_parts.shape
-        blocks = -(-seqlen_q // config.block_m) * (1 if config.one_pass else -(-columns // config.block_n))
+        programs = map_programs(config, batch, parts, seqlen_q, columns)
         name, arguments, constants = self.arguments(config)
         kernel, options = getattr(maps, name), compile_options(config)
-        return first_launch(kernel, batch * parts * blocks, arguments, constants, options, own)
+        return first_launch(kernel, programs, arguments, constants, options, own)
 
     @functools.cached_property
     def scaling(self) -> tuple[Tensor | None, float, int]:
