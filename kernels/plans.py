@@ -25,7 +25,6 @@ class Planned(Protocol):
     def launch(self, own: tuple[Any, ...]) -> None: ...
 
 
-
 def launch(key: Hashable, own: tuple[Any, ...], prepare: Callable[[], Planned | None]) -> None:
     """Launch the plan of ``key``. Where there is none, ``prepare`` launches and returns what to keep, if anything.
 
@@ -59,8 +58,8 @@ def refuse_to_be_captured() -> None:
         return
     if capturing:
         raise RuntimeError(
-            "entropy_attn: a kernel of this call is not compiled and loaded yet, which cannot be done while a CUDA graph "
-            "is captured: make the same call (shapes, strides, dtypes, options) once before the capture"
+            "a kernel of entropy_attn is not compiled and loaded yet, which cannot be done while a CUDA graph is captured: "
+            "make the same call (shapes, strides, dtypes, options) once before the capture"
         )
 
 

@@ -116,8 +116,8 @@ def _map_grid_reasons(
     if map_programs(config, batch, -(-num_heads // heads), seqlen_q, columns) <= MAX_PROGRAMS:
         return []
     return [
-        f"map_keys {map_keys} of query with shape {tuple(query.shape)} needs more than {MAX_PROGRAMS} programs: ask for "
-        "fewer keys or queries a call"
+        f"map_keys {map_keys} of query with shape {tuple(query.shape)} needs more than {MAX_PROGRAMS} programs: "
+        "ask for fewer keys or queries a call"
     ]
 
 

@@ -162,7 +162,7 @@ def test_a_call_seen_before_costs_the_host_little(name, most):
 
 
 def test_calls_with_a_configuration_have_plans(monkeypatch):
-    """Of their own, for each configuration; and cost the host little too, since it is by them that kernels are timed."""
+    """Of their own, for each configuration; and they cost the host no more, since kernels are timed by them."""
     inputs = tensors(2, 8, 256, 256, 64)
     configs = forward_candidates("sm_90", 64, 64, torch.float16, seqlen_k=256)
     assert len({c.schedule for c in configs}) == 3
@@ -226,7 +226,7 @@ def test_only_a_call_seen_before_can_be_captured(monkeypatch, name):
         launches.clear()
         with monkeypatch.context() as patch:
             patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-            with pytest.raises(RuntimeError, match="call .*once before the capture"):
+            with pytest.raises(RuntimeError, match=r"call .*once before the capture"):
                 every_pass()[name]()
         assert launches == []
         every_pass()[name]()

@@ -117,7 +117,9 @@ def test_a_plan_launches_what_the_compilers_path_does(monkeypatch):
                 assert by_plan == seen(launches, given), name
 
 
-@pytest.mark.parametrize("names", [("query", "key"), ("key", "value"), ("grad_lse", "grad_entropy"), ("out", "grad_out")])
+@pytest.mark.parametrize(
+    "names", [("query", "key"), ("key", "value"), ("grad_lse", "grad_entropy"), ("out", "grad_out")]
+)
 def test_one_tensor_in_several_places(monkeypatch, names):
     """Its plan is not one for calls with different tensors there, nor the other way round."""
     places = dict(zip(("query", "key", "value", "out", "lse", "entropy"), range(6), strict=True))
