@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-CYCLES_PER_MS = 3_000_000  # of a faster clock than any card's, so that it waits for no less
+A_WHILE = 1_000_000  # cycles: about half a millisecond
 FIRST_MS, LONGEST_MS = 0.25, 64.0  # of waiting: more of it as a run proves to need it
 
 
@@ -29,6 +29,12 @@ class Stopwatch:
     def __init__(self, run: Callable[[], object], before: Callable[[], object] = lambda: None):
         """``before`` each run, something that is not timed, such as emptying caches."""
         self.run, self.before, self.delay = run, before, FIRST_MS
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        torch.cuda._sleep(A_WHILE)
+        end.record()
+        end.synchronize()
+        self.cycles_per_ms = A_WHILE / start.elapsed_time(end)  # clocks differ, and on AMD what is counted
 
     def time(self) -> Timing:
         """Of one run; of more than one where the GPU had to wait for longer than before.
@@ -47,7 +53,7 @@ class Stopwatch:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self.before()
         if self.delay:
-            torch.cuda._sleep(round(self.delay * CYCLES_PER_MS))
+            torch.cuda._sleep(round(self.delay * self.cycles_per_ms))
         start.record()
         begun = time.perf_counter()
         self.run()
