@@ -58,7 +58,7 @@ def refuse_to_be_captured() -> None:
         return
     if capturing:
         raise RuntimeError(
-            "a kernel of entropy_attn is not compiled and loaded yet, which cannot be done within a CUDA graph's capture: "
+            "a kernel of entropy_attn is not compiled and loaded yet, and a CUDA graph is being captured: "
             "make the same call (shapes, strides, dtypes, options) once before the capture"
         )
 
