@@ -39,14 +39,15 @@ def call(
     batch, heads, queries, _, _ = shape
     query, key, value = tensors(*shape, dtype=dtype, heads_kv=heads_kv, layout=layout, skip=skip)
     rows = (batch, heads, queries)
-    given = {"out": torch.randn_like(query), "lse": torch.randn(rows), "entropy": torch.rand(rows)}
+    given = {"query": query, "key": key, "value": value}
+    given |= {"out": torch.randn_like(query), "lse": torch.randn(rows), "entropy": torch.rand(rows)}
     made = {"out": torch.randn_like(query), "lse": torch.randn(rows), "entropy": torch.rand(rows),
             "map": torch.randn(batch, queries, map_keys[1] - map_keys[0])}  # fmt: skip
     options |= {f"grad_{name}": made[name] for name in grads} | ({"map_keys": map_keys} if "map" in grads else {})
     for name, change in (edit or {}).items():
         where = options if name in options else given
         where[name] = change(where[name])
-    return (query, key, value, *given.values()), options
+    return tuple(given.values()), options
 
 
 HALF = torch.float16
@@ -63,6 +64,13 @@ CALLS: dict[str, Callable[[], Call]] = {
     "head dim 160, by chunk": lambda: call(shape=(2, 8, 256, 256, 160)),
     "tokens outside": lambda: call(layout="bnhd"),
     "not aligned": lambda: call(skip=1),
+    "query not aligned": lambda: call(edit={"query": shifted}),
+    "key not aligned": lambda: call(edit={"key": shifted}),
+    "value not aligned": lambda: call(edit={"value": shifted}),
+    "entropy": lambda: call(("entropy",)),
+    "entropy not aligned": lambda: call(("entropy",), edit={"entropy": shifted}),
+    "of lse": lambda: call(("lse",)),
+    "of the map": lambda: call(("map",)),
     "gradient of out not aligned": lambda: call(edit={"grad_out": shifted}),
     "out not aligned": lambda: call(edit={"out": shifted}),
     "lse not aligned": lambda: call(edit={"lse": shifted}),
