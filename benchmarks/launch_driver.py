@@ -1,4 +1,4 @@
-"""``with stub_driver():`` CPU tensors are launched by Triton's own launcher, on a driver that says yes and does nothing.
+"""``with stub_driver():`` CPU tensors are launched by Triton's own launcher, by a driver that does nothing.
 
 What a launch costs the host is then all but the driver's own part and the card's. Kernels are really compiled; outputs
 stay as they were allocated. The driver is that of tests/emulation, where what is launched is also run.
