@@ -18,6 +18,7 @@ from entropy_attn.kernels import plans, support
 from entropy_attn.kernels.configs import SHARED_MEMORY
 from entropy_attn.kernels.configs_maps import MULTIPROCESSORS
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 DEVICE = 98  # Triton keeps compiled kernels by device: these belong to no other
 
 
@@ -35,6 +36,14 @@ def by_triton() -> Iterator[None]:
         yield
 
 
+def _keep_memory() -> None:
+    """What is freed stays with the process, as it does with torch's allocator on a GPU: else the system has a part."""
+    with contextlib.suppress(OSError, AttributeError):  # where the C library is another
+        libc = ctypes.CDLL("libc.so.6")
+        for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+            libc.mallopt(option, 2**30)
+
+
 @contextlib.contextmanager
 def stub_driver(target: str = "sm_90") -> Iterator[None]:
     import triton.backends.nvidia.driver as nvidia
@@ -47,6 +56,7 @@ def stub_driver(target: str = "sm_90") -> Iterator[None]:
     with contextlib.suppress(OSError):
         ctypes.CDLL("libcuda.so.1", mode=ctypes.DEFAULT_MODE | 4)  # RTLD_NOLOAD
         raise RuntimeError("a CUDA driver is loaded in this process already")
+    _keep_memory()
     include = Path(nvidia.__file__).parent / "include"
     path = build.library("libcuda", [build.HERE / "driver" / "libcuda.c"], [include], soname="libcuda.so.1")
     answers = ctypes.CDLL(str(build.library("launch_answers", [Path(__file__).with_name("launch_answers.c")])))
