@@ -53,6 +53,7 @@ def attention(
             key), or torch's ``CausalBias``.
         is_causal: query i attends keys 0..i, also where Nq != Nk. Excludes ``attn_mask``.
         scale: factor on QK^T. None is 1/sqrt(D); else any finite number, a 0-d tensor, or an (H,) tensor, one a head.
+            Of a tensor on a GPU it is not checked, as that would wait for it: NaN there makes its heads NaN.
         enable_gqa: allow the heads of key and of value, which may differ, to be divisors of H; each key or value head
             then serves as many consecutive query heads.
         return_lse, return_entropy: fill ``lse``, ``entropy`` of the result (float64 where the query is float64).
