@@ -63,7 +63,7 @@ def calls(tokens: int, device: torch.device, impl: str) -> dict[str, tuple[Call,
         f"self, {tokens} tokens, entropy": (ours(alike, return_entropy=True), plain(alike)),
         "cross, 77 keys": (ours(text), plain(text)),
         "cross, 77 keys, map": (ours(mapped, map_keys=(0, 77)), plain(mapped)),
-        f"self, {tokens} tokens, map of 77": (ours(swept, map_keys=(0, 77)), plain(swept)),
+        "300 keys, map of 77": (ours(swept, map_keys=(0, 77)), plain(swept)),
         f"self, {tokens} tokens, backward": gradients(),
         f"self, {tokens} tokens, backward of entropy too": gradients(**entropy),
     }

@@ -92,7 +92,7 @@ def attention_forward_with_map(
         launch(key, own, lambda: call.launch(config, own, tune))
     if return_lse and lse.dim() == 4:
         lse = lse[..., 0] * 4.0 + lse[..., 1] * math.log(2.0)
-    return out, lse if return_lse else None, entropy, parts[0] if len(parts) == 1 else parts.sum(0)
+    return out, lse if return_lse else None, entropy, parts[0] if shape[0] == 1 else parts.sum(0)
 
 
 @dataclass(eq=False)  # frozen, it would take the host longer to fill

@@ -151,7 +151,7 @@ def test_plans_are_bounded(monkeypatch):
             assert plans.count() <= 3
 
 
-@pytest.mark.parametrize(("name", "most"), [("plain", 118), ("entropy", 120), ("short keys", 114), ("map", 140)])
+@pytest.mark.parametrize(("name", "most"), [("plain", 118), ("entropy", 120), ("short keys", 114), ("map", 120)])
 def test_a_call_seen_before_costs_the_host_little(name, most):
     """Counted in calls of functions, Python's and C's."""
     with recorded(keep=False):
