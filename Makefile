@@ -30,10 +30,11 @@ test: $(STAMP)  ## all tests: the kernels in Triton's interpreter, then the code
 	TRITON_INTERPRET=1 $(PYTEST) tests --ignore=tests/codegen --ignore=tests/emulation; first=$$?; \
 	$(PYTEST) tests/codegen tests/emulation && exit $$first
 
-emulation: $(STAMP)  ## every row and option on emulated cards, faults planted in every kernel, random calls: half an hour
+emulation: $(STAMP)  ## every row and option on emulated cards, faults planted in every kernel, random calls: an hour
 	$(BIN)/python -m tests.emulation.sweep --anew --out $(RESULTS)/emulation.csv
 	$(BIN)/python -m tests.emulation.mutants --out $(RESULTS)/mutants.csv
-	$(BIN)/python -m tests.emulation.fuzz --num 40
+	$(BIN)/python -m tests.emulation.fuzz --num 200 --variations 9 --work 5e6
+	$(PYTEST) tests/kernels/test_oracle.py tests/kernels/test_addresses.py --on sm_90
 
 codegen: $(STAMP)  ## every row of the kernels' tables, compiled for every GPU: 15 minutes
 	$(PYTEST) tests/codegen --every-row

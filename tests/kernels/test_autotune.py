@@ -25,7 +25,7 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def make_call(seqlen_q: int = 40, head_dim: int = 16, **options) -> launch.ForwardCall:
-    q, k, v = make_qkv(1, 2, seqlen_q, 50, head_dim, device=DEVICE)
+    q, k, v = make_qkv(1, 2, seqlen_q, 50, head_dim, dtype=torch.float16, device=DEVICE)
     given = {"attn_mask": None, "is_causal": False, "scale": None, **options}
     return launch.ForwardCall(q, k, v, torch.empty_like(q), None, None, **given, target=call_target(q))
 
@@ -92,7 +92,7 @@ def test_a_candidate_that_fails_is_left_out_and_all_failing_is_an_error():
 
 
 def test_the_tuned_call_is_right(own_cache):
-    q, k, v = make_qkv(1, 2, 40, 50, 16, device=DEVICE)
+    q, k, v = make_qkv(1, 2, 40, 50, 16, dtype=torch.float16, device=DEVICE)
     actual = launch.attention_forward(q, k, v, return_lse=True, return_entropy=True, autotune=True)
     assert_matches_oracle(actual, q, k, v)
     assert own_cache.exists()
@@ -101,7 +101,7 @@ def test_the_tuned_call_is_right(own_cache):
 
 
 def test_the_environment_variable_opts_in(own_cache, monkeypatch):
-    q, k, v = make_qkv(1, 2, 40, 50, 16, device=DEVICE)
+    q, k, v = make_qkv(1, 2, 40, 50, 16, dtype=torch.float16, device=DEVICE)
     ea.attention(q, k, v, impl="triton")
     assert not own_cache.exists()
     monkeypatch.setenv("ENTROPY_ATTN_AUTOTUNE", "1")
