@@ -45,8 +45,8 @@ lint: $(STAMP)  ## style
 wheel-test: $(STAMP)  ## build sdist and wheel, and try the wheel in an empty environment elsewhere
 	$(BIN)/python .ci/wheel_test.py
 
-gpu:  ## check and measure on the GPU of this machine, with the packages of $(PYTHON); GPU_PARTS='--only maps' for a part
-	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py --results $(RESULTS) --commit '$(COMMIT)' $(GPU_PARTS)
+gpu:  ## check and measure on the GPU of this machine, into gpu-results/; GPU='--help' for parts, budget and resuming
+	$(PYTHON) -m benchmarks.gpu --commit '$(COMMIT)' $(GPU)
 
 clean:  ## forget what was installed and drawn
 	rm -rf $(VENV) .newest demo build dist *.egg-info

@@ -12,6 +12,8 @@ import sys
 import pytest
 import torch
 
+from tests.lost_device import leave_if_lost
+
 if "triton" not in sys.modules and not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
@@ -26,3 +28,8 @@ def poisoned_outputs(monkeypatch):
 
     for module in (arguments, launch, launch_backward, launch_maps):
         monkeypatch.setattr(module, "allocate", allocate)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    leave_if_lost(report)
