@@ -8,7 +8,7 @@ PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 RESULTS ?= benchmarks/results
 COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 
-.PHONY: help install demo test codegen newest lint wheel-test gpu clean
+.PHONY: help install demo test codegen emulation newest lint wheel-test gpu clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,8 +26,14 @@ demo: $(STAMP)  ## profile the embedded model and compare pictures: tables and P
 	$(BIN)/entropy-attn generate --prompt "a red circle and a blue square" --size 128x128 --compare --out demo/compare.png
 	@echo "Pictures are in $(CURDIR)/demo:" && ls demo
 
-test: $(STAMP)  ## all tests: the kernels in Triton's interpreter, then the code compiled for the usual GPUs
-	TRITON_INTERPRET=1 $(PYTEST) tests --ignore=tests/codegen; first=$$?; $(PYTEST) tests/codegen && exit $$first
+test: $(STAMP)  ## all tests: the kernels in Triton's interpreter, then the code compiled for the usual GPUs, and that code run
+	TRITON_INTERPRET=1 $(PYTEST) tests --ignore=tests/codegen --ignore=tests/emulation; first=$$?; \
+	$(PYTEST) tests/codegen tests/emulation && exit $$first
+
+emulation: $(STAMP)  ## every row and option on emulated cards, faults planted in every kernel, random calls: half an hour
+	$(BIN)/python -m tests.emulation.sweep --anew --out $(RESULTS)/emulation.csv
+	$(BIN)/python -m tests.emulation.mutants --out $(RESULTS)/mutants.csv
+	$(BIN)/python -m tests.emulation.fuzz --num 40
 
 codegen: $(STAMP)  ## every row of the kernels' tables, compiled for every GPU: 15 minutes
 	$(PYTEST) tests/codegen --every-row

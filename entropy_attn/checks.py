@@ -47,8 +47,19 @@ def check_scale(scale: float | Tensor | None, query: Tensor) -> None:
             raise ValueError(f"scale is on {scale.device}, query on {query.device}: they must share a device")
     elif isinstance(scale, bool) or not isinstance(scale, Real):
         raise TypeError(f"scale must be None, a number or a tensor, got {type(scale).__name__}")
-    elif not torch.compiler.is_compiling() and not math.isfinite(scale):  # a traced number is not known yet
+    elif not torch.compiler.is_compiling():  # a traced number is not known yet
+        check_finite(scale)
+
+
+def check_finite(scale: Real) -> Real:
+    """The scale, if it is a number that a float can be."""
+    try:
+        finite = math.isfinite(scale)
+    except OverflowError:  # an int beyond the largest float
+        finite = False
+    if not finite:
         raise ValueError(f"scale must be finite, got {scale}")
+    return scale
 
 
 def require_bool(name: str, value: object) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from . import heat
+from .map_checks import checked_prompt, checked_size, checked_steps
 from .map_files import save_maps
 from .map_sums import MapSums, Size
 from .recording import Prompt, Recorder, Wish
@@ -70,14 +71,14 @@ class MapRecorder(Recorder):
     ):
         super().__init__(branches)
         self.selection = TokenSelection(tokens, special)
-        self.size = _checked_size(size)
-        self.steps = _checked_steps(steps)
+        self.size = checked_size(size)
+        self.steps = checked_steps(steps)
         if not isinstance(all_branches, bool):
             raise TypeError(f"all_branches={all_branches!r}: True or False is needed")
         if branches is not None and "cond" not in self.branches and len(self.branches) > 1 and not all_branches:
             raise ValueError(f"branches={branches!r}: 'cond' must be among them, or give all_branches=True")
         self.all_branches = all_branches
-        self.prompt = None if prompt is None else _checked_prompt(prompt)
+        self.prompt = None if prompt is None else checked_prompt(prompt)
         self._parts: tuple[TextPart, ...] = ()
         self._prompts: list[Prompt] | None = None
         self.reset()
@@ -91,6 +92,7 @@ class MapRecorder(Recorder):
         # What to say where nothing was recorded
         self._steps_seen: set[int] = set()
         self._lengths_seen: set[int] = set()
+        self._misfits: dict[int, Size] = {}  # numbers of queries that are no picture of these latents
         if self._prompts is not None and self._parts:
             known = sum(part.length or 0 for part in self._parts)
             if all(part.length is not None for part in self._parts):
@@ -147,6 +149,7 @@ class MapRecorder(Recorder):
         queries = info.picture_queries
         size = token_grid(queries, latent_size)
         if math.prod(size) != queries:
+            self._misfits[queries] = latent_size
             return None
         return self._keys() if self._sums.wants(info.layer, size, info.step, latent_size) else None
 
@@ -180,6 +183,11 @@ class MapRecorder(Recorder):
         for branch, maps in zip(branches, parts, strict=True):
             if self.all_branches or branch == "cond" or "cond" not in generation.branches:
                 self._sums.add(token_grid(queries, latent_size), info.step, branch, maps)
+
+    def check_call(self) -> None:
+        """Say after the first call, rather than with the last, that there will be no map."""
+        if self._lengths_seen:
+            self._require_recorded()
 
     # -- what was recorded --------------------------------------------------------------------------------------------
 
@@ -326,6 +334,12 @@ class MapRecorder(Recorder):
         if not self._lengths_seen:
             last = max(self._steps_seen)
             raise ValueError(f"steps={sorted(self.steps)}: none of them was run; the last step was {last}")
+        if not self._sums.layers and self._misfits:
+            counts = ", ".join(map(str, sorted(self._misfits)))
+            raise ValueError(
+                f"no layer with text among its keys has one query a token of the picture: there were {counts} queries, "
+                f"of latents of {next(iter(self._misfits.values()))}, as with merged or padded tokens and in video"
+            )
         if not self._sums.layers:
             lengths = ", ".join(map(str, sorted(self._lengths_seen)))
             raise ValueError(
@@ -345,36 +359,6 @@ _LONG = 512  # positions of the longest text that any of the pipelines takes
 _PROMPT_UNKNOWN = (
     "the prompt is not known, so neither are its words: call the pipeline with a text, or give MapRecorder(prompt=...)"
 )
-
-
-def _checked_size(size: Any) -> Size | None:
-    if size is None:
-        return None
-    if (
-        not isinstance(size, (tuple, list))
-        or len(size) != 2
-        or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in size)
-    ):
-        raise ValueError(f"size={size!r}: a pair (rows, columns) of positive ints, in tokens, or None is needed")
-    return size[0], size[1]
-
-
-def _checked_steps(steps: Any) -> frozenset[int] | None:
-    if steps is None:
-        return None
-    if isinstance(steps, (str, bytes)) or not isinstance(steps, Iterable):
-        raise TypeError(f"steps={steps!r}: step numbers, such as range(10) or (0, 24), or None are needed")
-    chosen = list(steps)
-    if any(isinstance(step, bool) or not isinstance(step, int) or step < 0 for step in chosen) or not chosen:
-        raise ValueError(f"steps={steps!r}: whole numbers from 0, at least one, are needed")
-    return frozenset(chosen)
-
-
-def _checked_prompt(prompt: Any) -> list[str]:
-    prompts = [prompt] if isinstance(prompt, str) else prompt
-    if not isinstance(prompts, (tuple, list)) or not prompts or not all(isinstance(text, str) for text in prompts):
-        raise TypeError(f"prompt={prompt!r}: a text, a list of them, or None is needed")
-    return list(prompts)
 
 
 def _place(token: str | int, labels: tuple[str, ...]) -> int:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from entropy_attn.autograd import attention_operator
-from entropy_attn.checks import check_attention, check_map_keys, check_scale, require_bool
+from entropy_attn.checks import check_attention, check_finite, check_map_keys, check_scale, require_bool
 from entropy_attn.dispatch import may_choose, measured_choice
 from entropy_attn.errors import Unsupported
 from entropy_attn.reference import attention_reference
@@ -53,6 +53,7 @@ def attention(
             key), or torch's ``CausalBias``.
         is_causal: query i attends keys 0..i, also where Nq != Nk. Excludes ``attn_mask``.
         scale: factor on QK^T. None is 1/sqrt(D); else any finite number, a 0-d tensor, or an (H,) tensor, one a head.
+            Of a tensor on a GPU it is not checked, as that would wait for it: NaN there makes its heads NaN.
         enable_gqa: allow the heads of key and of value, which may differ, to be divisors of H; each key or value head
             then serves as many consecutive query heads.
         return_lse, return_entropy: fill ``lse``, ``entropy`` of the result (float64 where the query is float64).
@@ -70,9 +71,11 @@ def attention(
             with operations of its own, inside of a functorch transform. Without statistics torch's own attention
             serves what it can of these.
     """
-    _check_impl(impl)
-    require_bool("return_lse", return_lse)
-    require_bool("return_entropy", return_entropy)
+    if impl not in IMPLS:
+        _check_impl(impl)
+    if type(return_lse) is not bool or type(return_entropy) is not bool:
+        require_bool("return_lse", return_lse)
+        require_bool("return_entropy", return_entropy)
     statistics = return_lse or return_entropy or map_keys is not None
     if attn_mask is not None:
         attn_mask, is_causal = as_causal(attn_mask, is_causal, query, key)
@@ -238,10 +241,12 @@ def _plain_scale(scale: float | Tensor | None, query: Tensor) -> float | Tensor 
         return None
     if isinstance(scale, Real):
         return float(scale)
-    if isinstance(scale, Tensor) and scale.dim() == 0:
-        if scale.device.type == "cpu" and not scale.requires_grad:
-            readable = not torch.compiler.is_compiling() and is_plain(scale) and not traced()
-            return scale.item() if readable else scale
+    if scale.device.type == "cpu" and not torch.compiler.is_compiling() and is_plain(scale) and not traced():
+        if scale.dim() == 0 and not scale.requires_grad:
+            return check_finite(scale.item())
+        if not scale.detach().isfinite().all():  # of a scale on another device, the host would have to wait for it
+            raise ValueError(f"scale must be finite, got {scale.tolist()}")
+    if scale.dim() == 0 and (scale.requires_grad or scale.device.type != "cpu"):
         return scale.to(query.device)
     return scale
 

@@ -48,6 +48,26 @@ class Parts:
         return batch if self.rows is None else batch[list(self.rows)]
 
 
+def unknown_rows(query: torch.Tensor, batch: int | None, names: Sequence[str]) -> str | None:
+    """Why it is not known which rows of an attention call are of which branch, and what to do; None where it is.
+
+    Windows of a picture, or heads, may have been made rows; a layer may be called for a part of the batch only.
+
+    batch: rows of the denoiser's batch; None where the call is not of all of them.
+    """
+    if query.dim() != 4:
+        return (
+            f"its attention call has a query of shape {tuple(query.shape)}, not (batch, heads, tokens, head_dim), as "
+            "recording needs it; record with the model's own processors, or apply without record"
+        )
+    if batch in (None, len(query)) or len(names) < 2:
+        return None
+    return (
+        f"its attention call has {len(query)} rows and the denoiser's batch {batch}: which of them are of which of "
+        f"{names} is not known; give the recorder branches=('all',) for one mean of them, or apply without record"
+    )
+
+
 class Recorder:
     """Base of what `apply(record=...)` takes.
 
@@ -85,6 +105,9 @@ class Recorder:
     ) -> None:
         """Take in what was wanted. `branches` names the parts of this batch: the recorder's own, or those found out."""
         raise NotImplementedError
+
+    def check_call(self) -> None:
+        """A call of the denoiser is over; raises where nothing of it, and so of none, fits what was asked for."""
 
     def _check_parts(self, info: CallInfo, batch: int, branches: tuple[str, ...]) -> None:
         """The branches divide the batch."""

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import ops
 from .errors import Unsupported
-from .recording import Parts, Recorder, Wish
+from .recording import Parts, Recorder, Wish, unknown_rows
 from .scale import CallInfo, Kind, Policy, TokenRatio, needs_train_tokens, resolve_scale, training_tokens
 
 _training_tokens = functools.lru_cache(maxsize=4096)(training_tokens)  # the same few in every call
@@ -49,6 +49,7 @@ class DenoiserCall:
     image_tokens, train_tokens: what every layer sees of the picture, and saw of it in training. None in a model whose
         layers see it halved more or less often: there it goes by the latent size, layer by layer.
     reference_tokens: those of the image tokens that are of other pictures; they come last.
+    batch: rows of the latents; None where they are not known.
     """
 
     step: int
@@ -57,6 +58,7 @@ class DenoiserCall:
     image_tokens: int | None = None
     train_tokens: int | None = None
     reference_tokens: int = 0
+    batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -250,6 +252,7 @@ class Router:
             raise Unroutable(
                 f"layer {place.layer!r}", [f"dropout_p={dropout_p}: attention is recorded without dropout only"]
             )
+        self._check_rows(place, query, wishes)
         # Recorders count positions of the text, which is not always first among the keys.
         offset = info.seqlen_k - info.text_tokens if place.text == "last" else 0
         keys = _cover([wish for _, wish in wishes])
@@ -281,6 +284,17 @@ class Router:
                     branches = (parts.name_of(place.sample, place.samples),)
                 recorder.record(info, used, measured, branches, running.latent_size)
         return result.out
+
+    def _check_rows(self, place: LayerCall, query: torch.Tensor, wishes: list[tuple[Recorder, Wish]]) -> None:
+        """The rows of the call are those of the denoiser's batch, or there is nothing to tell apart among them."""
+        call = getattr(self._running, "call", None)
+        if call is None:  # a layer by itself: nothing is recorded
+            return
+        batch = None if place.sample is not None else call.batch
+        for recorder, _ in wishes:
+            names = call.parts.names if recorder.branches is None else recorder.branches
+            if (reason := unknown_rows(query, batch, names)) is not None:
+                raise Unroutable(f"layer {place.layer!r}", [reason])
 
     def _wishes(self, info: CallInfo, call: DenoiserCall | None) -> list[tuple[Recorder, Wish]]:
         """Who wants what of this call."""

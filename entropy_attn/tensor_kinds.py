@@ -50,7 +50,13 @@ def is_plain(*tensors: object) -> bool:
         if kind is not Tensor and kind is not torch.nn.Parameter:
             if isinstance(t, Tensor):
                 return False
-        elif t.is_nested or _functorch.is_functorch_wrapped_tensor(t) or (forward_mode and _has_tangent(t)):
+        elif (
+            t.is_nested
+            or t.is_neg()
+            or t.layout is not torch.strided
+            or _functorch.is_functorch_wrapped_tensor(t)
+            or (forward_mode and _has_tangent(t))
+        ):
             return False
     return True
 
@@ -61,20 +67,26 @@ def traced() -> bool:
 
 
 def without_class(t: Tensor | None) -> Tensor | None:
-    """A subclass that changes nothing (only a name, or attributes) as the tensor that it is."""
-    if isinstance(t, Tensor) and type(t) is not Tensor and _changes_nothing(type(t)):
-        return t.as_subclass(Tensor)
-    return t
+    """A subclass that changes nothing (only a name, or attributes) as the tensor that it is; a negative view, such as
+    the imaginary part of a conjugate, with the signs in its memory.
+    """
+    if not isinstance(t, Tensor):
+        return t
+    if type(t) is not Tensor and _changes_nothing(type(t)):
+        t = t.as_subclass(Tensor)
+    return t.resolve_neg()
 
 
 def subclass_reasons(tensors: Mapping[str, object]) -> list[str]:
     """Why tensors cannot be computed with as memory: nested ones, and subclasses that change what operations do."""
     reasons = []
     for name, t in tensors.items():
-        if not isinstance(t, Tensor) or (type(t) is Tensor and not t.is_nested):
+        if not isinstance(t, Tensor) or (type(t) is Tensor and not t.is_nested and t.layout is torch.strided):
             continue
         if t.is_nested:
             reasons.append(f"{name} is a nested tensor: call for each part, or pad and pass an attn_mask")
+        elif t.layout is not torch.strided:
+            reasons.append(f"{name} has the layout {t.layout}: pass {name}.to_dense()")
         elif not (_changes_nothing(type(t)) or _is_traced(t)):
             kind = f"{type(t).__module__}.{type(t).__qualname__}"
             reasons.append(

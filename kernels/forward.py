@@ -139,7 +139,10 @@ def _load_queries(
 ):  # fmt: skip
     if SCHEDULE == SPECIALIZED:  # whose compiler knows no pointers, and splits only a descriptor that is made here
         queries = tl.make_tensor_descriptor(q_ptr, [seqlen_q, HEAD_DIM], [stride_qm, 1], [BLOCK_M, COLS])
-        return queries.load([start_m, OFF_D])
+        # It gives each group of warps a part of the tile, and adds where that begins to this coordinate, for whoever
+        # uses the same value. start_m is used for the rows to store as well, so this is a value of its own.
+        first_row = tl.maximum(start_m, 0)
+        return queries.load([first_row, OFF_D])
     else:
         return load_rows(q_ptr, 0, 0, start_m, stride_qm, stride_qd, seqlen_q,
                          OFF_D, BLOCK_M, COLS, HEAD_DIM, True, False, WIDE)  # fmt: skip

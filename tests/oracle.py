@@ -91,14 +91,19 @@ def logit_rounding(query: Tensor, key: Tensor, value: Tensor, **options: Any) ->
     return tuple(t.max().item() if t.numel() else 0.0 for t in moved)
 
 
-def assert_within_budget(actual: Tensor, truth: Tensor, same_dtype: Tensor, moved: float, name: str) -> None:
-    """Largest error <= 2 * the largest error of torch in the same dtype + rounding; infinities must agree."""
+def assert_within_budget(
+    actual: Tensor, truth: Tensor, same_dtype: Tensor, moved: float, name: str
+) -> tuple[float, float]:
+    """Largest error <= 2 * the largest error of torch in the same dtype + rounding; infinities must agree.
+
+    Returns ``(error, budget)``.
+    """
     assert actual.shape == truth.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(truth.shape)}"
     assert not actual.isnan().any(), f"{name}: NaN"
     infinite = truth.isinf()
     assert torch.equal(actual[infinite].double(), truth[infinite]), f"{name}: infinities differ"
     if infinite.all():
-        return
+        return 0.0, 0.0
     actual, truth, same_dtype = actual[~infinite], truth[~infinite], same_dtype[~infinite]
     rounding = moved + 2 * torch.finfo(actual.dtype).eps * max(1.0, truth.abs().max().item())
     if actual.dtype == truth.dtype:
@@ -106,20 +111,23 @@ def assert_within_budget(actual: Tensor, truth: Tensor, same_dtype: Tensor, move
     budget = 2 * (same_dtype - truth).abs().max().item() + rounding
     error = (actual - truth).abs().max().item()
     assert error <= budget, f"{name}: error {error:.3g} above the budget {budget:.3g}"
+    return error, budget
 
 
 def assert_matches_oracle(
     actual: tuple[Tensor | None, ...], query: Tensor, key: Tensor, value: Tensor, **options: Any
-) -> None:
-    """``(out, lse, entropy, map)`` within the budget; statistics that are None or missing are not compared."""
+) -> dict[str, tuple[float, float]]:
+    """``(out, lse, entropy, map)`` within the budget; statistics that are None or missing are not compared.
+
+    Returns ``(error, budget)`` of each that was.
+    """
     actual = (*actual, *(None,) * (len(NAMES) - len(actual)))
     with torch.no_grad():
         truth = attention_reference(query, key, value, **options)
         same_dtype = torch_same_dtype(query, key, value, **options)
         moved = logit_rounding(query, key, value, **options)
-    for name, a, t, s, m in zip(NAMES, actual, truth, same_dtype, moved, strict=True):
-        if a is not None:
-            assert_within_budget(a.detach(), t, s, m, name)
+    results = zip(NAMES, actual, truth, same_dtype, moved, strict=True)
+    return {name: assert_within_budget(a.detach(), t, s, m, name) for name, a, t, s, m in results if a is not None}
 
 
 @contextmanager

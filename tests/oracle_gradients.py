@@ -104,7 +104,8 @@ def gradient_rounding(
     elif mask is not None:
         mask = torch.zeros(mask.shape, dtype=torch.float64, device=mask.device).masked_fill(~mask, -math.inf)
     moved = [0.0] * len(truth)
-    for seed in range(2):
+    few = any(t.numel() <= 16 for t in truth)  # a scale's gradient: one number may move by nothing in the first draws
+    for seed in range(8 if few else 2):
         g = torch.Generator().manual_seed(seed)
         noise = unit * size * _signs(size, g) + (0 if mask is None else mask.double())
         of_row = unit * lse.abs() * _signs(lse, g)
@@ -132,12 +133,16 @@ def _signs(t: Tensor, generator: torch.Generator) -> Tensor:
 
 def assert_gradients_match(
     actual: tuple[Tensor | None, ...], query: Tensor, key: Tensor, value: Tensor, grads: dict[str, Any], **options: Any
-) -> None:
-    """Largest error <= 2 * the largest error of torch in the same dtype + rounding; what is None is not compared."""
+) -> dict[str, tuple[float, float]]:
+    """Largest error <= 2 * the largest error of torch in the same dtype + rounding; what is None is not compared.
+
+    Returns ``(error, budget)`` of each that was.
+    """
     options.setdefault("scale", None)
     truth = gradients(reference_outputs, torch.float64, query, key, value, grads, **options)
     same = gradients(same_dtype_outputs, None, query, key, value, grads, **options)
     moved = gradient_rounding(query, key, value, truth, grads, **options)
+    compared = {}
     for name, a, t, s, m in zip(RESULTS, actual, truth, same, moved, strict=False):
         if a is None:
             continue
@@ -148,3 +153,5 @@ def assert_gradients_match(
         budget = 2 * (s - t).abs().max().item() + rounding
         error = (a - t).abs().max().item()
         assert error <= budget, f"{name}: error {error:.3g} above the budget {budget:.3g}"
+        compared[name] = error, budget
+    return compared

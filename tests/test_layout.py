@@ -18,7 +18,7 @@ LAYERS = [
     {"reference", "row_blocks", "sdpa"},
     {"autograd"},
     {"ops", "scale"},
-    {"recording", "tokens", "heat", "map_files", "map_sums"},
+    {"recording", "tokens", "heat", "map_files", "map_sums", "map_checks"},
     {"recorder", "map_recorder"},
     {"router"},
     {"guidance"},

@@ -175,3 +175,40 @@ def test_gradients_of_a_mask_beside_a_tensor_scale():
     ):
         grads.append(torch.autograd.grad(r[0].float().square().sum() + r[2].float().sum(), (mask, scale)))
     torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("impl", ["sdpa", "reference", "triton"])
+@pytest.mark.parametrize("place", ["query", "key", "value", "attn_mask", "scale"])
+def test_a_negative_view_is_read_with_its_sign(place, impl, monkeypatch):
+    """The imaginary part of a conjugate: a view of memory that has the other sign."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    call = {"query": Q, "key": K, "value": V, "attn_mask": torch.randn(6, 7), "scale": torch.tensor([0.3, -0.2])}
+    negative = torch.complex(call[place], -call[place]).conj().imag
+    assert negative.is_neg()
+    for options in (EVERYTHING, {}):
+        found = ea.attention(**{**call, place: negative}, **options, impl=impl)
+        expected = ea.attention(**call, **options, impl=impl)
+        for a, b in zip(found, expected, strict=True):
+            assert (a is None and b is None) or torch.equal(a, b)
+
+
+@pytest.mark.parametrize("impl", ["auto", "sdpa", "reference", "triton"])
+def test_a_sparse_tensor_is_refused_with_the_remedy(impl):
+    for layout in ("to_sparse", "to_sparse_csr"):
+        mask = getattr(torch.eye(6, 7), layout)()
+        reason = r"attn_mask has the layout torch.sparse_\w+: pass attn_mask.to_dense\(\)"
+        refuses(reason, Q, K, V, attn_mask=mask, impl=impl)
+    refuses(r"query has the layout torch.sparse_coo", Q.to_sparse(), K, V, impl=impl)
+
+
+@pytest.mark.parametrize("impl", ["auto", "sdpa", "reference", "triton"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 10**400], ids=["nan", "inf", "large"])
+def test_a_scale_that_is_not_finite_is_refused_also_as_a_tensor(bad, impl):
+    """Torch's own attention makes zeros of it."""
+    scales = [bad]
+    if isinstance(bad, float):
+        scales += [torch.tensor(bad), torch.tensor(bad, requires_grad=True), torch.tensor([1.0, bad])]
+    for scale in scales:
+        for options in ({}, {"return_entropy": True}):
+            with pytest.raises(ValueError, match="scale must be finite"):
+                ea.attention(Q, K, V, scale=scale, **options, impl=impl)

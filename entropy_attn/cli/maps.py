@@ -67,6 +67,7 @@ def maps(
     guidance_scale: Annotated[
         float | None, typer.Option(help="Classifier-free guidance; by default 4 for shapes, else the pipeline's own.")
     ] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What not to draw.")] = None,
     csv: Annotated[Path | None, typer.Option(help="Write the maps' numbers to this .csv file too.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
@@ -98,10 +99,11 @@ def maps(
         from ..map_files import save_maps
         from ..map_recorder import MapRecorder
         from ..map_sheet import map_sheet
-        from ..pipelines import check_size, sample, train_size
+        from ..pipelines import call_options, check_size, sample, train_size
 
         wanted = wanted or train_size(pipe)
         check_size(pipe, wanted)
+        call_options(pipe, [prompt], guidance_scale=guidance_scale, negative_prompt=negative_prompt)
         if cells is None and loading.model == "shapes":  # whose objects are a few tokens wide
             cells = wanted[0] // pipe.vae_scale_factor, wanted[1] // pipe.vae_scale_factor
         mean, apart = MapRecorder(chosen, cells), MapRecorder(chosen, cells, steps=rows or None)
@@ -116,6 +118,7 @@ def maps(
                 seed=seed,
                 steps=steps,
                 guidance_scale=guidance_scale,
+                negative_prompt=negative_prompt,
                 record=[mean, apart] if rows else mean,
                 on_step=on_step,
             ),
@@ -150,6 +153,7 @@ def maps(
             "seed": seed,
             "steps": steps,
             "guidance_scale": guidance_scale,
+            "negative_prompt": negative_prompt,
             "seconds": seconds,
             "out": str(out),
             "csv": None if csv is None else str(csv),

@@ -169,9 +169,15 @@ class Handle:
         train_tokens = None
         if picture.tokens is not None and self.router.train_size is not None:
             train_tokens = self.model.picture_tokens(config, self.router.train_size, picture.frames)
-        running = DenoiserCall(step, picture.size, parts, picture.tokens, train_tokens, picture.references)
+        latents = arguments.get(self.model.latents)
+        batch = None if latents is None else len(latents)
+        running = DenoiserCall(step, picture.size, parts, picture.tokens, train_tokens, picture.references, batch)
         with self.router.denoiser_call(running):
-            return call(*args, **kwargs)
+            result = call(*args, **kwargs)
+        if self._aside is None:
+            for recorder in self.recorders:
+                recorder.check_call()
+        return result
 
     def _call_layer(self, module: AttentionLayer, call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         if not torch.compiler.is_compiling():

@@ -1,6 +1,9 @@
-"""These tests run the kernels on the GPU that is here, or in Triton's interpreter.
+"""These tests run the kernels on the GPU that is here, or in Triton's interpreter, or on an emulated card.
 
-Triton chooses its interpreter when it is imported: where TRITON_INTERPRET=1 is set (`make test`), or where no GPU is.
+    pytest tests/kernels --on interpreter    (or: gpu, sm_80, sm_89, sm_90, sm_120)
+
+Triton chooses its interpreter when it is imported: without ``--on`` where TRITON_INTERPRET=1 is set (`make test`), or
+where no GPU is.
 """
 
 from __future__ import annotations
@@ -8,19 +11,48 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from tests.lost_device import leave_if_lost
 
-if "triton" not in sys.modules and not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
+EMULATED = ("sm_80", "sm_89", "sm_90", "sm_120")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--on", choices=("interpreter", "gpu", *EMULATED), help="where tests/kernels run the kernels")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    on = config.getoption("--on", None)
+    interpreted = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+    if on == "interpreter" and not interpreted:
+        if "triton" in sys.modules:
+            raise pytest.UsageError("--on interpreter: Triton is imported already; set TRITON_INTERPRET=1")
+        os.environ["TRITON_INTERPRET"] = "1"
+    elif on is None and "triton" not in sys.modules and not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
+    elif on not in (None, "interpreter") and interpreted:
+        raise pytest.UsageError(f"--on {on}: unset TRITON_INTERPRET, with which Triton compiles nothing")
+    elif on == "gpu" and not torch.cuda.is_available():
+        raise pytest.UsageError("--on gpu: torch sees no GPU here")
+    elif on in EMULATED:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # one card at a time
 
 
 @pytest.fixture(autouse=True)
-def poisoned_outputs(monkeypatch):
-    """What the kernel does not write stays NaN."""
+def poisoned_outputs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What the kernel does not write stays NaN, on an emulated card as well."""
+    on = request.config.getoption("--on", None)
+    if on in EMULATED:
+        from ..emulation.card import emulated
+
+        with emulated(on):
+            yield
+        return
+
     from entropy_attn.kernels import arguments, launch, launch_backward, launch_maps
 
     def allocate(shape, dtype, device):
@@ -28,6 +60,7 @@ def poisoned_outputs(monkeypatch):
 
     for module in (arguments, launch, launch_backward, launch_maps):
         monkeypatch.setattr(module, "allocate", allocate)
+    yield
 
 
 @pytest.hookimpl(trylast=True)

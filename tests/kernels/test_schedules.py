@@ -12,7 +12,7 @@ import torch
 
 from entropy_attn.kernels import launch
 from entropy_attn.kernels.configs import ForwardConfig
-from entropy_attn.kernels.support import interpreting
+from entropy_attn.kernels.support import INTERPRETER, call_target, interpreting
 
 from ..oracle import make_qkv as make_qkv_on
 from .calls import DEVICE, check
@@ -29,7 +29,7 @@ def scheduled(schedule: str) -> ForwardConfig:
 @pytest.fixture
 def half():
     """The precision that the schedules are made for, on the cards that have them."""
-    if not interpreting() and torch.cuda.get_device_capability()[0] != 9:
+    if call_target(torch.empty(0, device=DEVICE)) not in (INTERPRETER, "sm_90"):
         pytest.skip("the schedules are for Hopper")
     return torch.float16
 

@@ -194,6 +194,30 @@ def test_maps_of_every_word_by_default(tiny_model, tmp_path, capsys):
     assert Image.open(tmp_path / "all.png").tobytes() != Image.open(out).tobytes()
 
 
+def test_maps_with_a_negative_prompt(tmp_path, capsys):
+    given = [
+        "maps",
+        "--prompt",
+        "a red circle",
+        "--size",
+        "64x64",
+        "--steps",
+        "2",
+        "--json",
+        "--out",
+        str(tmp_path / "a.png"),
+    ]
+    found = {}
+    for negative in ("a red circle", "a blue square", None):
+        assert main([*given, *(() if negative is None else ("--negative-prompt", negative))]) == 0
+        done = json.loads(capsys.readouterr().out)
+        assert done["negative_prompt"] == negative
+        found[negative] = [word["max"] for word in done["tokens"]]
+    assert len({tuple(values) for values in found.values()}) == 3
+    assert main([*given, "--negative-prompt", "b", "--guidance-scale", "1"]) == 2
+    assert "changes nothing at guidance_scale=1" in capsys.readouterr().err
+
+
 def test_info(capsys):
     assert main(["info", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)

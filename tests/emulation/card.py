@@ -1,0 +1,218 @@
+"""``with emulated("sm_90"):`` calls on CPU tensors take Triton's own way to a card, and its compiled PTX is run here.
+
+Triton's launcher is the real one, with a libcuda.so.1 of ours beneath it: see driver/libcuda.c.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import triton.backends.nvidia.driver as nvidia
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.runtime import _allocation, driver
+
+from entropy_attn.kernels import arguments, launch, launch_backward, launch_maps, plans, support
+from entropy_attn.kernels.configs import SHARED_MEMORY
+from entropy_attn.kernels.configs_maps import MULTIPROCESSORS
+
+from . import build, launches, tensormaps
+from .memory import Memory
+from .program import Counts, Finding, Program
+
+LAUNCHED = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_uint64, ctypes.POINTER(ctypes.c_uint), ctypes.POINTER(ctypes.c_uint), ctypes.c_uint,
+    ctypes.c_uint64, ctypes.POINTER(ctypes.c_void_p), ctypes.c_uint,
+)  # fmt: skip
+STREAM = 0xABC0
+ILLEGAL = 719  # CUDA_ERROR_LAUNCH_FAILED
+
+
+@dataclass
+class Launch:
+    """One launch that ran."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    counts: Counts
+
+
+@dataclass
+class Card:
+    """The card of one ``emulated`` block."""
+
+    target: str
+    seed: int = 0  # 0 runs warps in order; another one shuffles them
+    memory: Memory = field(default_factory=Memory)
+    launches: list[Launch] = field(default_factory=list)
+    finding: BaseException | None = None
+    current: tuple[Any, Any, tuple] | None = None  # source, metadata, arguments of the launch on its way
+    edit: Callable[[Program], Program] | None = None  # for faults that are planted
+    limit: int | None = None  # instructions of warps in one launch
+
+    @property
+    def arch(self) -> int:
+        return int(self.target.removeprefix("sm_"))
+
+    @property
+    def shared_memory(self) -> int:
+        return SHARED_MEMORY[self.target]
+
+
+_card: Card | None = None
+_functions: dict[int, str] = {}  # the driver's handle to PTX
+
+
+def card() -> Card:
+    if _card is None:
+        raise RuntimeError("no card is emulated here: use `with emulated(target):`")
+    return _card
+
+
+@functools.lru_cache(maxsize=64)
+def program(text: str) -> Program:
+    return Program(text)
+
+
+def _launched(function: int, grid: Any, block: Any, shared: int, stream: int, places: Any, attributes: int) -> int:
+    own = card()
+    try:
+        text = _functions[function]
+        made = program(text) if own.edit is None else own.edit(program(text))
+        source, metadata, arguments_ = own.current
+        values = launches.read_parameters(made.kernel, places)
+        launches.check_shape(made.kernel, block[:3], shared, own.shared_memory, attributes)
+        launches.check_arguments(made.kernel, source, metadata, arguments_, values)
+        if stream != STREAM:
+            raise launches.wrong(made.kernel, f"on stream {stream:#x} instead of the current one")
+        size = (grid[0], grid[1], grid[2])
+        counts = made.run(size, shared, values, own.memory.table(), own.seed, own.limit)
+        own.launches.append(Launch(made.kernel.name, size, counts))
+    except BaseException as error:  # nothing can be raised through C: the launcher below does it
+        own.finding = error
+        return ILLEGAL
+    return 0
+
+
+_on_launch, _on_encode = LAUNCHED(_launched), tensormaps.ENCODED(tensormaps.encode)
+
+
+@functools.cache
+def _driver_library() -> ctypes.CDLL:
+    """Ours, before anything else loads a libcuda.so.1: whoever opens that name gets it."""
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libcuda.so.1", mode=ctypes.DEFAULT_MODE | 4)  # RTLD_NOLOAD
+        raise RuntimeError("a CUDA driver is loaded in this process already: emulate in one of its own")
+    include = Path(nvidia.__file__).parent / "include"
+    path = build.library("libcuda", [build.HERE / "driver" / "libcuda.c"], [include], soname="libcuda.so.1")
+    lib = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    lib.stub_listen(_on_launch, _on_encode)
+    link = path.parent / "libcuda.so"
+    if not link.exists():
+        with contextlib.suppress(FileExistsError):
+            link.symlink_to(path.name)
+    knobs.nvidia.libcuda_path = str(path.parent)
+    knobs.runtime.kernel_load_end_hook.add(_loaded)
+    return lib
+
+
+def _loaded(module: int, function: int, name: str, metadata_group: dict[str, str], hash_: str) -> None:
+    _functions[function] = next(Path(p) for c, p in metadata_group.items() if c.endswith(".ptx")).read_text()
+
+
+class Launcher(nvidia.CudaLauncher):
+    """Triton's own, which says beforehand what it launches, and afterwards what was found."""
+
+    def __init__(self, source: Any, metadata: Any):
+        super().__init__(source, metadata)
+        self.source, self.metadata = source, metadata
+
+    def __call__(self, *all_: Any) -> None:
+        own = card()
+        own.current, own.finding = (self.source, self.metadata, all_[9:]), None
+        for argument in all_[9:]:
+            base = getattr(argument, "base", argument)
+            if isinstance(base, Tensor):
+                own.memory.add(base)
+        before = _allocation._allocator.set(own.memory.scratch)
+        try:
+            super().__call__(*all_)
+        except RuntimeError:
+            if own.finding is None:
+                raise
+        finally:
+            _allocation._allocator.reset(before)
+            own.current = None
+        if own.finding is not None:
+            raise own.finding
+
+
+class Driver(nvidia.CudaDriver):
+    """Answers for the card of the block that it is used in."""
+
+    def __init__(self) -> None:
+        self.utils, self.launcher_cls = nvidia.CudaUtils(), Launcher
+        self.get_current_device = lambda: 900 + card().arch  # compiled kernels are kept by device
+        self.set_current_device = lambda device: None
+        self.get_current_stream = lambda device: STREAM
+        self.get_device_capability = lambda device: divmod(card().arch, 10)
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", card().arch, 32)
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+
+@contextlib.contextmanager
+def emulated(
+    target: str, seed: int = 0, edit: Callable[[Program], Program] | None = None, limit: int | None = None
+) -> Iterator[Card]:
+    """CPU tensors within are on a card of this target; what they launch runs at once, and faults are raised (Finding).
+
+    ``seed`` other than 0 shuffles the order of warps; ``edit`` gives what is run in place of a launch's program; a
+    launch of more than ``limit`` instructions of warps is taken to be endless.
+    """
+    global _card
+    if build.compiler() is None:
+        pytest.skip("no C compiler: the emulated card is made of C")
+    if _card is not None:
+        raise RuntimeError(f"{_card.target} is emulated here already")
+    lib = _driver_library()
+    own = Card(target, seed, edit=edit, limit=limit)
+    lib.stub_card(own.shared_memory, MULTIPROCESSORS[target])
+    plans.forget()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(support, "_environment_reasons", lambda device: ())
+        patch.setattr(support, "_target", lambda device: target)
+        for module in (arguments, launch, launch_backward, launch_maps):
+            patch.setattr(module, "allocate", functools.partial(_poisoned, own))
+        patch.setattr(driver, "_active", Driver())
+        _card = own
+        try:
+            yield own
+        finally:
+            _card = None
+            plans.forget()
+
+
+def _poisoned(own: Card, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Outputs are NaN until somebody writes them, and reading them before is a finding."""
+    made = torch.full(shape, math.nan, dtype=dtype, device=device)
+    if not isinstance(made, FakeTensor):  # of a tracer, which asks for shape and strides
+        own.memory.add(made, written=False)
+    return made
+
+
+__all__ = ["Card", "Finding", "Launch", "card", "emulated"]

@@ -1,0 +1,166 @@
+"""One call in all its particulars: written down in a line, run on an emulated card, judged by float64."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from entropy_attn.kernels import launch, launch_backward, launch_maps, support
+from entropy_attn.kernels.configs import ForwardConfig
+
+from ..oracle import assert_matches_oracle
+from ..oracle_gradients import GRADS, assert_gradients_match, random_gradients
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+MASKS = ("none", "bool", "keys", "added", "excluding")
+LAYOUTS = ("bhnd", "bnhd", "packed", "padded", "offset")
+SCALES = ("default", "negative", "zero", "one", "heads")
+SCHEDULES = ("plain", "rotated", "specialized")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is asked of the kernels; ``str`` gives the line that ``parse`` reads."""
+
+    target: str = "sm_80"
+    dtype: str = "fp16"
+    batch: int = 1
+    heads: int = 2
+    heads_kv: int = 2
+    seqlen_q: int = 70
+    seqlen_k: int = 133
+    head_dim: int = 64
+    head_dim_v: int = 64
+    layout: str = "bhnd"
+    mask: str = "none"
+    causal: bool = False
+    scale: str = "default"
+    map_start: int = 0
+    map_stop: int = 0  # no map where it is 0
+    grads: str = ""  # names joined by +, "grad_out+grad_map"; nothing for no backward
+    schedule: str = "plain"
+    seed: int = 0
+
+    def __str__(self) -> str:
+        given = ((f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self))
+        return " ".join(f"{name}={value}" for name, value, default in given if value != default or name == "target")
+
+    @classmethod
+    def parse(cls, line: str) -> Case:
+        kinds = {f.name: type(f.default) for f in dataclasses.fields(cls)}
+        values: dict[str, Any] = {}
+        for word in line.split():
+            name, _, text = word.partition("=")
+            if name not in kinds:
+                raise ValueError(f"{name!r} is none of {', '.join(kinds)}")
+            values[name] = text == "True" if kinds[name] is bool else kinds[name](text)
+        return cls(**values)
+
+
+def tensors(case: Case) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value as the layout has them; where there are gaps, they are NaN."""
+    g = torch.Generator().manual_seed(case.seed)
+    dtype = DTYPES[case.dtype]
+    q = torch.randn(case.batch, case.heads, case.seqlen_q, case.head_dim, generator=g, dtype=torch.float64)
+    k = torch.randn(case.batch, case.heads_kv, case.seqlen_k, case.head_dim, generator=g, dtype=torch.float64)
+    v = torch.randn(case.batch, case.heads_kv, case.seqlen_k, case.head_dim_v, generator=g, dtype=torch.float64)
+    return tuple(laid_out(t.to(dtype), case.layout) for t in (q, k, v))
+
+
+def laid_out(t: Tensor, layout: str) -> Tensor:
+    batch, heads, seqlen, width = t.shape
+    if layout == "bhnd":
+        return t.contiguous()
+    if layout == "bnhd":
+        return t.transpose(1, 2).contiguous().transpose(1, 2)
+    if layout == "packed":  # one of three that lie in one tensor, as of a joint projection
+        whole = t.new_full((batch, seqlen, 3, heads, width), math.nan)
+        return whole[:, :, 1].copy_(t.transpose(1, 2)).transpose(1, 2)
+    if layout == "padded":  # rows are longer than what is used of them, and not aligned
+        return t.new_full((batch, heads, seqlen + 1, width + 3), math.nan)[:, :, :seqlen, :width].copy_(t)
+    flat = t.new_full((t.numel() + 1,), math.nan)  # starts one element behind an aligned address
+    return flat[1:].view(t.shape).copy_(t)
+
+
+def options(case: Case) -> dict[str, Any]:
+    """Mask, causality and scale as the launch functions take them."""
+    g = torch.Generator().manual_seed(case.seed + 1)
+    given: dict[str, Any] = {"is_causal": case.causal}
+    size = (1 if case.mask == "keys" else case.seqlen_q, case.seqlen_k)
+    keep = torch.rand(case.batch, 1, *size, generator=g) > 0.3
+    if case.mask in ("bool", "keys"):
+        given["attn_mask"] = keep
+    elif case.mask == "added":
+        given["attn_mask"] = torch.randn(keep.shape, generator=g).to(DTYPES[case.dtype])
+    elif case.mask == "excluding":
+        keep[..., 0, :] = False  # a row without keys
+        given["attn_mask"] = torch.zeros(keep.shape, dtype=DTYPES[case.dtype]).masked_fill(~keep, -math.inf)
+    numbers = {"negative": -0.3, "zero": 0.0, "one": torch.tensor(0.2)}
+    if case.scale == "heads":
+        given["scale"] = torch.linspace(-0.2, 0.4, case.heads)
+    elif case.scale in numbers:
+        given["scale"] = numbers[case.scale]
+    return given
+
+
+def run(case: Case) -> dict[str, tuple[float, float]]:
+    """On the card that is emulated here, or in Triton's interpreter, or on a real one: error and budget of each result.
+
+    Raises what the card finds, and an AssertionError where a result is not within its budget.
+    """
+    q, k, v = tensors(case)
+    given = options(case)
+    config = schedule(case, launch_config(case, q, k, v, given)) if case.schedule != "plain" else None
+    statistics = {"return_lse": True, "return_entropy": True}
+    map_keys = (case.map_start, case.map_stop) if case.map_stop else None
+    if map_keys is None:
+        results = launch.attention_forward(q, k, v, **given, **statistics, config=config)
+    else:
+        results = launch_maps.attention_forward_with_map(q, k, v, **given, **statistics, map_keys=map_keys)
+    grouped = {"enable_gqa": True} if case.heads != case.heads_kv else {}
+    judged = assert_matches_oracle(results, q, k, v, **given, **grouped, **({"map_keys": map_keys} if map_keys else {}))
+    if case.grads:
+        names = case.grads.split("+")
+        grads = random_gradients(q, k, v, map_keys or (0, case.seqlen_k), names, case.seed + 2)
+        needs = (True, True, True, isinstance(given.get("scale"), Tensor))
+        actual = launch_backward.attention_backward(q, k, v, *results[:3], **grads, **given, needs=needs)
+        judged |= assert_gradients_match(actual, q, k, v, grads, **given)
+    return judged
+
+
+def launch_config(case: Case, q: Tensor, k: Tensor, v: Tensor, given: dict[str, Any]) -> ForwardConfig:
+    """The table's, for the call of a case."""
+    mask, causal, scale = given.get("attn_mask"), case.causal, given.get("scale")
+    return launch.ForwardCall(q, k, v, q, None, None, mask, causal, scale, case.target).table_config()
+
+
+def schedule(case: Case, config: ForwardConfig) -> ForwardConfig:
+    """Another schedule, with tiles that its compiler can deal out to groups of warps."""
+    warps = 4 if case.schedule == "specialized" else config.num_warps
+    registers = None if case.schedule == "specialized" else config.max_registers
+    tiles = {"block_m": 128, "block_n": 64, "descriptors": True, "schedule": case.schedule}
+    return dataclasses.replace(config, **tiles, num_warps=warps, max_registers=registers)
+
+
+def refused(case: Case) -> list[str]:
+    """Why the kernels do not serve a case; nothing where they do."""
+    q, k, v = tensors(case)
+    given = options(case)
+    mask = given.get("attn_mask")
+    reasons = support.unsupported_reasons(q, k, v, attn_mask=mask, is_causal=case.causal)
+    if mask is not None and case.causal:
+        reasons.append("a mask and causality exclude each other")
+    if case.grads:
+        reasons += support.backward_unsupported(
+            case.target, case.head_dim, case.head_dim_v, q.dtype, has_mask=mask is not None,
+            has_map="grad_map" in case.grads,
+        )  # fmt: skip
+    return reasons
+
+
+__all__ = ["DTYPES", "GRADS", "LAYOUTS", "MASKS", "SCALES", "Case", "options", "refused", "run", "tensors"]

@@ -1,0 +1,117 @@
+"""Random calls: lengths, head dims, strides with gaps, masks, dtypes, options, targets.
+
+    python -m tests.emulation.fuzz --seed S --num N        on emulated cards
+    python -m tests.emulation.fuzz --repro "target=sm_90 seqlen_q=5 ..."   one of them again
+    python -m tests.emulation.fuzz --seed S --num N --on interpreter        (or: --on gpu) the same calls elsewhere
+
+A case that fails prints the line that runs it again. In the interpreter of Triton, TRITON_INTERPRET=1 has to be set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import csv
+import dataclasses
+import math
+import random
+import time
+from pathlib import Path
+
+from .cases import DTYPES, GRADS, LAYOUTS, MASKS, SCALES, Case, refused, run
+from .tables import TARGETS
+
+LENGTHS = (1, 2, 15, 16, 17, 31, 63, 64, 65, 77, 100, 127, 128, 129, 200, 256)
+SOUND = {"ok", "refused"}
+HEAD_DIMS = (16, 24, 32, 40, 64, 72, 80, 96, 128, 160, 256)
+
+
+def work(case: Case) -> int:
+    """Products of a call: how long it takes."""
+    one = case.batch * case.heads * case.seqlen_q * case.seqlen_k * (case.head_dim + case.head_dim_v)
+    return one * (4 if case.grads else 1) * (4 if case.dtype == "fp32" else 1)
+
+
+def draw(rng: random.Random, most: float = math.inf) -> Case:
+    """A call that makes sense, of no more than so much ``work``; whether the kernels serve it is for ``refused``."""
+    case = _draw(rng)
+    while work(case) > most:
+        case = _draw(rng)
+    return case
+
+
+def _draw(rng: random.Random) -> Case:
+    heads, group = rng.choice(((1, 1), (2, 1), (3, 1), (4, 2), (4, 4)))
+    head_dim, length = rng.choice(HEAD_DIMS), rng.choice(LENGTHS)
+    mask = rng.choice(("none", "none", *MASKS[1:]))
+    start = rng.randrange(length)
+    mapped = rng.random() < 0.3
+    grads = (
+        "+".join(n for n in GRADS if rng.random() < 0.5 and (mapped or n != "grad_map")) if rng.random() < 0.3 else ""
+    )
+    case = Case(
+        target=rng.choice(TARGETS), dtype=rng.choice(list(DTYPES)), batch=rng.choice((1, 1, 2)), heads=heads,
+        heads_kv=heads // group, seqlen_q=rng.choice(LENGTHS), seqlen_k=length, head_dim=head_dim,
+        head_dim_v=head_dim if rng.random() < 0.8 else rng.choice(HEAD_DIMS), layout=rng.choice(LAYOUTS), mask=mask,
+        causal=mask == "none" and rng.random() < 0.25, scale=rng.choice(SCALES), grads=grads,
+        map_start=start if mapped else 0, map_stop=rng.randrange(start, length) + 1 if mapped else 0,
+        seed=rng.randrange(10**6),
+    )  # fmt: skip
+    schedules = case.target == "sm_90" and case.layout in ("bhnd", "bnhd") and case.dtype != "fp32" and not mapped
+    if schedules and head_dim == case.head_dim_v == 64 and rng.random() < 0.5:
+        name = rng.choice(("rotated", "specialized"))
+        case = dataclasses.replace(case, schedule=name, mask="none")
+    return case
+
+
+def outcome(case: Case, on: str) -> str:
+    """ "ok", "refused: why", or what went wrong."""
+    from .card import emulated
+
+    with emulated(case.target) if on == "emulated" else contextlib.nullcontext():
+        why = refused(case)
+        if why:
+            return f"refused: {why[0]}"
+        try:
+            run(case)
+        except Exception as error:  # whatever it is, the others are to run, and its line is printed
+            return f"{type(error).__name__}: {error}"
+    return "ok"
+
+
+def sound(told: str) -> bool:
+    return told.split(":")[0] in SOUND
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--num", type=int, default=40)
+    parser.add_argument("--repro")
+    parser.add_argument("--on", choices=("emulated", "interpreter", "gpu"), default="emulated")
+    parser.add_argument("--out", type=Path, help="a CSV file for the outcome of each")
+    given = parser.parse_args()
+    seed = random.SystemRandom().randrange(10**9) if given.seed is None else given.seed
+    rng = random.Random(seed)
+    cases = [Case.parse(given.repro)] if given.repro else [draw(rng) for _ in range(given.num)]
+    print(f"seed {seed}, {len(cases)} calls", flush=True)
+    tally: collections.Counter[str] = collections.Counter()
+    started = time.time()
+    with given.out.open("w", newline="") if given.out else contextlib.nullcontext() as file:
+        writer = csv.writer(file, lineterminator="\n") if file else None
+        for case in cases:
+            result = outcome(case, given.on)
+            kind = result.split(":")[0]
+            tally[kind] += 1
+            if writer:
+                writer.writerow([case, result.split("\n")[0]])
+                file.flush()
+            if not sound(result):
+                print(f'{result}\n  again: python -m tests.emulation.fuzz --repro "{case}"', flush=True)
+    print(f"{dict(tally)}, {time.time() - started:.0f} s")
+    raise SystemExit(bool(set(tally) - SOUND))
+
+
+if __name__ == "__main__":
+    main()

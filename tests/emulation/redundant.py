@@ -1,0 +1,55 @@
+"""Why a planted fault that nothing tells changes nothing, checked on the very calls that the reason is given for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+NOT_REACHED = "not reached by these calls"
+# What orders accesses is judged by vector clocks: that nothing is found without it holds for any order of the warps.
+ORDERS = {
+    "barrier": "others order the same: no two accesses are left without an order, in any schedule",
+    "product fence": "no register of the products that follow was used since the fence before",
+    "proxy fence": "nothing was written to what the products that follow read since the fence before",
+    "arrival": "what it announces is announced by others as well",
+    "copy wait": "the copies were waited for already",
+    "product wait": "the products were waited for already",
+    "phase wait": "the phase was waited for already",
+    "product commit": "the next commit takes its products along before anyone waits",
+    "invalidation": "no mbarrier is made in its place again",
+}
+
+
+def reason(mutant: Any, cases: list[Any], tried: Callable[[list[Any], Any], str]) -> str:
+    """Empty where there is none: then the fault ought to have been found."""
+    program, index = mutant.original, mutant.index
+    if tried(cases, program.changed(index, "trap")) == "survived":
+        return NOT_REACHED
+    if mutant.kind == "predicate":
+        if tried(cases, program.changed(index, "trap guard")) == "survived":
+            return "its predicate is true for every thread of these calls"
+        return _harmless_without_guard(mutant)
+    if mutant.kind == "copy commit":
+        return _merged(mutant)
+    return ORDERS.get(mutant.kind, "")
+
+
+def _harmless_without_guard(mutant: Any) -> str:
+    op = mutant.instruction.op
+    if op.startswith("ld.shared"):
+        return "all threads may read there, and those who should not do not use it"
+    if op.startswith(("st.shared", "st.global")):
+        return "all threads store the same there"
+    if op.startswith("ld.global"):
+        return "what it reads beyond lies in the same tensor, and is masked where it is used"
+    return ""
+
+
+def _merged(mutant: Any) -> str:
+    """A commit left out joins its copies to the next group; where there is none before a wait, nobody reads them."""
+    for following in mutant.original.kernel.code[mutant.index + 1 :]:
+        if following.op == "cp.async.commit_group":
+            return "the next commit takes its copies along, and they are waited for with that group"
+        if following.op == "cp.async.wait_group":
+            break
+    return "nobody reads its copies, those of the last turn of a loop: a read before they have landed would be found"

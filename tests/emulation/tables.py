@@ -1,0 +1,84 @@
+"""The calls that run every row of the three tables of configurations, and every option, on the emulated cards."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+from entropy_attn.kernels.configs import MAX_HEAD_DIM, MIN_HEAD_DIM, forward_config
+from entropy_attn.kernels.configs_backward import backward_config, widest
+from entropy_attn.kernels.configs_maps import map_config
+
+from .cases import DTYPES, GRADS, LAYOUTS, MASKS, SCALES, Case
+
+TARGETS = ("sm_80", "sm_89", "sm_90", "sm_120")
+ALL_GRADS = "+".join(GRADS)
+STATISTICS = "+".join(GRADS[:3])
+
+
+def rows(configuration: Callable[[int], object], most: int = MAX_HEAD_DIM) -> Iterator[int]:
+    """The widest head dim of each row of a table."""
+    table = {d: configuration(d) for d in range(MIN_HEAD_DIM, most + 1, 8)}
+    yield from (d for d, row in table.items() if row != table.get(d + 8))
+
+
+def every_row(target: str) -> Iterator[Case]:
+    """One call for each row, with lengths that fill no tile, and in each dtype that the row serves."""
+    for name, dtype in DTYPES.items():
+        for mask, seqlen_k in (("none", 300), ("none", 77), ("bool", 133)):
+            options = {"seqlen_k": seqlen_k, "has_mask": mask != "none"}
+            for d in rows(lambda d: forward_config(target, d, d, dtype, **options)):  # noqa: B023  used at once
+                yield Case(target, name, head_dim=d, head_dim_v=d, seqlen_k=seqlen_k, mask=mask)
+        for mask, seqlen_k in (("none", 77), ("none", 128), ("none", 150), ("bool", 150)):
+            options = {"seqlen_k": seqlen_k, "mask_per_query": mask == "bool"}
+            for d in rows(lambda d: map_config(target, d, d, dtype, **options)):  # noqa: B023
+                yield Case(
+                    target, name, head_dim=d, head_dim_v=d, seqlen_k=seqlen_k, mask=mask, map_stop=min(77, seqlen_k)
+                )
+        for mask in ("none", "bool"):
+            most = widest(target, dtype, has_mask=mask != "none", has_map=False)
+            for d in rows(lambda d: backward_config(target, d, d, dtype, has_mask=mask != "none"), most):  # noqa: B023
+                yield Case(target, name, head_dim=d, head_dim_v=d, seqlen_k=100, mask=mask, grads=STATISTICS)
+
+
+def every_option(target: str) -> Iterator[Case]:
+    """Each option alone, some together, and lengths around the edges of a tile."""
+    for dtype in DTYPES:
+        yield from (Case(target, dtype, layout=layout, seqlen_k=200) for layout in LAYOUTS)
+        yield from (Case(target, dtype, mask=mask) for mask in MASKS[1:])
+    yield from (Case(target, scale=scale, heads=4) for scale in SCALES[1:])
+    yield from (Case(target, layout=layout, grads=STATISTICS) for layout in LAYOUTS)
+    for m, n in itertools.product((1, 127, 128, 129), (1, 63, 64, 65, 128, 129)):
+        yield Case(target, seqlen_q=m, seqlen_k=n)
+    yield from (Case(target, causal=True, seqlen_q=m, seqlen_k=n) for m, n in ((150, 200), (200, 150), (128, 128)))
+    yield Case(target, batch=2, heads=4, heads_kv=2, scale="heads", grads=ALL_GRADS, map_start=5, map_stop=70)
+    yield Case(target, heads=4, heads_kv=1, mask="excluding", grads=STATISTICS)
+    yield Case(target, head_dim=40, head_dim_v=96, map_stop=133)
+    for count in (1, 2, 3):
+        for names in itertools.combinations(GRADS, count):
+            needs = {"map_stop": 77} if "grad_map" in names else {}
+            yield Case(target, seqlen_k=77, head_dim=32, head_dim_v=32, grads="+".join(names), **needs)
+    if target == "sm_90":
+        for name, n, causal in itertools.product(("rotated", "specialized"), (1, 64, 100, 192, 320), (False, True)):
+            yield Case(target, seqlen_k=n, schedule=name, causal=causal)
+        yield Case(target, seqlen_k=192, schedule="rotated", mask="bool")
+
+
+def everything() -> Iterator[Case]:
+    for target in TARGETS:
+        yield from every_row(target)
+        yield from every_option(target)
+
+
+# What every change has to pass in a minute: each kernel, on the oldest and on the newest instructions of each kind.
+FEW = [
+    Case("sm_80", seqlen_k=200), Case("sm_90", seqlen_k=200), Case("sm_120", seqlen_k=200),
+    Case("sm_89", "bf16", head_dim=40, head_dim_v=40, layout="padded", seqlen_q=5, seqlen_k=77),
+    Case("sm_80", seqlen_k=77, map_stop=77, heads=3, heads_kv=3, mask="keys"),
+    Case("sm_90", seqlen_k=150, map_start=3, map_stop=100, causal=True),
+    Case("sm_80", seqlen_k=100, grads=STATISTICS), Case("sm_90", "bf16", seqlen_k=100, grads=STATISTICS),
+    Case("sm_90", seqlen_k=200, schedule="rotated"), Case("sm_90", seqlen_k=192, schedule="specialized"),
+    Case("sm_90", "bf16", seqlen_q=129, seqlen_k=200, causal=True, head_dim=80, head_dim_v=80, schedule="specialized"),
+    Case("sm_80", "fp32", head_dim=32, head_dim_v=32, mask="excluding"),
+    Case("sm_90", "bf16", heads=4, heads_kv=1, scale="heads", head_dim=80, head_dim_v=80, layout="packed"),
+]  # fmt: skip

@@ -1,0 +1,46 @@
+"""Compiled kernels on emulated cards against float64: a few; `make emulation` runs every row and option."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+from .card import emulated
+from .cases import Case, refused, run
+from .conftest import SEED
+from .fuzz import draw, outcome, sound
+from .tables import FEW, every_row
+
+WORK = 2e7  # of a random call, so that forty of them are done in a minute or two
+
+
+@pytest.mark.parametrize("case", FEW, ids=str)
+def test_within_the_budget(case):
+    with emulated(case.target):
+        if refused(case):
+            pytest.skip(refused(case)[0])
+        assert run(case)
+
+
+@pytest.mark.parametrize("part", range(10))
+def test_random_calls(part):
+    """With a fresh seed each time, which the run's summary names, as does the failure the case."""
+    rng = random.Random(f"{os.environ[SEED]}-{part}")
+    bad = [(case, told) for case in (draw(rng, WORK) for _ in range(4)) if not sound(told := outcome(case, "emulated"))]
+    assert not bad, "\n".join(f'{told}\npython -m tests.emulation.fuzz --repro "{case}"' for case, told in bad)
+
+
+def test_a_case_is_its_line():
+    for case in (draw(random.Random(seed)) for seed in range(200)):
+        assert Case.parse(str(case)) == case
+
+
+def test_every_row_means_every_row():
+    """The widest head dim of each row of the plain forward table is among the calls."""
+    from entropy_attn.kernels.configs import _POINTERS
+
+    for target in ("sm_80", "sm_90", "sm_120"):
+        asked = {c.head_dim for c in every_row(target) if c.dtype == "fp16" and c.seqlen_k == 77 and not c.map_stop}
+        assert {row[0] for row in _POINTERS[target]} <= asked
