@@ -11,7 +11,15 @@ NOT_YET = "not yet measured"
 LONG, LONGEST = 4096, 16_384  # tokens from which the targets hold, and at which entropy is compared with a softmax kept
 
 TARGETS_HEADER = ["on an H100, bfloat16, not causal", "wanted", "measured"]
-LAUNCH_HEADER = ["call", "p20, us", "p50, us", "p80, us", "torch's, us"]
+LAUNCH_HEADER = [
+    "call",
+    "p20, us",
+    "p50, us",
+    "p80, us",
+    "Triton's path, us",
+    "of Triton's, p50 (p20 to p80)",
+    "torch's, us",
+]
 STATIC_HEADER = [
     *("d", "schedule", "tile", "warps", "registers off / on", "instructions off / on", "exp in flight off / on"),
     *("tensor clk", "exp clk", "issue clk", "issue clk, entropy", "bound"),
@@ -92,4 +100,9 @@ def static(rows: Rows, target: str = "sm_90") -> list[list[str]]:
 
 
 def launch(rows: Rows) -> list[list[str]]:
-    return [[row["call"], row["p20_us"], row["p50_us"], row["p80_us"], row.get("torch_us") or "-"] for row in rows]
+    def line(row: dict[str, str]) -> list[str]:
+        low, middle, high = (f"{float(row[f'p{p}_of_triton']):.2f}" for p in (20, 50, 80))
+        times = [f"{float(row[name]):.0f}" for name in ("p20_us", "p50_us", "p80_us", "triton_us")]
+        return [row["call"], *times, f"{middle} ({low} to {high})", row.get("torch_us") or "-"]
+
+    return [line(row) for row in rows if row["p50_us"]]  # without those that died or hung

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import functools
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -34,7 +35,7 @@ from entropy_attn.kernels.launch import attention_forward
 from entropy_attn.kernels.measured import COLUMNS, CONFIG, FILE, KEY
 from entropy_attn.kernels.support import call_target
 
-FIELDS = (*COLUMNS[: COLUMNS.index("torch_ms")], "p20_ms", "p80_ms", "status", "chosen",
+FIELDS = (*COLUMNS[: COLUMNS.index("torch_ms")], "p20_ms", "p80_ms", "host_ms", "status", "chosen",
           *COLUMNS[COLUMNS.index("torch_ms") :])  # fmt: skip
 PROBE_SECONDS = 90
 TORCH = "torch"
@@ -88,14 +89,19 @@ def tune(
     at_risk(list(runs))
     sets = [inputs, *(case.inputs(device) for _ in range(clock.sets(inputs) - 1))]
     with torch.no_grad():
-        times = {name: quantiles(t) for name, t in interleaved(clock, runs | against, sets, failed).items()}
+        found = interleaved(clock, runs | against, sets, failed)
+    times = {name: quantiles(t) for name, t in found.items()}
+    host = {name: statistics.median(t.host) for name, t in found.items() if t.host}
     torch_ms = times.pop(TORCH)[1] if TORCH in times else None
     fastest = min(times, key=lambda config: times[config][1], default=None)
     w = case.workload
     shape = (target, w.head_dim, w.seqlen, w.seqlen_k, case.ask.task == "entropy")
     about = dict(zip(KEY, shape, strict=True)) | {"torch_ms": digits(torch_ms)}
     return [
-        about | asdict(config) | _timed(times.get(config), status.get(config, "ok")) | {"chosen": config is fastest}
+        about
+        | asdict(config)
+        | _timed(times.get(config), status.get(config, "ok"))
+        | {"host_ms": digits(host.get(config)), "chosen": config is fastest}
         for config in configs
     ]
 

@@ -81,12 +81,12 @@ def check_map_keys(map_keys: tuple[int, int] | slice | None, seqlen_k: int) -> t
     else:
         raise TypeError(f"map_keys must be None, (start, stop) or a slice, got {map_keys!r}")
     for bound in bounds:
-        if bound is not None and (isinstance(bound, bool) or not isinstance(bound, Integral)):
+        if type(bound) is int or bound is None:  # to ask whether it is Integral takes the host longer
+            continue
+        if isinstance(bound, bool) or not isinstance(bound, Integral):
             raise TypeError(f"map_keys must have integer bounds, got {map_keys!r}")
-    start, stop = (
-        default if bound is None else int(bound) + (seqlen_k if bound < 0 else 0)
-        for bound, default in zip(bounds, (0, seqlen_k), strict=True)
-    )
+    start = 0 if bounds[0] is None else int(bounds[0]) + (seqlen_k if bounds[0] < 0 else 0)
+    stop = seqlen_k if bounds[1] is None else int(bounds[1]) + (seqlen_k if bounds[1] < 0 else 0)
     if not 0 <= start < stop <= seqlen_k:
         raise ValueError(
             f"map_keys must name at least one key and none beyond the {seqlen_k} there are, got {map_keys!r}"

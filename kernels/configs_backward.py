@@ -46,7 +46,7 @@ class BackwardConfig:
     key: TileConfig  # dK and dV: a program has block_n keys and passes over the queries
     separate: bool = False  # dK and dV by programs of their own: scores once more, but half of the accumulators
 
-    @property
+    @functools.cached_property
     def rows(self) -> TileConfig:
         """The rows' values: as dQ, with half of the queries, since out and its gradient are held as well."""
         return replace(self.query, block_m=max(16, self.query.block_m // 2), num_stages=1)

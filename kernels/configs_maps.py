@@ -117,3 +117,9 @@ def heads_per_program(target: str, num_heads: int, programs: int) -> int:
     """How many heads a program adds up: all of them, unless there would be fewer programs than multiprocessors."""
     parts = min(num_heads, -(-MULTIPROCESSORS[target] // max(1, programs)))
     return -(-num_heads // max(1, parts))
+
+
+def map_programs(config: MapConfig, batch: int, parts: int, seqlen_q: int, columns: int) -> int:
+    """How many programs of the map's kernel run, for ``parts`` of the heads and so many keys of the map."""
+    blocks = -(-seqlen_q // config.block_m) * (1 if config.one_pass else -(-columns // config.block_n))
+    return batch * parts * blocks

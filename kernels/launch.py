@@ -70,17 +70,15 @@ def attention_forward(
     call = ForwardCall(query, key, value, out, lse, entropy, attn_mask, is_causal, scale, call_target(query))
     with on_device(query.device):
         if config is not None:
-            call.launch(config)
+            launch((config, *call.plan_key()), call.own(), lambda: call.launch(config))
         elif autotune:
-            from entropy_attn.kernels.autotune import tuned_config
-
-            launch(("tuned", *call.plan_key()), call.own(), lambda: call.launch(tuned_config(call)))
+            launch(("tuned", *call.plan_key()), call.own(), lambda: call.launch(call.tuned_config()))
         else:
             launch(call.plan_key(), call.own(), lambda: call.launch(call.table_config()))
     return out, lse, entropy
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # frozen, it would take the host longer to fill
 class ForwardCall:
     """One call's tensors, and the arguments that the kernels take for them."""
 
@@ -117,6 +115,12 @@ class ForwardCall:
         row = self.measured_row()
         return forward_config(**self.options()) if row is None else row.config
 
+    def tuned_config(self) -> ForwardConfig:
+        """The fastest candidate, which is measured where it is not known yet."""
+        from entropy_attn.kernels.autotune import tuned_config
+
+        return tuned_config(self)
+
     def measured_row(self) -> Measured | None:
         one_width = self.query.shape[3] == self.value.shape[3]
         plain = one_width and self.attn_mask is None and not self.is_causal
@@ -148,8 +152,8 @@ class ForwardCall:
         tensors = (layout(self.query), layout(self.key), layout(self.value), layout(self.attn_mask))
         return ("forward", *tensors, self.query.device, self.target, self.is_causal, scale, *wanted)
 
-    def launch(self, config: ForwardConfig) -> Plan | None:
-        """Launch the kernel, and return how to launch it again."""
+    def launch(self, config: ForwardConfig, own: tuple[Any, ...] | None = None) -> Plan | None:
+        """Launch the kernel, and return how to launch it again; with another ``own`` than this call's, if given."""
         from entropy_attn.kernels import forward
 
         batch, num_heads, seqlen_q, _ = self.query.shape
@@ -157,7 +161,8 @@ class ForwardCall:
         name, arguments, constants = self.arguments(config)
         kernel, options = getattr(forward, name), compile_options(config)
         scratch = config.schedule == "specialized"  # makes a descriptor on the device
-        return first_launch(kernel, programs, arguments, constants, options, self.own(), scratch)
+        own = self.own() if own is None else own
+        return first_launch(kernel, programs, arguments, constants, options, own, scratch)
 
     def arguments(self, config: ForwardConfig) -> tuple[str, list[Any], dict[str, Any]]:
         """The kernel's name, its run-time arguments in order, and its compile-time ones."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +23,11 @@ from entropy_attn.kernels.arguments import (
     tile_span,
 )
 from entropy_attn.kernels.configs_backward import ALL_CHUNKS, BackwardConfig, TileConfig, backward_config
+from entropy_attn.kernels.plans import Plan, Series, first_launch, launch, layout
 from entropy_attn.kernels.support import call_target
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+OF_VALUE, OF_GRAD_OUT = 2, 3  # places in BackwardCall.own
 
 
 def attention_backward(
@@ -61,12 +64,15 @@ def attention_backward(
     dv = allocate_like(value, value.shape[3]) if needs[2] else None
     if attn_mask is not None:
         attn_mask = attn_mask[(None,) * (4 - attn_mask.dim())]
+    grad_lse = None if grad_lse is None else grad_lse.contiguous()
+    grad_entropy, entropy = (None, None) if grad_entropy is None else (grad_entropy.contiguous(), entropy.contiguous())
+    out = None if grad_out is None else out
     call = BackwardCall(
         query, key, value, out, lse.contiguous(), entropy, grad_out, grad_lse, grad_entropy, grad_map, map_keys,
         dq, dk, dv, needs[3], attn_mask, is_causal, scale, call_target(query),
     )  # fmt: skip
     with on_device(query.device):
-        dscale = call.launch(config or call.table_config())
+        dscale = call.run(config)
     return dq, dk, dv, dscale
 
 
@@ -80,11 +86,25 @@ class Launch:
     constants: dict[str, Any]
     config: TileConfig
 
-    def run(self) -> None:
+    def run(self, own: tuple[Any, ...]) -> Plan | None:
+        """Launch the kernel, and return how to launch it again."""
         from entropy_attn.kernels import backward
 
-        options = compile_options(self.config)
-        getattr(backward, self.kernel)[(self.programs,)](*self.arguments, **self.constants, **options)
+        kernel, options = getattr(backward, self.kernel), compile_options(self.config)
+        return first_launch(kernel, self.programs, self.arguments, self.constants, options, own)
+
+
+@dataclass(frozen=True)
+class BackwardPlan:
+    """The launches of one call, in order."""
+
+    rows: Plan
+    gradients: Series
+
+    def launch(self, own: tuple[Any, ...]) -> None:
+        largest = value_max(own)
+        self.rows.launch((*own, largest))
+        self.gradients.launch((*own, row_bound(own)))
 
 
 @dataclass(frozen=True)
@@ -98,16 +118,30 @@ class Rows:
     bounds: Tensor | None  # (B, Hkv, programs), in float16: the largest |dS| that a program's rows can have
 
 
-@dataclass(frozen=True)
+def value_max(own: tuple[Any, ...]) -> Tensor | None:
+    """The largest |value| of a call's ``own``, by which float16's rows bound their |dP|."""
+    value, grad_out, bounds = own[OF_VALUE], own[OF_GRAD_OUT], own[-1]
+    if bounds is None or grad_out is None:
+        return None
+    return torch.linalg.vector_norm(value, math.inf, dtype=torch.float32)
+
+
+def row_bound(own: tuple[Any, ...]) -> Tensor | None:
+    """The largest |dS| of each key head, from what the programs of the rows' kernel found; of float16 alone."""
+    bounds = own[-1]
+    return None if bounds is None else bounds.amax(2)
+
+
+@dataclass(eq=False)  # frozen, it would take the host longer to fill
 class BackwardCall:
     """One call's tensors, and the launches that they take."""
 
     query: Tensor
     key: Tensor
     value: Tensor
-    out: Tensor | None
-    lse: Tensor
-    entropy: Tensor | None
+    out: Tensor | None  # with grad_out alone
+    lse: Tensor  # this and what else is of rows: contiguous
+    entropy: Tensor | None  # with grad_entropy alone
     grad_out: Tensor | None
     grad_lse: Tensor | None
     grad_entropy: Tensor | None
@@ -132,25 +166,57 @@ class BackwardCall:
             has_map=self.grad_map is not None,
         )
 
-    def launch(self, config: BackwardConfig) -> Tensor | None:
-        """Runs what is needed, and returns the scale's gradient."""
-        grads = (self.grad_out, self.grad_lse, self.grad_entropy, self.grad_map)
-        nothing = all(g is None for g in grads) or self.key.shape[2] == 0 or self.query.numel() == 0
-        for d in (self.dq, self.dk, self.dv):
-            if d is not None and (nothing or (d is self.dv and self.grad_out is None)):
-                d.zero_()
-        if nothing:
+    @functools.cached_property
+    def scaling(self) -> tuple[Tensor | None, float, int]:
+        """``(tensor or None, factor, stride)``"""
+        return scale_arguments(self.scale, self.query.shape[3], self.attn_mask)
+
+    def own(self, rows: Rows, parts: Tensor | None) -> tuple[Any, ...]:
+        """The values that differ between calls of one ``plan_key``; ``OF_VALUE`` and its like are places in it."""
+        read = (self.query, self.key, self.value, self.grad_out, self.out, self.lse, self.entropy, self.grad_lse)
+        read += (self.grad_entropy, self.grad_map, self.attn_mask, *self.scaling[:2])
+        written = (self.dq, self.dk, self.dv, rows.lse, rows.delta, rows.log2_l, rows.g, parts)
+        return (*read, *written, rows.bounds)
+
+    def plan_key(self, config: BackwardConfig | None) -> Hashable:
+        """All else that the table's configuration, the arguments and the compiled code depend on."""
+        scale = None if not isinstance(self.scale, Tensor) else layout(self.scale)
+        tensors = (layout(self.query), layout(self.key), layout(self.value), layout(self.attn_mask), layout(self.lse))
+        of_out = (layout(self.grad_out), layout(self.out), layout(self.grad_map), self.map_keys)
+        of_rows = (layout(self.grad_lse), layout(self.grad_entropy), layout(self.entropy))
+        needs = (self.dq is not None, self.dk is not None, self.dv is not None, self.need_dscale)
+        about = (self.query.device, self.target, config, self.is_causal, scale)
+        return ("backward", *tensors, *of_out, *of_rows, *needs, *about)
+
+    def run(self, config: BackwardConfig | None) -> Tensor | None:
+        """Runs what is needed, and returns the scale's gradient. ``config`` overrides the table's choice."""
+        no_gradient = self.grad_out is self.grad_lse is self.grad_entropy is self.grad_map is None
+        if no_gradient or self.key.shape[2] == 0 or self.query.numel() == 0:
+            for d in (self.dq, self.dk, self.dv):
+                if d is not None:
+                    d.zero_()
             return torch.zeros_like(self.scale) if self.need_dscale else None
 
-        rows = self.allocate_rows(config)
-        self.rows_launch(config, rows).run()
-        bound = None if rows.bounds is None else rows.bounds.amax(2)
-        parts = self.allocate_scale_parts(config)
-        for launch in self.gradient_launches(config, rows, bound, parts):
-            launch.run()
+        chosen = config or self.table_config()
+        rows, parts = self.allocate_rows(chosen), self.allocate_scale_parts(chosen)
+        own = self.own(rows, parts)
+        launch(self.plan_key(config), own, lambda: self.launch(chosen, rows, parts, own))
+        if self.dv is not None and self.grad_out is None:
+            self.dv.zero_()
         if parts is None:
             return None
         return parts.sum((0, 2) if self.scale.dim() else (0, 1, 2)).to(self.scale.dtype)
+
+    def launch(
+        self, config: BackwardConfig, rows: Rows, parts: Tensor | None, own: tuple[Any, ...]
+    ) -> BackwardPlan | None:
+        """Launch the kernels, and return how to launch them again."""
+        largest = value_max(own)
+        first = self.rows_launch(config, rows, largest).run((*own, largest))
+        bound = row_bound(own)
+        launches = self.gradient_launches(config, rows, bound, parts)
+        plans = [each.run((*own, bound)) for each in launches]
+        return None if first is None or None in plans else BackwardPlan(first, Series(plans))
 
     def allocate_rows(self, config: BackwardConfig) -> Rows:
         batch, num_heads, seqlen_q, _ = self.query.shape
@@ -176,26 +242,20 @@ class BackwardCall:
         blocks = -(-seqlen_q // config.query.block_m)
         return allocate((batch, num_heads, blocks), torch.float32, self.query.device)
 
-    def rows_launch(self, config: BackwardConfig, rows: Rows) -> Launch:
-        """The first kernel: what the others read for each row."""
+    def rows_launch(self, config: BackwardConfig, rows: Rows, largest: Tensor | None) -> Launch:
+        """The first kernel: what the others read for each row. ``largest``: see ``value_max``."""
         tiles = config.rows
-        value_max = None
-        if rows.bounds is not None and self.grad_out is not None:
-            value_max = torch.linalg.vector_norm(self.value, math.inf, dtype=torch.float32)
-        grad_lse, grad_entropy = (None if g is None else g.contiguous() for g in (self.grad_lse, self.grad_entropy))
-        entropy = None if grad_entropy is None else self.entropy.contiguous()
-        out = None if self.grad_out is None else self.out
-        scale, factor, scale_stride = scale_arguments(self.scale, self.query.shape[3], self.attn_mask)
-        tensors = [self.query, self.key, out, self.grad_out]
+        scale, factor, scale_stride = self.scaling
+        tensors = [self.query, self.key, self.out, self.grad_out]
         arguments = [
-            *[*tensors, self.lse, entropy, grad_lse, grad_entropy, self.grad_map, value_max],
+            *[*tensors, self.lse, self.entropy, self.grad_lse, self.grad_entropy, self.grad_map, largest],
             *[rows.lse, rows.log2_l, rows.delta, rows.g, rows.bounds, self.attn_mask, scale, factor],
             *[s for t in tensors for s in _strides(t, 4)],
             *[*_strides(self.grad_map, 3), *self.mask_strides(), scale_stride],
             *[self.query.shape[1], self.query.shape[1] // self.key.shape[1]],
             *[self.query.shape[2], self.key.shape[2], *(self.map_keys or (0, 0))],
         ]
-        constants = {**self.constants(tiles, tensors), "HAS_LSE": grad_lse is not None}
+        constants = {**self.constants(tiles, tensors), "HAS_LSE": self.grad_lse is not None}
         return Launch("attention_backward_rows", self.query_programs(tiles), arguments, constants, tiles)
 
     def gradient_launches(
@@ -240,7 +300,7 @@ class BackwardCall:
         self, rows: Rows, bound: Tensor | None, outputs: list[Tensor | None], laid_out: list[Tensor | None], *heads: int
     ) -> tuple[list[Any], list[Tensor | None]]:
         """What the two gradient kernels take alike, and the tensors whose rows they reach by pointer."""
-        scale, factor, scale_stride = scale_arguments(self.scale, self.query.shape[3], self.attn_mask)
+        scale, factor, scale_stride = self.scaling
         read = [self.query, self.key, self.value, self.grad_out]
         num_heads = self.query.shape[1]
         arguments = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +24,9 @@ from entropy_attn.kernels.arguments import (
     scale_arguments,
     tile_span,
 )
-from entropy_attn.kernels.configs_maps import MapConfig, heads_per_program, map_config
-from entropy_attn.kernels.launch import attention_forward
-from entropy_attn.kernels.plans import Plan, first_launch, launch, layout
+from entropy_attn.kernels.configs_maps import MapConfig, heads_per_program, map_config, map_programs
+from entropy_attn.kernels.launch import AUTOTUNE_VARIABLE, ForwardCall
+from entropy_attn.kernels.plans import Plan, Series, first_launch, launch, layout
 from entropy_attn.kernels.support import call_target
 
 
@@ -61,16 +62,13 @@ def attention_forward_with_map(
     batch, num_heads, seqlen_q, _ = query.shape
     columns = map_keys[1] - map_keys[0]
     given = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale}
-    if config.one_pass:
-        out = allocate_like(query, value.shape[3])
-        stats = (batch, num_heads, seqlen_q)
-        lse = allocate(stats, torch.float32, query.device) if return_lse else None
-        entropy = allocate(stats, torch.float32, query.device) if return_entropy else None
-    else:
-        in_two = mask_kind(attn_mask) == ADDED_MASK
-        out, lse, entropy = attention_forward(
-            query, key, value, **given, return_lse=True, return_entropy=return_entropy, lse_in_two=in_two
-        )
+    out = allocate_like(query, value.shape[3])
+    stats = (batch, num_heads, seqlen_q)
+    # a sweep reads lse; with an added mask in two numbers, since one keeps too little of a large one
+    in_two = (2,) if not config.one_pass and mask_kind(attn_mask) == ADDED_MASK else ()
+    with_lse = return_lse or not config.one_pass
+    lse = allocate((*stats, *in_two), torch.float32, query.device) if with_lse else None
+    entropy = allocate(stats, torch.float32, query.device) if return_entropy else None
 
     if out.numel() == 0:
         empty = allocate((batch, seqlen_q, columns), torch.float32, query.device).zero_()
@@ -87,16 +85,17 @@ def attention_forward_with_map(
     parts = allocate(shape, torch.float32, query.device)[..., :columns]
     call = MapCall(query, key, value, out, lse, entropy, parts, map_keys, heads, **given, target=target)
     with on_device(query.device):
-        if by_table:
-            launch(call.plan_key(), call.own(), lambda: call.launch(config))
-        else:
-            call.launch(config)
+        key, own = call.plan_key(), call.own()
+        tune = not config.one_pass and os.environ.get(AUTOTUNE_VARIABLE, "0") == "1"  # the forward kernel
+        if tune or not by_table:
+            key = (config, tune, *key)
+        launch(key, own, lambda: call.launch(config, own, tune))
     if return_lse and lse.dim() == 4:
         lse = lse[..., 0] * 4.0 + lse[..., 1] * math.log(2.0)
-    return out, lse if return_lse else None, entropy, parts[0] if len(parts) == 1 else parts.sum(0)
+    return out, lse if return_lse else None, entropy, parts[0] if shape[0] == 1 else parts.sum(0)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # frozen, it would take the host longer to fill
 class MapCall:
     """One call's tensors, and the arguments that the map kernels take for them."""
 
@@ -126,15 +125,27 @@ class MapCall:
         wanted = (self.lse is not None, self.entropy is not None, self.map_keys, self.heads_per_program)
         return ("map", *read, self.query.device, self.target, self.is_causal, scale, *wanted)
 
-    def launch(self, config: MapConfig) -> Plan | None:
-        """Launch the kernel, and return how to launch it again."""
+    def launch(self, config: MapConfig, own: tuple[Any, ...], tune: bool = False) -> Plan | Series | None:
+        """Launch the kernel, or the forward kernel and the sweep; and return how to launch it again."""
+        if config.one_pass:
+            return self.launch_map(config, own)
+        call = ForwardCall(
+            self.query, self.key, self.value, self.out, self.lse, self.entropy,
+            self.attn_mask, self.is_causal, self.scale, self.target,
+        )  # fmt: skip
+        call.scaling = self.scaling  # the same object, by which a plan finds the factor among its arguments
+        first = call.launch(call.tuned_config() if tune else call.table_config(), own)
+        plans = [first, self.launch_map(config, own)]
+        return None if None in plans else Series(plans)
+
+    def launch_map(self, config: MapConfig, own: tuple[Any, ...]) -> Plan | None:
         from entropy_attn.kernels import maps
 
         parts, batch, seqlen_q, columns = self.map_parts.shape
-        blocks = -(-seqlen_q // config.block_m) * (1 if config.one_pass else -(-columns // config.block_n))
+        programs = map_programs(config, batch, parts, seqlen_q, columns)
         name, arguments, constants = self.arguments(config)
         kernel, options = getattr(maps, name), compile_options(config)
-        return first_launch(kernel, batch * parts * blocks, arguments, constants, options, self.own())
+        return first_launch(kernel, programs, arguments, constants, options, own)
 
     @functools.cached_property
     def scaling(self) -> tuple[Tensor | None, float, int]:

@@ -10,17 +10,23 @@ from __future__ import annotations
 import contextvars
 import copy
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 MOST = 4096  # plans kept; who meets ever new shapes begins anew rather than grows
-_plans: dict[Hashable, Plan] = {}
+_plans: dict[Hashable, Planned | None] = {}  # None: seen before, and launched by way of the compiler each time
 
 
-def launch(key: Hashable, own: tuple[Any, ...], prepare: Callable[[], Plan | None]) -> None:
-    """Launch the plan of ``key``. Where there is none, ``prepare`` launches and returns what to keep.
+class Planned(Protocol):
+    """One launch or several."""
+
+    def launch(self, own: tuple[Any, ...]) -> None: ...
+
+
+def launch(key: Hashable, own: tuple[Any, ...], prepare: Callable[[], Planned | None]) -> None:
+    """Launch the plan of ``key``. Where there is none, ``prepare`` launches and returns what to keep, if anything.
 
     ``own`` are the values in which calls of one key differ. Where one of them stands in several places, as in attention
     of a tensor to itself, the plan finds it in all, and serves such calls alone.
@@ -32,11 +38,29 @@ def launch(key: Hashable, own: tuple[Any, ...], prepare: Callable[[], Plan | Non
     if plan is not None:
         plan.launch(own)
         return
+    if key not in _plans:
+        refuse_to_be_captured()
     made = prepare()
-    if made is not None:
-        if len(_plans) >= MOST:
-            forget()
-        _plans[key] = made
+    if len(_plans) >= MOST:
+        forget()
+    _plans[key] = made
+
+
+def refuse_to_be_captured() -> None:
+    """For a call that was not seen before.
+
+    Raises:
+        RuntimeError: where the current stream is being captured into a CUDA graph.
+    """
+    try:
+        capturing = torch.cuda.is_current_stream_capturing()
+    except RuntimeError:  # of a torch that was built without CUDA
+        return
+    if capturing:
+        raise RuntimeError(
+            "a kernel of entropy_attn is not compiled and loaded yet, and a CUDA graph is being captured: "
+            "make the same call (shapes, strides, dtypes, options) once before the capture"
+        )
 
 
 def first_launch(
@@ -59,7 +83,7 @@ def first_launch(
 
 
 def count() -> int:
-    """How many plans there are."""
+    """How many plans there are, and calls that are known to have none."""
     return len(_plans)
 
 
@@ -73,6 +97,17 @@ def layout(t: Tensor | None) -> Hashable:
     return None if t is None else (t.shape, t.stride(), t.dtype, t.data_ptr() % 16 == 0)
 
 
+class Series:
+    """Launches of the same ``own``, in order."""
+
+    def __init__(self, plans: list[Plan]):
+        self.plans = plans
+
+    def launch(self, own: tuple[Any, ...]) -> None:
+        for plan in self.plans:
+            plan.launch(own)
+
+
 class Plan:
     """A compiled kernel, its grid, and its arguments with the places where a call's own values go."""
 
@@ -80,8 +115,7 @@ class Plan:
         """``own`` are found among the arguments by identity, and as the tensors of descriptors."""
         from triton.tools.tensor_descriptor import TensorDescriptor
 
-        self.compiled, self.grid, self.arguments = compiled, (programs, 1, 1), list(arguments)
-        self.scratch = scratch
+        self.run, self.arguments, self.scratch = compiled[programs, 1, 1], list(arguments), scratch
         self.values: list[tuple[int, int]] = []  # (place, index in own)
         self.descriptors: list[tuple[int, int, Any]] = []  # (place, index in own, template)
         for place, argument in enumerate(arguments):
@@ -107,9 +141,9 @@ class Plan:
             descriptor.__dict__.update(template.__dict__)
             descriptor.base = own[index]
         if self.scratch:
-            _with_scratch(lambda: self.compiled[self.grid](*arguments))
+            _with_scratch(lambda: self.run(*arguments))
         else:
-            self.compiled[self.grid](*arguments)
+            self.run(*arguments)
 
 
 def _with_scratch(run: Callable[[], Any]) -> Any:

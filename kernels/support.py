@@ -11,10 +11,12 @@ from torch import Tensor
 
 from entropy_attn.kernels.configs import INTERPRETER, MAX_HEAD_DIM, MIN_HEAD_DIM
 from entropy_attn.kernels.configs_backward import widest
+from entropy_attn.kernels.configs_maps import heads_per_program, map_config, map_programs
 from entropy_attn.tracing import constant_in_graphs
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-MAX_PROGRAMS = 2**31 - 1
+MAX_PROGRAMS = 2**31 - 1  # of a grid's first axis, the only one that the kernels use
+LEAST_BLOCK = 16  # queries or keys a program: the fewest of any configuration
 MAX_SCALE = 1e15  # times the largest product of float16 vectors it stays below what marks excluded keys
 MAX_SEQLEN = 2**30  # block starts and lengths are 32-bit integers in the kernel
 
@@ -89,18 +91,42 @@ def unsupported_reasons(
         reasons.append(f"scale {scale} is beyond {MAX_SCALE:.0e}, where logits leave the range of float32")
     if max(query.shape[2], key.shape[2]) > MAX_SEQLEN:
         reasons.append(f"more than {MAX_SEQLEN} tokens: query has {query.shape[2]}, key {key.shape[2]}")
-    elif query.shape[0] * query.shape[1] * -(-query.shape[2] // 16) > MAX_PROGRAMS:
+    elif query.shape[0] * query.shape[1] * -(-query.shape[2] // LEAST_BLOCK) > MAX_PROGRAMS:
         reasons.append(f"query of shape {tuple(query.shape)} needs more than {MAX_PROGRAMS} programs")
+    elif map_keys is not None and not reasons:
+        reasons += _map_grid_reasons(query, key, value, attn_mask, map_keys)
     differentiable = (query, key, value, scale, attn_mask)
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in differentiable):
-        reasons += _gradient_reasons(query, value, attn_mask, map_keys)
+        reasons += _gradient_reasons(query, key, value, attn_mask, map_keys)
     return reasons
 
 
+def _map_grid_reasons(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, map_keys: tuple[int, int]
+) -> list[str]:
+    """Of a call whose map alone could need more programs than a grid has: at most one for each head and small tile."""
+    batch, num_heads, seqlen_q, head_dim = query.shape
+    columns = map_keys[1] - map_keys[0]
+    if batch * num_heads * -(-seqlen_q // LEAST_BLOCK) * -(-columns // LEAST_BLOCK) <= MAX_PROGRAMS:
+        return []
+    per_query = attn_mask is not None and attn_mask.dim() > 1 and attn_mask.shape[-2] > 1
+    target, widths = call_target(query), (head_dim, value.shape[3])
+    config = map_config(target, *widths, query.dtype, seqlen_k=key.shape[2], mask_per_query=per_query)
+    heads = heads_per_program(target, num_heads, map_programs(config, batch, 1, seqlen_q, columns))
+    if map_programs(config, batch, -(-num_heads // heads), seqlen_q, columns) <= MAX_PROGRAMS:
+        return []
+    return [
+        f"map_keys {map_keys} of query with shape {tuple(query.shape)} needs more than {MAX_PROGRAMS} programs: "
+        "ask for fewer keys or queries a call"
+    ]
+
+
 def _gradient_reasons(
-    query: Tensor, value: Tensor, attn_mask: Tensor | None, map_keys: tuple[int, int] | None
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, map_keys: tuple[int, int] | None
 ) -> list[str]:
     reasons = []
+    if key.shape[0] * key.shape[1] * -(-key.shape[2] // LEAST_BLOCK) > MAX_PROGRAMS:
+        reasons.append(f"the gradient of key with shape {tuple(key.shape)} needs more than {MAX_PROGRAMS} programs")
     if attn_mask is not None and attn_mask.requires_grad:
         reasons.append(
             'a gradient is asked for attn_mask, which the kernels do not give: use attn_mask.detach(), or impl="sdpa"'

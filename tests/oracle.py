@@ -76,19 +76,41 @@ def logit_rounding(query: Tensor, key: Tensor, value: Tensor, **options: Any) ->
     from the truth, a change d of logit j moves out by P_j (v_j - out) d, lse by P_j d, entropy by P_j (H + ln P_j) d,
     and the P_i of a map by P_i (1_ij - P_j) d.
     """
-    eye = torch.eye(key.shape[2], dtype=torch.float64, device=key.device).expand(*key.shape[:2], -1, -1)
-    p, _, entropy, _ = attention_reference(query, key, eye, **options)  # with V = 1 the output is P: [B, H, Nq, Nk]
-    group = query.shape[1] // key.shape[1]
-    k, v = (t.double().repeat_interleave(group, dim=1) for t in (key, value))
-    scale = options.get("scale")
+    # A head at a time, whose map is its P: the whole of it would hold the memory of all heads, or a matrix of the keys.
+    by_head = [_logit_rounding_of(h, query, key, value, **options) for h in range(query.shape[1])]
+    *largest, of_map = zip(*by_head, strict=True)
+    return *(max(each) for each in largest), _largest(sum(of_map) / query.shape[1])
+
+
+def _logit_rounding_of(
+    head: int, query: Tensor, key: Tensor, value: Tensor, **options: Any
+) -> tuple[float, float, float, Tensor]:
+    """The same of one head; for the map what every element moves by, since heads are averaged there."""
+
+    def pick(t: Tensor) -> Tensor:
+        return t[:, head * t.shape[1] // query.shape[1]][:, None]
+
+    q, k, v = map(pick, (query, key, value))
+    mask, scale = options.get("attn_mask"), options.get("scale")
+    if mask is not None and mask.dim() > 2 and mask.shape[-3] > 1:
+        mask = mask[..., head : head + 1, :, :]
+    if isinstance(scale, Tensor) and scale.dim():
+        scale = scale[head]
+    given = {**options, "attn_mask": mask, "scale": scale, "enable_gqa": False, "map_keys": (0, key.shape[2])}
+    out, _, entropy, p = attention_reference(q, k, v, **given)
+    out, entropy = out[:, 0], entropy[:, 0]  # p is [B, Nq, Nk]
+    q, k, v = (t[:, 0].double() for t in (q, k, v))
     scale = torch.as_tensor(query.shape[-1] ** -0.5 if scale is None else scale).abs()
     unit = torch.finfo(torch.promote_types(query.dtype, torch.float32)).eps / 2
-    change = p * unit * (query.double().abs() @ k.abs().mT) * (scale[:, None, None] if scale.dim() else scale)
-    of_out = change @ v.abs() + change.sum(-1, keepdim=True) * (p @ v).abs()
-    of_entropy = change * (entropy[..., None] + p.clamp_min(1e-300).log()).abs()
-    of_map = (change + p * change.sum(-1, keepdim=True)).mean(1)
-    moved = of_out, change.sum(-1), of_entropy.sum(-1), of_map
-    return tuple(t.max().item() if t.numel() else 0.0 for t in moved)
+    change = p * unit * (q.abs() @ k.abs().mT) * scale
+    total = change.sum(-1, keepdim=True)
+    of_out = change @ v.abs() + total * out.abs()
+    of_entropy = (change * (entropy[..., None] + p.clamp_min(1e-300).log()).abs()).sum(-1)
+    return _largest(of_out), _largest(total), _largest(of_entropy), change + p * total
+
+
+def _largest(t: Tensor) -> float:
+    return t.max().item() if t.numel() else 0.0
 
 
 def assert_within_budget(

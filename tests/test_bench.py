@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import inspect
-import itertools
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from entropy_attn.bench import implementations, timing
+from entropy_attn.bench import implementations
 from entropy_attn.bench import measure as measuring
 from entropy_attn.bench.cases import Case, cases
 from entropy_attn.bench.contract import Ask, Implementation
@@ -173,37 +170,6 @@ def test_turns_are_taken_in_both_orders():
     errors = {}
     times = interleaved(OneRun(), {"good": print, "bad": fails}, [""], errors.__setitem__)
     assert list(times) == ["good"] and str(errors["bad"]) == "later"
-
-
-def test_the_clock_of_a_card(monkeypatch):
-    """What it asks of torch.cuda, with a card that is none: the cache is overwritten before each pair of events."""
-    log = []
-
-    class Event:
-        def __init__(self, enable_timing):
-            assert enable_timing
-
-        def record(self):
-            log.append("event")
-
-        def elapsed_time(self, end):
-            return 0.5
-
-    card = SimpleNamespace(L2_cache_size=3 * 2**20)
-    fakes = {"Event": Event, "device": lambda device: contextlib.nullcontext(), "synchronize": lambda device: None,
-             "get_device_properties": lambda device: card, "mem_get_info": lambda device: (2**30, 2**31)}  # fmt: skip
-    for name, fake in fakes.items():
-        monkeypatch.setattr(torch.cuda, name, fake)
-    monkeypatch.setattr(timing, "FLUSH_BYTES", 1)
-    clock, one = timing.CudaClock(CPU), of(JOINT).inputs(CPU)
-    assert clock._flush.nbytes == 2 * card.L2_cache_size
-    assert (
-        clock.sets(one) == timing.MAX_SETS and clock.sets(of(next(sweep([64], [1024], tokens=4096))).inputs(CPU)) == 2
-    )
-    monkeypatch.setattr(clock, "_flush", SimpleNamespace(zero_=lambda: log.append("flush")))
-    assert clock.runs(log.append, ["first", "second"], 3) == [0.5] * 3
-    turns = [["flush", "event", inputs, "event"] for inputs in ("first", "second", "first")]
-    assert log == list(itertools.chain(*turns))
 
 
 def test_what_nvidia_smi_says(monkeypatch):

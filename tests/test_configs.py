@@ -70,3 +70,13 @@ def test_an_unknown_target_is_refused():
 def test_padding_instead_of_splitting():
     assert ForwardConfig(128, 128, 8, 2, split_d=False).chunks(160) == (256, 0, 0)
     assert ForwardConfig(128, 128, 8, 2, max_chunk=128).chunks(256) == (128, 128, 0)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("head_dim", [40, 128, 160])
+def test_how_many_candidates_there_are(target, head_dim):
+    """float32 has no neighbours; what tests/gpu asks of a card, that two ran, holds where there are two."""
+    for dtype, least in ((torch.float16, 4), (torch.bfloat16, 4), (torch.float32, 1)):
+        candidates = forward_candidates(target, head_dim, head_dim, dtype, seqlen_k=333)
+        assert len(set(candidates)) == len(candidates) >= least
+        assert dtype != torch.float32 or len(candidates) == 1

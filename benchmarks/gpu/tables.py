@@ -93,15 +93,19 @@ class Smoke:
 class Launch:
     """Of every call in bursts; see launch.py."""
 
-    fields = ("call", "p20_us", "p50_us", "p80_us", "torch_us", "ratio", "driver_part", *measuring.MACHINE, "status")
+    fields = (
+        "call", "p20_us", "p50_us", "p80_us", "triton_us", "p20_of_triton", "p50_of_triton", "p80_of_triton", "torch_us",
+        "ratio", "driver_part", *measuring.MACHINE, "status",
+    )  # fmt: skip
 
     def __init__(self, device: Device, commit: str | None):
         self.device = device
-        self.about = {"driver_part": "stood in for" if device.emulated else "included", **device.about(commit)}
+        self.about = {"driver_part": "left out" if device.emulated else "included", **device.about(commit)}
         tokens, self.rounds = (16, 2) if device.emulated else (256, 40)
         self.calls = launch.calls(tokens, device.where, "triton")
         if device.emulated:
             self.calls = dict(list(self.calls.items())[:1])
+            launch.BURST = 1
 
     def cases(self) -> dict[str, Row]:
         return {name: {"call": name} for name in self.calls}
@@ -109,7 +113,9 @@ class Launch:
     def measure(self, key: str, skip: list[Row], at: At) -> list[Row]:
         ours, torchs = self.calls[key]
         with torch.no_grad():
-            return [launch.measure(key, ours, torchs, self.rounds, self.device.wait) | {"status": "ok"}]
+            return [
+                launch.measure(key, ours, torchs, self.rounds, self.device.wait, time.perf_counter) | {"status": "ok"}
+            ]
 
 
 class Tuning:
@@ -121,7 +127,9 @@ class Tuning:
         about = device.about(commit)
         self.device, self.dtype = device, torch.bfloat16
         self.about = {name: about[name] for name in ("device", "triton", "torch", "commit", "date")}
-        shapes = [SMALL] if device.emulated else [*sweep(HEAD_DIMS, LENGTHS), *tune.cross(HEAD_DIMS)]
+        shapes = (
+            sweep([64], [128], tokens=128) if device.emulated else [*sweep(HEAD_DIMS, LENGTHS), *tune.cross(HEAD_DIMS)]
+        )
         self.known: dict[str, tuple[Case, list[Any], Row]] = {}
         for workload in shapes:
             for task in ("plain",) if device.emulated else ("plain", "entropy"):
@@ -130,6 +138,7 @@ class Tuning:
                     configs = tune.candidates(device.target, workload, self.dtype, [schedule])
                     shape = (device.target, workload.head_dim, workload.seqlen, workload.seqlen_k, task == "entropy")
                     about_case = dict(zip(KEY, shape, strict=True)) | {"schedule": schedule}
+                    configs = configs[:2] if device.emulated else configs
                     if configs:
                         self.known[f"{case.label}, {schedule}"] = (case, configs, about_case)
         self.clock = device.clock()

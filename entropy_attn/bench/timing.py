@@ -1,21 +1,24 @@
 """Clocks: CUDA events with a cold cache, or perf_counter on the CPU. Implementations take turns, in both orders.
 
-On a GPU the level-2 cache is overwritten before every run and the inputs rotate through more memory than it holds.
+On a GPU the level-2 cache is overwritten before every run and the inputs rotate through more memory than it holds; the
+GPU starts when the host has queued the run as a whole, so that the host's time is none of its, and is told apart.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from entropy_attn.bench.cases import Inputs
+from entropy_attn.kernels.stopwatch import Stopwatch
 
 ROUNDS = 4  # even, so that each order of turns is had equally often
 MAX_RUNS = 100  # of one implementation in one round
@@ -25,6 +28,18 @@ FLUSH_BYTES = 256 * 2**20  # at least; beyond twice the cache of any card so far
 QUANTILES = (0.2, 0.5, 0.8)
 
 Run = Callable[[Inputs], Any]
+
+
+class Times(list[float]):
+    """Milliseconds of runs, and in ``host`` how long each kept the host, where that is not the same."""
+
+    def __init__(self, times: Iterable[float] = (), host: Iterable[float] = ()):
+        super().__init__(times)
+        self.host = list(host)
+
+    def add(self, others: Times) -> None:
+        self += others
+        self.host += others.host
 
 
 class CudaClock:
@@ -43,17 +58,13 @@ class CudaClock:
         wanted = math.ceil(2 * self.cache / one.bytes)
         return max(1, min(MAX_SETS, max(2, wanted), free // (8 * one.bytes)))
 
-    def runs(self, run: Run, sets: Sequence[Inputs], count: int) -> list[float]:
+    def runs(self, run: Run, sets: Sequence[Inputs], count: int) -> Times:
         """Milliseconds of each of ``count`` runs."""
+        rotating = itertools.cycle(sets)
         with torch.cuda.device(self.device):
-            pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(count)]
-            for i, (start, end) in enumerate(pairs):
-                self._flush.zero_()
-                start.record()
-                run(sets[i % len(sets)])
-                end.record()
-            torch.cuda.synchronize(self.device)
-            return [start.elapsed_time(end) for start, end in pairs]
+            watch = Stopwatch(lambda: run(next(rotating)), before=self._flush.zero_)
+            timings = [watch.time() for _ in range(count)]
+        return Times((t.gpu for t in timings), (t.host for t in timings))
 
     def peak_mib(self, run: Run, one: Inputs) -> float:
         """MiB that a run adds to what is allocated."""
@@ -81,8 +92,8 @@ class CpuClock:
     def sets(self, one: Inputs) -> int:
         return 2
 
-    def runs(self, run: Run, sets: Sequence[Inputs], count: int) -> list[float]:
-        times = []
+    def runs(self, run: Run, sets: Sequence[Inputs], count: int) -> Times:
+        times = Times()
         for i in range(count):
             start = time.perf_counter()
             run(sets[i % len(sets)])
@@ -127,12 +138,12 @@ def interleaved(
     sets: Sequence[Inputs],
     on_error: Callable[[str, Exception], None],
     halfway: Callable[[], None] | None = None,
-) -> dict[str, list[float]]:
+) -> dict[str, Times]:
     """Milliseconds of every run of each; what fails is told to ``on_error`` and takes no more turns.
 
     ``halfway`` is called between two rounds, when the device is warm.
     """
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    times = {name: Times() for name in runs}
     counts: dict[str, int] = {}
     for turn in range(-1, ROUNDS):  # the first warms up, and says how many runs fill a round
         if halfway and turn == ROUNDS // 2:
@@ -145,7 +156,7 @@ def interleaved(
                         once = clock.runs(runs[name], sets, clock.warmups)[-1]
                     counts[name] = max(1, min(MAX_RUNS, round(clock.round_ms / max(once, 1e-3))))
                 else:
-                    times[name] += clock.runs(runs[name], sets, counts[name])
+                    times[name].add(clock.runs(runs[name], sets, counts[name]))
                 continue
             except Exception as error:
                 on_error(name, error)

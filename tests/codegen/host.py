@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from entropy_attn.kernels import forward, maps, plans, support
+from entropy_attn.kernels import backward, forward, maps, plans, support
 
 DEVICE = 97  # Triton keeps compiled kernels by device: these belong to no other
 
@@ -105,6 +106,42 @@ def _seen(argument: Any) -> Any:
     return argument
 
 
+def launched(launches: list[Launched], call: Callable[[], object], given: Iterable[Any]) -> list[Launched]:
+    """Of one call: all but the addresses of what it allocated, which go by the order in which they are met.
+
+    ``given``: the tensors whose addresses are the caller's.
+    """
+    launches.clear()
+    kept = call()  # else an address could be met twice
+    addresses = {t.data_ptr() for t in given if isinstance(t, Tensor)}
+    met: dict[int, int] = {}
+
+    def named(argument: Any) -> Any:
+        if not isinstance(argument, tuple) or argument[0] != "tensor" or argument[1] in addresses:
+            return argument
+        return ("allocated", met.setdefault(argument[1], len(met)), argument[2])
+
+    found = [Launched(each.specialised_on, each.grid, tuple(map(named, each.arguments))) for each in launches]
+    del kept
+    return found
+
+
+def host_calls(call: Callable[[], object]) -> int:
+    """Calls of functions, Python's and C's, of one call: a count is the same on every machine."""
+    calls = 0
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
 @contextlib.contextmanager
 def recorded(target: str = "sm_90", keep: bool = True) -> Iterator[list[Launched]]:
     """CPU tensors launch as on ``target``, and nothing runs: outputs stay as they were allocated.
@@ -130,6 +167,6 @@ def recorded(target: str = "sm_90", keep: bool = True) -> Iterator[list[Launched
             yield launches
         finally:
             plans.forget()
-            for kernel in (*vars(forward).values(), *vars(maps).values()):
+            for kernel in (*vars(forward).values(), *vars(maps).values(), *vars(backward).values()):
                 if isinstance(kernel, JITFunction):
                     kernel.device_caches.pop(DEVICE, None)

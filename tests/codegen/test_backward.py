@@ -7,7 +7,7 @@ import functools
 import pytest
 import torch
 
-from entropy_attn.kernels import backward
+from entropy_attn.kernels import backward, launch_backward
 from entropy_attn.kernels.arguments import compile_options
 from entropy_attn.kernels.configs import TARGETS
 from entropy_attn.kernels.configs_backward import ALL_CHUNKS, backward_config
@@ -70,7 +70,8 @@ def launches(call: BackwardCall, part: str) -> list[Launch]:
     rows = call.allocate_rows(config)
     bound = None if rows.bounds is None else rows.bounds[..., 0]
     parts = call.allocate_scale_parts(config)
-    found = [call.rows_launch(config, rows), *call.gradient_launches(config, rows, bound, parts)]
+    largest = launch_backward.value_max(call.own(rows, parts))
+    found = [call.rows_launch(config, rows, largest), *call.gradient_launches(config, rows, bound, parts)]
     kernels = {"query": ("attention_backward_rows", "attention_backward_query"), "key": ("attention_backward_key",)}
     needs = ("NEED_DQ", "NEED_DK", "NEED_DV")
     return [

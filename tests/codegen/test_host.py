@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +11,15 @@ import torch
 from torch import Tensor
 
 import entropy_attn as ea
-from entropy_attn.kernels import plans
+from entropy_attn.kernels import launch, plans
+from entropy_attn.kernels.configs import ForwardConfig, forward_candidates, forward_config
+from entropy_attn.kernels.configs_maps import MapConfig, map_config
+from entropy_attn.kernels.launch import attention_forward
+from entropy_attn.kernels.launch_backward import attention_backward
+from entropy_attn.kernels.launch_maps import attention_forward_with_map
 
-from .host import Launched, recorded
+from . import host
+from .host import Launched, host_calls, recorded
 
 
 def tensors(
@@ -77,16 +83,9 @@ def without_gradients():
 
 
 def launched(launches: list[Launched], inputs: tuple[Tensor, ...], options: dict[str, Any]) -> list[Launched]:
-    """Of one call: all but the addresses of what it allocated, which is told by not being among its inputs."""
-    launches.clear()
-    ea.attention(*inputs, **options, impl="triton")
-    given = {t.data_ptr() for t in (*inputs, *options.values()) if isinstance(t, Tensor)}
-
-    def named(argument: Any) -> Any:
-        allocated = isinstance(argument, tuple) and argument[0] == "tensor" and argument[1] not in given
-        return ("allocated", argument[2]) if allocated else argument
-
-    return [Launched(each.specialised_on, each.grid, tuple(map(named, each.arguments))) for each in launches]
+    return host.launched(
+        launches, lambda: ea.attention(*inputs, **options, impl="triton"), (*inputs, *options.values())
+    )
 
 
 def test_a_plan_launches_what_the_compilers_path_does(monkeypatch):
@@ -152,22 +151,110 @@ def test_plans_are_bounded(monkeypatch):
             assert plans.count() <= 3
 
 
-@pytest.mark.parametrize(("name", "most"), [("plain", 118), ("entropy", 120), ("short keys", 114), ("map", 140)])
+@pytest.mark.parametrize(("name", "most"), [("plain", 118), ("entropy", 120), ("short keys", 114), ("map", 120)])
 def test_a_call_seen_before_costs_the_host_little(name, most):
-    """Calls of functions, Python's and C's, of one ``attention``: a count is the same on every machine."""
+    """Counted in calls of functions, Python's and C's."""
     with recorded(keep=False):
         inputs, options = CALLS[name]()
         for _ in range(2):
             ea.attention(*inputs, **options, impl="triton")
-        calls = 0
+        assert host_calls(functools.partial(ea.attention, *inputs, **options, impl="triton")) <= most
 
-        def count(frame: Any, event: str, argument: Any) -> None:
-            nonlocal calls
-            calls += event in ("call", "c_call")
 
-        sys.setprofile(count)
-        try:
-            ea.attention(*inputs, **options, impl="triton")
-        finally:
-            sys.setprofile(None)
-    assert calls <= most
+def test_calls_with_a_configuration_have_plans(monkeypatch):
+    """Of their own, for each configuration; and they cost the host no more, since kernels are timed by them."""
+    inputs = tensors(2, 8, 256, 256, 64)
+    configs = forward_candidates("sm_90", 64, 64, torch.float16, seqlen_k=256)
+    assert len({c.schedule for c in configs}) == 3
+    with recorded() as launches:
+
+        def seen(config: ForwardConfig) -> list[Launched]:
+            return host.launched(launches, lambda: attention_forward(*inputs, config=config), inputs)
+
+        first = [seen(config) for config in configs]
+        assert plans.count() == len(configs)
+        assert [seen(config) for config in configs] == first and plans.count() == len(configs)
+        assert len({str(each) for each in first}) >= len(configs) - 1  # two split no head dim of 64
+        attention_forward(*inputs)
+        assert plans.count() == len(configs) + 1
+    with recorded(keep=False):
+        for config in configs * 2:
+            calls = host_calls(functools.partial(attention_forward, *inputs, config=config))
+            by_table = host_calls(functools.partial(attention_forward, *inputs))
+        assert calls <= by_table + 4, (calls, by_table)  # the configuration's hash
+
+
+MAPS = (map_config("sm_90", 64, 64, torch.float16, seqlen_k=77), MapConfig(64, (64, 0), 4, 2, one_pass=False))
+
+
+@pytest.mark.parametrize("config", MAPS, ids=["one pass", "two"])
+def test_maps_with_a_configuration_have_plans(config):
+    inputs = tensors(2, 8, 256, 77, 64)
+    with recorded() as launches:
+
+        def seen(**options: Any) -> list[Launched]:
+            call = lambda: attention_forward_with_map(*inputs, map_keys=(0, 77), **options)  # noqa: E731
+            return host.launched(launches, call, inputs)
+
+        first, by_table = seen(config=config), seen()
+        assert len(first) == (1 if config.one_pass else 2) and plans.count() == 2
+        assert (seen(config=config), seen()) == (first, by_table) and plans.count() == 2
+
+
+def every_pass() -> dict[str, Callable[[], object]]:
+    """A call of each, with new tensors."""
+    q, k, v = tensors(2, 8, 256, 256, 64)
+    text = tensors(2, 8, 256, 77, 64)
+    rows = torch.randn(2, 8, 256)
+    return {
+        "forward": lambda: ea.attention(q, k, v, impl="triton"),
+        "configuration": lambda: attention_forward(q, k, v, config=forward_config("sm_90", 64, 64, q.dtype)),
+        "map": lambda: ea.attention(*text, map_keys=(0, 77), impl="triton"),
+        "map after the forward": lambda: ea.attention(q, k, v, map_keys=(0, 77), return_lse=True, impl="triton"),
+        "backward": lambda: attention_backward(q, k, v, q, rows, None, grad_out=q),
+        "map's backward": lambda: attention_backward(
+            q, k, v, None, rows, None, grad_map=torch.ones(2, 256, 9), map_keys=(0, 9)
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", every_pass())
+def test_only_a_call_seen_before_can_be_captured(monkeypatch, name):
+    """Compiling and loading a kernel inside of a capture would break it; nothing is launched before that is told."""
+    with recorded() as launches:
+        ea.attention(*tensors(2, 8, 256, 256, 64), return_lse=True, impl="triton")  # what a map's forward is as well
+        launches.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+            with pytest.raises(RuntimeError, match=r"call .*once before the capture"):
+                every_pass()[name]()
+        assert launches == []
+        every_pass()[name]()
+        launches.clear()
+        asked = []
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: asked.append(1) or True)
+        every_pass()[name]()
+        assert launches and asked == []
+
+
+def test_a_failed_first_call_is_no_call_seen_before(monkeypatch):
+    inputs = tensors(2, 8, 256, 256, 64)
+    with recorded():
+        with monkeypatch.context() as patch:
+            patch.setattr(launch, "first_launch", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                attention_forward(*inputs)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        with pytest.raises(RuntimeError, match="once before the capture"):
+            attention_forward(*inputs)
+
+
+def test_kernels_without_plans_are_captured_after_their_first_call(monkeypatch):
+    """As on AMD, where the compiler's own path is taken each time."""
+    monkeypatch.setattr(torch.version, "hip", "6.2")
+    inputs = tensors(2, 8, 256, 256, 64)
+    with recorded() as launches:
+        attention_forward(*inputs)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        attention_forward(*inputs)
+        assert len(launches) == 2 and list(plans._plans.values()) == [None]

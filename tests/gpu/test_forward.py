@@ -44,6 +44,7 @@ def test_long_sequences(head_dim, dtype, impl):
         assert_rows_match(actual, q, k, v, 1, 3, rows)
 
 
+@pytest.mark.xdist_group("memory")  # one at a time: each takes gigabytes
 @pytest.mark.parametrize("seqlen", [16_384, 65_536])
 def test_very_long_sequences(seqlen):
     q, k, v = (randn(1, 2, seqlen, 64, dtype=torch.bfloat16) for _ in range(3))
@@ -55,6 +56,7 @@ def test_more_heads_than_a_grid_axis_takes():
     assert_matches_oracle(ea.attention(q, k, v, **ALL, impl="triton"), q, k, v)
 
 
+@pytest.mark.xdist_group("memory")
 @pytest.mark.parametrize("large", ["queries", "keys"])
 def test_tensors_beyond_two_to_the_31_elements(large):
     lengths = (65_537, 77) if large == "queries" else (40, 65_537)
@@ -80,7 +82,7 @@ def test_every_candidate_of_autotuning_is_right(head_dim, dtype):
             continue
         assert_matches_oracle(actual, q, k, v)
         ran += 1
-    assert ran >= 2
+    assert ran >= min(2, len(candidates))  # float32 has one, which must run
 
 
 def test_autotuning_measures_once(tmp_path, monkeypatch):

@@ -1,0 +1,39 @@
+"""The benchmark of the host's part: Triton's launcher is the real one, and both paths get to the driver."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+build = pytest.importorskip("tests.emulation.build")
+
+# In a process of its own, since the stub driver stays loaded.
+CODE = """
+import json, torch
+from benchmarks import launch, launch_driver
+from entropy_attn.kernels import plans
+
+used = []
+really = plans.Plan.launch
+plans.Plan.launch = lambda self, own: (used.append(plans.count()), really(self, own))
+with launch_driver.stub_driver(), torch.no_grad():
+    name = "cross, 77 keys"
+    call, _ = launch.calls(64, torch.device("cpu"), "triton")[name]
+    launch.BURST = 5
+    row = launch.measure(name, call, None, 3, lambda: None, launch.time.thread_time)
+print(json.dumps([row, used, plans.count()]))
+"""
+
+
+@pytest.mark.skipif(build.compiler() is None, reason="no C compiler")
+def test_both_paths_are_timed():
+    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    row, used, left = json.loads(done.stdout)
+    assert row["call"] == "cross, 77 keys" and 0 < row["p20_us"] <= row["p50_us"] <= row["p80_us"]
+    assert 0 < row["p20_of_triton"] <= row["p50_of_triton"] <= row["p80_of_triton"]
+    assert len(used) == 5 * (2 + 3) - 1  # ours alone, but for the first call
+    assert set(used) == {1} and left == 0
