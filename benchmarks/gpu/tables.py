@@ -35,6 +35,7 @@ DTYPES = ["bfloat16"]
 HEAD_DIMS, LENGTHS = [64, 128, 40, 80, 160], [4096, 1024, 16_384, 256]  # most important first
 BACKWARD_HEAD_DIMS = [64, 128, 40, 160]
 SMALL = Workload("sweep", "", "joint", 1, 2, 40, 40, 64, map_keys=(8, 40))
+LONGER = Workload("sweep", "", "joint", 1, 1, 64, 256, 64)  # for the schedules, which are for more keys
 SMALL_NAMES = ("triton", "sdpa", "materialised")
 
 
@@ -94,8 +95,8 @@ class Launch:
     """Of every call in bursts; see launch.py."""
 
     fields = (
-        "call", "p20_us", "p50_us", "p80_us", "triton_us", "p20_of_triton", "p50_of_triton", "p80_of_triton", "torch_us",
-        "ratio", "driver_part", *measuring.MACHINE, "status",
+        "call", "p20_us", "p50_us", "p80_us", "triton_us", "p20_of_triton", "p50_of_triton", "p80_of_triton",
+        "torch_us", "ratio", "driver_part", *measuring.MACHINE, "status",
     )  # fmt: skip
 
     def __init__(self, device: Device, commit: str | None):
@@ -113,9 +114,8 @@ class Launch:
     def measure(self, key: str, skip: list[Row], at: At) -> list[Row]:
         ours, torchs = self.calls[key]
         with torch.no_grad():
-            return [
-                launch.measure(key, ours, torchs, self.rounds, self.device.wait, time.perf_counter) | {"status": "ok"}
-            ]
+            row = launch.measure(key, ours, torchs, self.rounds, self.device.wait, time.perf_counter)
+        return [row | {"status": "ok"}]
 
 
 class Tuning:
@@ -127,9 +127,7 @@ class Tuning:
         about = device.about(commit)
         self.device, self.dtype = device, torch.bfloat16
         self.about = {name: about[name] for name in ("device", "triton", "torch", "commit", "date")}
-        shapes = (
-            sweep([64], [128], tokens=128) if device.emulated else [*sweep(HEAD_DIMS, LENGTHS), *tune.cross(HEAD_DIMS)]
-        )
+        shapes = [LONGER] if device.emulated else [*sweep(HEAD_DIMS, LENGTHS), *tune.cross(HEAD_DIMS)]
         self.known: dict[str, tuple[Case, list[Any], Row]] = {}
         for workload in shapes:
             for task in ("plain",) if device.emulated else ("plain", "entropy"):
