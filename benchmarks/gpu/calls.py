@@ -62,7 +62,7 @@ CALLS = {
     "backward": Call(64, 130, 200, torch.float16, gradient=True, options={"return_entropy": True}),
     "backward-map": Call(40, 130, 77, gradient=True, options={"map_keys": (0, 77)}),
 }  # fmt: skip
-SMALL = ("forward-bfloat16", "map", "backward")  # those for a card that is emulated, at an eighth of the length
+SMALL = ("forward-bfloat16", "map")  # those for a card that is emulated, at an eighth of the length
 
 
 def launch(name: str, device: Device) -> None:

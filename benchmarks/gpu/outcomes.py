@@ -30,7 +30,7 @@ def pytest_configure(config: Any) -> None:
         config.pluginmanager.register(_Limit(config.getoption("--outcomes-limit")))
     elif config.getoption("--outcomes"):
         path, part = Path(config.getoption("--outcomes")), config.getoption("--outcomes-part")
-        config.pluginmanager.register(_Outcomes(path, part, config.pluginmanager.getplugin("terminalreporter")))
+        config.pluginmanager.register(_Outcomes(path, part, config.pluginmanager))
 
 
 def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
@@ -58,8 +58,8 @@ class _Limit:
 
 
 class _Outcomes:
-    def __init__(self, path: Path, part: str, terminal: Any):
-        self.rows, self.part, self.terminal = Rows(path, CHECKS), part, terminal
+    def __init__(self, path: Path, part: str, plugins: Any):
+        self.rows, self.part, self.plugins = Rows(path, CHECKS), part, plugins
         self.seconds: dict[str, float] = {}
 
     def pytest_runtest_logreport(self, report: Any) -> None:
@@ -70,8 +70,15 @@ class _Outcomes:
         detail = "" if report.passed else str(report.longrepr)
         if report.skipped and isinstance(report.longrepr, tuple):
             detail = report.longrepr[2]
-        last = next((line for line in reversed(detail.splitlines()) if line.strip()), "")
-        row = (self.part, name, report.outcome, round(self.seconds[name], 2), last.strip()[:300])
+        row = (self.part, name, report.outcome, round(self.seconds[name], 2), _short(report, detail))
         self.rows.write([dict(zip(CHECKS, row, strict=True))])
         if report.failed:
-            self.terminal.write_line(f"\nFAILED {name}\n{detail}")
+            self.plugins.getplugin("terminalreporter").write_line(f"\nFAILED {name}\n{detail}")
+
+
+def _short(report: Any, detail: str) -> str:
+    """The error and where it was, or else the last line."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if crash is not None:
+        return f"{crash.message.strip().splitlines()[0][:250]} ({Path(crash.path).name}:{crash.lineno})"
+    return (detail.strip().splitlines() or [""])[-1][:300]
