@@ -97,7 +97,7 @@ def test_what_a_test_does_costs_itself_alone(tmp_path):
     for number in range(6):
         assert found[f"test_before[{number}]"] == found[f"test_after[{number}]"] == ["passed: "]
     assert found["test_skips"] == ["skipped: Skipped: not here"]
-    assert found["test_fails"] == ["failed: AssertionError: and says why (test_it.py:12)"]
+    assert found["test_fails"] == ["failed: AssertionError: and says why (test_it.py:11)"]
     assert "Triton Error [CUDA]" in found["test_loses"][0] and "test_loses lost the device" in done.stderr
     assert "crashed while running" in found["test_loses"][1]  # its process, after it had said so
     assert "crashed while running" in found["test_hangs"][0] and "Timeout" in done.stderr

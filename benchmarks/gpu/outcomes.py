@@ -6,7 +6,7 @@ pytest -p benchmarks.gpu.outcomes --outcomes checks.csv --outcomes-part tests
 from __future__ import annotations
 
 import faulthandler
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,11 @@ class _Limit:
 
     def __init__(self, seconds: float):
         self.seconds = seconds
+        self.errors = os.dup(2)  # while a test runs, pytest has another file in its place
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: Any) -> Any:
-        faulthandler.dump_traceback_later(self.seconds, exit=True, file=sys.__stderr__)
+        faulthandler.dump_traceback_later(self.seconds, exit=True, file=self.errors)
         try:
             return (yield)
         finally:

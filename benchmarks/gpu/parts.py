@@ -59,7 +59,7 @@ PARTS = (
     Part("warm", "compiles what the tables launch, on all cores and without the GPU",
          ("{python}", "-m", "benchmarks.gpu.warm", "--target", "{target}", "--jobs", "{jobs}"),
          60, modules=("pytest",)),
-    _table("smoke", "20 calls of every kind against float64", 40, 45, "checks.csv"),
+    _table("smoke", "20 calls of every kind against float64", 60, 45, "checks.csv"),
     _table("forward", "the forward pass against torch's", 110, 60),
     _table("maps", "cross-attention with its map", 50, 60),
     _table("backward", "forward and backward against torch's", 90, 75),

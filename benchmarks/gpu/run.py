@@ -89,7 +89,9 @@ class Runner:
             self.say(" ".join(f"{name} {value}," for name, value in about.items() if value).rstrip(","))
             outcomes = []
             for place, part in enumerate(parts):
-                outcomes.append(self._part(part, sum(each.share for each in parts[place:])))
+                outcomes.append(
+                    self._part(part, sum(each.share for each in parts[place:] if each is part or not each.missing()))
+                )
                 self._pack()
         return self._summary(outcomes)
 

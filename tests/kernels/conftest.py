@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests.lost_device import leave_if_lost
+from ..lost_device import leave_if_lost
 
 EMULATED = ("sm_80", "sm_89", "sm_90", "sm_120")
 
