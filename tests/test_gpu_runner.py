@@ -196,6 +196,24 @@ def test_stopped_from_outside_it_keeps_what_there_is(tmp_path, number):
     assert "--resume" in rest and not alive(str(tmp_path))
 
 
+def test_stopped_from_outside_a_command_is_stopped_too(tmp_path):
+    out, script = tmp_path / "out", tmp_path / "drive.py"
+    part = code("sleeps", f"import time; print('sleeping', flush=True); time.sleep(60)  # {tmp_path}", share=1.0)
+    script.write_text(
+        "import sys\nfrom benchmarks.gpu.__main__ import main\nfrom benchmarks.gpu.parts import Part\n"
+        f"sys.exit(main(['--out', {str(out)!r}, '--budget', '20'], [{part!r}], {DESCRIBE!r}))\n"
+    )
+    process = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(ROOT)},
+                               stdout=subprocess.PIPE, text=True)  # fmt: skip
+    for line in process.stdout:
+        if line.startswith("sleeping"):
+            break
+    process.terminate()
+    process.communicate(timeout=10)
+    assert process.returncode == 128 + signal.SIGTERM and parts_of(out) == {"sleeps": ("unfinished", "stopped")}
+    assert not alive(f"# {tmp_path}")
+
+
 def test_killed_at_once_it_leaves_its_rows_and_no_process(tmp_path):
     out, script = tmp_path / "out", tmp_path / "drive.py"
     part = cases_of(tmp_path, "a", "slow", limit=60.0, file="archive/bench/table.csv")
