@@ -169,6 +169,9 @@ class ForwardCall:
         specialized = config.schedule == "specialized"
         if config.schedule != "plain" and not config.descriptors:
             raise ValueError(f"schedule={config.schedule!r} needs descriptors; got {config}")
+        if config.schedule == "rotated" and any(config.chunks(t.shape[3])[1] for t in (self.query, self.value)):
+            # products of a second chunk would still run while the loop takes over their results
+            raise ValueError(f"schedule='rotated' needs head dims in one chunk; got {self.query.shape[3]} and {config}")
         if specialized and not (self.attn_mask is None and describable(self.query)):
             raise ValueError(
                 "schedule='specialized' needs a call without a mask and a query with 16-byte aligned data and strides; "

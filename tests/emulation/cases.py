@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from entropy_attn.kernels import launch, launch_backward, launch_maps, support
-from entropy_attn.kernels.configs import ForwardConfig
+from entropy_attn.kernels.configs import INTERPRETER, ForwardConfig
 
 from ..oracle import assert_matches_oracle
 from ..oracle_gradients import GRADS, assert_gradients_match, random_gradients
@@ -62,14 +62,14 @@ class Case:
         return cls(**values)
 
 
-def tensors(case: Case) -> tuple[Tensor, Tensor, Tensor]:
+def tensors(case: Case, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
     """Query, key and value as the layout has them; where there are gaps, they are NaN."""
     g = torch.Generator().manual_seed(case.seed)
     dtype = DTYPES[case.dtype]
     q = torch.randn(case.batch, case.heads, case.seqlen_q, case.head_dim, generator=g, dtype=torch.float64)
     k = torch.randn(case.batch, case.heads_kv, case.seqlen_k, case.head_dim, generator=g, dtype=torch.float64)
     v = torch.randn(case.batch, case.heads_kv, case.seqlen_k, case.head_dim_v, generator=g, dtype=torch.float64)
-    return tuple(laid_out(t.to(dtype), case.layout) for t in (q, k, v))
+    return tuple(laid_out(t.to(device, dtype), case.layout) for t in (q, k, v))
 
 
 def laid_out(t: Tensor, layout: str) -> Tensor:
@@ -87,7 +87,7 @@ def laid_out(t: Tensor, layout: str) -> Tensor:
     return flat[1:].view(t.shape).copy_(t)
 
 
-def options(case: Case) -> dict[str, Any]:
+def options(case: Case, device: str = "cpu") -> dict[str, Any]:
     """Mask, causality and scale as the launch functions take them."""
     g = torch.Generator().manual_seed(case.seed + 1)
     given: dict[str, Any] = {"is_causal": case.causal}
@@ -105,16 +105,16 @@ def options(case: Case) -> dict[str, Any]:
         given["scale"] = torch.linspace(-0.2, 0.4, case.heads)
     elif case.scale in numbers:
         given["scale"] = numbers[case.scale]
-    return given
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in given.items()}
 
 
-def run(case: Case) -> dict[str, tuple[float, float]]:
+def run(case: Case, device: str = "cpu") -> dict[str, tuple[float, float]]:
     """On the card that is emulated here, or in Triton's interpreter, or on a real one: error and budget of each result.
 
     Raises what the card finds, and an AssertionError where a result is not within its budget.
     """
-    q, k, v = tensors(case)
-    given = options(case)
+    q, k, v = tensors(case, device)
+    given = options(case, device)
     config = schedule(case, launch_config(case, q, k, v, given)) if case.schedule != "plain" else None
     statistics = {"return_lse": True, "return_entropy": True}
     map_keys = (case.map_start, case.map_stop) if case.map_stop else None
@@ -147,14 +147,16 @@ def schedule(case: Case, config: ForwardConfig) -> ForwardConfig:
     return dataclasses.replace(config, **tiles, num_warps=warps, max_registers=registers)
 
 
-def refused(case: Case) -> list[str]:
+def refused(case: Case, device: str = "cpu") -> list[str]:
     """Why the kernels do not serve a case; nothing where they do."""
-    q, k, v = tensors(case)
-    given = options(case)
+    q, k, v = tensors(case, device)
+    given = options(case, device)
     mask = given.get("attn_mask")
     reasons = support.unsupported_reasons(q, k, v, attn_mask=mask, is_causal=case.causal)
     if mask is not None and case.causal:
         reasons.append("a mask and causality exclude each other")
+    if case.schedule != "plain" and case.target not in (INTERPRETER, "sm_90"):
+        reasons.append(f"the schedules are for sm_90, and {case.target} is here")
     if case.grads:
         reasons += support.backward_unsupported(
             case.target, case.head_dim, case.head_dim_v, q.dtype, has_mask=mask is not None,

@@ -17,7 +17,12 @@ import dataclasses
 import math
 import random
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import torch
+
+from entropy_attn.kernels.support import call_target, interpreting
 
 from .cases import DTYPES, GRADS, LAYOUTS, MASKS, SCALES, Case, refused, run
 from .tables import TARGETS
@@ -69,12 +74,15 @@ def outcome(case: Case, on: str) -> str:
     """ "ok", "refused: why", or what went wrong."""
     from .card import emulated
 
+    device = "cuda" if on == "gpu" else "cpu"
     with emulated(case.target) if on == "emulated" else contextlib.nullcontext():
-        why = refused(case)
+        # elsewhere the target is what is there
+        case = dataclasses.replace(case, target=call_target(torch.empty(0, device=device)))
+        why = refused(case, device)
         if why:
             return f"refused: {why[0]}"
         try:
-            run(case)
+            run(case, device)
         except Exception as error:  # whatever it is, the others are to run, and its line is printed
             return f"{type(error).__name__}: {error}"
     return "ok"
@@ -84,33 +92,70 @@ def sound(told: str) -> bool:
     return told.split(":")[0] in SOUND
 
 
+def varied(case: Case, rng: random.Random) -> Case:
+    """Other lengths and numbers for the same kernels, but where a length decides what is compiled."""
+    length = rng.choice(LENGTHS)
+    stop = rng.randrange(length) + 1
+    keys = {"map_start": rng.randrange(stop), "map_stop": stop} if case.map_stop else {}
+    return dataclasses.replace(case, seqlen_q=rng.choice(LENGTHS), seqlen_k=length, seed=rng.randrange(10**6), **keys)
+
+
+def drawn(seed: int, number: int, variations: int, most: float) -> Iterator[Case]:
+    rng = random.Random(seed)
+    for k in range(number):
+        if k % (variations + 1) == 0:
+            first = case = draw(rng, most)
+        else:
+            case = varied(first, rng)
+            while work(case) > most:
+                case = varied(first, rng)
+        yield case
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--num", type=int, default=40)
+    parser.add_argument("--variations", type=int, default=0, help="other lengths for each call that is drawn")
+    parser.add_argument("--work", type=float, default=math.inf, help="the most products of a call")
     parser.add_argument("--repro")
     parser.add_argument("--on", choices=("emulated", "interpreter", "gpu"), default="emulated")
-    parser.add_argument("--out", type=Path, help="a CSV file for the outcome of each")
+    parser.add_argument("--out", type=Path, help="a CSV file to which a line on this run is added")
     given = parser.parse_args()
+    check_place(given.on)
     seed = random.SystemRandom().randrange(10**9) if given.seed is None else given.seed
-    rng = random.Random(seed)
-    cases = [Case.parse(given.repro)] if given.repro else [draw(rng) for _ in range(given.num)]
-    print(f"seed {seed}, {len(cases)} calls", flush=True)
+    cases = [Case.parse(given.repro)] if given.repro else drawn(seed, given.num, given.variations, given.work)
+    print(f"seed {seed}, {1 if given.repro else given.num} calls", flush=True)
     tally: collections.Counter[str] = collections.Counter()
     started = time.time()
-    with given.out.open("w", newline="") if given.out else contextlib.nullcontext() as file:
-        writer = csv.writer(file, lineterminator="\n") if file else None
-        for case in cases:
-            result = outcome(case, given.on)
-            kind = result.split(":")[0]
-            tally[kind] += 1
-            if writer:
-                writer.writerow([case, result.split("\n")[0]])
-                file.flush()
-            if not sound(result):
-                print(f'{result}\n  again: python -m tests.emulation.fuzz --repro "{case}"', flush=True)
-    print(f"{dict(tally)}, {time.time() - started:.0f} s")
+    for case in cases:
+        result = outcome(case, given.on)
+        tally[result.split(":")[0]] += 1
+        if not sound(result):
+            print(f'{result}\n  again: python -m tests.emulation.fuzz --repro "{case}"', flush=True)
+    seconds = round(time.time() - started)
+    print(f"{dict(tally)}, {seconds} s")
+    if given.out:
+        fresh = not given.out.exists()
+        bad = sum(n for kind, n in tally.items() if kind not in SOUND)
+        row = {"seed": seed, "calls": given.num, "variations": given.variations, "work": given.work, "on": given.on,
+               "ok": tally["ok"], "refused": tally["refused"], "bad": bad, "seconds": seconds}  # fmt: skip
+        with given.out.open("a", newline="") as file:
+            writer = csv.DictWriter(file, list(row), lineterminator="\n")
+            if fresh:
+                writer.writeheader()
+            writer.writerow(row)
     raise SystemExit(bool(set(tally) - SOUND))
+
+
+def check_place(on: str) -> None:
+    """Exits where this process cannot run calls there."""
+    if on == "interpreter" and not interpreting():
+        raise SystemExit("--on interpreter: set TRITON_INTERPRET=1, which Triton reads when it is imported")
+    if on != "interpreter" and interpreting():
+        raise SystemExit(f"--on {on}: unset TRITON_INTERPRET, with which Triton compiles nothing")
+    if on == "gpu" and not torch.cuda.is_available():
+        raise SystemExit("--on gpu: torch sees no GPU here")
 
 
 if __name__ == "__main__":

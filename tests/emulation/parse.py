@@ -112,11 +112,16 @@ class _Body:
 
     def read(self) -> None:
         source, statement, started = "", "", 0
+        told: dict[str, str] = {}  # by place: where that was inlined, too
         for number, raw in enumerate(self.text.split("\n"), self.first_line + 1):
             code, _, comment = raw.partition("//")
             code = code.strip()
             if code.startswith(".loc"):
                 source = comment.strip()
+                into = re.search(r"inlined_at (\d+ \d+ \d+)", code)
+                if into:  # Triton 3.9 names the chain in the directives, others in the comment
+                    source += f" @[ {told.get(into.group(1), into.group(1))} ]"
+                told[" ".join(code.split()[1:4]).rstrip(",")] = source
                 continue
             if not self.prefixes and self.num_scopes:
                 break  # behind the kernel's closing brace: debugging sections

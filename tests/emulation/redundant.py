@@ -17,6 +17,7 @@ ORDERS = {
     "phase wait": "the phase was waited for already",
     "product commit": "the next commit takes its products along before anyone waits",
     "invalidation": "no mbarrier is made in its place again",
+    "initialisation": "others make the same mbarrier before it is used: one that nobody made would be found",
 }
 
 
@@ -28,7 +29,7 @@ def reason(mutant: Any, cases: list[Any], tried: Callable[[list[Any], Any], str]
     if mutant.kind == "predicate":
         if tried(cases, program.changed(index, "trap guard")) == "survived":
             return "its predicate is true for every thread of these calls"
-        return _harmless_without_guard(mutant)
+        return _harmless_without_guard(mutant) or _useless(mutant, cases, tried)
     if mutant.kind == "copy commit":
         return _merged(mutant)
     return ORDERS.get(mutant.kind, "")
@@ -42,6 +43,16 @@ def _harmless_without_guard(mutant: Any) -> str:
         return "all threads store the same there"
     if op.startswith("ld.global"):
         return "what it reads beyond lies in the same tensor, and is masked where it is used"
+    if op.startswith(("cp.async.bulk.commit_group", "cp.async.bulk.wait_group")):
+        return "a thread without bulk copies of its own commits and waits for nothing"
+    return ""
+
+
+def _useless(mutant: Any, cases: list[Any], tried: Callable[[list[Any], Any], str]) -> str:
+    """An arrival that may come any number of times, none among them: of a buffer that is not filled again."""
+    arrives = mutant.instruction.op.startswith("mbarrier.arrive")
+    if arrives and tried(cases, mutant.original.changed(mutant.index, "removed")) == "survived":
+        return "nobody waits for what it announces"
     return ""
 
 

@@ -91,7 +91,7 @@ def unary(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
     if t == "pred":
         return simple(o, i, "not.pred", "integer", t)
     if t == "f32" and only(m[:-1], "ftz"):
-        return simple(o, i, f"{root}.f32", "float", t, FTZ if "ftz" in m else 0)
+        return simple(o, i, f"{root}.f32", "float", t, (FTZ if "ftz" in m else 0) | (COPY if root == "neg" else 0))
     if t in INTEGERS and len(m) == 1:
         suffix = {"neg": "i", "abs": "s", "not": "b"}[root]
         return simple(o, i, f"{root}.{suffix}{_bits(t)}", "integer", t)
@@ -119,7 +119,8 @@ def special_functions(o: Operands, i: Instruction, m: list[str]) -> Decoded | No
 def logic(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
     root, (t,) = i.op.split(".")[0], m
     name = f"{root}.pred" if t == "pred" else f"{root}.b{_bits(t)}"
-    return simple(o, i, name, "integer", t)
+    sign = root == "xor" and t == "b32" and i.args[2] in ("-2147483648", "0x80000000")
+    return simple(o, i, name, "integer", t, COPY if sign else 0)
 
 
 @rule("shl", "shr")
@@ -177,7 +178,7 @@ def move(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
         return Decoded("mov.join", "move", [o.write(to, i)], [o.read(p, part, i) for p in parts],
                        imm=_bits(part), imm2=_bits(t), flags=PAIR if len(parts) == 2 else 0)  # fmt: skip
     if source in o.parameters:
-        return Decoded("param.address", "move", [o.write(to, i)], imm=o.parameter(source, i))
+        return Decoded("param.place", "move", [o.write(to, i, t)], imm=o.parameter(source, i), imm2=_bits(t))
     if source == "%clock" or source == "%globaltimer":
         return None
     return simple(o, i, "mov.pred" if t == "pred" else f"mov.b{_bits(t)}", "move", t, COPY)
@@ -185,12 +186,12 @@ def move(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
 
 @rule("cvta")
 def to_generic(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
-    """Global and generic addresses are one here, and a parameter's address is that of the launch's copy."""
+    """Global and generic addresses are one here; a parameter lies in the launch's copy, from which places count."""
     if not only(m, "to", "global", "param", "u64"):
         return None
     if i.args[1] in o.parameters:
         return Decoded("param.address", "move", [o.write(i.args[0], i)], imm=o.parameter(i.args[1], i))
-    return simple(o, i, "mov.b64", "move", "u64")
+    return simple(o, i, "param.address" if m == ["param", "u64"] else "mov.b64", "move", "u64")
 
 
 ROUNDINGS = {"rni": 0, "rzi": 1, "rmi": 2, "rpi": 3}

@@ -29,6 +29,7 @@ def copies(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
 
 
 def _bulk(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
+    m = ["shared::cta" if each == "shared::cluster" else each for each in m]  # a cluster is one CTA here
     loads = ["tensor", "shared::cta", "global", "mbarrier::complete_tx::bytes"]
     if m[:1] == ["tensor"] and [x for x in m if x not in ("1d", "2d", "3d", "4d", "5d", "tile")] == loads:
         to, offset = o.address(i.args[0], False, i)

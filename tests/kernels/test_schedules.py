@@ -42,11 +42,11 @@ def test_schedules(half, schedule, seqlen_k, is_causal):
     check(*make_qkv(2, 2, 70, seqlen_k, 64, dtype=half), config=scheduled(schedule), is_causal=is_causal)
 
 
-@pytest.mark.parametrize("schedule", ["specialized", "rotated"])
+@pytest.mark.parametrize("schedule, head_dim", [("specialized", 40), ("rotated", 64)])
 @pytest.mark.parametrize("scale", [-0.3, 0.0, torch.tensor([0.1, -0.5])], ids=str)
-def test_schedules_with_any_scale(half, schedule, scale):
+def test_schedules_with_any_scale(half, schedule, head_dim, scale):
     scale = scale.to(DEVICE) if isinstance(scale, torch.Tensor) else scale
-    check(*make_qkv(2, 2, 70, 128, 40, dtype=half), config=scheduled(schedule), scale=scale)
+    check(*make_qkv(2, 2, 70, 128, head_dim, dtype=half), config=scheduled(schedule), scale=scale)
 
 
 def test_a_rotated_loop_with_a_mask(half):
@@ -59,6 +59,9 @@ def test_what_a_schedule_needs():
     for schedule in ("specialized", "rotated"):
         with pytest.raises(ValueError, match=f"schedule='{schedule}' needs descriptors"):
             launch.attention_forward(q, k, v, config=ForwardConfig(32, 32, 4, 1, schedule=schedule))
+    for widths in ({"head_dim": 40}, {"head_dim_v": 80}):
+        with pytest.raises(ValueError, match="schedule='rotated' needs head dims in one chunk"):
+            launch.attention_forward(*make_qkv(2, 2, 70, 100, **{"head_dim": 64} | widths), config=scheduled("rotated"))
     mask = torch.ones(70, 100, dtype=torch.bool, device=DEVICE)
     with pytest.raises(ValueError, match="schedule='specialized' needs a call without a mask"):
         launch.attention_forward(q, k, v, config=scheduled("specialized"), attn_mask=mask)

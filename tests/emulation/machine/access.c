@@ -16,8 +16,17 @@ static int load_parameter(warp *w, const insn *i, u32 m) {
   return NEXT;
 }
 
+// To a generic address: of a parameter, or (one source) of a place among the parameters.
 static int parameter_address(warp *w, const insn *i, u32 m) {
-  EACH_LANE(l, m) r64(w, dst(i, 0))[l] = (u64)(w->m->params + i->imm);
+  EACH_LANE(l, m) r64(w, dst(i, 0))[l] = (u64)(w->m->params + i->imm) + (i->num_src ? r64(w, src(i, 0))[l] : 0);
+  return NEXT;
+}
+
+static int parameter_place(warp *w, const insn *i, u32 m) {
+  EACH_LANE(l, m) {
+    if (i->imm2 == 64) r64(w, dst(i, 0))[l] = (u64)i->imm;
+    else r32(w, dst(i, 0))[l] = (u32)i->imm;
+  }
   return NEXT;
 }
 
@@ -83,6 +92,6 @@ static int store_shared(warp *w, const insn *i, u32 m) {
   return NEXT;
 }
 
-TABLE(access_ops) = {{"ld.param", load_parameter}, {"param.address", parameter_address},
+TABLE(access_ops) = {{"ld.param", load_parameter}, {"param.address", parameter_address}, {"param.place", parameter_place},
                      {"ld.global", load_global}, {"st.global", store_global},
                      {"ld.shared", load_shared}, {"st.shared", store_shared}, {NULL, NULL}};

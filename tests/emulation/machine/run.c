@@ -37,6 +37,9 @@ handler find_handler(const char *name) {
   return NULL;
 }
 
+// A mov or a change of sign; copies of other kinds have their sizes in these bits.
+static int is_copy(const insn *i) { return i->flags & F_COPY && i->kind <= K_MOVE; }
+
 // A register that was made of nothing may be copied and computed with, as by lanes whose result nobody takes. Where it
 // would matter, in an address, a predicate, a product, or memory, it is a fault. Returns the lanes of the result that
 // have a value; those of a shfl are known only when it has run.
@@ -47,7 +50,7 @@ static u32 check_registers(warp *w, const insn *i, u32 mask) {
     i32 unit = src(i, k);
     if (w->state[unit] & REG_WRITE_IN_FLIGHT) fault(w, lane, 0, "accumulator", "reads a register that a wgmma still writes: no wait");
     u32 missing = mask & ~w->defined[unit];
-    if (!(i->flags & F_COPY && i->kind == K_MOVE)) w->stamp[unit] = w->step;
+    if (!is_copy(i)) w->stamp[unit] = w->step;
     if (strict && missing) fault(w, first_lane(missing), 0, "register", "uses a register that was never written");
     all &= w->defined[unit];
   }
@@ -93,10 +96,10 @@ static void note_results(warp *w, const insn *i, u32 mask, u32 valid) {
     if (mask & ~valid)
       for (int h = 0; h < 2; h++) {
         u32 *part = &w->half[h][dst(i, k)];
-        *part = (*part & ~mask) | (i->flags & F_COPY && i->kind == K_MOVE ? w->half[h][src(i, 0)] & mask : 0);
+        *part = (*part & ~mask) | (is_copy(i) ? w->half[h][src(i, 0)] & mask : 0);
       }
-    // a copy is as old as what it copies: LLVM puts some behind wgmma.fence, which the assembler does away with
-    w->stamp[dst(i, k)] = i->flags & F_COPY && i->kind == K_MOVE ? w->stamp[src(i, 0)] : w->step;
+    // a copy is as old as what it copies: LLVM puts some behind wgmma.fence, the assembler before WARPGROUP.ARRIVE
+    w->stamp[dst(i, k)] = is_copy(i) ? w->stamp[src(i, 0)] : w->step;
   }
 }
 
