@@ -34,7 +34,7 @@ emulation: $(STAMP)  ## every row and option on emulated cards, faults planted i
 	$(BIN)/python -m tests.emulation.sweep --anew --out $(RESULTS)/emulation.csv
 	$(BIN)/python -m tests.emulation.mutants --out $(RESULTS)/mutants.csv
 	$(BIN)/python -m tests.emulation.fuzz --num 200 --variations 9 --work 5e6
-	$(PYTEST) tests/kernels/test_oracle.py tests/kernels/test_addresses.py --on sm_90
+	$(PYTEST) tests/kernels/test_oracle.py tests/kernels/test_schedules.py tests/kernels/test_addresses.py --on sm_90
 
 codegen: $(STAMP)  ## every row of the kernels' tables, compiled for every GPU: 15 minutes
 	$(PYTEST) tests/codegen --every-row
@@ -57,8 +57,8 @@ lint: $(STAMP)  ## style
 wheel-test: $(STAMP)  ## build sdist and wheel, and try the wheel in an empty environment elsewhere
 	$(BIN)/python .ci/wheel_test.py
 
-gpu:  ## check and measure on the GPU of this machine, with the packages of $(PYTHON); GPU_PARTS='--only maps' for a part
-	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py --results $(RESULTS) --commit '$(COMMIT)' $(GPU_PARTS)
+gpu:  ## check and measure on the GPU of this machine, into gpu-results/; GPU='--help' for parts, budget and resuming
+	$(PYTHON) -m benchmarks.gpu --commit '$(COMMIT)' $(GPU)
 
 clean:  ## forget what was installed and drawn
 	rm -rf $(VENV) .newest .newest-triton demo build dist *.egg-info

@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 IN_SDIST = ("CHANGELOG.md", "Makefile", "constraints.txt", "tests/oracle.py", "tests/gpu/conftest.py", "docs/scale.md",
-            "benchmarks/gpu.py", "kernels/README.md", "entropy_attn/kernels/forward.py", ".ci/run")  # fmt: skip
+            "benchmarks/gpu/run.py", "kernels/README.md", "entropy_attn/kernels/forward.py", ".ci/run")  # fmt: skip
 IN_WHEEL = ("py.typed", "kernels/forward.py", "kernels/measured.csv", "shapes/model/unet/config.json", "cli/help.py")
 
 

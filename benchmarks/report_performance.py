@@ -105,4 +105,4 @@ def launch(rows: Rows) -> list[list[str]]:
         times = [f"{float(row[name]):.0f}" for name in ("p20_us", "p50_us", "p80_us", "triton_us")]
         return [row["call"], *times, f"{middle} ({low} to {high})", row.get("torch_us") or "-"]
 
-    return [line(row) for row in rows]
+    return [line(row) for row in rows if row["p50_us"]]  # without those that died or hung

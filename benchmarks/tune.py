@@ -15,7 +15,7 @@ import functools
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -62,12 +62,19 @@ def by_torch(inputs: Inputs) -> Results:
     return {"out": F.scaled_dot_product_attention(inputs.query, inputs.key, inputs.value)}
 
 
-def tune(case: Case, configs: list[ForwardConfig], target: str, device: torch.device, clock: Clock) -> list[Row]:
-    """A row for each candidate, of which the fastest right one is chosen."""
+def tune(
+    case: Case, configs: list[ForwardConfig], target: str, device: torch.device, clock: Clock,
+    at_risk: Callable[[list[ForwardConfig]], None] = lambda configs: None,
+) -> list[Row]:  # fmt: skip
+    """A row for each candidate, of which the fastest right one is chosen.
+
+    ``at_risk`` is told, before they run, which candidates are to blame if nothing comes back.
+    """
     inputs = case.inputs(device)
     gate, status = Gate(case, inputs), {}
     runs = {config: functools.partial(by_kernel, config, case.ask) for config in configs}
     for config, run in list(runs.items()):
+        at_risk([config])
         try:
             gate.check(run(inputs))
         except Exception as error:  # wrong, or more than the card has
@@ -79,6 +86,7 @@ def tune(case: Case, configs: list[ForwardConfig], target: str, device: torch.de
     def failed(config: object, error: Exception) -> None:
         status[config] = failure(error)
 
+    at_risk(list(runs))
     sets = [inputs, *(case.inputs(device) for _ in range(clock.sets(inputs) - 1))]
     with torch.no_grad():
         found = interleaved(clock, runs | against, sets, failed)
@@ -127,9 +135,16 @@ def probe(schedule: str, device: torch.device) -> None:
 
 
 def adopt(results: Path) -> int:
-    """Write the winners of a file of results to the package's table; how many."""
+    """Write the winners of a file of results to the package's table; how many.
+
+    Where the schedules of a shape were measured one after another, each has a winner; the fastest is the shape's.
+    """
     with results.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["chosen"] == "True"]
+        chosen = [row for row in csv.DictReader(file) if row["chosen"] == "True"]
+    best: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in sorted(chosen, key=lambda row: -float(row["ms"])):
+        best[tuple(row[name] for name in KEY)] = row
+    rows = [row for row in chosen if any(row is one for one in best.values())]
     with FILE.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import sys
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import pytest
 import torch
 
 from entropy_attn.bench import implementations
+from entropy_attn.bench import measure as measuring
 from entropy_attn.bench.cases import Case, cases
 from entropy_attn.bench.contract import Ask, Implementation
 from entropy_attn.bench.implementations import IMPLEMENTATIONS, contenders
 from entropy_attn.bench.machine import Sensors
-from entropy_attn.bench.measure import FIELDS, failure, measure, measure_all
+from entropy_attn.bench.measure import FIELDS, DeviceLost, failure, measure, measure_all
 from entropy_attn.bench.presets import PRESETS, preset
 from entropy_attn.bench.softmax import materialised
 from entropy_attn.bench.timing import CpuClock, interleaved
@@ -113,12 +115,48 @@ def test_the_gate_sees_every_result(name, monkeypatch):
     assert row["status"].startswith(f"wrong: {name}: error")
 
 
-def test_out_of_memory_is_a_result_and_a_lost_device_is_not():
+def test_out_of_memory_is_a_result_and_a_lost_device_ends_the_process():
     assert failure(torch.OutOfMemoryError("CUDA out of memory")) == "out of memory"
     assert failure(RuntimeError("No available kernel. Aborting execution.\nmore")).startswith("refused: No available")
-    if hasattr(torch, "AcceleratorError"):
-        with pytest.raises(torch.AcceleratorError):
-            failure(torch.AcceleratorError("illegal memory access"))
+    lost = [RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")]
+    lost += [torch.AcceleratorError("illegal memory access")] if hasattr(torch, "AcceleratorError") else []
+    for error in lost:
+        with pytest.raises(DeviceLost, match="illegal memory access"):
+            failure(error)
+
+
+def test_a_device_error_that_leaves_the_device_is_a_result(monkeypatch):
+    monkeypatch.setattr(measuring, "_device_answers", lambda: True)
+    assert failure(RuntimeError("Triton Error [CUDA]: invalid argument")).startswith("refused: Triton Error [CUDA]")
+    assert failure(RuntimeError("Triton Error [CUDA]: out of memory")) == "out of memory"
+
+
+@pytest.mark.parametrize("run", [1, 4])
+def test_a_lost_device_is_a_row_and_keeps_the_others(run, monkeypatch):
+    """In the first run, which the gate checks, or while it is timed; what was measured of other cases is kept."""
+    calls, told = itertools.count(1), []
+
+    def loses(q, k, v, ask):
+        if next(calls) == run:
+            raise RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
+        return materialised(q, k, v, ask)
+
+    invented = [Implementation("right", materialised), Implementation("loses", loses)]
+    monkeypatch.setattr(implementations, "IMPLEMENTATIONS", {i.name: i for i in invented})
+    with pytest.raises(DeviceLost, match="loses: Triton Error") as caught:
+        measure(of(JOINT), CPU, OneRun(), at_risk=told.append)
+    rows = {row["implementation"]: row for row in caught.value.rows}
+    assert rows["loses"]["status"].startswith("lost the device: Triton Error [CUDA]: an illegal memory access")
+    assert rows["right"]["status"] == "not measured: loses lost the device"
+    assert caught.value.by == [{"implementation": "loses"}]
+    assert told == [["right"], ["loses"], ["right", "loses"]][: 2 if run == 1 else 3]
+    calls = itertools.count(1)
+    found = []
+    with pytest.raises(DeviceLost):
+        for _, of_case in measure_all([of(JOINT), of(JOINT)], CPU):
+            found += of_case
+    assert [row["implementation"] for row in found] == ["right", "loses"]
+    assert [row["implementation"] for row in measure(of(JOINT), CPU, OneRun(), skip=["loses"])] == ["right"]
 
 
 def test_turns_are_taken_in_both_orders():

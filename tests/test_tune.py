@@ -84,6 +84,25 @@ def test_winners_are_taken_over(script, tmp_path, monkeypatch):
     assert {key[-1]: row.ms for key, row in read.items()} == chosen
 
 
+def test_the_fastest_of_the_schedules_winners_is_taken_over(script, tmp_path, monkeypatch):
+    """Where each schedule of a shape was tuned by itself, each has a winner."""
+    shape = {"target": "sm_90", "head_dim": 64, "seqlen_q": 4096, "seqlen_k": 4096, "entropy": False, "chosen": True}
+    times = {"plain": 1.5, "rotated": 0.9, "specialized": 10.0}
+    rows = [{**shape, "schedule": name, "ms": ms} for name, ms in times.items()]
+    rows += [{**shape, "head_dim": 128, "schedule": "plain", "ms": 2.0}]
+    rows += [{**shape, "schedule": "rotated", "chosen": False, "ms": ""}]
+    results, kept = tmp_path / "tuning.csv", tmp_path / "measured.csv"
+    with results.open("w", newline="") as file:
+        writer = csv.DictWriter(file, script.FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
+    monkeypatch.setattr(script, "FILE", kept)
+    assert script.adopt(results) == 2
+    with kept.open(newline="") as file:
+        found = [(row["head_dim"], row["schedule"], row["ms"]) for row in csv.DictReader(file)]
+    assert found == [("64", "rotated", "0.9"), ("128", "plain", "2.0")]
+
+
 @pytest.mark.parametrize(
     ("code", "told"),
     [

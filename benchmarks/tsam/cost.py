@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,6 +107,11 @@ def their_step(unet: UNet2DConditionModel, embedding: Tensor, of: Prompt, guidan
 
 
 STEPS = {"ours": our_step, "diffusers": their_step}
+FIELDS = (
+    "size", "layers_per_block", "width_divisor", "dtype", "repeats", "ours_ms", "diffusers_ms", "times_faster",
+    "times_faster_min", "times_faster_max", "ours_extra_mib", "diffusers_extra_mib", "memory_ratio", "maps_apart",
+    "gradient_cosine",
+)  # fmt: skip
 
 
 def check(steps: dict[str, Step], latents: Tensor) -> dict[str, float]:
@@ -193,7 +198,8 @@ def worker(args: argparse.Namespace) -> None:
     print(mib)
 
 
-def main() -> int:
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """Of the command line, or of ``given``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 768], help="pixels, divisible by 64")
     parser.add_argument("--layers-per-block", type=int, default=2, help="2 is the model's (default)")
@@ -204,16 +210,22 @@ def main() -> int:
     parser.add_argument("--csv", type=Path, help="write the rows here; rows of other measurements in it stay")
     parser.add_argument("--commit", help="the commit that the rows name, where the folder is no git checkout")
     parser.add_argument("--worker", choices=STEPS, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(given)
     if any(size < 64 or size % 64 for size in args.sizes):
         parser.error(f"--sizes {args.sizes}: positive multiples of 64 are needed")
-    if args.worker:
-        worker(args)
-        return 0
     device = torch.device(args.device)
     args.dtype = args.dtype or ("float16" if device.type == "cuda" else "float32")
     if device.type == "cpu" and args.dtype != "float32":
         parser.error(f"--dtype {args.dtype}: on a CPU float32 is measured")
+    return args
+
+
+def main() -> int:
+    args = arguments()
+    if args.worker:
+        worker(args)
+        return 0
+    device = torch.device(args.device)
     torch.backends.cudnn.allow_tf32 = False  # for the gate; half precision does not look at it
     of, about = prompt(), {"diffusers": version("diffusers")} | machine(device, args.commit)
     turns = args.repeats + 2 + (device.type == "cuda")

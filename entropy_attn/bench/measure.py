@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import torch
 
@@ -16,23 +16,49 @@ from entropy_attn.bench.timing import Clock, clock_of, interleaved, quantiles
 
 Row = dict[str, object]
 
+MACHINE = ("device", "driver", "torch", "triton", "commit", "date")
 FIELDS = (
-    "device", "driver", "torch", "triton", "commit", "date", "model", "size", "kind", "layers", "task", "pass", "dtype",
+    *MACHINE, "model", "size", "kind", "layers", "task", "pass", "dtype",
     "batch", "heads", "seqlen", "seqlen_k", "head_dim", "implementation", "status", "max_error", "p20_ms", "p50_ms",
     "p80_ms", "peak_mib", "tflops", "sm_mhz", "power_w",
 )  # fmt: skip
 CASE = ("model", "size", "kind", "task", "pass", "dtype", "batch", "heads", "seqlen", "seqlen_k", "head_dim")
 OUT_OF_MEMORY = "out of memory"
-DEVICE_ERRORS = getattr(torch, "AcceleratorError", ())  # after some, an illegal access, every later call fails too
+LOST = "lost the device"  # how the status of a row begins
+DEVICE_ERRORS = getattr(torch, "AcceleratorError", ())
+DEVICE_WORDS = ("Triton Error [", "CUDA error", "HIP error", "CUDNN_STATUS", "CUBLAS_STATUS")  # of RuntimeErrors
+
+
+class DeviceLost(RuntimeError):
+    """After some errors, such as an illegal access, every later call of the process fails.
+
+    ``rows`` are the case's, of which one says that its implementation lost the device; ``by`` names it if it is known.
+    """
+
+    def __init__(self, message: str, rows: Sequence[Row] = (), by: Sequence[Row] = ()):
+        super().__init__(message)
+        self.rows, self.by = list(rows), list(by)
 
 
 def measure(
-    case: Case, device: torch.device, clock: Clock, names: Iterable[str] | None = None, sensors: Sensors | None = None
+    case: Case,
+    device: torch.device,
+    clock: Clock,
+    names: Iterable[str] | None = None,
+    sensors: Sensors | None = None,
+    skip: Collection[str] = (),
+    at_risk: Callable[[list[str]], None] = lambda names: None,
 ) -> list[Row]:
-    """A row for each implementation that is made for what the case asks."""
+    """A row for each implementation that is made for what the case asks, without those whose row's name is in ``skip``.
+
+    ``at_risk`` is told, before they run, the names of the rows whose implementations are to blame if no answer comes.
+
+    Raises:
+        DeviceLost: with the rows.
+    """
     rows: dict[str, Row] = {}
-    about, good = _about(case), {}
-    chosen = contenders(case.ask, names)
+    about, good = identity(case), {}
+    chosen = [one for one in contenders(case.ask, names) if one.row_name(case.ask) not in skip]
     if not chosen:
         return []
     try:
@@ -48,6 +74,7 @@ def measure(
         name = implementation.row_name(case.ask)
         rows[name] = about | {"implementation": name}
         call = functools.partial(run, implementation, case.ask)
+        at_risk([name])
         try:
             status = _refusal(implementation, case, inputs, clock)
             if status is None:
@@ -55,15 +82,16 @@ def measure(
                 rows[name]["peak_mib"] = digits(clock.peak_mib(call, inputs))
                 good[name], status = call, "ok"
         except Exception as error:
-            status = failure(error)
+            status = _failure(error, name, rows)
         if status != "ok":  # once the error has let go of what it held
             clock.tidy()
         rows[name]["status"] = status
     del gate
 
     def failed(name: str, error: Exception) -> None:
-        rows[name]["status"] = failure(error)
+        rows[name]["status"] = _failure(error, name, rows)
 
+    at_risk(list(good))
     try:
         sets = [inputs, *(case.inputs(device) for _ in range(clock.sets(inputs) - 1))]
     except torch.OutOfMemoryError:
@@ -82,13 +110,22 @@ def measure_all(
     names: Iterable[str] | None = None,
     on_case: Callable[[Case], None] | None = None,
 ) -> Iterator[tuple[Case, list[Row]]]:
-    """The rows of each case as they come."""
+    """The rows of each case as they come; after a case that lost the device no more can be measured.
+
+    Raises:
+        DeviceLost: after that case's rows.
+    """
     clock, sensors = clock_of(device), Sensors(device)
     names = None if names is None else tuple(names)
     for case in cases:
         if on_case:
             on_case(case)
-        yield case, measure(case, device, clock, names, sensors)
+        try:
+            rows = measure(case, device, clock, names, sensors)
+        except DeviceLost as lost:
+            yield case, lost.rows
+            raise
+        yield case, rows
         clock.tidy()
 
 
@@ -96,23 +133,40 @@ def failure(error: Exception) -> str:
     """What a row says of an implementation that did not get through.
 
     Raises:
-        Exception: the same, where the device is lost and every later row would be wrong.
+        DeviceLost: every later row would be wrong.
     """
-    if isinstance(error, DEVICE_ERRORS) and not _device_answers():
-        raise error
+    message = (str(error).strip().splitlines() or [""])[0][:100]
+    kind = "" if type(error) is RuntimeError else f"{type(error).__name__}: "
+    of_device = isinstance(error, DEVICE_ERRORS) or any(word in str(error) for word in DEVICE_WORDS)
+    if (of_device or torch.cuda.is_initialized()) and not _device_answers():
+        raise DeviceLost(f"{kind}{message}") from error
     if isinstance(error, WrongResult):
         return f"wrong: {error}"
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
+    no_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    if no_memory or (of_device and "out of memory" in str(error)):
         return OUT_OF_MEMORY
-    lines = str(error).strip().splitlines() or [""]
-    kind = "" if type(error) is RuntimeError else f"{type(error).__name__}: "
-    return f"refused: {kind}{lines[0][:100]}"
+    return f"refused: {kind}{message}"
+
+
+def _failure(error: Exception, name: str, rows: dict[str, Row]) -> str:
+    """The same, with what a lost device leaves of a case's rows."""
+    try:
+        return failure(error)
+    except DeviceLost as lost:
+        for other, row in rows.items():
+            if other == name:
+                row["status"] = f"{LOST}: {lost}"
+            elif row.get("status", "ok") == "ok":
+                row["status"] = f"not measured: {name} {LOST}"
+        raise DeviceLost(f"{name}: {lost}", list(rows.values()), [{"implementation": name}]) from error
 
 
 def _device_answers() -> bool:
     try:
         torch.cuda.synchronize()
         return float(torch.ones(1, device="cuda").sum()) == 1.0
+    except torch.OutOfMemoryError:
+        return True
     except (RuntimeError, AssertionError):  # the latter where torch has no CUDA
         return False
 
@@ -126,7 +180,8 @@ def _refusal(implementation: Implementation, case: Case, inputs: Inputs, clock: 
     return f"{OUT_OF_MEMORY}: it would hold {needed / 2**30:.1f} GiB" if needed > clock.free_bytes() else None
 
 
-def _about(case: Case) -> Row:
+def identity(case: Case) -> Row:
+    """What the rows of a case have in common."""
     w = case.workload
     return {
         "model": w.model, "size": w.size, "kind": w.kind, "layers": w.layers, "task": case.ask.task,

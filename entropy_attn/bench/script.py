@@ -11,7 +11,7 @@ import torch
 
 from entropy_attn.bench.cases import Case
 from entropy_attn.bench.machine import Sensors, machine
-from entropy_attn.bench.measure import measure
+from entropy_attn.bench.measure import DeviceLost, measure
 from entropy_attn.bench.table import CsvRows
 from entropy_attn.bench.timing import clock_of
 
@@ -36,13 +36,20 @@ def run_all(cases: Iterable[tuple[Case, Iterable[str]]], args: argparse.Namespac
     file = CsvRows(args.csv, machine(device, args.commit)) if args.csv else None
     try:
         for case, names in cases:
-            rows = measure(case, device, clock, names, sensors)
+            lost = None
+            try:
+                rows = measure(case, device, clock, names, sensors)
+            except DeviceLost as error:
+                rows, lost = error.rows, error
             if file:
                 file.write(rows)
             for row in rows:
                 wrong += str(row["status"]).startswith("wrong")
                 figures = "".join(f"{row.get(name, '-'):>10} {unit}" for name, unit in UNITS.items())
                 print(f"{case.label} {row['implementation']:<22} {row['status']:<12}{figures}", flush=True)
+            if lost is not None:
+                print(f"the device is lost, and the cases that were left with it: {lost}", file=sys.stderr)
+                return 1
             clock.tidy()
     finally:
         if file:

@@ -55,6 +55,7 @@ def bench(
         from ..bench.contract import PASSES, TASKS, Ask
         from ..bench.implementations import contenders
         from ..bench.machine import machine
+        from ..bench.measure import LOST
 
         if dtype not in DTYPES:
             raise ValueError(f"--dtype {dtype!r}: give one of {', '.join(DTYPES)}")
@@ -107,6 +108,8 @@ def bench(
     if wrong:
         print(f"entropy-attn: {len(wrong)} wrong result(s), which have no time: {wrong[0]}", file=sys.stderr)
         raise typer.Exit(EXIT_WRONG)
+    if any(str(row["status"]).startswith(LOST) for row in rows):
+        raise typer.Exit(EXIT_WRONG)
 
 
 bench.__doc__ = (
@@ -145,7 +148,7 @@ def _measure(
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    from ..bench.measure import measure_all
+    from ..bench.measure import DeviceLost, measure_all
     from ..bench.table import CsvRows
 
     files = [CsvRows(path, about) for path in paths]
@@ -164,6 +167,8 @@ def _measure(
                 for file in files:
                     file.write(of_case)
                 progress.update(task, advance=1)
+    except DeviceLost as lost:
+        print(f"entropy-attn: the device is lost, and the cases that were left with it: {lost}", file=sys.stderr)
     finally:
         for file in files:
             file.close()

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from ..lost_device import leave_if_lost
+
 EMULATED = ("sm_80", "sm_89", "sm_90", "sm_120")
 
 
@@ -63,3 +65,8 @@ def poisoned_outputs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     for module in (arguments, launch, launch_backward, launch_maps):
         monkeypatch.setattr(module, "allocate", allocate)
     yield
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    leave_if_lost(report)

@@ -25,7 +25,7 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def make_call(seqlen_q: int = 40, head_dim: int = 16, **options) -> launch.ForwardCall:
-    q, k, v = make_qkv(1, 2, seqlen_q, 50, head_dim, dtype=torch.float16, device=DEVICE)
+    q, k, v = make_qkv(1, 2, seqlen_q, 50, head_dim, dtype=torch.float16, device=DEVICE)  # float32 has one candidate
     given = {"attn_mask": None, "is_causal": False, "scale": None, **options}
     return launch.ForwardCall(q, k, v, torch.empty_like(q), None, None, **given, target=call_target(q))
 

@@ -10,7 +10,6 @@ import torch
 
 from entropy_attn.kernels import launch
 from entropy_attn.kernels.configs import ForwardConfig
-from entropy_attn.kernels.support import INTERPRETER, call_target, interpreting
 
 from ..oracle import make_qkv as make_qkv_on
 from .calls import DEVICE, DTYPES, check
@@ -70,56 +69,6 @@ def test_a_uniform_row_has_ln_n():
 def test_both_kernels_and_both_ways_to_hold_a_head_dim(descriptors, split_d, head_dim, head_dim_v):
     config = ForwardConfig(32, 64, 4, 1, descriptors=descriptors, split_d=split_d)
     check(*make_qkv(2, 2, 35, 100, head_dim, head_dim_v=head_dim_v), config=config)
-
-
-def scheduled(schedule: str) -> ForwardConfig:
-    """On a card, tiles that its compiler can deal out to groups of warps."""
-    block_m, warps = (32, 4) if interpreting() else (128, 4 if schedule == "specialized" else 8)
-    return ForwardConfig(block_m, 32 if interpreting() else 64, warps, 2, descriptors=True, schedule=schedule)
-
-
-@pytest.fixture
-def half():
-    """The precision that the schedules are made for, on the cards that have them."""
-    if call_target(torch.empty(0, device=DEVICE)) not in (INTERPRETER, "sm_90"):
-        pytest.skip("the schedules are for Hopper")
-    return torch.float16
-
-
-@pytest.mark.parametrize("schedule", ["specialized", "rotated"])
-@pytest.mark.parametrize("seqlen_k", [1, 31, 32, 33, 64, 100, 128, 192])
-@pytest.mark.parametrize("is_causal", [False, True])
-def test_schedules(half, schedule, seqlen_k, is_causal):
-    """None, one and more whole blocks, with and without a rest."""
-    check(*make_qkv(2, 2, 70, seqlen_k, 64, dtype=half), config=scheduled(schedule), is_causal=is_causal)
-
-
-@pytest.mark.parametrize("schedule, head_dim", [("specialized", 40), ("rotated", 64)])
-@pytest.mark.parametrize("scale", [-0.3, 0.0, torch.tensor([0.1, -0.5])], ids=str)
-def test_schedules_with_any_scale(half, schedule, head_dim, scale):
-    scale = scale.to(DEVICE) if isinstance(scale, torch.Tensor) else scale
-    check(*make_qkv(2, 2, 70, 128, head_dim, dtype=half), config=scheduled(schedule), scale=scale)
-
-
-def test_a_rotated_loop_with_a_mask(half):
-    mask = torch.rand(70, 128, generator=torch.Generator().manual_seed(0)).to(DEVICE) > 0.5
-    check(*make_qkv(2, 2, 70, 128, 64, dtype=half), config=scheduled("rotated"), attn_mask=mask)
-
-
-def test_what_a_schedule_needs():
-    q, k, v = make_qkv(2, 2, 70, 100, 64)
-    for schedule in ("specialized", "rotated"):
-        with pytest.raises(ValueError, match=f"schedule='{schedule}' needs descriptors"):
-            launch.attention_forward(q, k, v, config=ForwardConfig(32, 32, 4, 1, schedule=schedule))
-    for widths in ({"head_dim": 40}, {"head_dim_v": 80}):
-        with pytest.raises(ValueError, match="schedule='rotated' needs head dims in one chunk"):
-            launch.attention_forward(*make_qkv(2, 2, 70, 100, **{"head_dim": 64} | widths), config=scheduled("rotated"))
-    mask = torch.ones(70, 100, dtype=torch.bool, device=DEVICE)
-    with pytest.raises(ValueError, match="schedule='specialized' needs a call without a mask"):
-        launch.attention_forward(q, k, v, config=scheduled("specialized"), attn_mask=mask)
-    skewed = q.new_empty(2, 2, 70, 65)[..., :64]  # rows that are not aligned
-    with pytest.raises(ValueError, match="query with 16-byte aligned"):
-        launch.attention_forward(skewed, k, v, config=scheduled("specialized"))
 
 
 def test_any_strides():

@@ -1,0 +1,35 @@
+"""Candidates of autotuning on a card: those of the plain schedule apart from those that have never run on one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from triton.runtime.errors import OutOfResources
+
+from entropy_attn.kernels import launch
+from entropy_attn.kernels.configs import ForwardConfig, forward_candidates
+
+from ..oracle import assert_matches_oracle
+
+
+def plain_candidates(*given: Any, **options: Any) -> list[ForwardConfig]:
+    return [config for config in forward_candidates(*given, **options) if config.schedule == "plain"]
+
+
+def scheduled_candidates(*given: Any, **options: Any) -> list[ForwardConfig]:
+    return [config for config in forward_candidates(*given, **options) if config.schedule != "plain"]
+
+
+def those_that_fit(candidates: list[ForwardConfig], query: Tensor, key: Tensor, value: Tensor) -> list[ForwardConfig]:
+    """Run each; all are right, but for those that ask for more than a multiprocessor has."""
+    fit = []
+    for config in candidates:
+        try:
+            statistics = {"return_lse": True, "return_entropy": True}
+            actual = launch.attention_forward(query, key, value, **statistics, config=config)
+        except OutOfResources:
+            continue
+        assert_matches_oracle(actual, query, key, value)
+        fit.append(config)
+    return fit
