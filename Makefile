@@ -8,7 +8,7 @@ PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 RESULTS ?= benchmarks/results
 COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 
-.PHONY: help install demo test codegen emulation newest lint wheel-test gpu clean
+.PHONY: help install demo test codegen emulate newest lint wheel-test gpu clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,7 +30,7 @@ test: $(STAMP)  ## all tests: the kernels in Triton's interpreter, then the code
 	TRITON_INTERPRET=1 $(PYTEST) tests --ignore=tests/codegen --ignore=tests/emulation; first=$$?; \
 	$(PYTEST) tests/codegen tests/emulation && exit $$first
 
-emulation: $(STAMP)  ## every row and option on emulated cards, faults planted in every kernel, random calls: an hour
+emulate: $(STAMP)  ## every row and option on emulated cards, faults planted in every kernel, random calls: an hour
 	$(BIN)/python -m tests.emulation.sweep --anew --out $(RESULTS)/emulation.csv
 	$(BIN)/python -m tests.emulation.mutants --out $(RESULTS)/mutants.csv
 	$(BIN)/python -m tests.emulation.fuzz --num 200 --variations 9 --work 5e6

@@ -98,7 +98,7 @@ def _add_loras(pipe: Any, loras: Sequence[tuple[str, float]]) -> None:
     try:
         import peft  # noqa: F401
     except ImportError as error:
-        raise ImportError("lora needs peft: pip install peft>=0.13, or the extra entropy_attn[lora]") from error
+        raise ImportError("lora needs peft: pip install 'peft>=0.13'") from error
     names = []
     for number, (source, _) in enumerate(loras):
         path = Path(source).expanduser()

@@ -6,7 +6,7 @@ import pytest
 
 from .mutants import sweep
 
-STEP = 9  # `make emulation` plants them all, in every kernel
+STEP = 9  # `make emulate` plants them all, in every kernel
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])

@@ -1,4 +1,4 @@
-"""Compiled kernels on emulated cards against float64: a few; `make emulation` runs every row and option."""
+"""Compiled kernels on emulated cards against float64: a few; `make emulate` runs every row and option."""
 
 from __future__ import annotations
 
