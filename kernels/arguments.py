@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from entropy_attn.kernels.support import lacks_fence
+
 LOG2E = math.log2(math.e)
 NO_MASK, BOOL_MASK, ADDED_MASK = 0, 1, 2
 INT32_MAX = 2**31 - 1
@@ -23,10 +25,21 @@ class Compiled(Protocol):
     max_registers: int | None
 
 
-def compile_options(config: Compiled) -> dict[str, Any]:
+def pipeline_stages(config: Compiled, target: str, *, by_pointer: bool = True) -> int:
+    """In how many stages a loop fetches its tiles; ``by_pointer`` rather than by descriptor.
+
+    Triton makes loads by pointer copies that pass the registers by, and before 3.7.1 it leaves out the fence that sm_90
+    needs between such a copy and wgmma. In one stage tiles go by way of the registers, behind which there is a fence:
+    right, and slower.
+    """
+    return 1 if by_pointer and lacks_fence(target) else config.num_stages
+
+
+def compile_options(config: Compiled, target: str, *, by_pointer: bool = True) -> dict[str, Any]:
     """The compiler's part of a configuration."""
+    stages = pipeline_stages(config, target, by_pointer=by_pointer)
     # Off by default in newer Triton; without it the scale, the shift and the entropy take two instructions each.
-    options: dict[str, Any] = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
+    options: dict[str, Any] = {"num_warps": config.num_warps, "num_stages": stages, "enable_fp_fusion": True}
     if config.max_registers is not None:
         options["maxnreg"] = config.max_registers
     return options

@@ -21,6 +21,7 @@ from entropy_attn.kernels.arguments import (
     descriptors,
     mask_kind,
     on_device,
+    pipeline_stages,
     scale_arguments,
     tile_span,
 )
@@ -159,7 +160,10 @@ class ForwardCall:
         batch, num_heads, seqlen_q, _ = self.query.shape
         programs = batch * num_heads * -(-seqlen_q // config.block_m)
         name, arguments, constants = self.arguments(config)
-        kernel, options = getattr(forward, name), compile_options(config)
+        kernel, options = (
+            getattr(forward, name),
+            compile_options(config, self.target, by_pointer=not config.descriptors),
+        )
         scratch = config.schedule == "specialized"  # makes a descriptor on the device
         own = self.own() if own is None else own
         return first_launch(kernel, programs, arguments, constants, options, own, scratch)
@@ -218,7 +222,9 @@ class ForwardCall:
             "RETURN_LSE": self.lse_numbers(),
             "RETURN_ENTROPY": self.entropy is not None,
             # the last blocks are few; only with a mask does their pipeline pay, by fetching it in the scores' layout
-            "TAIL_STAGES": 1 if self.attn_mask is None else config.num_stages,
+            "TAIL_STAGES": 1
+            if self.attn_mask is None
+            else pipeline_stages(config, self.target, by_pointer=not config.descriptors),
             "STRIDES_IN_EIGHTS": all(s % 8 == 0 for t in by_pointer for s in t.stride()[:3]),
             "WIDE": max(spans) > INT32_MAX,
         }

@@ -19,6 +19,7 @@ from entropy_attn.kernels.arguments import (
     compile_options,
     mask_kind,
     on_device,
+    pipeline_stages,
     scale_arguments,
     tile_span,
 )
@@ -86,11 +87,11 @@ class Launch:
     constants: dict[str, Any]
     config: TileConfig
 
-    def run(self, own: tuple[Any, ...]) -> Plan | None:
+    def run(self, own: tuple[Any, ...], target: str) -> Plan | None:
         """Launch the kernel, and return how to launch it again."""
         from entropy_attn.kernels import backward
 
-        kernel, options = getattr(backward, self.kernel), compile_options(self.config)
+        kernel, options = getattr(backward, self.kernel), compile_options(self.config, target)
         return first_launch(kernel, self.programs, self.arguments, self.constants, options, own)
 
 
@@ -212,10 +213,10 @@ class BackwardCall:
     ) -> BackwardPlan | None:
         """Launch the kernels, and return how to launch them again."""
         largest = value_max(own)
-        first = self.rows_launch(config, rows, largest).run((*own, largest))
+        first = self.rows_launch(config, rows, largest).run((*own, largest), self.target)
         bound = row_bound(own)
         launches = self.gradient_launches(config, rows, bound, parts)
-        plans = [each.run((*own, bound)) for each in launches]
+        plans = [each.run((*own, bound), self.target) for each in launches]
         return None if first is None or None in plans else BackwardPlan(first, Series(plans))
 
     def allocate_rows(self, config: BackwardConfig) -> Rows:
@@ -342,7 +343,7 @@ class BackwardCall:
             "HAS_MAP": self.grad_map is not None,
             "RESCALE": self.query.dtype == torch.float16,
             # the last blocks are few; only with a mask does their pipeline pay, by fetching it in the scores' layout
-            "TAIL_STAGES": 1 if self.attn_mask is None else tiles.num_stages,
+            "TAIL_STAGES": 1 if self.attn_mask is None else pipeline_stages(tiles, self.target),
             "STRIDES_IN_EIGHTS": all(s % 8 == 0 for t in there for s in t.stride()[:3]),
             "WIDE": max(spans) > INT32_MAX,
         }

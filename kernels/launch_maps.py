@@ -144,7 +144,7 @@ class MapCall:
         parts, batch, seqlen_q, columns = self.map_parts.shape
         programs = map_programs(config, batch, parts, seqlen_q, columns)
         name, arguments, constants = self.arguments(config)
-        kernel, options = getattr(maps, name), compile_options(config)
+        kernel, options = getattr(maps, name), compile_options(config, self.target)
         return first_launch(kernel, programs, arguments, constants, options, own)
 
     @functools.cached_property

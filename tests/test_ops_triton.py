@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from entropy_attn.kernels import support
+from entropy_attn.kernels.arguments import compile_options
+from entropy_attn.kernels.configs import forward_config
 
 pytest.importorskip("triton")
 
@@ -72,7 +74,7 @@ def test_calls_in_the_interpreter():
 
 @pytest.mark.parametrize(
     "target, version, refused",
-    [("sm_90", (3, 7, 0), True), ("sm_100", (3, 6, 0), True), ("sm_90", (3, 7, 1), False), ("sm_80", (3, 6, 0), False),
+    [("sm_90", (3, 7, 0), False), ("sm_100", (3, 6, 0), True), ("sm_90", (3, 7, 1), False), ("sm_80", (3, 6, 0), False),
      ("sm_90", (), False)],
 )  # fmt: skip
 def test_a_triton_without_a_fence_is_refused_where_it_is_needed(monkeypatch, target, version, refused):
@@ -86,3 +88,13 @@ def test_a_triton_without_a_fence_is_refused_where_it_is_needed(monkeypatch, tar
 
 def test_the_version_of_triton_is_told_without_importing_it():
     assert support.triton_version() == tuple(map(int, pytest.importorskip("triton").__version__.split(".")[:3]))
+
+
+@pytest.mark.parametrize("version, stages", [((3, 7, 0), 1), ((3, 7, 1), 2), ((), 2)])
+def test_without_the_fence_tiles_go_by_way_of_the_registers(monkeypatch, version, stages):
+    monkeypatch.setattr(support, "triton_version", lambda: version)
+    config = forward_config("sm_90", 64, 64, torch.float16, has_mask=True)
+    assert config.num_stages == 2 and not config.descriptors
+    assert compile_options(config, "sm_90")["num_stages"] == stages
+    assert compile_options(config, "sm_90", by_pointer=False)["num_stages"] == 2
+    assert compile_options(config, "sm_80")["num_stages"] == 2

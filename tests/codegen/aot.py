@@ -67,7 +67,8 @@ def assert_clean(code: Code, target: str) -> None:
 def compile_call(call: ForwardCall, config: ForwardConfig) -> Code:
     """The forward kernel as a call's launch would compile it."""
     kernel, arguments, constants = call.arguments(config)
-    return compile_kernel(getattr(forward, kernel), arguments, constants, call.target, compile_options(config))
+    options = compile_options(config, call.target, by_pointer=not config.descriptors)
+    return compile_kernel(getattr(forward, kernel), arguments, constants, call.target, options)
 
 
 def compile_kernel(kernel: Any, arguments: list, constants: dict[str, Any], target: str, options: dict) -> Code:

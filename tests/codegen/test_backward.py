@@ -83,7 +83,7 @@ def launches(call: BackwardCall, part: str) -> list[Launch]:
 
 def compile_launch(launch: Launch, target: str) -> Code:
     kernel = getattr(backward, launch.kernel)
-    return compile_kernel(kernel, launch.arguments, launch.constants, target, compile_options(launch.config))
+    return compile_kernel(kernel, launch.arguments, launch.constants, target, compile_options(launch.config, target))
 
 
 def compiled(target: str, head_dim: int, part: str, **options) -> list[tuple[Launch, Code]]:

@@ -75,7 +75,7 @@ def compile_map(
         q, k, v, out, lse, entropy, parts, (start, stop), HEADS, attn_mask, is_causal, scale, target
     )  # fmt: skip
     kernel, arguments, constants = call.arguments(config)
-    return compile_kernel(getattr(maps, kernel), arguments, constants, target, compile_options(config)), config
+    return compile_kernel(getattr(maps, kernel), arguments, constants, target, compile_options(config, target)), config
 
 
 def matrix_instructions(code: Code) -> int:

@@ -92,6 +92,8 @@ def unary(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
         return simple(o, i, "not.pred", "integer", t)
     if t == "f32" and only(m[:-1], "ftz"):
         return simple(o, i, f"{root}.f32", "float", t, (FTZ if "ftz" in m else 0) | (COPY if root == "neg" else 0))
+    if t in HALVES and root != "not" and len(m) == 1:
+        return simple(o, i, f"{root}.half", "float", _width(t), HALVES[t])
     if t in INTEGERS and len(m) == 1:
         suffix = {"neg": "i", "abs": "s", "not": "b"}[root]
         return simple(o, i, f"{root}.{suffix}{_bits(t)}", "integer", t)

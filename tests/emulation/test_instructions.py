@@ -40,6 +40,8 @@ ROWS = [
     ("max.f32 d, a, b, c", [(f(1), f(2), f(3)), (f(1), SOME_NAN, SOME_NAN)], [f(3), f(1)]),
     ("neg.f32 d, a", [(0,), (f(1),), (INF,)], [NEG_0, f(-1), NEG_INF]),
     ("abs.f32 d, a", [(NEG_0,), (f(-2),)], [0, f(2)]),
+    ("abs.f16x2 d, a", [(0x8000C000,), (0x3C00FC00,)], [0x00004000, 0x3C007C00]),
+    ("neg.bf16x2 d, a", [(0x80003F80,)], [0x0000BF80]),
     ("ex2.approx.ftz.f32 d, a", [(0,), (NEG_0,), (NEG_INF,), (INF,), (f(3),), (f(-127),), (SOME_NAN,), (TINY,)],
      [f(1), f(1), 0, INF, f(8), 0, NAN, f(1)]),
     ("lg2.approx.f32 d, a", [(f(1),), (0,), (f(8),), (f(-1),)], [0, NEG_INF, f(3), NAN]),

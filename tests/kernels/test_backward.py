@@ -84,7 +84,7 @@ def test_only_what_is_needed_is_launched(needed, monkeypatch):
     launched = []
     run = launch_backward.Launch.run
     monkeypatch.setattr(
-        launch_backward.Launch, "run", lambda self, own: (launched.append(self.kernel), run(self, own))[1]
+        launch_backward.Launch, "run", lambda self, *given: (launched.append(self.kernel), run(self, *given))[1]
     )
     q, k, v = make_qkv(1, 2, 20, 30, 16)
     grads = random_gradients(q, k, v, (0, 9))

@@ -153,6 +153,14 @@ static inline u16 narrow(double d, u32 flags) {
     }                                                                                               \
     return NEXT;                                                                                    \
   }
+#define SIGN(name, operation, bits)                                                                 \
+  static int name(warp *w, const insn *i, u32 m) {                                                  \
+    FLOATS(0);                                                                                      \
+    u32 *D = r32(w, dst(i, 0)), mask = i->flags & F_ALL ? (bits) : (bits) & 0xffff;                 \
+    EACH_LANE(l, m) D[l] = S0[l] operation mask;                                                    \
+    return NEXT;                                                                                    \
+  }
+SIGN(negate_half, ^, 0x80008000u) SIGN(absolute_half, &, 0x7fff7fffu)
 HALF(add_half, a + b) HALF(sub_half, a - b) HALF(mul_half, a * b) HALF(fma_half, fma(a, b, c))
 
 #define ENTRIES(t)                                                                                              \
@@ -166,5 +174,5 @@ TABLE(floating_ops) = {
     {"rsqrt.f32", rsqrt}, {"tanh.f32", tanh_approx}, {"rint.f32", rint_f}, {"floor.f32", floor_f}, {"ceil.f32", ceil_f},
     {"trunc.f32", trunc_f}, {"fma.mixed", fma_mixed}, {"add.f32x2", add_pair}, {"sub.f32x2", sub_pair},
     {"mul.f32x2", mul_pair}, {"fma.f32x2", fma_pair}, {"add.half", add_half}, {"sub.half", sub_half},
-    {"mul.half", mul_half}, {"fma.half", fma_half},
+    {"mul.half", mul_half}, {"fma.half", fma_half}, {"neg.half", negate_half}, {"abs.half", absolute_half},
     ENTRIES(f32), ENTRIES(f16), ENTRIES(bf16), {NULL, NULL}};
