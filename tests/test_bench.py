@@ -20,7 +20,7 @@ from entropy_attn.bench.machine import Sensors
 from entropy_attn.bench.measure import FIELDS, DeviceLost, failure, measure, measure_all
 from entropy_attn.bench.presets import PRESETS, preset
 from entropy_attn.bench.softmax import materialised
-from entropy_attn.bench.timing import CpuClock, interleaved
+from entropy_attn.bench.timing import CpuClock, Times, interleaved
 from entropy_attn.bench.workloads import MODELS, Workload, sweep, workloads
 from entropy_attn.kernels.support import interpreting
 
@@ -71,6 +71,16 @@ def test_every_task_and_pass_on_the_cpu():
 def test_the_kernels(task, gradient):
     (row,) = measured([of(JOINT, task, gradient, torch.float16)], ["triton"])
     assert row["status"] == "ok" and row["implementation"] == ("triton" if task == "plain" else f"triton+{task}")
+
+
+def test_the_host_has_a_column_where_its_time_is_apart():
+    class Apart(OneRun):
+        def runs(self, run, sets, count):
+            return Times(super().runs(run, sets, count), host=[0.25] * count)
+
+    (alone,) = measured([of(JOINT)], ["sdpa"])
+    (row,) = measure(of(JOINT), CPU, Apart(), ["sdpa"])
+    assert row["host_ms"] == 0.25 and "host_ms" not in alone
 
 
 def test_a_wrong_result_has_no_time(monkeypatch):

@@ -20,7 +20,7 @@ MACHINE = ("device", "driver", "torch", "triton", "commit", "date")
 FIELDS = (
     *MACHINE, "model", "size", "kind", "layers", "task", "pass", "dtype",
     "batch", "heads", "seqlen", "seqlen_k", "head_dim", "implementation", "status", "max_error", "p20_ms", "p50_ms",
-    "p80_ms", "peak_mib", "tflops", "sm_mhz", "power_w",
+    "p80_ms", "host_ms", "peak_mib", "tflops", "sm_mhz", "power_w",
 )  # fmt: skip
 CASE = ("model", "size", "kind", "task", "pass", "dtype", "batch", "heads", "seqlen", "seqlen_k", "head_dim")
 OUT_OF_MEMORY = "out of memory"
@@ -99,6 +99,8 @@ def measure(
     for name, times in interleaved(clock, good, sets, failed, sensors.ask if sensors else None).items():
         p20, p50, p80 = quantiles(times)
         rows[name] |= {"p20_ms": digits(p20), "p50_ms": digits(p50), "p80_ms": digits(p80)}
+        if times.host:
+            rows[name]["host_ms"] = digits(quantiles(times.host)[1])
         rows[name]["tflops"] = digits(case.flops / p50 / 1e9)
     sensed = sensors.answer() if sensors else {}
     return [row | (sensed if "p50_ms" in row else {}) for row in rows.values()]
