@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from triton.runtime.errors import OutOfResources
 
 import entropy_attn as ea
 from entropy_attn.kernels import autotune, launch
@@ -78,17 +79,26 @@ def test_a_folder_that_takes_no_file_costs_only_the_memory(tmp_path, monkeypatch
 def test_a_candidate_that_fails_is_left_out_and_all_failing_is_an_error():
     def failing_first(run, times=itertools.count()):  # noqa: B008
         if next(times) == 0:
-            raise RuntimeError("out of shared memory")
+            raise OutOfResources(300_000, 232_448, "shared memory")
         return 1.0
 
     call = make_call()
     assert autotune.tuned_config(call, failing_first) == forward_candidates(**call.options())[1]
 
     def failing(run):
-        raise RuntimeError("out of shared memory")
+        raise OutOfResources(300_000, 232_448, "shared memory")
 
-    with pytest.raises(RuntimeError, match=r"no candidate ran: .*out of shared memory"):
+    with pytest.raises(RuntimeError, match=r"no candidate ran: .*shared memory"):
         autotune.tuned_config(make_call(head_dim=24), failing)
+
+
+def test_an_error_that_is_not_of_a_candidate_s_size_is_raised(own_cache):
+    def lost(run):
+        raise RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match=r"^Triton Error .*illegal memory access"):
+        autotune.tuned_config(make_call(head_dim=24), lost)
+    assert not own_cache.exists()
 
 
 def test_the_tuned_call_is_right(own_cache):
