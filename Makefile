@@ -49,7 +49,7 @@ newest: $(STAMP)  ## the routing tests on the newest diffusers, the kernels on t
 	@old=$$($(BIN)/python -c 'import triton; print(triton.__version__)'); \
 	new=$$(PYTHONPATH=.newest-triton $(BIN)/python -c 'import triton; print(triton.__version__)'); \
 	if [ "$$old" = "$$new" ]; then echo "Triton $$new is the pinned one, which 'make test' runs on"; \
-	else PYTHONPATH=.newest-triton $(PYTEST) tests/emulation; fi
+	else PYTHONPATH=.newest-triton $(PYTEST) tests/emulation --ignore=tests/emulation/test_gluon.py -k "not random_calls"; fi
 
 lint: $(STAMP)  ## style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
