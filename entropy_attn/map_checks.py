@@ -1,4 +1,4 @@
-"""Checks of what a `MapRecorder` is made with."""
+"""Checks of what maps are asked for with: a size, steps, prompts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from .map_sums import Size
 
 
-def checked_size(size: Any) -> Size | None:
+def checked_size(name: str, size: Any) -> Size | None:
     """A size in tokens, or None."""
     if size is None:
         return None
@@ -17,7 +17,7 @@ def checked_size(size: Any) -> Size | None:
         or len(size) != 2
         or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in size)
     ):
-        raise ValueError(f"size={size!r}: a pair (rows, columns) of positive ints, in tokens, or None is needed")
+        raise ValueError(f"{name}={size!r}: a pair (rows, columns) of positive ints, in tokens, or None is needed")
     return size[0], size[1]
 
 

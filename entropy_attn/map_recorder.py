@@ -71,7 +71,7 @@ class MapRecorder(Recorder):
     ):
         super().__init__(branches)
         self.selection = TokenSelection(tokens, special)
-        self.size = checked_size(size)
+        self.size = checked_size("size", size)
         self.steps = checked_steps(steps)
         if not isinstance(all_branches, bool):
             raise TypeError(f"all_branches={all_branches!r}: True or False is needed")

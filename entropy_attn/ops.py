@@ -71,7 +71,7 @@ def attention(
             with operations of its own, inside of a functorch transform. Without statistics torch's own attention
             serves what it can of these.
     """
-    if impl not in IMPLS:
+    if impl not in IMPLS:  # asked here too: a call in order costs the host no function for it
         _check_impl(impl)
     if type(return_lse) is not bool or type(return_entropy) is not bool:
         require_bool("return_lse", return_lse)

@@ -175,19 +175,25 @@ def test_resuming_measures_what_is_missing(tmp_path):
     assert "holds rows of device 'stub', and these are of 'another'" in parts_of(out)["table"][1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_from_outside_it_keeps_what_there_is(tmp_path, number):
+def started(tmp_path: Path, parts: list[Part], *options: str, until: str) -> tuple[subprocess.Popen, Path]:
+    """The runner in a process of its own, which has just printed a line with ``until``; and its folder."""
     out, script = tmp_path / "out", tmp_path / "drive.py"
-    part = cases_of(tmp_path, "a", "slow", "b", limit=60.0)
     script.write_text(
         "import sys\nfrom benchmarks.gpu.__main__ import main\nfrom benchmarks.gpu.parts import Part\n"
-        f"sys.exit(main(['--out', {str(out)!r}], [{part!r}, Part('next', 'a stub', ('true',), 1.0)], {DESCRIBE!r}))\n"
+        f"sys.exit(main({['--out', str(out), *options]!r}, {parts!r}, {DESCRIBE!r}))\n"
     )
     process = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(ROOT)},
                                stdout=subprocess.PIPE, text=True)  # fmt: skip
     for line in process.stdout:
-        if "asked for slow" in line:
+        if until in line:
             break
+    return process, out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_from_outside_it_keeps_what_there_is(tmp_path, number):
+    parts = [cases_of(tmp_path, "a", "slow", "b", limit=60.0), Part("next", "a stub", ("true",), 1.0)]
+    process, out = started(tmp_path, parts, until="asked for slow")
     process.send_signal(number)
     rest = process.communicate(timeout=10)[0]
     assert process.returncode == 128 + number
@@ -197,17 +203,8 @@ def test_stopped_from_outside_it_keeps_what_there_is(tmp_path, number):
 
 
 def test_stopped_from_outside_a_command_is_stopped_too(tmp_path):
-    out, script = tmp_path / "out", tmp_path / "drive.py"
     part = code("sleeps", f"import time; print('sleeping', flush=True); time.sleep(60)  # {tmp_path}", share=1.0)
-    script.write_text(
-        "import sys\nfrom benchmarks.gpu.__main__ import main\nfrom benchmarks.gpu.parts import Part\n"
-        f"sys.exit(main(['--out', {str(out)!r}, '--budget', '20'], [{part!r}], {DESCRIBE!r}))\n"
-    )
-    process = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(ROOT)},
-                               stdout=subprocess.PIPE, text=True)  # fmt: skip
-    for line in process.stdout:
-        if line.startswith("sleeping"):
-            break
+    process, out = started(tmp_path, [part], "--budget", "20", until="sleeping")
     process.terminate()
     process.communicate(timeout=10)
     assert process.returncode == 128 + signal.SIGTERM and parts_of(out) == {"sleeps": ("unfinished", "stopped")}
@@ -215,17 +212,8 @@ def test_stopped_from_outside_a_command_is_stopped_too(tmp_path):
 
 
 def test_killed_at_once_it_leaves_its_rows_and_no_process(tmp_path):
-    out, script = tmp_path / "out", tmp_path / "drive.py"
     part = cases_of(tmp_path, "a", "slow", limit=60.0, file="archive/bench/table.csv")
-    script.write_text(
-        "import sys\nfrom benchmarks.gpu.__main__ import main\nfrom benchmarks.gpu.parts import Part\n"
-        f"sys.exit(main(['--out', {str(out)!r}], [{part!r}], {DESCRIBE!r}))\n"
-    )
-    process = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(ROOT)},
-                               stdout=subprocess.PIPE, text=True)  # fmt: skip
-    for line in process.stdout:
-        if "asked for slow" in line:
-            break
+    process, out = started(tmp_path, [part], until="asked for slow")
     process.kill()
     process.wait()
     process.stdout.close()

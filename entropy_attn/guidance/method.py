@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..map_checks import checked_size
 from ..tokens import Text
 from .checks import require_bool, require_number
 
@@ -62,8 +63,7 @@ class Guidance:
         if isinstance(self.refine_iters, bool) or not isinstance(self.refine_iters, int) or self.refine_iters < 0:
             raise ValueError(f"refine_iters={self.refine_iters!r}: a whole number from 0 is needed")
         object.__setattr__(self, "step_range", checked_range(self.step_range))
-        if self.map_size is not None:
-            object.__setattr__(self, "map_size", _checked_size(self.map_size))
+        object.__setattr__(self, "map_size", checked_size("map_size", self.map_size))
 
     def loss(self, maps: Tensor, prompt: Prompt) -> Tensor:
         """0-d, differentiable in `maps` (h, w, s): the cross-attention probabilities of one picture, float32."""
@@ -131,13 +131,3 @@ def checked_range(step_range: Any) -> tuple[float, float]:
     for number in step_range:
         require_number("step_range", number, least=0.0)
     return float(step_range[0]), float(step_range[1])
-
-
-def _checked_size(size: Any) -> tuple[int, int]:
-    if (
-        not isinstance(size, (tuple, list))
-        or len(size) != 2
-        or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in size)
-    ):
-        raise ValueError(f"map_size={size!r}: a pair (rows, columns) of positive ints, in tokens, or None is needed")
-    return size[0], size[1]
