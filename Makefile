@@ -34,7 +34,7 @@ emulate: $(STAMP)  ## every row and option on emulated cards, faults planted in 
 	$(BIN)/python -m tests.emulation.sweep --anew --out $(RESULTS)/emulation.csv
 	$(BIN)/python -m tests.emulation.mutants --out $(RESULTS)/mutants.csv
 	$(BIN)/python -m tests.emulation.fuzz --num 200 --variations 9 --work 5e6
-	$(PYTEST) tests/kernels/test_oracle.py tests/kernels/test_schedules.py tests/kernels/test_addresses.py --on sm_90
+	$(PYTEST) tests/kernels/test_forward.py tests/kernels/test_schedules.py tests/kernels/test_addresses.py --on sm_90
 
 codegen: $(STAMP)  ## every row of the kernels' tables, compiled for every GPU: 15 minutes
 	$(PYTEST) tests/codegen --every-row

@@ -17,7 +17,7 @@ def long_description() -> str:
     return re.sub(r"\[([^\]]+)\]\((?!https?:|#)([^)]*)\)", r"\1 (`\2`)", text).replace("[`", "`")
 
 
-if not (HERE / "entropy_attn" / "kernels" / "forward.py").is_file():
+if not (HERE / "entropy_attn" / "kernels" / "forward" / "kernel.py").is_file():
     raise SystemExit(
         "entropy_attn/kernels is not the link to ../kernels that it is in git: this file system, or git's "
         "core.symlinks=false, made a plain file of it. Remove it and copy the folder kernels/ to "

@@ -12,9 +12,15 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-IN_SDIST = ("CHANGELOG.md", "Makefile", "constraints.txt", "tests/oracle.py", "tests/gpu/conftest.py", "docs/scale.md",
-            "benchmarks/gpu/run.py", "kernels/README.md", "entropy_attn/kernels/forward.py", ".ci/run")  # fmt: skip
-IN_WHEEL = ("py.typed", "kernels/forward.py", "kernels/measured.csv", "shapes/model/unet/config.json", "cli/help.py")
+IN_SDIST = ("CHANGELOG.md", "Makefile", "constraints.txt", "tests/support/oracle.py", "tests/gpu/conftest.py", "docs/scale.md",
+            "benchmarks/gpu/run.py", "kernels/README.md", "entropy_attn/kernels/forward/kernel.py", ".ci/run")  # fmt: skip
+IN_WHEEL = (
+    "py.typed",
+    "kernels/forward/kernel.py",
+    "kernels/forward/measured.csv",
+    "shapes/model/unet/config.json",
+    "cli/help.py",
+)
 
 
 def run(*command: object, cwd: Path = ROOT, **environment: str) -> str:
@@ -43,7 +49,7 @@ def main() -> None:
         # its tests run where it is unpacked, here with the packages of this environment
         tarfile.open(sdist).extractall(away, filter="data")
         (unpacked,) = (path for path in away.glob("entropy_attn-*") if path.is_dir())
-        tests = ("tests/test_layout.py", "tests/test_reference.py")
+        tests = ("tests/test_layout.py", "tests/ops/test_reference.py")
         where = "import entropy_attn; print(entropy_attn.__file__)"
         assert run(sys.executable, "-c", where, cwd=unpacked).startswith(str(unpacked))
         run(

@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # what type checkers and editors see; at run time a name is imported when it is first asked for
-    from . import guidance as guidance
-    from . import scale as scale
-    from . import shapes as shapes
-    from .errors import Unsupported as Unsupported
-    from .integrations.diffusers import apply as apply
-    from .map_recorder import MapRecorder as MapRecorder
-    from .ops import AttentionOutput as AttentionOutput
-    from .ops import attention as attention
-    from .ops import scaled_dot_product_attention as scaled_dot_product_attention
-    from .ops import unsupported_reasons as unsupported_reasons
-    from .pipelines.tsam import TSAMStableDiffusionPipeline as TSAMStableDiffusionPipeline
-    from .pipelines.tsam import TSAMStableDiffusionXLPipeline as TSAMStableDiffusionXLPipeline
-    from .profiling import profile as profile
-    from .recorder import EntropyRecorder as EntropyRecorder
-    from .scale import CallInfo as CallInfo
+    from entropy_attn import guidance as guidance
+    from entropy_attn import scale as scale
+    from entropy_attn import shapes as shapes
+    from entropy_attn.errors import Unsupported as Unsupported
+    from entropy_attn.integrations.diffusers import apply as apply
+    from entropy_attn.integrations.guidance import attach as attach
+    from entropy_attn.ops.api import AttentionOutput as AttentionOutput
+    from entropy_attn.ops.api import attention as attention
+    from entropy_attn.ops.api import scaled_dot_product_attention as scaled_dot_product_attention
+    from entropy_attn.ops.api import unsupported_reasons as unsupported_reasons
+    from entropy_attn.pipelines.tsam import TSAMStableDiffusionPipeline as TSAMStableDiffusionPipeline
+    from entropy_attn.pipelines.tsam import TSAMStableDiffusionXLPipeline as TSAMStableDiffusionXLPipeline
+    from entropy_attn.profiling import profile as profile
+    from entropy_attn.recorders.entropy import EntropyRecorder as EntropyRecorder
+    from entropy_attn.recorders.maps import MapRecorder as MapRecorder
+    from entropy_attn.scale import CallInfo as CallInfo
 
 if (Path(__file__).parent / "kernels").is_file():
     raise ImportError(
@@ -34,21 +35,22 @@ if (Path(__file__).parent / "kernels").is_file():
 # Public name -> (module, attribute or None for the module itself). Resolved on first use, so that importing the package
 # needs none of triton, diffusers and transformers.
 _EXPORTS: dict[str, tuple[str, str | None]] = {
-    "AttentionOutput": ("ops", "AttentionOutput"),
+    "AttentionOutput": ("ops.api", "AttentionOutput"),
     "CallInfo": ("scale", "CallInfo"),
-    "EntropyRecorder": ("recorder", "EntropyRecorder"),
-    "MapRecorder": ("map_recorder", "MapRecorder"),
+    "EntropyRecorder": ("recorders.entropy", "EntropyRecorder"),
+    "MapRecorder": ("recorders.maps", "MapRecorder"),
     "TSAMStableDiffusionPipeline": ("pipelines.tsam", "TSAMStableDiffusionPipeline"),
     "TSAMStableDiffusionXLPipeline": ("pipelines.tsam", "TSAMStableDiffusionXLPipeline"),
     "Unsupported": ("errors", "Unsupported"),
     "apply": ("integrations.diffusers", "apply"),
-    "attention": ("ops", "attention"),
+    "attach": ("integrations.guidance", "attach"),
+    "attention": ("ops.api", "attention"),
     "guidance": ("guidance", None),
     "profile": ("profiling", "profile"),
     "scale": ("scale", None),
-    "scaled_dot_product_attention": ("ops", "scaled_dot_product_attention"),
+    "scaled_dot_product_attention": ("ops.api", "scaled_dot_product_attention"),
     "shapes": ("shapes", None),
-    "unsupported_reasons": ("ops", "unsupported_reasons"),
+    "unsupported_reasons": ("ops.api", "unsupported_reasons"),
 }
 
 __all__ = [
@@ -61,6 +63,7 @@ __all__ = [
     "Unsupported",
     "__version__",
     "apply",
+    "attach",
     "attention",
     "guidance",
     "profile",

@@ -18,7 +18,7 @@ import torch
 from benchmarks.gpu.child import ANSWERS
 from entropy_attn.bench.machine import machine
 from entropy_attn.bench.timing import Clock, CpuClock, clock_of
-from entropy_attn.kernels.support import device_target
+from entropy_attn.kernels.common.support import device_target
 
 EMULATED = "emulated:"
 

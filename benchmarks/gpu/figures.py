@@ -10,8 +10,8 @@ import csv
 import sys
 from pathlib import Path
 
-from entropy_attn.bench.figures import save_figures
 from entropy_attn.bench.measure import MACHINE
+from entropy_attn.plots.benchmark import save_figures
 
 TEXT = {"model", "size", "kind", "task", "pass", "dtype", "implementation", "status", *MACHINE}
 

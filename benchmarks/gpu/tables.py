@@ -13,19 +13,20 @@ from typing import Any
 
 import torch
 
-from benchmarks import backward, forward, launch, maps, tune
 from benchmarks.gpu import calls, sanitize
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.rows import CHECKS
+from benchmarks.kernels import backward, forward, maps, tune
+from benchmarks.kernels import host_time as launch
 from entropy_attn.bench import measure as measuring
 from entropy_attn.bench.cases import Case, cases
-from entropy_attn.bench.contract import Ask
-from entropy_attn.bench.implementations import contenders
+from entropy_attn.bench.implementations.contract import Ask
+from entropy_attn.bench.implementations.registry import contenders
 from entropy_attn.bench.machine import Sensors, version
 from entropy_attn.bench.presets import preset
 from entropy_attn.bench.workloads import Workload, sweep
-from entropy_attn.kernels.configs import SCHEDULES
-from entropy_attn.kernels.measured import KEY
+from entropy_attn.kernels.forward.configs import SCHEDULES
+from entropy_attn.kernels.forward.measured import KEY
 
 Row = dict[str, Any]
 At = Callable[[list[Row]], None]  # told what is tried next, as columns of the row that its failure would be
@@ -160,7 +161,7 @@ class Guidance:
     """A size of picture is a case; see tsam/cost.py."""
 
     def __init__(self, device: Device, commit: str | None):
-        from benchmarks.tsam import cost  # which needs diffusers
+        from benchmarks.guidance import cost  # which needs diffusers
 
         self.cost, self.device = cost, device
         self.about = {"diffusers": version("diffusers"), **device.about(commit)}

@@ -21,14 +21,15 @@ import torch
 import triton
 import triton.backends.nvidia.driver as nvidia
 
-from benchmarks import backward, forward, launch, maps, tune
 from benchmarks.gpu import calls, tables
 from benchmarks.gpu.device import Device
+from benchmarks.kernels import backward, forward, maps, tune
+from benchmarks.kernels import host_time as launch
 from entropy_attn.bench.cases import Case, run
-from entropy_attn.bench.contract import Ask
-from entropy_attn.bench.implementations import IMPLEMENTATIONS
+from entropy_attn.bench.implementations.contract import Ask
+from entropy_attn.bench.implementations.registry import IMPLEMENTATIONS
 from entropy_attn.bench.workloads import sweep
-from entropy_attn.kernels.configs import SCHEDULES
+from entropy_attn.kernels.forward.configs import SCHEDULES
 from tests.codegen import host
 
 Job = tuple[str, Callable[[], object]]  # those of one name share kernels, and are left to one process

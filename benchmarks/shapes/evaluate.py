@@ -1,7 +1,7 @@
 """Mark the embedded pipeline with the exact checker on fixed captions, at the training size and beyond.
 
-python benchmarks/shapes/evaluate.py                     # the model card's figures
-python benchmarks/shapes/evaluate.py --sizes 32 64 128   # the count error over sizes, scale off and on
+python -m benchmarks.shapes.evaluate                     # the model card's figures
+python -m benchmarks.shapes.evaluate --sizes 32 64 128   # the count error over sizes, scale off and on
 """
 
 from __future__ import annotations

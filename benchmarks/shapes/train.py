@@ -3,8 +3,8 @@
 Every stage resumes where it stopped; ``--steps`` may be changed between runs: the learning rate is constant and falls
 to zero over the last quarter of whatever ``--steps`` says.
 
-    python benchmarks/shapes/train.py --work runs/shapes --steps 6000
-    python benchmarks/shapes/train.py --work runs/shapes --steps 6000 --export entropy_attn/shapes/model
+    python -m benchmarks.shapes.train --work runs/shapes --steps 6000
+    python -m benchmarks.shapes.train --work runs/shapes --steps 6000 --export entropy_attn/shapes/model
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from model import IMAGE_SIZE, pipeline, scheduler, text_encoder, tokenizer, unet, vae
 from PIL import Image
 from tqdm import tqdm
 
+from benchmarks.shapes.model import IMAGE_SIZE, pipeline, scheduler, text_encoder, tokenizer, unet, vae
 from entropy_attn.shapes.scenes import scene, to_array
 
 GUIDANCE_DROPOUT = 0.1

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from entropy_attn.bench.contract import Ask, Implementation, Results
+from entropy_attn.bench.implementations.contract import Ask, Implementation, Results
 from entropy_attn.bench.workloads import Workload
 
 BACKWARD_FLOPS = 2.5  # of the forward pass's

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from entropy_attn.bench.implementations import IMPLEMENTATIONS, TORCHS_CHOICE
+from entropy_attn.bench.implementations.registry import IMPLEMENTATIONS, TORCHS_CHOICE
 from entropy_attn.bench.measure import CASE, Row
 
 AUTO = "auto"

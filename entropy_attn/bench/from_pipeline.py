@@ -7,8 +7,8 @@ from collections import Counter
 from typing import Any
 
 from entropy_attn.bench.workloads import Size, Workload, size_name
-from entropy_attn.integrations.diffusers import apply
-from entropy_attn.integrations.models import Model
+from entropy_attn.integrations.diffusers.handle import apply
+from entropy_attn.integrations.diffusers.models.table import Model
 from entropy_attn.scale import CallInfo
 
 GUIDANCE = 7.5  # any above 1 turns it on

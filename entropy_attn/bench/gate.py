@@ -10,8 +10,8 @@ import math
 import torch
 
 from entropy_attn.bench.cases import Case, Inputs
-from entropy_attn.bench.contract import Ask, Results
-from entropy_attn.bench.softmax import chunks, materialised
+from entropy_attn.bench.implementations.contract import Ask, Results
+from entropy_attn.bench.implementations.softmax import chunks, materialised
 
 ROWS = 4096  # rows of the query that a forward pass is checked in, spread over all; a gradient needs every row
 FLOAT32 = torch.finfo(torch.float32).eps

@@ -8,9 +8,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 import torch
 
 from entropy_attn.bench.cases import Case, Inputs, dtype_name, run
-from entropy_attn.bench.contract import Implementation
 from entropy_attn.bench.gate import Gate, WrongResult
-from entropy_attn.bench.implementations import contenders
+from entropy_attn.bench.implementations.contract import Implementation
+from entropy_attn.bench.implementations.registry import contenders
 from entropy_attn.bench.machine import Sensors
 from entropy_attn.bench.timing import Clock, clock_of, interleaved, quantiles
 

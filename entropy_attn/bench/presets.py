@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from entropy_attn.bench.contract import PASSES, TASKS
+from entropy_attn.bench.implementations.contract import PASSES, TASKS
 from entropy_attn.bench.workloads import (
     HEAD_DIMS,
     LENGTHS,

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from entropy_attn.bench.cases import Inputs
-from entropy_attn.kernels.stopwatch import Stopwatch
+from entropy_attn.kernels.common.stopwatch import Stopwatch
 
 ROUNDS = 4  # even, so that each order of turns is had equally often
 MAX_RUNS = 100  # of one implementation in one round

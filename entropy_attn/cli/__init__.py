@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. A refusal is one line on stderr and code 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        from .app import app
+        from entropy_attn.cli.app import app
 
         code = app(args=given or ["--help"], prog_name="entropy-attn", standalone_mode=False)
     except KeyboardInterrupt:

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from .bench import bench
-from .generate import generate
-from .help import Command, Group
-from .info import info
-from .maps import maps
-from .profile import profile
+from entropy_attn.cli.bench import bench
+from entropy_attn.cli.generate import generate
+from entropy_attn.cli.help import Command, Group
+from entropy_attn.cli.info import info
+from entropy_attn.cli.maps import maps
+from entropy_attn.cli.profile import profile
 
 app = typer.Typer(
     name="entropy-attn",
@@ -24,7 +24,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from .. import __version__
+        from entropy_attn import __version__
 
         print(f"entropy-attn {__version__}")
         raise typer.Exit()

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import options
+from entropy_attn.cli import options
 
 EXIT_WRONG = 1
 
@@ -50,12 +50,12 @@ def bench(
     with options.refusals():
         import torch
 
-        from ..bench import presets
-        from ..bench.cases import cases
-        from ..bench.contract import PASSES, TASKS, Ask
-        from ..bench.implementations import contenders
-        from ..bench.machine import machine
-        from ..bench.measure import LOST
+        from entropy_attn.bench import presets
+        from entropy_attn.bench.cases import cases
+        from entropy_attn.bench.implementations.contract import PASSES, TASKS, Ask
+        from entropy_attn.bench.implementations.registry import contenders
+        from entropy_attn.bench.machine import machine
+        from entropy_attn.bench.measure import LOST
 
         if dtype not in DTYPES:
             raise ValueError(f"--dtype {dtype!r}: give one of {', '.join(DTYPES)}")
@@ -90,16 +90,16 @@ def bench(
             )
         files: dict[str, Path] = {}
         if out is not None:
-            from ..bench.figures import save_figures
+            from entropy_attn.plots.benchmark import save_figures
 
             files = {"rows": out / "bench.csv", **save_figures(rows, about, out)}
     if as_json:
-        from ..bench.compare import denoising_steps
+        from entropy_attn.bench.compare import denoising_steps
 
         report = {"about": about, "rows": rows, "denoising_steps": denoising_steps(rows)}
         print(json.dumps({**report, "files": {name: str(path) for name, path in files.items()}}, indent=2))
     else:
-        from .bench_tables import print_bench
+        from entropy_attn.cli.bench_tables import print_bench
 
         print_bench(rows, about)
         if out is not None:
@@ -128,14 +128,14 @@ def _some(option: str, given: str | None, known: Sequence[str]) -> tuple[str, ..
 
 
 def _model_workloads(model: str, size: str | None, device: str) -> list[Any]:
-    from ..bench.workloads import MODELS, workloads
+    from entropy_attn.bench.workloads import MODELS, workloads
 
     wanted = None if size is None else options.parse_size(size, "--size")
     if model in MODELS:
         return workloads(model, wanted)
     pipe, _ = options.load(model, device, "auto")
-    from ..bench.from_pipeline import pipeline_workloads
-    from ..pipelines import check_size, train_size
+    from entropy_attn.bench.from_pipeline import pipeline_workloads
+    from entropy_attn.pipelines import check_size, train_size
 
     wanted = wanted or train_size(pipe)
     check_size(pipe, wanted)
@@ -148,8 +148,8 @@ def _measure(
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    from ..bench.measure import DeviceLost, measure_all
-    from ..bench.table import CsvRows
+    from entropy_attn.bench.measure import DeviceLost, measure_all
+    from entropy_attn.bench.table import CsvRows
 
     files = [CsvRows(path, about) for path in paths]
     rows: list[dict[str, Any]] = []

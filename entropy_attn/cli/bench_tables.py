@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..bench.compare import by_case, choices, denoising_steps, is_ours, speeds
-from ..bench.measure import Row
-from ..bench.table import case_name, refusals
-from .tables import Column, print_sections, print_table, say
+from entropy_attn.bench.compare import by_case, choices, denoising_steps, is_ours, speeds
+from entropy_attn.bench.measure import Row
+from entropy_attn.bench.table import case_name, refusals
+from entropy_attn.cli.tables import Column, print_sections, print_table, say
 
 CASES = (
     Column("implementation", fold=True),

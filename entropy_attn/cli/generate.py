@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from . import options
-from .loading import Loading, takes_loading
-from .seeds import check_seed
+from entropy_attn.cli import options
+from entropy_attn.cli.loading import Loading, takes_loading
+from entropy_attn.cli.seeds import check_seed
 
 EXAMPLE = (
     "Examples:\n\n"
@@ -75,8 +75,8 @@ def generate(
         guidance_scale = options.guidance(loading.model, guidance_scale)
         pipe, running_on = loading.load()
 
-        from ..integrations.guided_text import prompts_of
-        from ..pipelines import attach, call_options, check_guided, check_size, sample, train_size
+        from entropy_attn.integrations.guidance.prompts import prompts_of
+        from entropy_attn.pipelines import attach, call_options, check_guided, check_size, sample, train_size
 
         wanted = wanted or train_size(pipe)
         check_size(pipe, wanted, len(prompt))
@@ -112,13 +112,13 @@ def generate(
         for number, (text, file) in enumerate(zip(prompt, files, strict=True)):
             picture = pictures[ours][number]
             if compare:
-                from ..plots import side_by_side
+                from entropy_attn.plots import side_by_side
 
                 captions = [f"original ({wanted[0]}x{wanted[1]} px)", f"ours: {ours}"]
                 picture = side_by_side([pictures["off"][number], picture], captions, title=text)
             picture.save(file)
         if show_maps is not None:
-            from ..guidance_sheet import guidance_sheet
+            from entropy_attn.plots.guidance import guidance_sheet
 
             figure = guidance_sheet(
                 handles[ours],

@@ -10,7 +10,7 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
-from .tables import folded, output_width
+from entropy_attn.cli.tables import folded, output_width
 
 USUAL, WIDEST = 80, 100  # columns, in a pipe and where a line would be too long to read
 NARROW = 72  # below this an option has a line for itself, and its text the whole width

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from . import options
-from .info_model import model_report, print_model
-from .tables import Column, print_table, say
+from entropy_attn.cli import options
+from entropy_attn.cli.info_model import model_report, print_model
+from entropy_attn.cli.tables import Column, print_table, say
 
 HEAD_DIMS = (16, 40, 64, 72, 80, 96, 128, 160, 256)
 DTYPES = ("float16", "bfloat16", "float32")
@@ -85,7 +85,7 @@ def _impls() -> list[dict[str, Any]]:
     """Ask the library itself, with a tensor of two tokens for every combination."""
     import torch
 
-    from .. import unsupported_reasons
+    from entropy_attn import unsupported_reasons
 
     rows = []
     for device in _devices():

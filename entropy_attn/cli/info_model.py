@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import options
-from .tables import Column, output_width, print_table, say
+from entropy_attn.cli import options
+from entropy_attn.cli.tables import Column, output_width, print_table, say
 
 COLUMNS = (
     Column("layers", fold=True),
@@ -37,10 +37,10 @@ def model_report(
     """What `--json` prints; a pipeline that cannot be routed is a report with its reasons, not a refusal."""
     import torch
 
-    from .. import Unsupported
-    from ..integrations.survey import refusals, stated_size, survey
-    from ..pipelines import quiet_libraries
-    from ..pipelines.outline import outline_pipeline
+    from entropy_attn import Unsupported
+    from entropy_attn.integrations.diffusers.survey import refusals, stated_size, survey
+    from entropy_attn.pipelines import quiet_libraries
+    from entropy_attn.pipelines.outline import outline_pipeline
 
     options.check_at_least("--frames", frames, 1)
     options.check_at_least("--text-tokens", text_tokens, 1)

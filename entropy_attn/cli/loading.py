@@ -52,8 +52,8 @@ class Loading:
         """The pipeline, and how it was loaded; `anything` also takes those without text, or of videos."""
         import torch
 
-        from ..pipelines import load_pipeline, quiet_libraries
-        from .options import parse_device
+        from entropy_attn.cli.options import parse_device
+        from entropy_attn.pipelines import load_pipeline, quiet_libraries
 
         if self.dtype not in DTYPES:
             raise ValueError(f"--dtype {self.dtype!r}: give one of {', '.join(DTYPES)}")
@@ -81,7 +81,7 @@ class Loading:
                 loras=loras,
                 anything=anything,
             )
-        from ..integrations.models import denoiser_of
+        from entropy_attn.integrations.diffusers.models.table import denoiser_of
 
         dtype = str(denoiser_of(pipe).dtype).removeprefix("torch.")
         given = {name: getattr(self, name) for name in OTHERS if getattr(self, name)}

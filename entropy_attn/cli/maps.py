@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from . import options
-from .loading import Loading, takes_loading
-from .seeds import check_seed
-from .tables import Column, print_table
+from entropy_attn.cli import options
+from entropy_attn.cli.loading import Loading, takes_loading
+from entropy_attn.cli.seeds import check_seed
+from entropy_attn.cli.tables import Column, print_table
 
 EXAMPLE = (
     "Examples:\n\n"
@@ -96,10 +96,10 @@ def maps(
         guidance_scale = options.guidance(loading.model, guidance_scale)
         pipe, running_on = loading.load()
 
-        from ..map_files import save_maps
-        from ..map_recorder import MapRecorder
-        from ..map_sheet import map_sheet
-        from ..pipelines import call_options, check_size, sample, train_size
+        from entropy_attn.pipelines import call_options, check_size, sample, train_size
+        from entropy_attn.plots.maps import map_sheet
+        from entropy_attn.recorders.map_files import save_maps
+        from entropy_attn.recorders.maps import MapRecorder
 
         wanted = wanted or train_size(pipe)
         check_size(pipe, wanted)

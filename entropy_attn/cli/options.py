@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import Refused
-from .loading import DEVICE_HELP, DTYPES, MODEL_HELP, Loading
-from .seeds import check_seed
+from entropy_attn.cli import Refused
+from entropy_attn.cli.loading import DEVICE_HELP, DTYPES, MODEL_HELP, Loading
+from entropy_attn.cli.seeds import check_seed
 
 __all__ = [
     "DEVICE_HELP",
@@ -70,7 +70,7 @@ def refusals(loading: Loading | None = None, pictures: int = 1) -> Iterator[None
     """
     import torch
 
-    from .. import Unsupported
+    from entropy_attn import Unsupported
 
     try:
         with warnings.catch_warnings():
@@ -116,15 +116,15 @@ def parse_seeds(text: str) -> list[int]:
 
 def parse_scale(text: str) -> Any:
     """'off', 'logn:strength=0.5' and the like to a scale policy."""
-    from ..scale.text import parse_scale as parse  # torch is not imported for --help
+    from entropy_attn.scale.text import parse_scale as parse  # torch is not imported for --help
 
     return parse(text)
 
 
 def parse_guidance(text: str | None) -> Any:
     """The same to a guidance; None, or 'off', for none."""
-    from ..guidance import TSAM
-    from ..scale.text import parse_choice
+    from entropy_attn.guidance import TSAM
+    from entropy_attn.scale.text import parse_choice
 
     if text is None or text == "off":
         return None
@@ -147,7 +147,7 @@ def _steps(text: str) -> list[int]:
 
 def parse_arguments(pairs: list[str]) -> dict[str, Any]:
     """NAME=VALUE, where the value is a Python literal or else the text itself."""
-    from ..scale.text import literal
+    from entropy_attn.scale.text import literal
 
     found: dict[str, Any] = {}
     for pair in pairs:
@@ -235,7 +235,7 @@ def guidance(model: str, given: float | None) -> float | None:
 
 def versions() -> dict[str, str | None]:
     """Of Python, this package and what it stands on; None for what is not installed."""
-    from .. import __version__
+    from entropy_attn import __version__
 
     found: dict[str, str | None] = {"python": platform.python_version(), "entropy_attn": __version__}
     for package in ("torch", "triton", "diffusers", "transformers"):

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from . import EXIT_INTERRUPTED, Refused, options
-from .loading import Loading, takes_loading
-from .profile_report import print_report
+from entropy_attn.cli import EXIT_INTERRUPTED, Refused, options
+from entropy_attn.cli.loading import Loading, takes_loading
+from entropy_attn.cli.profile_report import print_report
 
 SHAPES_PROMPTS = (
     "a red circle and a blue square",
@@ -75,7 +75,7 @@ def profile(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished profile in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON instead of tables.")] = False,
 ) -> None:
-    from ..profiling.plan import DEFAULT_PROMPTS
+    from entropy_attn.profiling.plan import DEFAULT_PROMPTS
 
     with _kept_in(out), options.refusals(loading, len(prompt or DEFAULT_PROMPTS)):
         names = options.parse_list("--scale", ",".join(scales)) if scales else None
@@ -92,7 +92,7 @@ def profile(
         given = options.parse_arguments(argument or [])
         options.output_folder(out)
         pipe, running_on = loading.load(anything=True)
-        from .. import profiling
+        from entropy_attn import profiling
 
         prompts = prompt
         if prompt is None and loading.model == "shapes":
@@ -148,7 +148,7 @@ def _kept_in(out: Path) -> Iterator[None]:
 
 def _finished(out: Path) -> str | None:
     """What there is in the folder of a profile that was cut off."""
-    from ..profiling.store import unfinished
+    from entropy_attn.profiling.store import unfinished
 
     counts = unfinished(out)
     if counts is None or not counts[0]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .tables import Column, print_table, say
+from entropy_attn.cli.tables import Column, print_table, say
 
 
 def print_report(summary: dict[str, Any]) -> None:

@@ -5,18 +5,17 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .compared import CONFORM, AttendAndExcite, SynGen
-from .method import Custom, Guidance, Prompt
-from .similarity import attention_similarity
-from .text import real_tokens, text_self_attention
-from .tsam import TSAM, tsam_loss
-from .update import input_correction, step_size, update_latents
+from entropy_attn.guidance.compared import CONFORM, AttendAndExcite, SynGen
+from entropy_attn.guidance.method import Custom, Guidance, Prompt
+from entropy_attn.guidance.similarity import attention_similarity
+from entropy_attn.guidance.text import real_tokens, text_self_attention
+from entropy_attn.guidance.tsam import TSAM, tsam_loss
+from entropy_attn.guidance.update import input_correction, step_size, update_latents
 
 if TYPE_CHECKING:
-    from ..pipelines.guided import attach as attach
+    from entropy_attn.integrations.guidance import attach as attach
 
 __all__ = [
     "CONFORM",
@@ -38,7 +37,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    # Its name is here, where it is looked for; it lies above, with the pipelines, and needs diffusers.
+    # `attach` is documented under this name too. It needs diffusers and lies above: the one import of the package that
+    # goes up, which tests/test_layout.py names.
     if name != "attach":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return import_module("entropy_attn.pipelines.guided").attach
+    from entropy_attn.integrations.guidance import attach
+
+    return attach

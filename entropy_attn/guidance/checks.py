@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..scale.fields import require_bool as require_bool
-from ..scale.fields import require_finite
-from ..scale.fields import require_int as require_int
+from entropy_attn.validation import require_bool as require_bool
+from entropy_attn.validation import require_finite
+from entropy_attn.validation import require_int as require_int
 
 
 def require_number(name: str, value: Any, least: float | None = None) -> None:

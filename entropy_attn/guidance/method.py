@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..map_checks import checked_size
-from ..tokens import Text
-from .checks import require_bool, require_number
+from entropy_attn.guidance.checks import require_bool, require_number
+from entropy_attn.prompts import Text
+from entropy_attn.recorders.map_checks import checked_size
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 An encoder's attention goes through `transformers`' own table of attention functions while maps are taken, under a name
 of ours that is gone afterwards. The only file that relies on names which transformers does not document;
-tests/routing/test_transformers_names.py pins them.
+tests/integrations/test_transformers_names.py pins them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from .. import ops
-from ..router import Unroutable
+from entropy_attn.ops import api as ops
+from entropy_attn.routing.router import Unroutable
 
 _NUMBERS = itertools.count()  # encoders may be inside `text_attention_maps` at the same time
 

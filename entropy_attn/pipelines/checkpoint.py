@@ -38,7 +38,7 @@ class Checkpoint:
         return bool((self.index.get("unet") or (None, None))[1])
 
     def load(self, dtype: torch.dtype) -> Any:
-        from ..integrations.versions import dtype_argument
+        from entropy_attn.integrations.diffusers.versions import dtype_argument
 
         given = dtype_argument(dtype)
         try:
@@ -206,7 +206,7 @@ def _config_of(source: str) -> str:
     """The Hub id whose configuration a single file has, as diffusers takes it by the names of its weights."""
     from safetensors import safe_open
 
-    from ..integrations.private import config_of_single_file
+    from entropy_attn.integrations.diffusers.private import config_of_single_file
 
     try:
         with safe_open(source, framework="pt") as file:
@@ -218,7 +218,7 @@ def _config_of(source: str) -> str:
 
 
 def _check_kind(model: str, index: dict[str, Any], anything: bool) -> None:
-    from ..integrations.models import MODELS
+    from entropy_attn.integrations.diffusers.models.table import MODELS
 
     kind = index.get("_class_name", "pipeline of unknown kind")
     arguments = _call_arguments(kind)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .checkpoint import INDEX, SHAPES, Checkpoint, find_checkpoint, first_line, resolve
+from entropy_attn.pipelines.checkpoint import INDEX, SHAPES, Checkpoint, find_checkpoint, first_line, resolve
 
 __all__ = ["INDEX", "SHAPES", "first_line", "load_pipeline", "quiet_libraries", "resolve"]
 
@@ -46,7 +46,7 @@ def load_pipeline(
         for name, given in {"variant": variant, "revision": revision, "config": config}.items():
             if given is not None:
                 raise ValueError(f"{name}={given!r}: the embedded model has but one")
-        from .. import shapes
+        from entropy_attn import shapes
 
         pipe = shapes.load_pipeline(dtype=dtype or torch.float32)
     else:

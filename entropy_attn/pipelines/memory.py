@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..integrations.models import denoiser_of, latent_factor, model_of
+from entropy_attn.integrations.diffusers.models.table import denoiser_of, latent_factor, model_of
 
 GIB = 2**30
 _HELD = 2  # tensors: what goes into an operation, and what comes out

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .loading import SHAPES, first_line, resolve
+from entropy_attn.pipelines.loading import SHAPES, first_line, resolve
 
 
 def outline_pipeline(model: str) -> Any:
@@ -46,6 +46,6 @@ def _part(source: str, name: str, entry: Any) -> Any:
 
 
 def _shapes_folder() -> str:
-    from .. import shapes
+    from entropy_attn import shapes
 
     return str(shapes.MODEL_DIR)

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..integrations.diffusers import apply
-from .sizes import call_parameters, fixed_size
+from entropy_attn.integrations.diffusers.handle import apply
+from entropy_attn.pipelines.sizes import call_parameters, fixed_size
 
 
 def sample(

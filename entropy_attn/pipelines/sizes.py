@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..integrations.models import Model, denoiser_of, latent_factor, model_of, pixels_a_token
-from .memory import check_memory
+from entropy_attn.integrations.diffusers.models.table import Model, denoiser_of, latent_factor, model_of, pixels_a_token
+from entropy_attn.pipelines.memory import check_memory
 
 
 def call_parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from ..guidance.method import Guidance, as_guidance
-from ..guidance.tsam import TSAM
-from .guided import Generation, check_guided, checked_prompt, guided
+from entropy_attn.guidance.method import Guidance, as_guidance
+from entropy_attn.guidance.tsam import TSAM
+from entropy_attn.integrations.guidance.attach import Generation, check_guided, checked_prompt, guided
 
 
 class _Guided:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..profiling import Profile, changes, layer_means
-from .detail import entropy_against_step, entropy_maps, head_heat_map
-from .layers import change_from_training, entropy_against_tokens, entropy_per_layer
-from .pictures import contact_sheet, side_by_side
-from .style import layer_label
+from entropy_attn.plots.detail import entropy_against_step, entropy_maps, head_heat_map
+from entropy_attn.plots.images import contact_sheet, side_by_side
+from entropy_attn.plots.layers import change_from_training, entropy_against_tokens, entropy_per_layer
+from entropy_attn.plots.style import layer_label
+from entropy_attn.profiling import Profile, changes, layer_means
 
 DPI = 150
 

@@ -10,8 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..profiling import Profile, picture_rows, size_name
-from .style import (
+from entropy_attn.plots.style import (
     folded,
     layer_ticks,
     name_row,
@@ -22,6 +21,7 @@ from .style import (
     sizes_by_area,
     unique,
 )
+from entropy_attn.profiling import Profile, picture_rows, size_name
 
 MAX_PANEL_WIDTH = 10.0  # inches
 MAX_MAP_LEVELS = 3

@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..profiling import ProfilePlan, size_name, slopes, spread
-from .style import (
+from entropy_attn.plots.style import (
     GREY,
     folded,
     layer_key,
@@ -20,6 +19,7 @@ from .style import (
     sizes_by_area,
     unique,
 )
+from entropy_attn.profiling import ProfilePlan, size_name, slopes, spread
 
 MAX_PANEL_WIDTH = 10.0  # inches
 

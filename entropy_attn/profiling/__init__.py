@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .analysis import changes, layer_means, picture_rows, slopes, spread
-from .call import profile
-from .plan import ProfilePlan, Run, size_name
-from .result import Profile
-from .run import check_plan
-from .summary import summarize
+from entropy_attn.profiling.analysis import changes, layer_means, picture_rows, slopes, spread
+from entropy_attn.profiling.call import profile
+from entropy_attn.profiling.plan import ProfilePlan, Run, size_name
+from entropy_attn.profiling.result import Profile
+from entropy_attn.profiling.run import check_plan
+from entropy_attn.profiling.summary import summarize
 
 __all__ = [
     "Profile",

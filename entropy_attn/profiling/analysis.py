@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from .plan import ProfilePlan, size_name
+from entropy_attn.profiling.plan import ProfilePlan, size_name
 
 
 def picture_rows(entropy: pd.DataFrame) -> pd.DataFrame:

@@ -8,16 +8,16 @@ from typing import Any
 
 import pandas as pd
 
-from ..integrations.models import denoiser_of, model_of
-from ..pipelines.sampling import takes_prompt
-from ..pipelines.sizes import fixed_size, size_multiple, train_size
-from ..scale import Fixed, Policy
-from ..scale.text import parse_scale
-from .layers import Measured
-from .plan import DEFAULT_PROMPTS, ProfilePlan, Run, Size, described
-from .result import Profile, RunResult
-from .run import check_plan, run_once
-from .store import Store
+from entropy_attn.integrations.diffusers.models.table import denoiser_of, model_of
+from entropy_attn.pipelines.sampling import takes_prompt
+from entropy_attn.pipelines.sizes import fixed_size, size_multiple, train_size
+from entropy_attn.profiling.layers import Measured
+from entropy_attn.profiling.plan import DEFAULT_PROMPTS, ProfilePlan, Run, Size, described
+from entropy_attn.profiling.result import Profile, RunResult
+from entropy_attn.profiling.run import check_plan, run_once
+from entropy_attn.profiling.store import Store
+from entropy_attn.scale import Fixed, Policy
+from entropy_attn.scale.text import parse_scale
 
 SIZE_FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0)
 
@@ -128,7 +128,7 @@ def profile(
         tables, kept = store.read()
     found = _put_together(plan, runs, tables, kept, measured)
     if store is not None:
-        from .files import save_all
+        from entropy_attn.profiling.files import save_all
 
         save_all(found, store, title or type(pipe).__name__, figures)
     return found

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-from .analysis import changes, layer_means
-from .result import Profile
-from .rows import rounded
-from .store import LEDGER, Store
+from entropy_attn.profiling.analysis import changes, layer_means
+from entropy_attn.profiling.result import Profile
+from entropy_attn.profiling.rows import rounded
+from entropy_attn.profiling.store import LEDGER, Store
 
 COLUMNS = ["policy", "size", "height", "width", "layer", "kind", "tokens", "ln_tokens", "entropy", "change"]
 
@@ -22,6 +22,6 @@ def save_all(found: Profile, store: Store, title: str, figures: bool) -> None:
     digest.write_text(json.dumps(found.summary, indent=2) + "\n", encoding="utf-8")
     found.files |= {**store.tables, "layers": table, "summary": digest, "plan": store.folder / LEDGER}
     if figures:
-        from ..plots import save_figures
+        from entropy_attn.plots import save_figures
 
         found.files |= save_figures(found, title, store.folder)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..integrations.models import Model, denoiser_of, model_of, pixels_a_token
-from ..integrations.survey import LayerReport, survey
-from ..scale import Fixed
-from .plan import Size, size_name
+from entropy_attn.integrations.diffusers.models.table import Model, denoiser_of, model_of, pixels_a_token
+from entropy_attn.integrations.diffusers.survey import LayerReport, survey
+from entropy_attn.profiling.plan import Size, size_name
+from entropy_attn.scale import Fixed
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ class ProfilePlan:
     @property
     def baseline(self) -> str | None:
         """The policy that is the model's own scale; None where none of them is."""
-        from ..scale import Fixed
+        from entropy_attn.scale import Fixed
 
         return next((name for name, policy in self.policies.items() if policy in (None, Fixed())), None)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .plan import ProfilePlan, Size
+from entropy_attn.profiling.plan import ProfilePlan, Size
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Profile:
     @property
     def summary(self) -> dict[str, Any]:
         """The figures worth quoting, as plain values; docs/profile.md explains each."""
-        from .summary import summarize
+        from entropy_attn.profiling.summary import summarize
 
         return summarize(self)
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..recorder import EntropyRecorder
-from .layers import Measured
-from .plan import Run
+from entropy_attn.profiling.layers import Measured
+from entropy_attn.profiling.plan import Run
+from entropy_attn.recorders.entropy import EntropyRecorder
 
 DIGITS = 6  # significant ones: more than half precision computes, and what is read back equals what was written
 _CALL = ["layer", "kind", "step", "branch"]

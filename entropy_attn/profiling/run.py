@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from ..integrations.models import pixels_a_token
-from ..pipelines import check_size, sample
-from ..pipelines.sampling import call_options
-from ..recorder import EntropyRecorder
-from .layers import Measured, measured_layers
-from .plan import ProfilePlan, Run
-from .result import RunResult
-from .rows import rows_of
+from entropy_attn.integrations.diffusers.models.table import pixels_a_token
+from entropy_attn.pipelines import check_size, sample
+from entropy_attn.pipelines.sampling import call_options
+from entropy_attn.profiling.layers import Measured, measured_layers
+from entropy_attn.profiling.plan import ProfilePlan, Run
+from entropy_attn.profiling.result import RunResult
+from entropy_attn.profiling.rows import rows_of
+from entropy_attn.recorders.entropy import EntropyRecorder
 
 
 def check_plan(pipe: Any, plan: ProfilePlan) -> Measured:

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .plan import ProfilePlan, Run, size_name
-from .result import RunResult
+from entropy_attn.profiling.plan import ProfilePlan, Run, size_name
+from entropy_attn.profiling.result import RunResult
 
 LEDGER = "plan.json"
 PICTURES, MAPS = "pictures", "maps"

@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from .analysis import changes, layer_means, slopes, spread
-from .plan import size_name
-from .result import Profile
+from entropy_attn.profiling.analysis import changes, layer_means, slopes, spread
+from entropy_attn.profiling.plan import size_name
+from entropy_attn.profiling.result import Profile
 
 
 def summarize(result: Profile) -> dict[str, Any]:

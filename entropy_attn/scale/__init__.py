@@ -7,12 +7,12 @@ their settings. docs/scale.md says which is for what.
 
 from __future__ import annotations
 
-from .adaptive import EntropyAdaptive
-from .call import CallInfo, Kind, Policy, Scale, needs_train_tokens, resolve_scale
-from .combine import Layers, Product, Steps
-from .plain import Constant, Fixed
-from .ratio import LogN, LogNoRoot, Power, TokenRatio, YaRN
-from .sizes import token_grid, training_tokens
+from entropy_attn.scale.adaptive import EntropyAdaptive
+from entropy_attn.scale.call import CallInfo, Kind, Policy, Scale, needs_train_tokens, resolve_scale
+from entropy_attn.scale.combine import Layers, Product, Steps
+from entropy_attn.scale.constant import Constant, Fixed
+from entropy_attn.scale.token_grid import token_grid, training_tokens
+from entropy_attn.scale.token_ratio import LogN, LogNoRoot, Power, TokenRatio, YaRN
 
 # What the command line calls them.
 POLICIES: dict[str, type] = {

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import torch
 
-from .call import CallInfo
-from .entropies import HeadEntropies, Selection, read_entropies
-from .fields import require_bool, require_finite, require_int, require_one_of
+from entropy_attn.scale.call import CallInfo
+from entropy_attn.scale.head_entropies import HeadEntropies, Selection, read_entropies
+from entropy_attn.validation import require_bool, require_finite, require_int, require_one_of
 
 
 @dataclass(frozen=True)

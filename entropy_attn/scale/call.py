@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from .fields import require_policy
+from entropy_attn.validation import require_policy
 
 Kind = Literal["self", "cross", "joint"]
 

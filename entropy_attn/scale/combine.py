@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from .call import CallInfo, Policy, Scale, needs_train_tokens, resolve_scale
-from .fields import require_int, require_policy
+from entropy_attn.scale.call import CallInfo, Policy, Scale, needs_train_tokens, resolve_scale
+from entropy_attn.validation import require_int, require_policy
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ def parse_scale(text: str) -> Any:
 
     Every policy takes steps=START..STOP and layers=REGEX besides its own options; the rest keeps the model's own scale.
     """
-    from . import POLICIES
-    from .combine import Layers, Steps
+    from entropy_attn.scale import POLICIES
+    from entropy_attn.scale.combine import Layers, Steps
 
     policy, windows = parse_choice("scale", text, POLICIES, also=("steps", "layers"))
     if "steps" in windows:

@@ -10,7 +10,18 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from .scenes import COLOURS, GROUND, RADIUS, SHAPES, Kind, Placed, Request, draw_shape, relation_holds, to_array
+from entropy_attn.shapes.scenes import (
+    COLOURS,
+    GROUND,
+    RADIUS,
+    SHAPES,
+    Kind,
+    Placed,
+    Request,
+    draw_shape,
+    relation_holds,
+    to_array,
+)
 
 # A part smaller than this share of the smallest object's area (a triangle's, or 1/2 of its box) is dirt, not an object.
 DIRT = 0.25

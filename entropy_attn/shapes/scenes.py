@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..scale.fields import checked_size, require_int
+from entropy_attn.validation import checked_size, require_int
 
 SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = {

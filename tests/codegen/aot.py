@@ -25,10 +25,10 @@ from triton.compiler import ASTSource
 from triton.compiler import compile as triton_compile
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from entropy_attn.kernels import forward
-from entropy_attn.kernels.arguments import compile_options
-from entropy_attn.kernels.configs import SHARED_MEMORY, ForwardConfig
-from entropy_attn.kernels.launch import ForwardCall
+from entropy_attn.kernels.common.arguments import compile_options
+from entropy_attn.kernels.forward import kernel as forward
+from entropy_attn.kernels.forward.configs import SHARED_MEMORY, ForwardConfig
+from entropy_attn.kernels.forward.launch import ForwardCall
 
 GPU_TARGETS = {f"sm_{arch}": GPUTarget("cuda", arch, 32) for arch in (80, 89, 90, 100, 120)}
 GPU_TARGETS["gfx942"] = GPUTarget("hip", "gfx942", 64)

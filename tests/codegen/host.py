@@ -23,7 +23,10 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from entropy_attn.kernels import backward, forward, maps, plans, support
+from entropy_attn.kernels.backward import kernel as backward
+from entropy_attn.kernels.common import plans, support
+from entropy_attn.kernels.forward import kernel as forward
+from entropy_attn.kernels.maps import kernel as maps
 
 DEVICE = 97  # Triton keeps compiled kernels by device: these belong to no other
 

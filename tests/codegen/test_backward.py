@@ -7,12 +7,13 @@ import functools
 import pytest
 import torch
 
-from entropy_attn.kernels import backward, launch_backward
-from entropy_attn.kernels.arguments import compile_options
-from entropy_attn.kernels.configs import TARGETS
-from entropy_attn.kernels.configs_backward import ALL_CHUNKS, backward_config
-from entropy_attn.kernels.launch_backward import BackwardCall, Launch
-from entropy_attn.kernels.support import backward_unsupported
+from entropy_attn.kernels.backward import kernel as backward
+from entropy_attn.kernels.backward import launch as launch_backward
+from entropy_attn.kernels.backward.configs import ALL_CHUNKS, backward_config
+from entropy_attn.kernels.backward.launch import BackwardCall, Launch
+from entropy_attn.kernels.common.arguments import compile_options
+from entropy_attn.kernels.common.support import backward_unsupported
+from entropy_attn.kernels.forward.configs import TARGETS
 
 from .aot import PACKED, Code, assert_clean, compile_kernel
 from .cases import PARTLY_FILLED, table_cases

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 import entropy_attn as ea
-from entropy_attn.kernels import launch, plans
-from entropy_attn.kernels.configs import ForwardConfig, forward_candidates, forward_config
-from entropy_attn.kernels.configs_maps import MapConfig, map_config
-from entropy_attn.kernels.launch import attention_forward
-from entropy_attn.kernels.launch_backward import attention_backward
-from entropy_attn.kernels.launch_maps import attention_forward_with_map
+from entropy_attn.kernels.backward.launch import attention_backward
+from entropy_attn.kernels.common import plans
+from entropy_attn.kernels.forward import launch
+from entropy_attn.kernels.forward.configs import ForwardConfig, forward_candidates, forward_config
+from entropy_attn.kernels.forward.launch import attention_forward
+from entropy_attn.kernels.maps.configs import MapConfig, map_config
+from entropy_attn.kernels.maps.launch import attention_forward_with_map
 
 from . import host
 from .host import Launched, host_calls, recorded

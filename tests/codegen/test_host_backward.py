@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from entropy_attn.kernels import plans
-from entropy_attn.kernels.launch_backward import attention_backward
+from entropy_attn.kernels.backward.launch import attention_backward
+from entropy_attn.kernels.common import plans
 
 from .host import Launched, host_calls, launched, recorded
 from .test_host import random_mask, tensors

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from entropy_attn.kernels import maps
-from entropy_attn.kernels.arguments import compile_options
-from entropy_attn.kernels.configs import TARGETS
-from entropy_attn.kernels.configs_maps import MapConfig, map_config
-from entropy_attn.kernels.launch_maps import MapCall
+from entropy_attn.kernels.common.arguments import compile_options
+from entropy_attn.kernels.forward.configs import TARGETS
+from entropy_attn.kernels.maps import kernel as maps
+from entropy_attn.kernels.maps.configs import MapConfig, map_config
+from entropy_attn.kernels.maps.launch import MapCall
 
 from .aot import MATRIX, Code, assert_clean, compile_kernel
 from .cases import table_cases

@@ -23,9 +23,12 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import _allocation, driver
 
-from entropy_attn.kernels import arguments, launch, launch_backward, launch_maps, plans, support
-from entropy_attn.kernels.configs import SHARED_MEMORY
-from entropy_attn.kernels.configs_maps import MULTIPROCESSORS
+from entropy_attn.kernels.backward import launch as launch_backward
+from entropy_attn.kernels.common import arguments, plans, support
+from entropy_attn.kernels.forward import launch
+from entropy_attn.kernels.forward.configs import SHARED_MEMORY
+from entropy_attn.kernels.maps import launch as launch_maps
+from entropy_attn.kernels.maps.configs import MULTIPROCESSORS
 
 from . import build, launches, tensormaps
 from .memory import Memory

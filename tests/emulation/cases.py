@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entropy_attn.kernels import launch, launch_backward, launch_maps, support
-from entropy_attn.kernels.configs import INTERPRETER, ForwardConfig
-
-from ..oracle import assert_matches_oracle
-from ..oracle_gradients import GRADS, assert_gradients_match, random_gradients
+from entropy_attn.kernels.backward import launch as launch_backward
+from entropy_attn.kernels.common import support
+from entropy_attn.kernels.forward import launch
+from entropy_attn.kernels.forward.configs import INTERPRETER, ForwardConfig
+from entropy_attn.kernels.maps import launch as launch_maps
+from tests.support.oracle import assert_matches_oracle
+from tests.support.oracle_gradients import GRADS, assert_gradients_match, random_gradients
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 MASKS = ("none", "bool", "keys", "added", "excluding")

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from entropy_attn.kernels.support import call_target, interpreting
+from entropy_attn.kernels.common.support import call_target, interpreting
 
 from .cases import DTYPES, GRADS, LAYOUTS, MASKS, SCALES, Case, refused, run
 from .tables import TARGETS

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import entropy_attn as ea
-from entropy_attn.kernels import autotune, plans, support
+from entropy_attn.kernels.common import plans, support
+from entropy_attn.kernels.forward import autotune
+from tests.support.oracle import assert_matches_oracle, make_qkv
 
-from ..oracle import assert_matches_oracle, make_qkv
 from . import build, card
 from .card import emulated
 
@@ -59,7 +60,7 @@ def test_the_autotuner_measures_candidates(tmp_path, monkeypatch):
 
     monkeypatch.setattr(autotune, "_default_timer", lambda: timer)
     monkeypatch.setattr(autotune, "forward_candidates", lambda **o: autotune_candidates(**o)[:2])
-    from entropy_attn.kernels.configs import forward_candidates as autotune_candidates
+    from entropy_attn.kernels.forward.configs import forward_candidates as autotune_candidates
 
     q, k, v = make_qkv(1, 1, 40, 70, 64, dtype=torch.float16)
     with emulated("sm_80") as own:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import entropy_attn as ea
+from tests.support.oracle import make_qkv
 
-from ..oracle import make_qkv
 from . import launches, tensormaps
 from .card import card, emulated
 from .program import Finding

@@ -39,7 +39,7 @@ def test_a_case_is_its_line():
 
 def test_every_row_means_every_row():
     """The widest head dim of each row of the plain forward table is among the calls."""
-    from entropy_attn.kernels.configs import _POINTERS
+    from entropy_attn.kernels.forward.configs import _POINTERS
 
     for target in ("sm_80", "sm_90", "sm_120"):
         asked = {c.head_dim for c in every_row(target) if c.dtype == "fp16" and c.seqlen_k == 77 and not c.map_stop}

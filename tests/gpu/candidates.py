@@ -7,10 +7,9 @@ from typing import Any
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
-from entropy_attn.kernels import launch
-from entropy_attn.kernels.configs import ForwardConfig, forward_candidates
-
-from ..oracle import assert_matches_oracle
+from entropy_attn.kernels.forward import launch
+from entropy_attn.kernels.forward.configs import ForwardConfig, forward_candidates
+from tests.support.oracle import assert_matches_oracle
 
 
 def plain_candidates(*given: Any, **options: Any) -> list[ForwardConfig]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ..lost_device import leave_if_lost
+from tests.support.lost_device import leave_if_lost
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

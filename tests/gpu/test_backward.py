@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 import entropy_attn as ea
-from entropy_attn.kernels.support import backward_unsupported, call_target
-
-from ..oracle import make_qkv
-from ..oracle_gradients import GRADS, assert_gradients_match, random_gradients
+from entropy_attn.kernels.common.support import backward_unsupported, call_target
+from tests.support.oracle import make_qkv
+from tests.support.oracle_gradients import GRADS, assert_gradients_match, random_gradients
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 RESULTS = ("out", "lse", "entropy", "map")

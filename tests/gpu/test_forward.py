@@ -6,11 +6,10 @@ import pytest
 import torch
 
 import entropy_attn as ea
-from entropy_attn.kernels import autotune, launch
-from entropy_attn.kernels.support import call_target
-
-from ..oracle import assert_matches_oracle, make_qkv
-from .candidates import plain_candidates, those_that_fit
+from entropy_attn.kernels.common.support import call_target
+from entropy_attn.kernels.forward import autotune, launch
+from tests.gpu.candidates import plain_candidates, those_that_fit
+from tests.support.oracle import assert_matches_oracle, make_qkv
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 ALL = {"return_lse": True, "return_entropy": True}

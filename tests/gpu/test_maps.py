@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import entropy_attn as ea
-
-from ..oracle import assert_matches_oracle
+from tests.support.oracle import assert_matches_oracle
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from entropy_attn.kernels.support import call_target
-
-from ..oracle import make_qkv
-from .candidates import scheduled_candidates, those_that_fit
+from entropy_attn.kernels.common.support import call_target
+from tests.gpu.candidates import scheduled_candidates, those_that_fit
+from tests.support.oracle import make_qkv
 
 
 @pytest.mark.parametrize("seqlen_k", [333, 384])  # with and without a rest

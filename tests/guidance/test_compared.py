@@ -13,7 +13,7 @@ from entropy_attn.guidance import CONFORM, AttendAndExcite, Prompt, SynGen
 from entropy_attn.guidance.compared import contrastive, over_text, symmetric_kl
 from entropy_attn.guidance.method import Custom, as_guidance
 from entropy_attn.guidance.similarity import smoothed
-from entropy_attn.tokens import Text
+from entropy_attn.prompts import Text
 
 WORDS = ["red", "circle", "and", "blue", "square"]
 

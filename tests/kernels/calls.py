@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entropy_attn.kernels import launch
-from entropy_attn.kernels.configs import ForwardConfig
-from entropy_attn.kernels.support import interpreting
-
-from ..oracle import assert_matches_oracle
+from entropy_attn.kernels.common.support import interpreting
+from entropy_attn.kernels.forward import launch
+from entropy_attn.kernels.forward.configs import ForwardConfig
+from tests.support.oracle import assert_matches_oracle
 
 DEVICE = "cuda" if not interpreting() and torch.cuda.is_available() else "cpu"  # there an emulated card's as well
 # Triton's interpreter multiplies bfloat16 wrongly.

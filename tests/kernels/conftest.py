@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from ..lost_device import leave_if_lost
+from tests.support.lost_device import leave_if_lost
 
 EMULATED = ("sm_80", "sm_89", "sm_90", "sm_120")
 
@@ -47,9 +47,8 @@ def poisoned_outputs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     """What the kernel does not write stays NaN, on an emulated card as well."""
     on = request.config.getoption("--on", None)
     if on in EMULATED:
-        from entropy_attn.kernels import autotune
-
-        from ..emulation.card import emulated
+        from entropy_attn.kernels.forward import autotune
+        from tests.emulation.card import emulated
 
         # a card's time is not emulated: the autotuner takes any candidate that runs
         monkeypatch.setattr(autotune, "_default_timer", lambda: lambda run: (run(), 1.0)[1])
@@ -57,7 +56,10 @@ def poisoned_outputs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
             yield
         return
 
-    from entropy_attn.kernels import arguments, launch, launch_backward, launch_maps
+    from entropy_attn.kernels.backward import launch as launch_backward
+    from entropy_attn.kernels.common import arguments
+    from entropy_attn.kernels.forward import launch
+    from entropy_attn.kernels.maps import launch as launch_maps
 
     def allocate(shape, dtype, device):
         return torch.full(shape, math.nan, dtype=dtype, device=device)

@@ -7,10 +7,9 @@ import mmap
 import pytest
 import torch
 
-from entropy_attn.kernels.launch_maps import attention_forward_with_map
-
-from ..oracle import assert_matches_oracle, make_qkv
-from .calls import DEVICE, check
+from entropy_attn.kernels.maps.launch import attention_forward_with_map
+from tests.kernels.calls import DEVICE, check
+from tests.support.oracle import assert_matches_oracle, make_qkv
 
 MAP_NORESERVE = 0x4000  # Linux; Python's mmap names it from 3.13 on
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the card has tests/gpu for this")

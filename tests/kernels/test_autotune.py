@@ -10,12 +10,11 @@ import torch
 from triton.runtime.errors import OutOfResources
 
 import entropy_attn as ea
-from entropy_attn.kernels import autotune, launch
-from entropy_attn.kernels.configs import forward_candidates
-from entropy_attn.kernels.support import call_target
-
-from ..oracle import assert_matches_oracle, make_qkv
-from .calls import DEVICE
+from entropy_attn.kernels.common.support import call_target
+from entropy_attn.kernels.forward import autotune, launch
+from entropy_attn.kernels.forward.configs import forward_candidates
+from tests.kernels.calls import DEVICE
+from tests.support.oracle import assert_matches_oracle, make_qkv
 
 
 @pytest.fixture(autouse=True)

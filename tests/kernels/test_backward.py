@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from entropy_attn.kernels import launch, launch_backward
-from entropy_attn.kernels.configs_backward import BackwardConfig, TileConfig
-
-from ..oracle import make_qkv as make_qkv_on
-from ..oracle_gradients import GRADS, assert_gradients_match, gradients, random_gradients, reference_outputs
-from .calls import DEVICE, DTYPES
-from .test_addresses import spread
+from entropy_attn.kernels.backward import launch as launch_backward
+from entropy_attn.kernels.backward.configs import BackwardConfig, TileConfig
+from entropy_attn.kernels.forward import launch
+from tests.kernels.calls import DEVICE, DTYPES
+from tests.kernels.test_addresses import spread
+from tests.support.oracle import make_qkv as make_qkv_on
+from tests.support.oracle_gradients import GRADS, assert_gradients_match, gradients, random_gradients, reference_outputs
 
 make_qkv = functools.partial(make_qkv_on, device=DEVICE)
 SMALL = BackwardConfig(TileConfig(32, 16, 4, 1), TileConfig(16, 32, 4, 1))

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 import entropy_attn as ea
-from entropy_attn.kernels import configs_maps
-from entropy_attn.kernels.configs_maps import MapConfig
-from entropy_attn.kernels.launch_maps import attention_forward_with_map
-from entropy_attn.kernels.support import call_target
-
-from ..oracle import assert_matches_oracle
-from ..oracle import make_qkv as make_qkv_on
-from .calls import DEVICE, DTYPES
+from entropy_attn.kernels.common.support import call_target
+from entropy_attn.kernels.maps import configs as configs_maps
+from entropy_attn.kernels.maps.configs import MapConfig
+from entropy_attn.kernels.maps.launch import attention_forward_with_map
+from tests.kernels.calls import DEVICE, DTYPES
+from tests.support.oracle import assert_matches_oracle
+from tests.support.oracle import make_qkv as make_qkv_on
 
 make_qkv = functools.partial(make_qkv_on, device=DEVICE)
 SWEEP = MapConfig(16, (32, 0), 4, 1, one_pass=False)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from .. import mask_checks as checks
-from .calls import DEVICE
+from tests.kernels.calls import DEVICE
+from tests.support import mask_checks as checks
 
 
 @pytest.mark.parametrize("keys", [12, 300])  # a map in one pass, and by a sweep

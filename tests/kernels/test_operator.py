@@ -6,10 +6,9 @@ import pytest
 import torch
 
 import entropy_attn as ea
-
-from .. import operator_checks as checks
-from ..oracle import make_qkv
-from .calls import DEVICE
+from tests.kernels.calls import DEVICE
+from tests.support import operator_checks as checks
+from tests.support.oracle import make_qkv
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entropy_attn.kernels.configs import ForwardConfig
-from entropy_attn.kernels.launch import attention_forward
-
-from ..oracle import make_qkv
-from .calls import DEVICE, DTYPES, check
+from entropy_attn.kernels.forward.configs import ForwardConfig
+from entropy_attn.kernels.forward.launch import attention_forward
+from tests.kernels.calls import DEVICE, DTYPES, check
+from tests.support.oracle import make_qkv
 
 pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")
 head_dims = st.integers(2, 12).map(lambda n: 8 * n)

@@ -10,12 +10,11 @@ import functools
 import pytest
 import torch
 
-from entropy_attn.kernels import launch
-from entropy_attn.kernels.configs import ForwardConfig
-from entropy_attn.kernels.support import INTERPRETER, call_target, interpreting
-
-from ..oracle import make_qkv as make_qkv_on
-from .calls import DEVICE, check
+from entropy_attn.kernels.common.support import INTERPRETER, call_target, interpreting
+from entropy_attn.kernels.forward import launch
+from entropy_attn.kernels.forward.configs import ForwardConfig
+from tests.kernels.calls import DEVICE, check
+from tests.support.oracle import make_qkv as make_qkv_on
 
 make_qkv = functools.partial(make_qkv_on, device=DEVICE)
 

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from files import rate, save
-from model import IMAGE_SIZE, vae
 
+from benchmarks.shapes.transformer.files import rate, save
+from benchmarks.shapes.transformer.model import IMAGE_SIZE, vae
 from entropy_attn.shapes import MODEL_DIR
 from entropy_attn.shapes.scenes import GROUND, scene, to_array
 

@@ -5,8 +5,8 @@ chosen are compared on other captions. Every picture is a row of pictures.csv, s
 where it was; summary.csv and the table hold the means and the paired differences to off with 95 % intervals.
 
 example:
-    python benchmarks/shapes/transformer/evaluate.py --model model/ --out runs/evaluation
-    python benchmarks/shapes/transformer/evaluate.py --model model/ --out runs/training-size --sizes 64 --captions 200
+    python -m benchmarks.shapes.transformer.evaluate --model model/ --out runs/evaluation
+    python -m benchmarks.shapes.transformer.evaluate --model model/ --out runs/training-size --sizes 64 --captions 200
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import random
 from pathlib import Path
 
 import torch
-from paired import FIELDS, best_strength, summary
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
 import entropy_attn as ea
+from benchmarks.shapes.transformer.paired import FIELDS, best_strength, summary
 from entropy_attn.shapes.checker import check
 from entropy_attn.shapes.scenes import Request, held_out, random_request
 

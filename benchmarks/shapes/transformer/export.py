@@ -1,9 +1,9 @@
 """Write a checkpoint as an ordinary diffusers folder in fp16, or as the small state that training can go on from.
 
 example:
-    python benchmarks/shapes/transformer/export.py --work runs/transformer --out model/
-    python benchmarks/shapes/transformer/export.py --state benchmarks/shapes/transformer/state --out model/
-    python benchmarks/shapes/transformer/export.py --work runs/transformer --write-state benchmarks/shapes/transformer/state
+    python -m benchmarks.shapes.transformer.export --work runs/transformer --out model/
+    python -m benchmarks.shapes.transformer.export --state benchmarks/shapes/transformer/state --out model/
+    python -m benchmarks.shapes.transformer.export --work runs/transformer --write-state benchmarks/shapes/transformer/state
 """  # noqa: E501 (a command that can be copied)
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import argparse
 from pathlib import Path
 
 import torch
-from files import load_state, write_state
-from model import pipeline, transformer, vae
+
+from benchmarks.shapes.transformer.files import load_state, write_state
+from benchmarks.shapes.transformer.model import pipeline, transformer, vae
 
 LIMIT = 16 * 2**20
 # The tokenizer's class by the name that transformers 4 and 5 both know; 5 writes one of its own.

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from files import save
-from model import IMAGE_SIZE
 
+from benchmarks.shapes.transformer.files import save
+from benchmarks.shapes.transformer.model import IMAGE_SIZE
 from entropy_attn.shapes.scenes import scene, to_array
 
 SCENES = 8192  # a shard

@@ -6,9 +6,9 @@ import random
 from pathlib import Path
 
 import torch
-from model import IMAGE_SIZE, pipeline
 from PIL import Image
 
+from benchmarks.shapes.transformer.model import IMAGE_SIZE, pipeline
 from entropy_attn.shapes.checker import check
 from entropy_attn.shapes.scenes import training_request
 

@@ -5,8 +5,8 @@ Ctrl-C or a kill -TERM writes a checkpoint first. --steps may be changed between
 and falls to zero over the last part of whatever --steps says.
 
 example:
-    python benchmarks/shapes/transformer/train.py --work runs/transformer --steps 8000
-    python benchmarks/shapes/transformer/train.py --work runs/more --from-state benchmarks/shapes/transformer/state
+    python -m benchmarks.shapes.transformer.train --work runs/transformer --steps 8000
+    python -m benchmarks.shapes.transformer.train --work runs/more --from-state benchmarks/shapes/transformer/state
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from autoencoder import train_autoencoder
-from fast import accelerate
-from files import Log, load_state, rate, save
-from latents import Shards
-from model import text_encoder, tokenizer, transformer
-from optimizer import Muon, split
-from sheet import glance
+
+from benchmarks.shapes.transformer.autoencoder import train_autoencoder
+from benchmarks.shapes.transformer.fast import accelerate
+from benchmarks.shapes.transformer.files import Log, load_state, rate, save
+from benchmarks.shapes.transformer.latents import Shards
+from benchmarks.shapes.transformer.model import text_encoder, tokenizer, transformer
+from benchmarks.shapes.transformer.optimizer import Muon, split
+from benchmarks.shapes.transformer.sheet import glance
 
 EMPTY = 0.1  # share of captions dropped, for guidance
 ALLOWED_GRADIENT = 1.0

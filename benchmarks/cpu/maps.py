@@ -1,0 +1,72 @@
+"""Cross-attention with its map and the map's gradient on the CPU: impl="sdpa" against the softmax held in memory.
+
+The shapes are those of Stable Diffusion 1.5 at 512 x 512 px with 77 tokens of text, one picture.
+
+    python -m benchmarks.cpu.maps --shapes 4096x40 1024x80 --csv cpu_maps.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import entropy_attn as ea
+from benchmarks.cpu.harness import Comparison, Shape, check_errors
+from entropy_attn.ops.reference import attention_reference
+
+TEXT = 77
+MAP_KEYS = (1, 17)  # a prompt of 16 tokens: what guidance looks at
+Attention = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def with_gradients(attend: Attention, q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    """Output, map, and what a loss of both pushes into the query, as guidance of the latents does."""
+    q, k, v = (t.detach().requires_grad_() for t in (q, k, v))
+    out, head_mean = attend(q, k, v)
+    (out.mean() + (head_mean * weight).sum()).backward()
+    return {"out": out.detach(), "map": head_mean.detach(), "dq": q.grad, "dk": k.grad, "dv": v.grad}
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        result = ea.attention(q, k, v, map_keys=MAP_KEYS, impl="sdpa")
+        return result.out, result.map
+
+    return with_gradients(attend, q, k, v, weight)
+
+
+def materialised(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        p = ((q @ k.mT) * q.shape[-1] ** -0.5).softmax(dim=-1)
+        return p @ v, p[..., slice(*MAP_KEYS)].mean(dim=1)
+
+    return with_gradients(attend, q, k, v, weight)
+
+
+def exact(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        out, _, _, head_mean = attention_reference(q, k, v, map_keys=MAP_KEYS)
+        return out, head_mean
+
+    return with_gradients(attend, q.double(), k.double(), v.double(), weight.double())
+
+
+def make_inputs(args: argparse.Namespace, shape: Shape) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    tokens, head_dim = shape
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(args.batch, args.heads, n, head_dim, generator=g) for n in (tokens, TEXT, TEXT))
+    return 2.0 * q, k, v, torch.randn(args.batch, tokens, MAP_KEYS[1] - MAP_KEYS[0], generator=g)
+
+
+def check(inputs: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    check_errors(exact(*inputs), fused(*inputs), materialised(*inputs))
+
+
+if __name__ == "__main__":
+    Comparison(
+        title="out + map and gradients", doc=__doc__, ways={"sdpa": fused, "materialised": materialised},
+        make_inputs=make_inputs, check=check, shapes=[(4096, 40), (1024, 80), (256, 160), (64, 160)],
+    ).main()  # fmt: skip

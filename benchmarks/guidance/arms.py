@@ -1,0 +1,102 @@
+"""The guidances that are compared, each told what its paper gives it, and two controls of T-SAM.
+
+The words that a method must be given are taken from the caption's own grammar, without error: the nouns for
+Attend-and-Excite, colour and shape of each object for CONFORM and SynGen. T-SAM is given nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from functools import cache, partial
+
+import torch
+from torch import Tensor
+
+from entropy_attn.guidance import CONFORM, TSAM, AttendAndExcite, SynGen
+from entropy_attn.guidance.method import Custom, Guidance, Prompt
+from entropy_attn.guidance.text import sharpen
+from entropy_attn.prompts import Text
+from entropy_attn.shapes.scenes import COLOURS
+
+TSAM_ARMS = ("tsam-released", "tsam-paper", "tsam-shuffled", "tsam-oracle")  # those with a gamma
+ARMS = ("none", "tsam-released", "tsam-paper", "attend-and-excite", "conform", "syngen", "tsam-shuffled", "tsam-oracle")
+UNRELATED = 0.1  # the syntax oracle's attention between words of different objects, before the power
+Positions = tuple[int, ...]
+
+
+def objects(text: Text) -> list[tuple[Positions, Positions, Positions]]:
+    """Positions of (number, colour, shape) of every object that the caption names, in order."""
+    words = text.words
+    return [
+        (words[at - 1].positions, words[at].positions, words[at + 1].positions)
+        for at in range(1, len(words) - 1)
+        if words[at].label in COLOURS
+    ]
+
+
+def guidance_of(arm: str, alpha: float, gamma: float | None, steps: range) -> Guidance | None:
+    """The guidance of an arm; None for ``"none"``. Refinement is off in all of them: each makes one update a step.
+
+    Raises:
+        ValueError: an unknown arm.
+    """
+    if arm == "none":
+        return None
+    if arm in TSAM_ARMS:
+        target = {"tsam-shuffled": shuffled, "tsam-oracle": oracle}.get(arm)
+        variant = "paper" if arm == "tsam-paper" else "released"
+        target = target and partial(target, gamma=gamma)
+        return TSAM(alpha=alpha, gamma=gamma, steps=steps, variant=variant, target=target)
+    if arm == "attend-and-excite":
+        return by_prompt(lambda text: AttendAndExcite(tokens=nouns(text), thresholds={}), alpha, steps)
+    if arm == "conform":
+        return by_prompt(lambda text: CONFORM(groups=[c + s for _, c, s in objects(text)], refine_at=()), alpha, steps)
+    if arm == "syngen":
+        return by_prompt(lambda text: SynGen(pairs=pairs(text)), alpha, steps, step_range=SynGen.step_range)
+    raise ValueError(f"arm={arm!r}: one of {', '.join(ARMS)} is needed")
+
+
+def nouns(text: Text) -> list[int]:
+    return [position for _, _, shape in objects(text) for position in shape]
+
+
+def pairs(text: Text) -> list[tuple[int, int]]:
+    """(colour, shape); every word of the grammar is one token of the model's tokenizer."""
+    return [(colour, shape) for _, (colour,), (shape,) in objects(text)]
+
+
+def by_prompt(make: Callable[[Text], Guidance], alpha: float, steps: range, **settings) -> Custom:
+    """A guidance whose words differ from prompt to prompt, for a batch of several prompts."""
+    made = cache(lambda prompt, text: make(text))
+
+    def loss(maps: Tensor, prompt: Prompt) -> Tensor:
+        return made(prompt.text.prompt, prompt.text).loss(maps, prompt)
+
+    return Custom(function=loss, alpha=alpha, steps=steps, **settings)
+
+
+def shuffled(prompt: Prompt, gamma: float) -> Tensor:
+    """T with its words exchanged: as many, as strong and as causal relations, between the wrong words.
+
+    The encoder's rows, made to sum to one, are mirrored over the diagonal, so that a pair keeps its value whichever of
+    the two comes first; one order of the words, fixed for a caption, is then put on rows and columns.
+    """
+    places = list(prompt.tokens)
+    rows = prompt.attention[places][:, places]
+    rows = rows / rows.sum(-1, keepdim=True)
+    pairs = rows.tril() + rows.tril(-1).mT
+    order = list(range(len(places)))
+    random.Random(prompt.text.prompt).shuffle(order)
+    return sharpen(pairs[order][:, order].tril(), gamma, "released")
+
+
+def oracle(prompt: Prompt, gamma: float) -> Tensor:
+    """T as a perfect parser would have it: the words of one object attend to each other alike, all others little."""
+    at = {place: row for row, place in enumerate(prompt.tokens)}
+    rows = torch.full((len(at), len(at)), UNRELATED)
+    rows.fill_diagonal_(1.0)
+    for words in objects(prompt.text):
+        own = torch.tensor([at[place] for word in words for place in word])
+        rows[own[:, None], own] = 1.0
+    return sharpen(rows.tril(), gamma, "released")

@@ -1,0 +1,168 @@
+"""What the compiled forward kernels should cost, read from their machine code: no GPU is needed, and nothing is timed.
+
+For each target and head dim: registers, shared memory, occupancy, the loop's instructions for each score, and the
+clocks that a multiprocessor needs for a score by each of its units. The slowest unit bounds the speed where all
+overlap; where the exponential waits for the products, their times add up. The truth lies between the two.
+
+    python -m benchmarks.kernels.codegen --csv benchmarks/results/codegen.csv
+    python -m benchmarks.kernels.codegen --targets sm_90 --head-dims 64 128
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from entropy_attn.kernels.forward.configs import SHARED_MEMORY, TARGETS, ForwardConfig, forward_candidates
+from tests.codegen.aot import Code, compile_call
+from tests.codegen.test_forward import make_call
+
+SEQLEN = 1024  # fills every block
+HEAD_DIMS = (40, 64, 80, 96, 128, 160, 256)
+FIELDS = (
+    "target", "head_dim", "schedule", "entropy", "block_m", "block_n", "warps", "stages", "registers", "shared_bytes",
+    "warps_per_sm", "instructions", "matrix", "exp", "fma", "memory", "other", "tensor_clk", "exp_clk", "issue_clk",
+    "exp_in_flight", "bound", "triton",
+)  # fmt: skip
+REGISTERS, MAX_WARPS = 65_536, {"sm_89": 48, "sm_120": 48}  # of a multiprocessor; 64 warps elsewhere
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one multiprocessor (compute unit) does in a clock."""
+
+    flops: int  # dense fp16 products with float32 sums
+    exp: int  # 2**x
+    lanes: int  # instructions times threads
+
+
+# From the vendors' white papers (A100, AD102, H100, B200, GB202, CDNA 3): peak TFLOP/s by multiprocessors by clock.
+UNITS = {
+    "sm_80": Unit(2048, 16, 128),
+    "sm_89": Unit(512, 16, 128),
+    "sm_90": Unit(4096, 16, 128),
+    "sm_100": Unit(8192, 16, 128),
+    "sm_120": Unit(512, 16, 128),
+    "gfx942": Unit(2048, 16, 64),
+}
+FMA = ("FFMA", "FFMA2", "FMUL", "FMUL2", "FADD", "FADD2", "HFMA2", "v_fma", "v_mul", "v_add", "v_sub", "v_pk")
+MEMORY = ("LD", "ST", "RED", "UTMA", "UBLKCP", "ds_", "buffer_", "global_", "flat_")
+
+
+def configurations(target: str, head_dim: int) -> list[ForwardConfig]:
+    """That of the static table, and those with another schedule of the loop that autotuning tries."""
+    candidates = forward_candidates(target, head_dim, head_dim, torch.float16, seqlen_k=SEQLEN)
+    return [candidates[0], *(c for c in candidates if c.schedule != "plain")]
+
+
+def row(target: str, head_dim: int, entropy: bool, config: ForwardConfig | None = None) -> dict[str, object]:
+    """One line of the table."""
+    # a specialised loop pays for keys that fill their blocks; to all others the length is unknown
+    whole = config is not None and config.schedule == "specialized"
+    call = make_call(target, head_dim, entropy=entropy, **({"seqlen_k": SEQLEN} if whole else {}))
+    config = config or call.table_config()
+    code = compile_call(call, config)
+    groups = 2 if whole else 1  # of warps that share a tile; Triton counts those of one
+    threads = (64 if target == "gfx942" else 32) * config.num_warps * groups
+    scores = config.block_m * config.block_n / threads  # of each thread in one turn of the loop
+    exp = sum(n for op, n in code.loop.items() if op == "MUFU.EX2" or op.startswith("v_exp_f32"))
+    fma = sum(n for op, n in code.loop.items() if op.startswith(FMA))
+    memory = sum(n for op, n in code.loop.items() if op.startswith(MEMORY))
+    total, matrix = code.loop.total(), code.matrix_instructions
+    unit = UNITS[target]
+    width = sum(config.chunks(head_dim))
+    clocks = {
+        "tensor_clk": 4 * width / unit.flops,
+        "exp_clk": exp / scores / unit.exp,
+        "issue_clk": total / scores / unit.lanes,
+    }
+    per_score = {"instructions": total, "matrix": matrix, "exp": exp, "fma": fma, "memory": memory}
+    warps = config.num_warps * (groups + whole)  # one more group fetches
+    per_score["other"] = total - matrix - exp - fma - memory
+    return {
+        "target": target, "head_dim": head_dim, "schedule": config.schedule, "entropy": "on" if entropy else "off",
+        "block_m": config.block_m, "block_n": config.block_n, "warps": warps, "stages": config.num_stages,
+        "registers": code.registers, "shared_bytes": code.shared, "warps_per_sm": occupancy(target, code, warps),
+        **{name: f"{n / scores:.2f}" for name, n in per_score.items()},
+        **{name: f"{clk:.4f}" for name, clk in clocks.items()},
+        "exp_in_flight": f"{code.exp_in_flight / max(1, exp):.2f}",
+        "bound": max(clocks, key=clocks.get).removesuffix("_clk"), "triton": version("triton"),
+    }  # fmt: skip
+
+
+def occupancy(target: str, code: Code, num_warps: int) -> int:
+    """Warps that a multiprocessor holds at a time, by registers and shared memory."""
+    registers = -(-code.registers // 8) * 8
+    if target == "gfx942":  # four units, each with 512 registers a lane and 8 waves at most
+        by_registers = 4 * min(8, 512 // registers) // num_warps
+    else:
+        by_registers = min(REGISTERS // (registers * 32), MAX_WARPS.get(target, 64)) // num_warps
+    return min(by_registers, SHARED_MEMORY[target] // max(1, code.shared)) * num_warps
+
+
+def overhead(off: dict, on: dict) -> tuple[float, float]:
+    """What entropy adds to the time of a loop, in percent: where all units overlap, and where the products wait."""
+
+    def times(r: dict) -> tuple[float, float]:
+        tensor, exp, issue = (float(r[name]) for name in ("tensor_clk", "exp_clk", "issue_clk"))
+        return max(tensor, exp, issue), tensor + max(exp, issue)
+
+    return tuple(100 * (after / before - 1) for before, after in zip(times(off), times(on), strict=True))
+
+
+def pairs(rows: list[dict]) -> Iterator[tuple[dict, dict]]:
+    """The rows of one kernel without and with entropy."""
+    yield from zip(rows[::2], rows[1::2], strict=True)
+
+
+def table(rows: list[dict]) -> Table:
+    result = Table(title="forward, fp16, no mask; instructions and clocks are for one score")
+    columns = ("target", "d", "schedule", "tile", "registers", "warps / SM", "instructions", "bound", "with entropy",
+               "entropy adds, overlapped - serial")  # fmt: skip
+    for column in columns:
+        result.add_column(column, justify="right")
+    for off, on in pairs(rows):
+        low, high = overhead(off, on)
+        result.add_row(
+            off["target"], str(off["head_dim"]), off["schedule"],
+            f"{off['block_m']}x{off['block_n']}, {off['warps']} warps",
+            f"{off['registers']} / {on['registers']}", f"{off['warps_per_sm']} / {on['warps_per_sm']}",
+            off["instructions"], off["bound"], on["instructions"], f"{low:.1f} - {high:.1f} %",
+        )  # fmt: skip
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--head-dims", nargs="+", type=int, default=list(HEAD_DIMS))
+    parser.add_argument("--csv", type=Path, help="write the rows here")
+    parser.add_argument("--json", type=Path, help="write the rows here")
+    args = parser.parse_args()
+    kernels = [(t, d, c) for t in args.targets for d in args.head_dims for c in configurations(t, d)]
+    cases = [(t, d, entropy, c) for t, d, c in kernels for entropy in (False, True)]
+    rows = [row(*case) for case in track(cases, "compiling", console=Console(stderr=True), transient=True)]
+    Console(width=None if sys.stdout.isatty() else 160).print(table(rows))
+    if args.csv:
+        with args.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            writer.writeheader()
+            writer.writerows(rows)
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

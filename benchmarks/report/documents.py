@@ -1,0 +1,221 @@
+"""Write README's measured tables from the CSV files in benchmarks/results; what has no file is "not yet measured".
+
+python -m benchmarks.report            # rewrite README.md
+python -m benchmarks.report --check    # exit code 1 where README.md differs from the files
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.report import guidance
+from benchmarks.report import performance as perf
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+PEERS = ("sdpa-flash", "sdpa-cudnn", "sdpa-efficient")
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def by_case(rows: list[dict[str, str]], *names: str) -> dict[tuple, dict[str, dict[str, str]]]:
+    """Rows of each case, which the columns ``names`` tell apart, by implementation; in the order of the file."""
+    cases: dict[tuple, dict[str, dict[str, str]]] = {}
+    for row in rows:
+        cases.setdefault(tuple(row[name] for name in names), {})[row["implementation"]] = row
+    return cases
+
+
+def measured_on(about: dict[str, str]) -> str:
+    device = about.get("device") or about["gpu"]  # as the column was named at first
+    return f"{device}, torch {about['torch']}, Triton {about['triton']}, {about['date']}, commit {about['commit']}"
+
+
+def added(case: dict[str, dict[str, str]], base: str, more: str) -> str:
+    """What ``more`` takes longer than ``base``."""
+    times = [case.get(name, {}).get("p50_ms") for name in (base, more)]
+    return f"{100 * (float(times[1]) / float(times[0]) - 1):+.1f} %" if all(times) else "-"
+
+
+def pass_table(rows: list[dict[str, str]], what: str, peers: tuple[str, ...]) -> str:
+    """TFLOP/s of every implementation, and what entropy adds to our own time."""
+    body = []
+    for (dtype, head_dim, seqlen), case in by_case(rows, "dtype", "head_dim", "seqlen").items():
+        cells = [case.get(name, {}).get("tflops") or "-" for name in ("triton", "triton+entropy", *peers)]
+        body.append([dtype, head_dim, seqlen, *cells, added(case, "triton", "triton+entropy")])
+    header = ["dtype", "head dim", "N", "ours", "ours + entropy", *peers, "entropy adds"]
+    return f"{what}, TFLOP/s (useful FLOPs, median), {measured_on(rows[0])}:\n\n{markdown(header, body)}"
+
+
+def forward_table(rows: list[dict[str, str]]) -> str:
+    if not rows:
+        return "On a GPU: **not yet measured.** `make gpu` checks the kernels on a card and writes the figures."
+    return pass_table(rows, "Forward pass", PEERS)
+
+
+def backward_table(rows: list[dict[str, str]]) -> str:
+    if not rows:
+        return "Forward and backward together: **not yet measured.**"
+    return pass_table(rows, "Forward and backward pass", (*PEERS, "flex"))
+
+
+def maps_table(rows: list[dict[str, str]]) -> str:
+    """Milliseconds with and without the map, against the softmax that is kept."""
+    if not rows:
+        return "Cross-attention with its map: **not yet measured.**"
+    names = ("triton", "triton+map", "materialised+map", "triton+map, gradient", "materialised+map, gradient")
+    rows = [
+        row | {"implementation": row["implementation"] + ", gradient" * (row.get("pass") == "both")} for row in rows
+    ]
+    body = []
+    for (heads, seqlen, head_dim), case in by_case(rows, "heads", "seqlen", "head_dim").items():
+        cells = [case.get(name, {}).get("p50_ms") or case.get(name, {}).get("status") or "-" for name in names]
+        body.append([f"{heads} x {head_dim}", seqlen, *cells, added(case, "triton", "triton+map")])
+    header = ["heads x head dim", "N", *(name.replace("triton", "ours") for name in names), "the map adds"]
+    return f"Cross-attention over 77 tokens, ms (median), {measured_on(rows[0])}:\n\n{markdown(header, body)}"
+
+
+def cpu_table(by_what: dict[str, list[dict[str, str]]]) -> str:
+    """Times and memory of the cpu_*.py benchmarks."""
+    body = [
+        [what, row["tokens"], row["head_dim"], row["sdpa_ms"], row["materialised_ms"],
+         f"{row['ratio']} ({row['ratio_min']}-{row['ratio_max']})", row["sdpa_extra_mib"],
+         row["materialised_extra_mib"]]
+        for what, rows in by_what.items()
+        for row in rows
+    ]  # fmt: skip
+    if not body:
+        return "Not yet measured."
+    about = next(rows[0] for rows in by_what.values() if rows)
+    header = ["what", "N", "head dim", "ours, ms", "materialised, ms", "times faster (min-max)", "ours, MiB",
+              "materialised, MiB"]  # fmt: skip
+    heads = f"batch {about['batch']}, {about['heads']} heads, float32, {about['threads']} thread"
+    return f"{about['cpu']}, torch {about['torch']}, {heads}:\n\n{markdown(header, body)}"
+
+
+def shapes_table(rows: list[dict[str, str]]) -> str:
+    """The checker's marks of the embedded model."""
+    if not rows:
+        return "Not yet measured."
+
+    def percent(text: str) -> str:
+        return f"{100 * float(text):.1f} %" if text else "-"
+
+    header = ["captions", "size", "scale", "every object present", "exact count", "both", "binding", "relation",
+              "count error"]  # fmt: skip
+    body = [
+        [f"{row['captions']} {row['split']}", row["size"], row["scale"],
+         *(percent(row[name]) for name in ("presence", "count", "exact", "binding", "relation")),
+         f"{float(row['count_error']):.2f}"]
+        for row in rows
+    ]  # fmt: skip
+    return markdown(header, body)
+
+
+def performance_sections() -> dict[str, Callable[[], str]]:
+    def rows(name: str) -> list[dict[str, str]]:
+        return read(RESULTS / f"{name}.csv")
+
+    def launch_table() -> str:
+        found = rows("launch")
+        if not found:
+            return "Not yet measured."
+        without = "" if found[0]["driver_part"] == "included" else ", without the driver's part"
+        return f"{measured_on(found[0])}{without}:\n\n{markdown(perf.LAUNCH_HEADER, perf.launch(found))}"
+
+    measured = ("forward", "backward", "maps", "launch")
+    return {
+        "targets": lambda: markdown(perf.TARGETS_HEADER, perf.targets(*map(rows, measured))),
+        "static": lambda: markdown(perf.STATIC_HEADER, perf.static(rows("codegen"))),
+        "launch": launch_table,
+    }
+
+
+def guidance_table(name: str, make: Callable[..., guidance.Table], *options: str) -> str:
+    rows = read(RESULTS / f"{name}.csv")
+    if not rows:
+        return "Not yet measured."
+    what, header, body = make(rows, *options)
+    return f"{what}:\n\n{markdown(header, body)}"
+
+
+def guided_step() -> str:
+    on_gpu = any(row["driver"] for row in read(RESULTS / "tsam_cost.csv"))
+    missing = "" if on_gpu else "\n\nOn a GPU: **not yet measured.** `make gpu` writes the rows."
+    return guidance_table("tsam_cost", guidance.cost) + missing
+
+
+def suite_table(rows: list[dict[str, str]]) -> str:
+    """diffusers' own tests with and without routing."""
+    if not rows:
+        return "Not yet measured."
+    columns = ("model", "passed", "passed_routed", "refused", "broken", "failed_in_both", "skipped")
+    header = ["tests of", "passed", "passed, routed", "refused", "broken", "failed in both", "skipped"]
+    versions = sorted({f"diffusers {row['diffusers']}, torch {row['torch']}" for row in rows})
+    return f"{'; '.join(versions)}:\n\n{markdown(header, [[row[name] for name in columns] for row in rows])}"
+
+
+SECTIONS = {
+    ROOT / "docs" / "diffusers-suite.md": {"suite": lambda: suite_table(read(RESULTS / "diffusers_suite.csv"))},
+    ROOT / "docs" / "performance.md": performance_sections(),
+    ROOT / "README.md": {
+        "forward": lambda: forward_table(read(RESULTS / "forward.csv")),
+        "backward": lambda: backward_table(read(RESULTS / "backward.csv")),
+        "maps": lambda: maps_table(read(RESULTS / "maps.csv")),
+        "cpu": lambda: cpu_table(
+            {
+                "output and entropy": read(RESULTS / "cpu_entropy.csv"),
+                "output, map over 77 tokens, gradients": read(RESULTS / "cpu_maps.csv"),
+            }
+        ),
+    },
+    ROOT / "entropy_attn" / "shapes" / "README.md": {"shapes": lambda: shapes_table(read(RESULTS / "shapes.csv"))},
+    ROOT / "docs" / "guidance-measured.md": {
+        "premise": lambda: guidance_table("tsam_premise", guidance.premise),
+        "seen": lambda: guidance_table("tsam", guidance.marks, "seen"),
+        "held-out": lambda: guidance_table("tsam", guidance.marks, "held-out"),
+        "cost": guided_step,
+    },
+}
+
+
+def rewritten(path: Path) -> str:
+    """A document with every section between its markers made anew.
+
+    Raises:
+        ValueError: a marker pair is missing.
+    """
+    text = path.read_text()
+    for name, table in SECTIONS[path].items():
+        pattern = re.compile(rf"(<!-- {name}:begin -->\n).*?(\n<!-- {name}:end -->)", re.S)
+        if not pattern.search(text):
+            raise ValueError(f"{path.name}: no section between <!-- {name}:begin --> and <!-- {name}:end -->")
+        fresh = table()
+        text = pattern.sub(lambda match, fresh=fresh: match.group(1) + fresh + match.group(2), text)
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where a document is stale")
+    args = parser.parse_args()
+    stale = [path for path in SECTIONS if rewritten(path) != path.read_text()]
+    for path in stale:
+        if not args.check:
+            path.write_text(rewritten(path))
+        print(f"{path.relative_to(ROOT)}: {'stale' if args.check else 'rewritten'}")
+    return 1 if args.check and stale else 0

@@ -1,0 +1,215 @@
+"""The attention layers of diffusers' models: what their attention calls are of, and what of them cannot be routed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from entropy_attn.integrations.diffusers.models.table import LayerRule
+from entropy_attn.integrations.diffusers.private import (
+    TORCH_BACKENDS,
+    Attention,
+    AttentionLayer,
+    backend_of,
+    other_processors,
+)
+from entropy_attn.integrations.diffusers.processors import calling, has_copy
+from entropy_attn.routing.router import AttentionCalls, LayerCall, Router, Unroutable
+from entropy_attn.scale import Kind
+
+_REMEDY = (
+    "set one that does, with set_attn_processor(AttnProcessor2_0()) of the model, AttnProcessor2_0 being of "
+    "diffusers.models.attention_processor "
+    "(set_default_attn_processor() sets AttnProcessor, which does not)"
+)
+
+
+class _Attend:
+    """Takes the attention calls of one call of a layer, and counts them.
+
+    own_keys: those of the layer's text, for a processor that may attend to other texts too; see `own_keys_of`.
+    """
+
+    __slots__ = ("count", "module", "own_keys", "places", "recorded", "router")
+
+    def __init__(
+        self,
+        router: Router,
+        module: AttentionLayer,
+        places: Callable[[int], LayerCall | None],
+        own_keys: torch.Tensor | None = None,
+    ):
+        self.router = router
+        self.module = module
+        self.places = places
+        self.own_keys = own_keys
+        self.count = self.recorded = 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        place = self.places(self.count)
+        self.count += 1
+        if not self.router.watching:
+            return self.router.attention(place or self.places(0), *args, **kwargs)
+        if self.own_keys is not None:
+            key = args[1] if len(args) > 1 else kwargs["key"]
+            if key.shape != self.own_keys.shape or not torch.allclose(key, self.own_keys, rtol=1e-2, atol=1e-3):
+                return self.router.attention(self.places(0), *args, record=False, **kwargs)
+            place = self.places(0)
+            if self.recorded:
+                raise Unroutable(f"layer {place.layer!r}", [self.several()])
+        if place is None:
+            raise Unroutable(f"layer {self.places(0).layer!r}", [self.several()])
+        self.recorded += 1
+        return self.router.attention(place, *args, **kwargs)
+
+    def several(self) -> str:
+        return (
+            f"its processor, {type(self.module.processor).__name__}, makes several attention calls, and which of them "
+            "is to be recorded is not known; record with the model's own processors, or apply without record"
+        )
+
+    def check_recorded(self, name: str) -> None:
+        """One of its calls was to the layer's own text."""
+        if self.own_keys is not None and self.count and not self.recorded:
+            processor = type(self.module.processor).__name__
+            reason = (
+                f"none of the attention calls of its processor, {processor}, has the keys of the text that the layer "
+                "is given; record with the model's own processors, or apply without record"
+            )
+            raise Unroutable(f"layer {name!r}", [reason])
+
+
+def run_layer(
+    router: Router,
+    name: str,
+    module: AttentionLayer,
+    rule: LayerRule,
+    call: Callable[..., Any],
+    args: tuple,
+    kwargs: dict[str, Any],
+) -> Any:
+    """Call a layer, whose attention calls are the router's."""
+    own_keys = own_keys_of(module, rule, *args, **kwargs) if router.watching else None
+    attend = _Attend(router, module, _places(name, module, rule, args, kwargs), own_keys)
+    copied = has_copy(module)
+    if copied:
+        outer = calling.layer, calling.attend
+        calling.layer, calling.attend = module, attend
+        try:
+            result = call(*args, **kwargs)
+        finally:
+            calling.layer, calling.attend = outer
+    else:
+        with AttentionCalls(attend):
+            result = call(*args, **kwargs)
+    # A processor that was copied does call attention: if it did not, a cache answered for the layer at this step.
+    if not attend.count and not copied:
+        raise Unroutable(f"layer {name!r}", [_explain(module)])
+    attend.check_recorded(name)
+    return result
+
+
+@torch.no_grad()
+def own_keys_of(
+    module: AttentionLayer,
+    rule: LayerRule,
+    hidden_states: Any = None,
+    encoder_hidden_states: Any = None,
+    *args: Any,
+    **kwargs: Any,
+) -> torch.Tensor | None:
+    """The keys (batch, heads, tokens, head dim) of the text that a cross-attention layer is given.
+
+    None for processors of diffusers, that attend to what their layer is given, and for layers whose keys are made in
+    ways of their own.
+    """
+    if type(module.processor).__module__.startswith("diffusers.") or not isinstance(module, Attention):
+        return None
+    kind = kind_by_context(module, hidden_states, encoder_hidden_states)[0] if rule.kind == "call" else rule.kind
+    if kind != "cross" or not isinstance(encoder_hidden_states, torch.Tensor):
+        return None
+    if module.fused_projections or module.to_k is None:
+        return None
+    states = module.norm_encoder_hidden_states(encoder_hidden_states) if module.norm_cross else encoder_hidden_states
+    keys = module.to_k(states).unflatten(-1, (-1, module.inner_dim // module.heads)).transpose(1, 2)
+    return keys if module.norm_k is None else module.norm_k(keys)
+
+
+def _torch_backend(module: AttentionLayer) -> bool:
+    """Whether attention that goes through the dispatcher ends in torch's scaled_dot_product_attention."""
+    backend = backend_of(module.processor)
+    return backend is None or backend in TORCH_BACKENDS
+
+
+def refusal_of(module: AttentionLayer) -> str | None:
+    """Why this layer as it is set up cannot be routed, or None where it can."""
+    return _explain(module) if type(module.processor) in other_processors() or not _torch_backend(module) else None
+
+
+def _explain(module: AttentionLayer) -> str:
+    if not _torch_backend(module):
+        name = backend_of(module.processor).value
+        return (
+            f"its attention backend, {name!r}, makes no scaled_dot_product_attention call; set 'native', with "
+            "set_attention_backend('native') of the model"
+        )
+    return f"its processor, {type(module.processor).__name__}, makes no scaled_dot_product_attention call; {_REMEDY}"
+
+
+def _places(
+    name: str, module: AttentionLayer, rule: LayerRule, args: tuple, kwargs: dict[str, Any]
+) -> Callable[[int], LayerCall | None]:
+    """What the attention calls within one call of a layer are of, by their order; None for one too many."""
+    by_call = rule.kind == "call"
+    kind, text = kind_by_context(module, *args, **kwargs) if by_call else kind_of(rule)
+    if rule.per_sample:
+        samples = len(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
+        return lambda index: LayerCall(name, kind, text, sample=index, samples=samples)
+    own = _own_call(module, rule)
+    if own is None:
+        only = _place(name, kind, text, rule.ragged)
+        return lambda index: None if index else only
+    return lambda index: _place_among(name, rule, kind, text, index == own)
+
+
+@functools.lru_cache(maxsize=4096)
+def _place(name: str, kind: Kind, text: Any, ragged: bool) -> LayerCall:
+    return LayerCall(name, kind, text, ragged=ragged)
+
+
+def place_of(name: str, module: AttentionLayer, rule: LayerRule, kind: Kind, text: str | None, index: int) -> LayerCall:
+    """The index-th attention call of a layer."""
+    return _place_among(name, rule, kind, text, _own_call(module, rule) in (None, index))
+
+
+def _place_among(name: str, rule: LayerRule, kind: Kind, text: str | None, own: bool) -> LayerCall:
+    """A call of a layer that also attends to a picture prompt: its own, or that."""
+    return _place(name, kind, text, rule.ragged) if own else _place(f"{name}.image", "cross", None, False)
+
+
+def kind_of(rule: LayerRule) -> tuple[Kind, str | None]:
+    """Kind of a layer's calls, and where their text is."""
+    if rule.kind == "text":
+        return "self", "all"
+    return rule.kind, "all" if rule.kind == "cross" else rule.text
+
+
+def _own_call(module: AttentionLayer, rule: LayerRule) -> int | None:
+    """Which attention call of a layer that also attends to a picture prompt is not to that; None if it has no such."""
+    if "IPAdapter" in type(module.processor).__name__:
+        return 0
+    return 1 if rule.picture_first and module.add_k_proj is not None else None
+
+
+def kind_by_context(
+    module: AttentionLayer, hidden_states: Any = None, encoder_hidden_states: Any = None, *args: Any, **kwargs: Any
+) -> tuple[Kind, Any]:
+    """By the context; some models hand a self-attention layer its own input as that."""
+    if encoder_hidden_states is None or encoder_hidden_states is hidden_states:
+        return "self", None
+    if module.added_kv_proj_dim is not None and not module.only_cross_attention:
+        return "joint", "first"
+    return "cross", "all"

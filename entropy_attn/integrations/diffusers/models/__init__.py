@@ -1,0 +1,1 @@
+"""The denoisers whose attention is routed, and what routing has to know of each."""

@@ -1,0 +1,184 @@
+"""What routing would do to each attention layer of a denoiser at a size, worked out from its structure alone.
+
+Nothing is run, so the denoiser may be without weights, on torch's meta device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+
+from entropy_attn.integrations.diffusers.handle import Handle, _denoiser_of, _train_size
+from entropy_attn.integrations.diffusers.layers import kind_of, refusal_of
+from entropy_attn.integrations.diffusers.models import image_size as pictures
+from entropy_attn.integrations.diffusers.models.table import LayerRule, Model, latent_factor
+from entropy_attn.integrations.diffusers.models.unet_levels import halvings
+from entropy_attn.integrations.diffusers.private import AttentionLayer
+from entropy_attn.ops import api as ops
+from entropy_attn.routing.router import LayerSelection, Router
+from entropy_attn.scale import CallInfo, Policy, resolve_scale
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One attention layer. What is None is not known, or does not apply.
+
+    scale: what the policy gives it; None leaves the model's own. impl, impl_recorded: what serves it, without and with
+    a recorder. refused: why it is not routed, or the policy fails on it.
+    """
+
+    layer: str
+    kind: str | None
+    text: str | None
+    route: str
+    heads: int
+    head_dim: int
+    seqlen_q: int | None = None
+    seqlen_k: int | None = None
+    train_tokens: int | None = None
+    text_tokens: int | None = None
+    scale: float | None = None
+    impl: str | None = None
+    impl_recorded: str | None = None
+    refused: str | None = None
+
+    def to_row(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def survey(
+    pipe_or_denoiser: DiffusionPipeline | ModelMixin,
+    size: Size,
+    *,
+    scale: Policy | None,
+    layers: str = "self",
+    train_size: int | Size | None = None,
+    frames: int = 1,
+    text_tokens: int | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> list[LayerReport]:
+    """One report a layer, in the order of the modules. Raises what `apply` would, for the model as a whole.
+
+    size: (height, width) in pixels for a pipeline, in latent cells for a denoiser alone, as in `apply`.
+    frames: of a video, in tokens. text_tokens: length of the text; None is the usual one of the model.
+    """
+    denoiser, pipe = _denoiser_of(pipe_or_denoiser)
+    factor = 1 if pipe is None else latent_factor(pipe)
+    if any(side % factor or side < factor for side in size):
+        raise ValueError(f"size={size}: multiples of {factor} pixels are needed")
+    latent = size[0] // factor, size[1] // factor
+    selection = LayerSelection(layers)
+    router = Router(scale, selection, None, _train_size(denoiser, pipe, train_size))
+    handle = Handle(denoiser, pipe, router)
+    text = handle.model.text_tokens if text_tokens is None else text_tokens
+    return [
+        _report(handle, name, module, latent, text, frames, device, dtype)
+        for name, module in denoiser.named_modules()
+        if isinstance(module, AttentionLayer)
+    ]
+
+
+def stated_size(pipe: DiffusionPipeline) -> Size:
+    """The training size in pixels, as the pipeline or its denoiser states it."""
+    denoiser, _ = _denoiser_of(pipe)
+    latent, factor = _train_size(denoiser, pipe, None), latent_factor(pipe)
+    if latent is None:
+        raise ValueError(f"{type(denoiser).__name__} does not state its training size: give a size")
+    return latent[0] * factor, latent[1] * factor
+
+
+def _report(
+    handle: Handle,
+    name: str,
+    module: AttentionLayer,
+    latent: Size,
+    text: int,
+    frames: int,
+    device: str,
+    dtype: torch.dtype,
+) -> LayerReport:
+    model, denoiser = handle.model, handle.denoiser
+    rule = model.rule(name)
+    heads = module.heads
+    head_dim = getattr(module, "head_dim", None) or module.inner_dim // heads
+    facts = {"layer": name, "heads": heads, "head_dim": head_dim, "route": model.route}
+    if rule is None or rule.kind is None:
+        refused = "no rule of the table is for it" if rule is None else rule.note
+        return LayerReport(**facts, kind=None, text=None, refused=refused)
+    kind, place = _kind(module, rule)
+    picture, train = _tokens(model, denoiser, name, latent, frames), None
+    if handle.router.train_size is not None:
+        train = _tokens(model, denoiser, name, handle.router.train_size, frames)
+    if model.pad:
+        text = pictures.padded(text)
+    of_text = {"all": text, None: 0}.get(place, text)
+    if kind == "self" and place == "all":
+        queries, keys, train = text, text, None
+    elif kind == "cross":
+        queries, keys, train = picture, text, None
+    else:
+        keys = picture + of_text
+        queries = picture if rule.kind == "call" else keys
+    info = CallInfo(name, kind, queries, keys, heads, head_dim, train, of_text)
+    refused, factor = refusal_of(module), None
+    if refused is None and handle.router.layers.takes(info):
+        try:
+            factor = resolve_scale(handle.router.policy, info)
+        except (ValueError, TypeError) as error:
+            refused = str(error)
+    return LayerReport(
+        **facts,
+        kind=kind,
+        text=place if kind == "joint" else None,
+        seqlen_q=queries,
+        seqlen_k=keys,
+        train_tokens=train,
+        text_tokens=of_text,
+        scale=float(factor) if isinstance(factor, (int, float)) else None,
+        impl=_impl(info, device, dtype, recorded=False),
+        impl_recorded=_impl(info, device, dtype, recorded=True),
+        refused=refused,
+    )
+
+
+def _kind(module: AttentionLayer, rule: LayerRule) -> tuple[str, str | None]:
+    if rule.kind != "call":
+        return kind_of(rule)
+    if module.added_kv_proj_dim is not None and not module.only_cross_attention:
+        return "joint", "first"
+    crosses = module.is_cross_attention or module.added_kv_proj_dim is not None
+    return ("cross", "all") if crosses else ("self", None)
+
+
+def _tokens(model: Model, denoiser: ModelMixin, name: str, latent: Size, frames: int) -> int:
+    """Of the picture, in this layer."""
+    if not model.halves:
+        return model.picture_tokens(denoiser.config, latent, frames)
+    factor = 2 ** halvings(denoiser, name)
+    return math.ceil(latent[0] / factor) * math.ceil(latent[1] / factor)
+
+
+def _impl(info: CallInfo, device: str, dtype: torch.dtype, recorded: bool) -> str:
+    """By tensors of these shapes that take no memory."""
+
+    def of_length(length: int) -> torch.Tensor:
+        shape = 1, info.num_heads, length, info.head_dim
+        return torch.empty(1, 1, 1, info.head_dim, dtype=dtype, device=device).expand(shape)
+
+    query, key = of_length(info.seqlen_q), of_length(info.seqlen_k)
+    return ops.chosen_impl(query, key, key, return_entropy=recorded)
+
+
+def refusals(reports: list[LayerReport]) -> Iterator[tuple[str, list[str]]]:
+    """Every reason, with the layers it is for."""
+    reasons = dict.fromkeys(report.refused for report in reports if report.refused)
+    for reason in reasons:
+        yield reason, [report.layer for report in reports if report.refused == reason]

@@ -1,0 +1,105 @@
+"""The forward pass that a guidance differentiates: the conditional half of a UNet's batch, no further than its maps."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from entropy_attn.guidance.differentiable_maps import Enough, GraphMaps
+from entropy_attn.integrations.diffusers.handle import Handle, handle_of
+from entropy_attn.integrations.diffusers.models.unet_levels import halvings
+from entropy_attn.recorders.map_sums import Size, preferred_size
+
+
+def layers_by_size(handle: Handle, latent_size: Size) -> dict[Size, list[str]]:
+    """Names of the cross-attention layers by the size (rows, columns) of their maps, for latents of this size."""
+    found: dict[Size, list[str]] = defaultdict(list)
+    for name, module in handle.named_layers():
+        if module.is_cross_attention:
+            factor = 2 ** halvings(handle.denoiser, name)
+            found[math.ceil(latent_size[0] / factor), math.ceil(latent_size[1] / factor)].append(name)
+    return dict(found)
+
+
+def map_layers(handle: Handle, latent_size: Size, map_size: Size | None) -> tuple[Size, list[str]]:
+    """The size and the layers whose maps are averaged; `map_size=None` chooses as `Guidance.map_size` says."""
+    found = layers_by_size(handle, latent_size)
+    if not found:
+        raise ValueError(f"{type(handle.denoiser).__name__} has no cross-attention layer, so there are no maps")
+    size = preferred_size(found, latent_size) if map_size is None else map_size
+    if size not in found:
+        sizes = ", ".join(f"{size} ({len(layers)} layers)" for size, layers in sorted(found.items()))
+        raise ValueError(
+            f"map_size={map_size}: no cross-attention layer has it for latents of {latent_size}; there are {sizes}"
+        )
+    return size, found[size]
+
+
+def cross_attention_maps(
+    own: Handle, layers: list[str], size: Size, step: int, length: int, call: tuple[tuple, dict[str, Any]]
+) -> Tensor:
+    """A of every picture, (batch, h, w, length), float32, with its graph back to the inputs but not to the weights.
+
+    call: arguments and keywords of the UNet, `conditional` already. Under an `apply` of the user's it goes through
+    that, with its scale and unseen by its recorders; else through `own`.
+    """
+    recorder = GraphMaps(layers, length)
+    unet, (args, kwargs) = own.denoiser, call
+    with (
+        (handle_of(unet) or own).aside(recorder, step),
+        _no_graph_of(unet),
+        _strengths_kept(unet),
+        contextlib.suppress(Enough),
+    ):
+        unet(*args, **kwargs)
+    return recorder.mean(size)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def conditional(value: Any, batch: int, part: int, parts: int) -> Any:
+    """One of `parts` equal parts, `part`, of everything in `value` that is a batch of parts * batch."""
+    if isinstance(value, Tensor):
+        if value.is_inference():
+            value = value.clone()  # else autograd could not keep it
+        whole = parts > 1 and value.dim() and len(value) == parts * batch
+        return value[part * batch : (part + 1) * batch] if whole else value
+    if isinstance(value, dict):
+        return {name: conditional(each, batch, part, parts) for name, each in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(conditional(each, batch, part, parts) for each in value)
+    return value
+
+
+@contextlib.contextmanager
+def _no_graph_of(model: nn.Module) -> Iterator[None]:
+    """Nothing is kept for gradients of the weights."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+@contextlib.contextmanager
+def _strengths_kept(model: nn.Module) -> Iterator[None]:
+    """LoRA layers keep theirs: older releases of diffusers scale them for a forward pass that has to reach its end."""
+    before = [(module.scaling, dict(module.scaling)) for module in model.modules() if _is_lora(module)]
+    try:
+        yield
+    finally:
+        for scaling, strengths in before:
+            scaling.update(strengths)
+
+
+def _is_lora(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "scaling", None), dict)

@@ -1,0 +1,68 @@
+"""Generated pictures: all of a profile on one sheet, and two side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+from entropy_attn.plots.style import name_row, picture_grid
+from entropy_attn.profiling import Profile, size_name
+
+MAX_SHEET_PROMPTS = 4
+MIN_COMPARE_WIDTH = 320  # px, so that captions fit below small pictures
+
+
+def contact_sheet(result: Profile, model: str) -> Figure:
+    """Generated pictures of the first seed: a column a size, a row a (prompt, policy)."""
+    plan = result.plan
+    seed = plan.seeds[0]
+    count = len(next(iter(result.pictures.values())))
+    prompts = [plan.prompts[index] if index < len(plan.prompts) else "" for index in range(count)][:MAX_SHEET_PROMPTS]
+    rows = [(index, policy) for index in range(len(prompts)) for policy in plan.policies]
+    figure, grid = picture_grid(
+        len(rows), len(plan.sizes), title=f"Pictures by size and scale, {model}, seed {seed}", cell=1.7
+    )
+    for (index, policy), row in zip(rows, grid, strict=True):
+        for size, axis in zip(plan.sizes, row, strict=True):
+            axis.imshow(result.pictures[size, policy, seed][index], interpolation="nearest")
+        name_row(row[0], policy)
+        if policy == next(iter(plan.policies)):
+            row[0].set_title(prompts[index], loc="left", fontsize=10, pad=6)
+    for size, axis in zip(plan.sizes, grid[-1], strict=True):
+        axis.set_xlabel(f"{size_name(size)} px")
+    return figure
+
+
+def side_by_side(pictures: Sequence[Image.Image], captions: Sequence[str], title: str) -> Image.Image:
+    """Pictures of one size in a row, a caption below each and the title above; small ones are enlarged to be seen."""
+    zoom = max(1, math.ceil(MIN_COMPARE_WIDTH / pictures[0].width))
+    width, height = pictures[0].width * zoom, pictures[0].height * zoom
+    gap, line = 16, 28
+    sheet_width = gap + (width + gap) * len(pictures)
+    font, small = ImageFont.load_default(size=18), ImageFont.load_default(size=15)
+    title_lines = _wrapped(title, font, sheet_width - 2 * gap)
+    top = gap // 2 + line * len(title_lines)
+    sheet = Image.new("RGB", (sheet_width, top + height + line + gap // 2), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, text in enumerate(title_lines):
+        draw.text((sheet_width / 2, gap // 2 + line * index), text, fill="black", font=font, anchor="ma")
+    for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        left = gap + index * (width + gap)
+        sheet.paste(picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST), (left, top))
+        draw.text((left + width / 2, top + height + 6), caption, fill="#333333", font=small, anchor="ma")
+    return sheet
+
+
+def _wrapped(text: str, font: Any, width: float) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines

@@ -1,0 +1,1 @@
+"""What is recorded of attention calls: the entropy of their rows, and maps of where images attend to words."""

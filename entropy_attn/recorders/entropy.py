@@ -1,0 +1,263 @@
+"""Attention entropy by layer, head and step, kept on the device until it is asked for."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from entropy_attn.recorders.base import Recorder, Wish
+from entropy_attn.scale import CallInfo, token_grid
+
+COLUMNS = (
+    "layer",
+    "kind",
+    "step",
+    "branch",
+    "head",
+    "seqlen_q",
+    "seqlen_k",
+    "scale",
+    "mean",
+    "std",
+    "min",
+    "max",
+)
+_STATISTICS = 4  # mean, std, min, max
+
+
+@dataclass(frozen=True)
+class _Record:
+    """One attention call. Its tensors stay on the device of the call."""
+
+    info: CallInfo
+    branches: tuple[str, ...]
+    scale: float | torch.Tensor
+    statistics: torch.Tensor  # (4, branches, heads)
+    queries: int  # those that were measured: of joint attention, the picture's
+    per_query: torch.Tensor | None  # (branches, items, queries), mean over heads
+    grid: tuple[int, int]
+
+
+class EntropyRecorder(Recorder):
+    """Collects the row entropies, in nats, of every routed attention call: `ea.apply(pipe, record=recorder)`.
+
+    For each layer, step, branch and head it keeps the mean, the (population) standard deviation, the minimum and the
+    maximum over the queries and over the pictures of the batch; of joint attention, over the queries of the picture,
+    whose number is then `seqlen_q`. Sampling is not held up: what is recorded stays on the
+    device until it is read.
+
+    per_query: keep also the entropy of every query, averaged over the heads, for `spatial()`. That is one float32 a
+        query, layer, step and picture, instead of four a head.
+    branches: names of the equal parts that the denoiser's batch consists of, in order. None finds them out, call by
+        call: rows with the text of the prompt are "cond", those with that of the negative prompt "uncond", and where
+        the pipeline encodes none of these, or runs without guidance, the batch is "all". A batch with rows of other
+        texts is refused, with its first call. A denoiser that is called by hand does not say what its batch is: it is
+        "all", unless it is named here, as ("uncond", "cond").
+
+    Several generations may be recorded one after the other; steps start at 0 in each. `reset()` forgets them.
+    """
+
+    def __init__(self, per_query: bool = False, branches: tuple[str, ...] | None = None):
+        if not isinstance(per_query, bool):
+            raise TypeError(f"per_query={per_query!r}: True or False is needed")
+        super().__init__(branches)
+        self.per_query = per_query
+        self._records: list[_Record] = []
+
+    def __len__(self) -> int:
+        """Number of attention calls recorded."""
+        return len(self._records)
+
+    def reset(self) -> None:
+        """Forget everything recorded."""
+        self._records.clear()
+
+    def wants(self, info: CallInfo, latent_size: tuple[int, int]) -> Wish:
+        return "entropy"
+
+    @torch.no_grad()
+    def record(
+        self,
+        info: CallInfo,
+        scale: float | torch.Tensor,
+        entropy: torch.Tensor,
+        branches: tuple[str, ...],
+        latent_size: tuple[int, int],
+    ) -> None:
+        """Take in one call's entropies (batch, heads, seqlen_q). Nothing here waits for the device."""
+        batch, heads, seqlen_q = entropy.shape
+        self._check_parts(info, batch, branches)
+        parts = entropy.detach().view(len(branches), batch // len(branches), heads, seqlen_q)
+        variance, mean = torch.var_mean(parts, dim=(1, 3), correction=0)
+        statistics = torch.stack([mean, variance.sqrt(), parts.amin(dim=(1, 3)), parts.amax(dim=(1, 3))])
+        self._records.append(
+            _Record(
+                info=info,
+                branches=branches,
+                scale=scale.detach().clone() if isinstance(scale, torch.Tensor) else scale,
+                statistics=statistics,
+                queries=seqlen_q,
+                per_query=parts.mean(dim=2) if self.per_query else None,
+                grid=token_grid(seqlen_q, latent_size),
+            )
+        )
+
+    def to_columns(self) -> dict[str, list[Any]]:
+        """The table of `to_dataframe` as lists, by column."""
+        columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+        records = list(self._records)
+        for record, statistics, scales in zip(records, _statistics_of(records), _scales_of(records), strict=True):
+            info, heads = record.info, record.info.num_heads
+            for branch, (mean, std, low, high) in zip(record.branches, statistics.transpose(1, 0, 2), strict=True):
+                shared = (info.layer, info.kind, info.step, branch)
+                for name, value in zip(COLUMNS, shared, strict=False):
+                    columns[name] += [value] * heads
+                columns["head"] += range(heads)
+                columns["seqlen_q"] += [record.queries] * heads
+                columns["seqlen_k"] += [info.seqlen_k] * heads
+                columns["scale"] += scales
+                for name, values in (("mean", mean), ("std", std), ("min", low), ("max", high)):
+                    columns[name] += values.tolist()
+        return columns
+
+    def to_dataframe(self) -> Any:
+        """One row a layer, step, branch and head, in the order of the calls, with the columns of `COLUMNS`."""
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError("to_dataframe() needs pandas (pip install pandas); save() does not") from error
+        return pd.DataFrame(self.to_columns(), columns=list(COLUMNS))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the table as .csv, or as .json, a list of one object a row; returns the path."""
+        path = Path(path)
+        if path.suffix not in (".csv", ".json"):
+            raise ValueError(f"path={str(path)!r}: a name that ends in .csv or .json is needed")
+        columns = self.to_columns()
+        rows = zip(*columns.values(), strict=True)
+        with path.open("w", newline="", encoding="utf-8") as file:
+            if path.suffix == ".csv":
+                writer = csv.writer(file)
+                writer.writerow(COLUMNS)
+                writer.writerows(rows)
+            else:
+                json.dump([dict(zip(COLUMNS, row, strict=True)) for row in rows], file, indent=1)
+        return path
+
+    def picture_layers(self) -> dict[str, str]:
+        """The recorded layers that attend to the picture, {layer: "self" or "joint"}: not those of text alone."""
+        return {record.info.layer: record.info.kind for record in self._records if _sees_picture(record.info)}
+
+    def spatial(
+        self,
+        *,
+        kind: str | None = None,
+        branch: str | None = None,
+        step: int | None = None,
+        grid: tuple[int, ...] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Entropy of every query of the picture, where it lies in it: {layer: array (pictures, rows, columns)}, nats.
+
+        Averaged over heads, and over steps (and generations, if several were recorded) unless `step` is given.
+
+        kind: None is every layer in which the picture attends to itself, alone ("self") or with the text ("joint"), and
+            where the model has none of these, "cross"; else the one of the three that is wanted.
+        branch: None is the guided half, "cond", of a guided batch, else the only branch there is.
+        grid: (rows, columns) of the picture in tokens, or (frames, rows, columns) of a video, whose mean over frames is
+            given; what a model fills its tokens up with comes after them and is left out. None works it out from the
+            latent, which can be done for single pictures without filling.
+
+        Raises `ValueError` where nothing of what is wanted was recorded, where branches have to be chosen from, and
+        where a layer's queries are no such grid, as in Lumina 2, whose text is as long as each prompt.
+        """
+        if not self.per_query:
+            raise ValueError("spatial() needs the entropies of single queries: EntropyRecorder(per_query=True)")
+        if kind not in (None, "self", "cross", "joint"):
+            raise ValueError(f"kind={kind!r}: None, 'self', 'cross' or 'joint' is needed")
+        if grid is not None and (len(grid) not in (2, 3) or not all(isinstance(n, int) and n > 0 for n in grid)):
+            raise ValueError(f"grid={grid!r}: (rows, columns) or (frames, rows, columns) is needed")
+        # Text that attends to itself is no part of the picture.
+        pictures = self.picture_layers()
+        found = [r for r in self._records if r.info.kind == "cross" or r.info.layer in pictures]
+        if kind is None:
+            kinds = ("self", "joint") if pictures else ("cross",)
+        else:
+            kinds = (kind,)
+        records = [r for r in found if r.info.kind in kinds and step in (None, r.info.step)]
+        if not records:
+            at = "" if step is None else f" at step {step}"
+            raise ValueError(f"no {'' if kind is None else kind + '-'}attention call was recorded{at}")
+        names = list(dict.fromkeys(name for record in records for name in record.branches))
+        if branch is None:
+            if len(names) > 1 and "cond" not in names:
+                raise ValueError(f"branch=None: several were recorded, one of {names} is needed")
+            branch = names[0] if len(names) == 1 else "cond"
+        elif branch not in names:
+            raise ValueError(f"branch={branch!r}: recorded were {names}")
+        by_layer: dict[str, list[_Record]] = defaultdict(list)
+        for record in records:
+            if branch in record.branches:
+                by_layer[record.info.layer].append(record)
+        return {layer: _mean_map(layer, calls, branch, grid) for layer, calls in by_layer.items()}
+
+
+def _sees_picture(info: CallInfo) -> bool:
+    return info.kind != "cross" and info.text_tokens != info.seqlen_k
+
+
+def _statistics_of(records: list[_Record]) -> list[np.ndarray]:
+    """The statistics (4, branches, heads) of every record on the host, in one transfer a device."""
+    flat = _to_host([record.statistics.flatten() for record in records])
+    return [
+        values.reshape(_STATISTICS, len(record.branches), record.info.num_heads)
+        for record, values in zip(records, flat, strict=True)
+    ]
+
+
+def _scales_of(records: list[_Record]) -> list[list[float]]:
+    """The scale of every head of every record."""
+    tensors = iter(_to_host([r.scale.flatten().float() for r in records if isinstance(r.scale, torch.Tensor)]))
+    scales = []
+    for record in records:
+        values = next(tensors).tolist() if isinstance(record.scale, torch.Tensor) else [float(record.scale)]
+        scales.append(values * record.info.num_heads if len(values) == 1 else values)
+    return scales
+
+
+def _to_host(tensors: list[torch.Tensor]) -> list[np.ndarray]:
+    """1-D tensors as arrays, in one transfer a device."""
+    by_device: dict[torch.device, list[int]] = defaultdict(list)
+    for index, tensor in enumerate(tensors):
+        by_device[tensor.device].append(index)
+    arrays: list[np.ndarray] = [np.empty(0)] * len(tensors)
+    for indices in by_device.values():
+        joined = torch.cat([tensors[index] for index in indices]).cpu().numpy()
+        ends = np.cumsum([tensors[index].numel() for index in indices])[:-1]
+        for index, part in zip(indices, np.split(joined, ends), strict=True):
+            arrays[index] = part
+    return arrays
+
+
+def _mean_map(layer: str, calls: list[_Record], branch: str, given: tuple[int, ...] | None) -> np.ndarray:
+    shapes = {(call.per_query[0].shape, call.grid) for call in calls}
+    if len(shapes) > 1:
+        raise ValueError(f"layer {layer!r} was recorded at several sizes or batches: reset() between them")
+    (items, seqlen_q), grid = shapes.pop()
+    grid = grid if given is None else given
+    cells = math.prod(grid)
+    if cells > seqlen_q or (given is None and cells != seqlen_q):
+        raise ValueError(
+            f"layer {layer!r} has {seqlen_q} queries, which are no picture of {'x'.join(map(str, grid))} tokens: give "
+            "grid=(rows, columns), or (frames, rows, columns) of a video"
+        )
+    entropies = torch.stack([call.per_query[call.branches.index(branch)] for call in calls]).mean(dim=0)
+    frames = entropies[:, :cells].reshape(items, -1, *grid[-2:])
+    return frames.mean(dim=1).cpu().numpy()

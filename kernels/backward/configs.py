@@ -1,0 +1,216 @@
+"""Which tile sizes, warps and stages the backward kernels are compiled with: a plain table, without Triton or a GPU.
+
+Every row was compiled ahead of time for its target and found free of register spills (tests/codegen holds that);
+those of sm_90 by Triton 3.6 as well, which needs more registers than 3.7.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..forward.configs import INTERPRETER, MAX_CHUNKS, MAX_HEAD_DIM, TARGETS, head_dim_chunks
+
+ALL_CHUNKS = 2**MAX_CHUNKS - 1
+
+
+@dataclass(frozen=True)
+class TileConfig:
+    """How one backward kernel is compiled."""
+
+    block_m: int  # queries a tile of scores
+    block_n: int  # keys a tile of scores
+    num_warps: int
+    num_stages: int
+    max_chunk: int = MAX_HEAD_DIM  # the widest power of two in which a head dim is held
+    by_chunk: bool = False  # a launch for each chunk of the result: scores once more, for fewer accumulators
+    max_registers: int | None = None  # NVIDIA: keeps the assembler from its occasional collapse to 32 registers
+
+    def chunks(self, head_dim: int) -> tuple[int, int, int]:
+        """The widths in which the kernel holds a head dim; 0 for a chunk it does not need."""
+        chunks = head_dim_chunks(head_dim, self.max_chunk)
+        return (*chunks, *(0,) * (MAX_CHUNKS - len(chunks)))
+
+    def launches(self, head_dim: int) -> list[int]:
+        """The chunks of a result that each launch sums, as bits."""
+        return [1 << i for i, width in enumerate(self.chunks(head_dim)) if width] if self.by_chunk else [ALL_CHUNKS]
+
+
+@dataclass(frozen=True)
+class BackwardConfig:
+    """How the backward kernels are compiled."""
+
+    query: TileConfig  # dQ: a program has block_m queries and passes over the keys
+    key: TileConfig  # dK and dV: a program has block_n keys and passes over the queries
+    separate: bool = False  # dK and dV by programs of their own: scores once more, but half of the accumulators
+
+    @functools.cached_property
+    def rows(self) -> TileConfig:
+        """The rows' values: as dQ, with half of the queries, since out and its gradient are held as well."""
+        return replace(self.query, block_m=max(16, self.query.block_m // 2), num_stages=1)
+
+
+# Rows are (largest width served, block_m, block_n, num_warps, num_stages, widest chunk, how); a width is the sum of a
+# head dim's chunks, of the wider one where value's differs. How: dK and dV TOGETHER, APART, or each BY_CHUNK.
+TOGETHER, APART, BY_CHUNK = range(3)
+_Row = tuple[int, int, int, int, int, int, int]
+_QUERY: dict[str, list[_Row]] = {
+    "sm_80": [
+        (64, 128, 64, 8, 2, 256, TOGETHER),
+        (96, 128, 32, 8, 2, 64, TOGETHER),
+        (112, 128, 16, 8, 2, 64, TOGETHER),
+        (128, 128, 32, 8, 2, 64, TOGETHER),
+        (192, 128, 16, 8, 2, 64, TOGETHER),
+        (256, 32, 32, 8, 1, 128, BY_CHUNK),
+    ],
+    "sm_89": [
+        (64, 128, 64, 8, 2, 256, TOGETHER),
+        (96, 128, 32, 8, 2, 64, TOGETHER),
+        (112, 128, 16, 8, 2, 64, TOGETHER),
+        (128, 128, 32, 8, 2, 64, TOGETHER),
+        (192, 64, 16, 8, 2, 64, TOGETHER),
+        (256, 32, 32, 8, 1, 128, BY_CHUNK),
+    ],
+    "sm_90": [(128, 128, 64, 8, 2, 128, TOGETHER), (256, 128, 32, 8, 2, 128, BY_CHUNK)],
+    "sm_100": [
+        (64, 128, 64, 8, 2, 128, TOGETHER),
+        (128, 64, 64, 8, 2, 128, TOGETHER),
+        (256, 64, 32, 8, 2, 128, TOGETHER),
+    ],
+    "sm_120": [
+        (64, 128, 64, 8, 2, 256, TOGETHER),
+        (96, 128, 32, 8, 2, 64, TOGETHER),
+        (112, 128, 16, 8, 2, 64, TOGETHER),
+        (128, 128, 32, 8, 2, 64, TOGETHER),
+        (192, 64, 16, 8, 2, 64, TOGETHER),
+        (256, 32, 32, 8, 1, 128, BY_CHUNK),
+    ],
+    "gfx942": [(256, 64, 32, 4, 1, 128, TOGETHER)],
+}
+_KEY: dict[str, list[_Row]] = {
+    "sm_80": [
+        (64, 32, 128, 8, 2, 64, TOGETHER),
+        (96, 16, 128, 8, 2, 64, TOGETHER),
+        (112, 16, 64, 8, 1, 64, APART),
+        (128, 16, 128, 8, 2, 64, TOGETHER),
+        (192, 16, 64, 8, 1, 64, BY_CHUNK),
+        (256, 16, 128, 8, 1, 128, BY_CHUNK),
+    ],
+    "sm_89": [
+        (64, 32, 128, 8, 2, 64, TOGETHER),
+        (96, 16, 128, 8, 2, 64, TOGETHER),
+        (112, 16, 64, 8, 1, 64, APART),
+        (128, 16, 128, 8, 2, 64, TOGETHER),
+        (192, 16, 64, 8, 1, 64, BY_CHUNK),
+    ],
+    "sm_90": [
+        (64, 32, 128, 8, 2, 128, TOGETHER),
+        (80, 32, 128, 8, 2, 64, TOGETHER),
+        (192, 32, 128, 8, 2, 64, APART),
+        (256, 32, 128, 8, 2, 128, BY_CHUNK),
+    ],
+    "sm_100": [
+        (64, 64, 128, 8, 2, 128, TOGETHER),
+        (128, 32, 128, 8, 2, 128, TOGETHER),
+        (256, 32, 128, 8, 2, 128, APART),
+    ],
+    "sm_120": [
+        (64, 32, 128, 8, 2, 64, TOGETHER),
+        (96, 16, 128, 8, 2, 64, TOGETHER),
+        (112, 16, 64, 8, 1, 64, APART),
+        (128, 16, 128, 8, 2, 64, TOGETHER),
+        (192, 16, 64, 8, 1, 64, BY_CHUNK),
+    ],
+    "gfx942": [
+        (128, 64, 64, 4, 1, 128, TOGETHER),
+        (256, 32, 64, 4, 1, 128, TOGETHER),
+    ],
+}
+# A tile of the mask or of the map's gradient needs registers as well.
+_QUERY_MASKED: dict[str, list[_Row]] = {
+    "sm_80": [(64, 64, 32, 4, 2, 64, TOGETHER), (128, 64, 16, 8, 2, 64, TOGETHER), (256, 64, 16, 8, 1, 128, BY_CHUNK)],
+    "sm_89": [(128, 64, 16, 8, 2, 64, TOGETHER), (256, 64, 16, 8, 1, 128, BY_CHUNK)],
+    "sm_90": [
+        (64, 64, 32, 4, 2, 128, TOGETHER),
+        (128, 128, 32, 8, 2, 64, TOGETHER),
+        (256, 128, 32, 8, 2, 128, BY_CHUNK),
+    ],
+    "sm_100": [(128, 64, 32, 8, 2, 128, TOGETHER), (256, 64, 32, 8, 1, 128, BY_CHUNK)],
+    "sm_120": [(128, 64, 16, 8, 2, 64, TOGETHER), (256, 64, 16, 8, 1, 128, BY_CHUNK)],
+    "gfx942": [(256, 64, 32, 4, 1, 128, TOGETHER)],
+}
+_KEY_MASKED: dict[str, list[_Row]] = {
+    "sm_80": [(64, 32, 64, 8, 1, 64, APART), (128, 16, 64, 8, 1, 64, APART), (192, 16, 64, 8, 1, 64, BY_CHUNK)],
+    "sm_89": [(64, 32, 64, 8, 1, 64, APART), (128, 16, 64, 8, 1, 64, APART), (192, 16, 64, 8, 1, 64, BY_CHUNK)],
+    "sm_90": [(64, 16, 128, 8, 2, 128, TOGETHER), (256, 16, 128, 8, 2, 128, BY_CHUNK)],
+    "sm_100": [
+        (64, 32, 128, 8, 2, 128, TOGETHER),
+        (128, 32, 64, 8, 1, 128, APART),
+        (256, 32, 64, 8, 1, 128, BY_CHUNK),
+    ],
+    "sm_120": [(64, 32, 64, 8, 1, 64, APART), (128, 16, 64, 8, 1, 64, APART), (192, 16, 64, 8, 1, 64, BY_CHUNK)],
+    "gfx942": [(64, 64, 64, 4, 1, 128, TOGETHER), (256, 32, 32, 4, 1, 128, APART)],
+}
+# Exact float32 products run on the plain FMA units of NVIDIA GPUs, which want small tiles; AMD has matrix units.
+_FLOAT32_NVIDIA: tuple[list[_Row], list[_Row]] = (
+    [(64, 32, 32, 8, 1, 256, TOGETHER), (128, 32, 32, 8, 1, 64, TOGETHER)],
+    [(64, 32, 32, 8, 1, 256, TOGETHER), (128, 32, 32, 8, 1, 64, APART)],
+)
+_FLOAT32_NVIDIA_MASKED: tuple[list[_Row], list[_Row]] = (
+    [
+        (64, 32, 32, 8, 1, 256, TOGETHER),
+        (80, 32, 32, 8, 1, 64, TOGETHER),
+        (96, 64, 16, 8, 1, 64, TOGETHER),
+        (112, 16, 32, 8, 1, 64, TOGETHER),
+        (128, 32, 32, 8, 1, 64, TOGETHER),
+    ],
+    _FLOAT32_NVIDIA[1],
+)
+_FLOAT32_AMD: tuple[list[_Row], list[_Row]] = (
+    [(128, 32, 16, 4, 1, 128, TOGETHER), (256, 16, 16, 2, 1, 128, BY_CHUNK)],
+    [(128, 32, 16, 4, 1, 128, APART), (256, 16, 16, 4, 1, 128, BY_CHUNK)],
+)
+
+
+@functools.lru_cache(maxsize=1024)  # asked at every launch
+def backward_config(
+    target: str, head_dim: int, head_dim_v: int, dtype: torch.dtype, *, has_mask: bool = False, has_map: bool = False
+) -> BackwardConfig:
+    """The table's configuration for a call that ``support.backward_unsupported`` lets pass.
+
+    Every row serves causal calls, any gradients and any scale.
+    """
+    if target == INTERPRETER:
+        return BackwardConfig(TileConfig(64, 64, 4, 1), TileConfig(64, 64, 4, 1))
+    width = max(sum(head_dim_chunks(head_dim)), sum(head_dim_chunks(head_dim_v)))
+    rows = (_row(rows, width) for rows in _tables(target, dtype, has_mask or has_map))
+    query, key = rows
+    return BackwardConfig(_tiles(target, query), _tiles(target, key), separate=key[-1] == APART)
+
+
+def widest(target: str, dtype: torch.dtype, *, has_mask: bool = False, has_map: bool = False) -> int:
+    """The widest head dim that the table has a row for."""
+    if target == INTERPRETER:
+        return MAX_HEAD_DIM
+    return min(rows[-1][0] for rows in _tables(target, dtype, has_mask or has_map))
+
+
+def _tables(target: str, dtype: torch.dtype, masked: bool) -> tuple[list[_Row], list[_Row]]:
+    if target not in TARGETS:
+        raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {target!r}")
+    if dtype == torch.float32:
+        nvidia = _FLOAT32_NVIDIA_MASKED if masked else _FLOAT32_NVIDIA
+        return _FLOAT32_AMD if target.startswith("gfx") else nvidia
+    return (_QUERY_MASKED[target], _KEY_MASKED[target]) if masked else (_QUERY[target], _KEY[target])
+
+
+def _row(rows: list[_Row], width: int) -> _Row:
+    return next(row for row in rows if width <= row[0])
+
+
+def _tiles(target: str, row: _Row) -> TileConfig:
+    _, block_m, block_n, num_warps, num_stages, max_chunk, how = row
+    max_registers = None if target.startswith("gfx") else 255
+    return TileConfig(block_m, block_n, num_warps, num_stages, max_chunk, how == BY_CHUNK, max_registers)

@@ -1,0 +1,114 @@
+"""What every launch needs: outputs, strides, descriptors, scale arguments, the compiler's options."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .support import lacks_fence
+
+LOG2E = math.log2(math.e)
+NO_MASK, BOOL_MASK, ADDED_MASK = 0, 1, 2
+INT32_MAX = 2**31 - 1
+LEAST_NORMAL = torch.finfo(torch.float32).tiny
+
+
+class Compiled(Protocol):
+    """The compiler's part of a configuration."""
+
+    num_warps: int
+    num_stages: int
+    max_registers: int | None
+
+
+def pipeline_stages(config: Compiled, target: str, *, by_pointer: bool = True) -> int:
+    """In how many stages a loop fetches its tiles; ``by_pointer`` rather than by descriptor.
+
+    Triton makes loads by pointer copies that pass the registers by, and before 3.7.1 it leaves out the fence that sm_90
+    needs between such a copy and wgmma. In one stage tiles go by way of the registers, behind which there is a fence:
+    right, and slower.
+    """
+    return 1 if by_pointer and lacks_fence(target) else config.num_stages
+
+
+def compile_options(config: Compiled, target: str, *, by_pointer: bool = True) -> dict[str, Any]:
+    """The compiler's part of a configuration."""
+    stages = pipeline_stages(config, target, by_pointer=by_pointer)
+    # Off by default in newer Triton; without it the scale, the shift and the entropy take two instructions each.
+    options: dict[str, Any] = {"num_warps": config.num_warps, "num_stages": stages, "enable_fp_fusion": True}
+    if config.max_registers is not None:
+        options["maxnreg"] = config.max_registers
+    return options
+
+
+def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Every output is allocated here, uninitialised: the kernel writes all of it."""
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
+def allocate_like(t: Tensor, width: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Laid out as ``t`` is: heads inside or outside of tokens, so that undoing a transpose stays free."""
+    batch, num_heads, seqlen, _ = t.shape
+    dtype = t.dtype if dtype is None else dtype
+    if t.stride(1) < t.stride(2):
+        return allocate((batch, seqlen, num_heads, width), dtype, t.device).transpose(1, 2)
+    return allocate((batch, num_heads, seqlen, width), dtype, t.device)
+
+
+def tile_span(t: Tensor, rows: int) -> int:
+    """The largest offset that the elements of a tile with so many rows can have from its first."""
+    return rows * t.stride(2) + 256 * t.stride(3)
+
+
+def on_device(device: torch.device) -> contextlib.AbstractContextManager:
+    """Triton launches on the current device, which need not be the tensors'."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def broadcast_strides(mask: Tensor) -> tuple[int, ...]:
+    """A size of 1 broadcasts by stride 0: nothing is expanded or copied."""
+    return tuple(0 if size == 1 else stride for size, stride in zip(mask.shape, mask.stride(), strict=True))
+
+
+def describable(t: Tensor) -> bool:
+    """What the hardware asks of a tensor that is fetched by descriptor."""
+    outer = zip(t.shape[:3], t.stride()[:3], strict=True)
+    aligned = all(size == 1 or (stride > 0 and stride * t.element_size() % 16 == 0) for size, stride in outer)
+    return t.numel() > 0 and t.stride(3) == 1 and aligned and t.data_ptr() % 16 == 0
+
+
+def descriptors(t: Tensor, rows: int, chunks: tuple[int, int, int]) -> tuple[Any, Any, Any]:
+    """One descriptor a chunk of columns, None for one that is not there: each costs the host time at every launch."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    # the stride of a size-1 axis is arbitrary in torch, and checked all the same
+    legal = 16 // t.element_size()
+    rows_strides = [legal if size == 1 else stride for size, stride in zip(t.shape[:3], t.stride()[:3], strict=True)]
+    strides = [*rows_strides, 1]
+    return tuple(TensorDescriptor(t, list(t.shape), strides, [1, 1, rows, n]) if n else None for n in chunks)
+
+
+def mask_kind(mask: Tensor | None) -> int:
+    if mask is None:
+        return NO_MASK
+    return BOOL_MASK if mask.dtype == torch.bool else ADDED_MASK
+
+
+def scale_arguments(
+    scale: float | Tensor | None, head_dim: int, mask: Tensor | None
+) -> tuple[Tensor | None, float, int]:
+    """``(tensor or None, factor, stride)``: a tensor stays on the device, as reading it would wait for it.
+
+    The factor brings products to the unit of the scores: base 2, or quarters of a nat beside a mask that is added.
+    """
+    if isinstance(scale, Tensor):
+        return scale, 0.0, scale.stride(0) if scale.dim() else 0
+    unit = 0.25 if mask is not None and mask_kind(mask) == ADDED_MASK else LOG2E
+    factor = (1.0 / math.sqrt(head_dim) if scale is None else scale) * unit
+    if -LEAST_NORMAL < factor < LEAST_NORMAL:
+        factor = 0.0  # as the GPU has what is below the normal float32 range; Triton's interpreter computes in float64
+    return None, factor, 0

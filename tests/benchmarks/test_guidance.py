@@ -1,0 +1,257 @@
+"""The evaluation of guidance on shapes: its controls, captions, search, intervals, and a run of two steps."""
+
+from __future__ import annotations
+
+import csv
+import math
+import sys
+
+import pytest
+import torch
+
+from benchmarks.guidance import arms, choose, cost, evaluate, premise, summary
+from benchmarks.guidance.choose import Setting
+from benchmarks.guidance.trials import MOST_REPORTED, Trials, reported_captions, selection_captions
+from entropy_attn.guidance import TSAM, Prompt
+from entropy_attn.prompts import Text
+from entropy_attn.shapes import load_pipeline
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_pipeline().tokenizer
+
+
+def prompt_of(caption: str, tokenizer, rows: list[list[float]] | None = None) -> Prompt:
+    text = Text(caption, tokenizer)
+    attention = torch.zeros(len(text), len(text))
+    if rows is not None:
+        attention[1 : 1 + len(rows), 1 : 1 + len(rows)] = torch.tensor(rows)
+    return Prompt(text, text.real, attention)
+
+
+# The controls and what each method is told
+
+
+def test_words_of_every_object(tokenizer):
+    text = Text("a red circle, a red square and two green crosses", tokenizer)
+    assert arms.objects(text) == [((1,), (2,), (3,)), ((5,), (6,), (7,)), ((9,), (10,), (11,))]
+    assert arms.nouns(text) == [3, 7, 11]
+    assert arms.pairs(text) == [(2, 3), (6, 7), (10, 11)]
+
+
+def test_oracle_matrix(tokenizer):
+    found = arms.oracle(prompt_of("a red circle above a blue cross", tokenizer), gamma=2.0)
+    little = 0.1**2  # the power comes before the rows are made to sum to one
+    rows = [
+        [1],
+        [1, 1],
+        [1, 1, 1],
+        [little, little, little, 1],
+        [little, little, little, little, 1],
+        [little, little, little, little, 1, 1],
+        [little, little, little, little, 1, 1, 1],
+    ]
+    expected = torch.tensor([[value / sum(row) for value in row] + [0.0] * (7 - len(row)) for row in rows])
+    torch.testing.assert_close(found, expected)
+
+
+def test_shuffled_matrix(tokenizer, monkeypatch):
+    prompt = prompt_of("a red circle", tokenizer, [[0.1, 0, 0], [0.2, 0.2, 0], [0.02, 0.03, 0.05]])
+    monkeypatch.setattr("random.Random.shuffle", lambda self, order: order.__setitem__(slice(None), [2, 0, 1]))
+    # Rows that sum to one: 1; 0.5 0.5; 0.2 0.3 0.5. The third word comes first, then the first, then the second.
+    expected = torch.tensor([[1, 0, 0], [0.2 / 1.2, 1 / 1.2, 0], [0.3 / 1.3, 0.5 / 1.3, 0.5 / 1.3]])
+    torch.testing.assert_close(arms.shuffled(prompt, gamma=1.0), expected)
+
+
+def test_shuffled_is_fixed_and_other_than_t(tokenizer):
+    attention = torch.rand(11, 11, generator=torch.Generator().manual_seed(0)).tril().tolist()
+    prompt = prompt_of("a green circle, a yellow circle and a red cross", tokenizer, attention)
+    first, again = (arms.shuffled(prompt, gamma=4.0) for _ in range(2))
+    assert torch.equal(first, again)
+    assert torch.equal(first, first.tril())
+    torch.testing.assert_close(first.sum(-1), torch.ones(11))
+    assert not torch.allclose(first, TSAM(gamma=4.0).text_matrix(prompt))
+
+
+@pytest.mark.parametrize("arm", arms.ARMS[1:])
+def test_every_arm_differs_from_prompt_to_prompt_and_has_a_gradient(arm, tokenizer):
+    guidance = arms.guidance_of(arm, 3.0, 4.0, range(2))
+    assert guidance.alpha == 3.0 and guidance.steps == (0, 1) and guidance.refine_at == ()
+    maps = torch.rand(4, 4, 77, generator=torch.Generator().manual_seed(0))
+    losses = []
+    for caption in ("a red circle above a blue cross", "a red circle, a blue cross and a green square"):
+        attention = torch.rand(12, 12, generator=torch.Generator().manual_seed(1)).tril().tolist()
+        leaf = maps.clone().requires_grad_()
+        prompt = prompt_of(caption, tokenizer, attention)
+        losses.append(guidance.loss(leaf, prompt))
+        assert torch.autograd.grad(losses[-1], leaf)[0].abs().sum() > 0
+    assert losses[0].item() != losses[1].item()
+
+
+def test_arms_have_their_papers_schedule():
+    ranges = {arm: arms.guidance_of(arm, 1.0, 4.0, range(1)).step_range for arm in arms.ARMS[1:]}
+    constant = {arm for arm, ends in ranges.items() if ends == (1.0, 1.0)}
+    assert constant == {"tsam-paper", "syngen"}
+    assert arms.guidance_of("none", 0.0, None, range(1)) is None
+    with pytest.raises(ValueError, match="arm='x'"):
+        arms.guidance_of("x", 1.0, None, range(1))
+
+
+# Captions and the search
+
+
+def test_captions_are_of_several_kinds_and_chose_nothing():
+    reported, chosen_on = reported_captions(), selection_captions(40)
+    evaluate.disjoint(reported, chosen_on)
+    assert len(reported) == MOST_REPORTED and len(chosen_on) == 40
+    for group in (reported, chosen_on):
+        assert all(len(caption.request.kinds) > 1 for caption in group)
+        assert [caption.split for caption in group[:4]] == ["seen", "held-out"] * 2
+    assert reported_captions(10) == reported[:10]
+    with pytest.raises(AssertionError):
+        evaluate.disjoint(reported, [*chosen_on, reported[3]])
+    with pytest.raises(ValueError, match="captions=301"):
+        reported_captions(301)
+
+
+def test_first_latents_differ_between_captions_and_seeds_but_not_between_arms():
+    first, second = reported_captions(2)
+    drawn = [torch.randn(2, generator=g) for g in (first.generator(1), second.generator(1), first.generator(2))]
+    assert len({tuple(t.tolist()) for t in drawn}) == 3
+    assert torch.equal(drawn[0], torch.randn(2, generator=first.generator(1)))
+
+
+def test_search_takes_the_best_and_goes_beyond_the_edges():
+    def peak_at(alpha: float):
+        return lambda setting: -abs(math.log(float(setting.alpha) / alpha))
+
+    found = choose.search("conform", peak_at(2.0))
+    assert (found[0], len(found)) == (Setting("conform", "2"), 6)
+    found = choose.search("conform", peak_at(32.0))
+    assert (found[0], len(found)) == (Setting("conform", "32"), 8)  # 32 and, as it was the greatest then, 64
+    assert len(choose.search("conform", peak_at(1e9))) == 6 + choose.EXTENSIONS
+    assert choose.search("conform", lambda setting: 0.0)[0].alpha == "0.0625"  # the weakest of equals
+
+
+def test_search_of_tsam_tries_gammas_with_the_best_alpha():
+    best = {"2": 0.3, "4": 0.2, "8": 0.1}
+    found = choose.search("tsam-released", lambda s: best[s.gamma] - abs(math.log(float(s.alpha) / 10)))
+    assert found[0] == Setting("tsam-released", "10", "2") and len(found) == 6
+    assert {s.gamma for s in found if s.alpha == "10"} == {"2", "4", "8"}
+
+
+def test_every_search_has_as_many_settings():
+    counts = {arm: len(alphas) + 2 * (arm in arms.TSAM_ARMS) for arm, alphas in choose.ALPHAS.items()}
+    assert set(counts) == set(arms.ARMS[1:]) and set(counts.values()) == {6}
+
+
+# Rows and intervals
+
+
+def test_a_row_that_was_cut_off_is_drawn_again(tmp_path):
+    path = tmp_path / "rows.csv"
+    first, second = reported_captions(4)[::2]
+    row = {"seed": "1", "split": "seen", "caption": "0", "arm": "none", "alpha": "", "gamma": "", "presence": "1",
+           "count": "1", "binding": "0", "relation": "", "found": "2"}  # fmt: skip
+    Trials(path).add([row])
+    with path.open("a") as file:
+        file.write("1,seen,1,none,,,1,1")
+    trials = Trials(path)
+    assert trials.missing(Setting("none"), [first, second], 1) == [second]
+    assert trials.missing(Setting("none"), [first], 2) == [first]
+    assert trials.missing(Setting("conform", "1"), [first], 1) == [first]
+    assert trials.of(Setting("none")) == [row]
+    assert path.read_text().count("\n") == 2
+
+
+def test_interval_draws_captions_whole():
+    mean, low, high = summary.interval([[0.0] * 4, [1.0] * 4])
+    assert (mean, low, high) == (0.5, 0.0, 1.0)  # a quarter of all draws is twice the same caption
+    assert summary.interval([[0.25]] * 5) == (0.25, 0.25, 0.25)
+    assert summary.interval([[1.0, 1.0, 1.0], [0.0]])[0] == 0.75
+    with pytest.raises(ValueError, match="two at least"):
+        summary.interval([[1.0]])
+
+
+def test_interval_is_that_of_the_normal_law_for_many():
+    mean, low, high = summary.interval([[float(i % 4 == 0)] for i in range(400)])
+    width = 1.96 * math.sqrt(0.25 * 0.75 / 400)
+    assert mean == 0.25
+    assert (low, high) == pytest.approx((0.25 - width, 0.25 + width), abs=0.01)
+
+
+def test_differences_are_of_the_same_picture():
+    none = {("seen", str(i), "1"): {"presence": float(i % 2)} for i in range(6)}
+    better = {key: {"presence": 1.0} for key in none} | {("seen", "9", "1"): {"presence": 1.0}}  # one has no partner
+    rows = {row["arm"]: row for row in summary.summarise({"none": none, "conform": better}) if row["split"] == "seen"}
+    assert rows["none"]["mean"] == "0.5000" and "difference" not in rows["none"]
+    assert rows["conform"]["difference"] == "0.5000" and rows["conform"]["captions"] == 7
+    assert float(rows["conform"]["difference_low"]) < 0.5 < float(rows["conform"]["difference_high"])
+
+
+def test_seeds_of_a_caption_are_drawn_together():
+    none = {("seen", str(i % 2), str(i)): {"presence": float(i % 2)} for i in range(8)}
+    rows = summary.summarise({"none": none, "conform": {key: {"presence": 1.0} for key in none}})
+    assert {row["captions"] for row in rows} == {2} and {row["seeds"] for row in rows} == {8}
+    assert (rows[0]["low"], rows[0]["high"]) == ("0.0000", "1.0000")
+    assert (rows[-1]["difference_low"], rows[-1]["difference_high"]) == ("0.0000", "1.0000")
+
+
+def test_premise_compares_in_the_row_of_one_noun(tokenizer):
+    text = Text("a red circle and a blue cross", tokenizer)  # colours are words 1 and 5, the second noun is word 6
+    T = torch.zeros(7, 7)
+    T[6, 5], T[6, 1] = 0.4, 0.1
+    assert premise.pairs_of(T, text) == [pytest.approx({"bound": 0.4, "unbound": 0.1, "bound - unbound": 0.3,
+                                                         "strongest": 1.0})]  # fmt: skip
+
+
+# Whole runs
+
+
+def rows_of(path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_two_steps_from_end_to_end(tmp_path, monkeypatch):
+    pictures, table, figure = tmp_path / "pictures.csv", tmp_path / "tsam.csv", tmp_path / "tsam.png"
+
+    def run(module, *options) -> None:
+        monkeypatch.setattr(sys, "argv", ["x", "--pictures", str(pictures), *map(str, options)])
+        module.main()
+
+    small = ("--captions", 4, "--seeds", 1, "--steps", 2, "--guided", 1)
+    run(evaluate, *small, "--limit", 5)
+    assert len(rows_of(pictures)) == 5
+    run(evaluate, *small)
+    rows = rows_of(pictures)
+    assert {row["arm"] for row in rows} == set(arms.ARMS)
+    assert len(rows) == 4 * len(arms.ARMS)
+    run(evaluate, *small)
+    assert rows_of(pictures) == rows
+    run(summary, "--csv", table, "--figure", figure)
+    assert {(row["arm"], row["split"]) for row in rows_of(table)} == {(a, s) for a in arms.ARMS for s in summary.SPLITS}
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_cost_is_measured_of_equal_steps(tokenizer):
+    unet = cost.unet_of(layers_per_block=1, width_divisor=4)
+    g = torch.Generator().manual_seed(0)
+    latents, embedding = torch.randn(1, 4, 16, 8, generator=g), torch.randn(1, 77, 768, generator=g)
+    steps = {name: make(unet, embedding, cost.prompt(), TSAM()) for name, make in cost.STEPS.items()}
+    before = dict(unet.attn_processors)
+    assert cost.check(steps, latents)["gradient_cosine"] > 0.999
+    assert unet.attn_processors == before
+    other = cost.their_step(unet, embedding, cost.prompt(), TSAM(gamma=0.5))
+    with pytest.raises(SystemExit, match="nothing measured"):
+        cost.check({**steps, "ours": other}, latents)
+
+
+def test_cost_keeps_other_rows(tmp_path):
+    path = tmp_path / "cost.csv"
+    row = {"device": "a", "size": 512, "layers_per_block": 2, "width_divisor": 1, "dtype": "float32", "ours_ms": "1"}
+    cost.keep(path, row)
+    cost.keep(path, row | {"size": 768})
+    cost.keep(path, row | {"ours_ms": "2"})
+    assert [(old["size"], old["ours_ms"]) for old in rows_of(path)] == [("768", "1"), ("512", "2")]

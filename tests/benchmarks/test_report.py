@@ -1,0 +1,120 @@
+"""The tables in the documents are those of the committed CSV files."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from benchmarks.report import documents
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def report():
+    return documents
+
+
+def test_documents_agree_with_the_results(report):
+    for path in report.SECTIONS:
+        assert report.rewritten(path) == path.read_text(), f"{path}: run python -m benchmarks.report"
+
+
+def test_what_was_not_measured_is_said(report):
+    for table in (report.forward_table, report.backward_table, report.maps_table):
+        assert "not yet measured" in table([])
+    assert "Not yet measured" in report.shapes_table([])
+
+
+def test_a_measured_table(report):
+    about = {"device": "A GPU", "torch": "2", "triton": "3", "date": "2026-01-01", "commit": "abc", "dtype": "bfloat16",
+             "head_dim": "64", "seqlen": "1024"}  # fmt: skip
+    rows = [
+        about | {"implementation": "triton", "tflops": "100.0", "p50_ms": "2.0"},
+        about | {"implementation": "triton+entropy", "tflops": "95.2", "p50_ms": "2.1"},
+        about | {"implementation": "sdpa-cudnn", "tflops": "", "p50_ms": ""},
+    ]
+    table = report.forward_table(rows)
+    assert "| bfloat16 | 64 | 1024 | 100.0 | 95.2 | - | - | - | +5.0 % |" in table
+    assert "A GPU, torch 2, Triton 3, 2026-01-01, commit abc" in table
+
+
+def test_a_measured_table_of_maps(report):
+    about = {"device": "A GPU", "torch": "2", "triton": "3", "date": "2026-01-01", "commit": "abc", "heads": "8",
+             "head_dim": "40", "seqlen": "4096", "pass": "forward"}  # fmt: skip
+    rows = [
+        about | {"implementation": "triton", "p50_ms": "0.20", "status": "ok"},
+        about | {"implementation": "triton+map", "p50_ms": "0.22", "status": "ok"},
+        about | {"implementation": "materialised+map", "p50_ms": "", "status": "out of memory"},
+        about | {"implementation": "triton+map", "pass": "both", "p50_ms": "0.90", "status": "ok"},
+    ]
+    assert "| 8 x 40 | 4096 | 0.20 | 0.22 | out of memory | 0.90 | - | +10.0 % |" in report.maps_table(rows)
+
+
+def test_targets_take_the_worst_long_row(report):
+    def row(name: str, seqlen: int, ms: float, head_dim: int = 64) -> dict[str, str]:
+        about = {"dtype": "bfloat16", "head_dim": str(head_dim), "seqlen": str(seqlen), "implementation": name}
+        return about | {"p50_ms": str(ms), "pass": "forward"}
+
+    forward = [
+        *(row("triton", n, ms) for n, ms in ((1024, 9.0), (4096, 2.0), (16384, 2.5))),
+        *(row("sdpa-cudnn", n, 2.0) for n in (1024, 4096, 16384)),
+        *(row("sdpa-flash", n, 3.0) for n in (1024, 4096, 16384)),
+        *(row("triton+entropy", n, ms) for n, ms in ((4096, 2.2), (16384, 2.6))),
+        row("materialised+entropy", 16384, 26.0),
+    ]
+    maps = [row("triton", 4096, 1.0), row("triton+map", 4096, 1.1), row("materialised+map", 4096, 6.6)]
+    told = {name: value for name, _, value in report.perf.targets(forward, [], maps, [])}
+    assert told["forward, d 64 and 128, times the speed of the best of SDPA"] == "0.80"
+    assert told["entropy, d 64"] == "1.10"
+    assert told["entropy, d 128, times the plain kernel's time"] == "not yet measured"
+    assert told["entropy, N = 16,384, times the speed of the softmax that is kept"] == "10.00"
+    assert told["cross-attention with its map, times the time without"] == "1.10"
+    assert told["cross-attention with its map, times the speed of keeping the softmax"] == "6.00"
+    assert told["forward and backward, times the speed of the best of SDPA"] == "not yet measured"
+
+
+def test_a_table_of_guidance(report):
+    about = {"torch": "2", "date": "2026-01-01", "commit": "abc", "captions": "150", "pictures": "600", "mean": "0.705"}
+    guided = {"alpha": "2.5", "gamma": "", "difference": "0.012", "difference_low": "-0.031", "difference_high": "0.05"}
+    rows = [
+        about
+        | dict.fromkeys(guided, "")
+        | (guided if arm != "none" else {})
+        | {"arm": arm, "split": split, "metric": m}
+        for arm in report.guidance.GUIDANCES
+        for split in ("seen", "held-out")
+        for m in report.guidance.METRICS
+    ]
+    what, _, body = report.guidance.marks(rows, "seen")
+    assert body[0] == ["no guidance", "-", "-", "70.5", "70.5", "70.5", "70.5"]
+    assert body[5] == ["SynGen", "2.5", "-", *["70.5 (+1.2 [-3.1, +5.0])"] * 4]
+    assert what == "150 seen captions, 600 pictures a row, torch 2, 2026-01-01, commit abc"
+
+
+def test_a_table_of_a_guided_step(report, tmp_path, monkeypatch):
+    row = {"device": "a card", "driver": "1", "torch": "2", "diffusers": "0", "date": "2026-01-01", "commit": "abc",
+           "size": "512", "layers_per_block": "2", "width_divisor": "1", "dtype": "float16", "ours_ms": "1.0",
+           "diffusers_ms": "3.0", "times_faster": "3.00", "times_faster_min": "2.90", "times_faster_max": "3.10",
+           "ours_extra_mib": "10", "diffusers_extra_mib": "40", "memory_ratio": "0.25"}  # fmt: skip
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    assert report.guided_step().startswith("Not yet measured") and "`make gpu`" in report.guided_step()
+    with (tmp_path / "tsam_cost.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        writer.writeheader()
+        writer.writerow(row)
+    table = report.guided_step()
+    assert "| a card | 512² | SD 1.5 | float16 | 1.0 | 3.0 | 3.00 (2.90-3.10) | 10 | 40 | 0.25 |" in table
+    assert "not yet measured" not in table
+    _, _, body = report.guidance.cost([row | {"width_divisor": "2"}])
+    assert body[0][2] == "reduced: 2 layer(s) a block, width / 2"
+
+
+def test_a_missing_marker_is_named(report, tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text("nothing")
+    monkeypatch.setitem(report.SECTIONS, page, {"forward": lambda: ""})
+    with pytest.raises(ValueError, match=r"page\.md: no section between <!-- forward:begin -->"):
+        report.rewritten(page)

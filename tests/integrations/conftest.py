@@ -1,0 +1,9 @@
+"""Routing is tested on tiny pipelines with random weights; there is nothing to test without diffusers."""
+
+import pytest
+
+pytest.importorskip("diffusers")
+
+from tests.support.tiny_fixtures import pipe, unet
+
+__all__ = ["pipe", "unet"]

@@ -1,0 +1,150 @@
+"""Routed models under torch.compile: as many graphs as without, whatever the policy says at each step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from entropy_attn.integrations.diffusers.handle import apply
+from entropy_attn.recorders.entropy import EntropyRecorder
+from entropy_attn.scale import Fixed, LogN
+from tests.support.tiny_denoisers import CASES
+from tests.support.tiny_models import Spy
+
+WHOLE = ("ldm", "if", "sd3", "flux", "wan")
+REPEATED = ("flux", "wan")
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def call_at(name: str, size: Any, step: int) -> dict[str, Any]:
+    """The arguments of a call, at a timestep of its own."""
+    call = CASES[name].call(*size)
+    timestep = "t" if "t" in call else "timestep"
+    return {**call, timestep: call[timestep] + step}
+
+
+def graphs(
+    name: str, denoiser: Any, repeated: bool, sizes: Any = None, **compile: Any
+) -> tuple[int, list[torch.Tensor]]:
+    """How many graphs torch.compile makes of some calls, and their outputs."""
+    torch._dynamo.reset()
+    count = 0
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        nonlocal count
+        count += 1
+        return graph.forward
+
+    outputs = []
+    if repeated:
+        denoiser.compile_repeated_blocks(backend=backend, fullgraph=True)
+    else:
+        denoiser.compile(backend=backend, fullgraph=True)
+    with torch.no_grad():
+        for step, size in enumerate(sizes or CASES[name].sizes[:1] * 3):
+            outputs.append(denoiser(**call_at(name, size, step), return_dict=False)[0])
+    for module in denoiser.modules():
+        module._compiled_call_impl = None
+    return count, outputs
+
+
+def tall(name: str) -> Any:
+    """More blocks than torch.compile would make graphs of."""
+    denoiser = CASES[name].make()
+    config = dict(denoiser.config)
+    for key in config:
+        if key in ("num_layers", "num_single_layers", "num_mmdit_layers", "num_single_dit_layers"):
+            config[key] = 10
+    return type(denoiser)(**{key: value for key, value in config.items() if not key.startswith("_")}).eval()
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_whole_denoiser_is_one_graph(name: str):
+    denoiser = CASES[name].make()
+    plain, _ = graphs(name, denoiser, repeated=False)
+    spy = Spy(lambda info: 0.2 + 0.1 * info.step)
+    with apply(denoiser, scale=spy, layers="all", train_size=16) as handle:
+        routed, outputs = graphs(name, denoiser, repeated=False)
+        assert {info.step for info in spy.calls} == {0, 1, 2}
+        compiled = [(info.layer, info.kind, info.seqlen_k, info.text_tokens, info.train_tokens) for info in spy.calls]
+        spy.calls.clear()
+        handle.reset_steps()
+        with torch.no_grad():
+            eager = [denoiser(**call_at(name, CASES[name].sizes[0], step), return_dict=False)[0] for step in range(3)]
+        assert compiled == [
+            (info.layer, info.kind, info.seqlen_k, info.text_tokens, info.train_tokens) for info in spy.calls
+        ]
+    assert plain == routed == 1
+    for own, other in zip(outputs, eager, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(outputs[0], outputs[2], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_repeated_blocks_share_their_graphs(name: str):
+    denoiser = tall(name)
+    plain, expected = graphs(name, denoiser, repeated=True)
+    with apply(denoiser, scale=lambda info: 0.1 + 0.01 * info.step, layers="self", train_size=16):
+        routed, outputs = graphs(name, denoiser, repeated=True)
+    assert routed == plain
+    assert not torch.allclose(outputs[0], expected[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("name, sizes", [("ldm", [(16, 16), (32, 24)]), ("flux", [(16, 16), (24, 16), (32, 24)])])
+def test_other_sizes_make_no_more_graphs_than_without(name: str, sizes: list[tuple[int, int]]):
+    denoiser = CASES[name].make()
+    plain, _ = graphs(name, denoiser, repeated=False, sizes=sizes)
+    with apply(denoiser, scale=LogN(), train_size=16):
+        routed, outputs = graphs(name, denoiser, repeated=False, sizes=sizes)
+        with torch.no_grad():
+            eager = [denoiser(**call_at(name, size, step), return_dict=False)[0] for step, size in enumerate(sizes)]
+    assert routed <= plain
+    for own, other in zip(outputs, eager, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-4)
+
+
+def test_recording_goes_on_outside_of_the_graphs():
+    denoiser, recorder = CASES["sd3"].make(), EntropyRecorder()
+    with apply(denoiser, record=recorder) as handle, torch.no_grad():
+        compiled = torch.compile(denoiser, backend="eager")
+        compiled(**CASES["sd3"].call(8, 8))
+        assert len(recorder) == len(handle.layers)
+
+
+def test_a_policy_with_a_gradient_is_refused():
+    denoiser = CASES["sd3"].make()
+    factor = torch.tensor(0.3, requires_grad=True)
+    with apply(denoiser, scale=lambda info: factor), pytest.raises(ValueError, match=r"a tensor with a gradient"):
+        graphs("sd3", denoiser, repeated=False)
+
+
+def test_the_operator():
+    from entropy_attn.integrations.diffusers.compiled import layer_scale
+
+    denoiser = CASES["sd3"].make()
+    with apply(denoiser, scale=lambda info: torch.linspace(0.1, 0.2, info.num_heads)) as handle:
+        arguments = (torch.tensor(0), handle._number, -1, 0, 0, 22, 22, 2, 16, 0.25, torch.device("cpu"))
+        assert layer_scale(*arguments).tolist() == pytest.approx([0.1, 0.2])
+        torch.library.opcheck(layer_scale, arguments)
+
+
+def test_processors_that_were_exchanged_are_routed():
+    from diffusers.models.attention_processor import JointAttnProcessor2_0
+
+    denoiser = CASES["sd3"].make()
+    with apply(denoiser, scale=Fixed(0.05)):
+        expected = denoiser(**CASES["sd3"].call(8, 8), return_dict=False)[0]
+        for module in denoiser.modules():
+            if isinstance(getattr(module, "processor", None), JointAttnProcessor2_0):
+                module.set_processor(JointAttnProcessor2_0())
+        count, outputs = graphs("sd3", denoiser, repeated=False)
+    assert count == 1
+    torch.testing.assert_close(outputs[0], expected.detach(), rtol=1e-3, atol=1e-4)

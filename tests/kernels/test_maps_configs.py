@@ -1,0 +1,72 @@
+"""The table of map configurations, which needs neither Triton nor a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from entropy_attn.kernels.forward.configs import TARGETS
+from entropy_attn.kernels.maps.configs import MULTIPROCESSORS, MapConfig, heads_per_program, key_tiles, map_config
+
+
+@pytest.mark.parametrize(
+    "seqlen_k, tiles",
+    [(1, (16, 0)), (16, (16, 0)), (17, (32, 0)), (33, (32, 16)), (77, (64, 16)), (81, (64, 32)), (97, (128, 0))],
+)
+def test_tiles_of_keys(seqlen_k, tiles):
+    assert key_tiles(seqlen_k) == tiles
+
+
+@pytest.mark.parametrize("seqlen_k", range(1, 129))
+def test_tiles_of_keys_leave_none_out(seqlen_k):
+    first, second = key_tiles(seqlen_k)
+    assert seqlen_k <= first + second < seqlen_k + 32 and second <= first
+    assert second == 0 or first < seqlen_k  # the second tile has keys in it, and the first has no gaps
+
+
+@pytest.mark.parametrize("chunk", [32, 64])
+@pytest.mark.parametrize("head_dim", range(16, 257, 8))
+def test_a_head_dim_is_split_closely(head_dim, chunk):
+    full, tail = MapConfig(64, (64, 0), 4, 1, chunk=chunk).split(head_dim)
+    assert full % chunk == 0 and tail in (0, 16, 32, 64)
+    assert head_dim <= full + tail < head_dim + chunk // 2 and full <= head_dim
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_every_call_has_a_configuration(target, dtype):
+    for head_dim in range(16, 257, 8):
+        for mask_per_query in (False, True):
+            for seqlen_k in (1, 77, 80, 81, 120, 128, 129, 4096):
+                config = map_config(
+                    target, head_dim, head_dim, dtype, seqlen_k=seqlen_k, mask_per_query=mask_per_query
+                )  # fmt: skip
+                assert config.block_m % 16 == 0 and config.block_n % 16 == 0
+                assert not config.one_pass or config.block_n >= seqlen_k
+                assert not (config.one_pass and mask_per_query)
+
+
+def test_clip_s_keys_take_one_pass():
+    for target in TARGETS:
+        for head_dim in (40, 64, 80, 96, 128):
+            assert map_config(target, head_dim, head_dim, torch.float16, seqlen_k=77).one_pass
+
+
+def test_the_wider_of_two_head_dims_decides():
+    wide = map_config("sm_90", 256, 256, torch.float16, seqlen_k=77)
+    for widths in ((64, 256), (256, 64)):
+        assert map_config("sm_90", *widths, torch.float16, seqlen_k=77) == wide
+
+
+def test_an_unknown_target_is_refused():
+    with pytest.raises(ValueError, match=r"target must be one of sm_80, .*got 'sm_70'"):
+        map_config("sm_70", 64, 64, torch.float16, seqlen_k=77)
+
+
+def test_heads_are_dealt_out_only_where_programs_are_few(monkeypatch):
+    monkeypatch.setitem(MULTIPROCESSORS, "sm_90", 132)
+    assert heads_per_program("sm_90", 8, 132) == heads_per_program("sm_90", 8, 10_000) == 8
+    assert heads_per_program("sm_90", 8, 131) == heads_per_program("sm_90", 8, 66) == 4
+    assert heads_per_program("sm_90", 8, 40) == 2
+    assert heads_per_program("sm_90", 5, 40) == 2  # 2 + 2 + 1
+    assert heads_per_program("sm_90", 8, 1) == heads_per_program("sm_90", 1, 500) == 1

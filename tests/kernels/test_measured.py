@@ -1,0 +1,97 @@
+"""The table of what won on a card: where it holds, and that its file is the one that the measurements gave."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from entropy_attn.kernels.forward import measured as module
+from entropy_attn.kernels.forward.configs import MAX_HEAD_DIM, SCHEDULES, TARGETS, ForwardConfig, forward_config
+from entropy_attn.kernels.forward.launch import ForwardCall
+from entropy_attn.kernels.forward.measured import COLUMNS, FILE, Measured, length_bucket, measured, table
+
+TUNING = Path(__file__).parents[2] / "benchmarks" / "results" / "tuning.csv"
+ODD = ForwardConfig(64, 32, 4, 3, descriptors=True, schedule="specialized", max_registers=None)
+
+
+@pytest.fixture
+def rows(tmp_path, monkeypatch):
+    """The table read from a file with one row, for 1024 queries and keys with entropy."""
+    path = tmp_path / "measured.csv"
+    values = {"target": "sm_90", "head_dim": 64, "seqlen_q": 1024, "seqlen_k": 1000, "entropy": True, "ms": 0.5}
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerow(values | vars(ODD))
+    read = table.__wrapped__(path)
+    monkeypatch.setattr(module, "table", lambda: read)
+    return read
+
+
+def call(seqlen_q=1024, seqlen_k=1024, head_dim=64, *, dtype=torch.float16, entropy=True, **options) -> ForwardCall:
+    q = torch.zeros(1, 2, seqlen_q, head_dim, dtype=dtype)
+    k, v = torch.zeros(2, 1, 2, seqlen_k, head_dim, dtype=dtype)
+    statistics = torch.zeros(1, 2, seqlen_q) if entropy else None
+    given = {"attn_mask": None, "is_causal": False, "scale": None, "target": "sm_90"} | options
+    return ForwardCall(q, k, v, torch.empty_like(q), statistics, statistics, **given)
+
+
+def test_a_row_is_read_as_it_was_written(rows):
+    assert rows == {("sm_90", 64, 10, 10, True): Measured(ODD, 0.5, None)}
+    assert measured("sm_90", 64, 1024, 513, entropy=True).config == ODD
+    assert not measured("sm_90", 64, 1024, 513, entropy=True).faster_than_torch
+
+
+def test_a_call_takes_the_measured_row_where_it_holds(rows):
+    assert call().table_config() == ODD
+    assert call(600, 544).table_config() == ODD
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        call(seqlen_q=512),
+        call(seqlen_k=2048),
+        call(head_dim=80),
+        call(entropy=False),
+        call(dtype=torch.float32),
+        call(is_causal=True),
+        call(attn_mask=torch.ones(1, 1, 1, 1024, dtype=torch.bool)),
+        call(target="sm_80"),
+        call(seqlen_k=1000),  # not whole blocks, which a specialised loop wants
+    ],
+)
+def test_another_call_takes_the_static_row(rows, other):
+    assert other.table_config() == forward_config(**other.options())
+
+
+def test_strides_that_no_descriptor_takes(rows):
+    strided = call()
+    skewed = torch.zeros(1, 2, 1024, 65, dtype=torch.float16)[..., :64]
+    for name in ("query", "key", "value"):
+        other = ForwardCall(**{**vars(strided), name: skewed})
+        assert other.table_config() == forward_config(**other.options())
+
+
+def test_buckets():
+    assert [length_bucket(n) for n in (0, 1, 2, 3, 4, 5, 1024, 1025)] == [0, 0, 1, 2, 2, 3, 10, 11]
+
+
+def test_the_shipped_file_is_well_formed():
+    for (target, head_dim, *lengths, entropy), row in table().items():
+        assert target in TARGETS and head_dim % 8 == 0 and head_dim <= MAX_HEAD_DIM
+        assert all(0 <= bucket <= 30 for bucket in lengths) and isinstance(entropy, bool)
+        assert row.config.schedule in SCHEDULES and row.ms > 0
+
+
+def test_the_shipped_file_is_what_the_measurements_chose():
+    with FILE.open(newline="") as file:
+        shipped = list(csv.DictReader(file))
+    chosen = []
+    if TUNING.exists():
+        with TUNING.open(newline="") as file:
+            chosen = [{name: row[name] for name in COLUMNS} for row in csv.DictReader(file) if row["chosen"] == "True"]
+    assert shipped == chosen

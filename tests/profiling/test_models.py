@@ -1,0 +1,72 @@
+"""`ea.profile` on a tiny instance of every row of the table of models."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("diffusers")
+
+import entropy_attn as ea
+from entropy_attn.integrations.diffusers.models.table import MODELS, model_of
+from entropy_attn.pipelines import fixed_size
+from tests.support.tiny_pipelines import PIPELINES
+
+TEXT_ONLY = {"lumina2": "context_refiner", "zimage": "context_refiner", "hunyuan-video": "token_refiner"}
+OTHER_SIZE = {"zimage": (128, 128)}  # a smaller one is filled up to the same number of tokens
+
+
+def profiled(name: str, **options):
+    case = PIPELINES[name]
+    pipe, call = case.make(), case.call()
+    size = call.pop("height", None), call.pop("width", None)
+    call.pop("output_type", None)
+    prompts = [call.pop("prompt")] if "prompt" in call else None
+    if fixed_size(pipe) is not None:
+        sizes = None
+    else:
+        sizes = [size, OTHER_SIZE.get(name, (size[1], size[1]))]
+    given = {
+        "sizes": sizes,
+        "prompts": prompts,
+        "arguments": call,
+        "steps": 2 if name == "mochi" else 1,
+        "pictures": False,
+    }
+    return getattr(pipe, case.component), ea.profile(pipe, **{**given, **options})
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_row_of_the_table_is_profiled(name: str):
+    denoiser, result = profiled(name)
+    model = model_of(denoiser)
+    kinds = set(result.entropy["kind"])
+    wanted = {"cross"} if name == "sana" else kinds & {"self", "joint"}
+    assert wanted and (name in TEXT_ONLY) == ("text" in kinds)
+    layers = set(result.entropy[result.entropy["kind"].isin(wanted)]["layer"])
+    assert not any(TEXT_ONLY.get(name, " ") in layer for layer in layers)
+    assert set(result.heads["layer"]) == layers
+    slopes = result.summary["slope_per_layer"]
+    assert set(slopes) == set(result.plan.policies) == ({"off"} if name == "sana" else {"off", "logn"})
+    several = len(result.plan.sizes) > 1 and name != "sana"
+    for found in slopes.values():
+        assert set(found) == layers and all((slope is not None) == several for slope in found.values())
+    ragged = {layer for layer in layers if model.rule(layer) is not None and model.rule(layer).ragged}
+    for maps in result.maps.values():  # a map of the picture's tokens of every layer, self and joint
+        assert set(maps) == layers - ragged
+        assert all(np.isfinite(each).all() and (each >= -1e-5).all() for each in maps.values())
+    assert bool(ragged) == any("no map" in note for note in result.notes)
+    json.dumps(result.summary)
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in denoiser.modules())
+
+
+def test_no_row_is_left_out():
+    rows = {model_of(getattr(PIPELINES[name].make(), PIPELINES[name].component)).denoiser for name in PIPELINES}
+    assert rows == {model.denoiser for model in MODELS}
+
+
+def test_a_size_beyond_the_table_of_positions_is_refused():
+    with pytest.raises(ValueError, match=r"size 64x16: AuraFlow.* has positions for 8x8 tokens.*more than 32 px"):
+        profiled("auraflow", sizes=[(64, 16)])

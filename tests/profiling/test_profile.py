@@ -1,0 +1,220 @@
+"""What a profile measures and says, on a tiny pipeline with random weights and on invented numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+pytest.importorskip("diffusers")
+
+import entropy_attn as ea
+from entropy_attn.profiling import ProfilePlan, layer_means, picture_rows, slopes, summarize
+from entropy_attn.profiling.rows import over_heads
+from entropy_attn.recorders.entropy import COLUMNS
+from entropy_attn.scale import Constant, EntropyAdaptive, Fixed, LogN
+
+KEYS = ["size", "height", "width", "policy", "seed"]
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_pipe, tmp_path_factory):
+    steps, runs = [], []
+    result = ea.profile(
+        tiny_pipe,
+        sizes=[16, (32, 32), (32, 48)],
+        scales=[None, LogN()],
+        prompts=["a red circle", "two blue squares"],
+        seeds=[0, 3],
+        steps=2,
+        heads=True,
+        out=tmp_path_factory.mktemp("profile"),
+        figures=False,
+        on_step=steps.append,
+        on_run=lambda *told: runs.append(told),
+    )
+    return result, steps, runs
+
+
+def test_rows_carry_what_was_run(measured):
+    result, steps, runs = measured
+    table = result.entropy
+    assert list(table.columns) == [*KEYS, *COLUMNS]
+    assert set(table["size"]) == {"16x16", "32x32", "32x48"}
+    assert set(table["seed"]) == {0, 3} and set(table["step"]) == {0, 1}
+    assert len(steps) == result.plan.total_steps == 24
+    assert [(number, count) for _, _, number, count in runs] == [(n, 12) for n in range(1, 13)]
+    assert (table["mean"] <= np.log(table["seqlen_k"]) + 1e-4).all() and (table["mean"] >= 0).all()
+
+
+def test_token_counts_follow_the_picture(measured):
+    means = layer_means(measured[0].entropy)
+    largest = means.groupby("size")["tokens"].max()
+    assert largest.to_dict() == {"16x16": 64, "32x32": 256, "32x48": 384}
+
+
+def test_the_scale_that_was_used_is_the_policy(measured):
+    rows = picture_rows(measured[0].entropy)
+    policies = list(measured[0].plan.policies)
+    assert policies[0] == "off" and policies[1].startswith("LogN(")
+    at_training_size = rows[rows["size"] == "32x32"]
+    for scale in at_training_size["scale"]:
+        assert scale == pytest.approx(1 / math.sqrt(16), rel=0.5)  # head dims 8 and 16
+    by_policy = at_training_size.groupby(["policy", "layer"])["scale"].first()
+    np.testing.assert_allclose(by_policy["off"], by_policy[policies[1]].reindex(by_policy["off"].index), rtol=1e-6)
+    larger = rows[rows["size"] == "32x48"].groupby(["policy", "layer"])["scale"].first()
+    assert (larger[policies[1]] > larger["off"]).all()
+
+
+def test_pictures_and_maps(measured):
+    result = measured[0]
+    assert len(result.pictures) == 3 * 2 * 2
+    for (size, _, _), pictures in result.pictures.items():
+        assert [picture.size for picture in pictures] == [(size[1], size[0])] * 2
+    assert set(result.maps) == set(result.plan.policies)
+    assert {array.shape for array in result.maps["off"].values()} == {(16, 24), (8, 12), (4, 6)}
+    for array in result.maps["off"].values():
+        assert np.isfinite(array).all() and (array >= 0).all() and (array <= math.log(array.size) + 1e-4).all()
+
+
+def test_the_pipeline_is_left_as_it_was(measured, tiny_pipe):
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in tiny_pipe.unet.modules())
+
+
+def test_files_are_what_is_returned(measured):
+    result = measured[0]
+    assert result.files["entropy"].name == "entropy.csv.gz"
+    pd.testing.assert_frame_equal(pd.read_csv(result.files["entropy"]), result.entropy, check_dtype=False)
+    pd.testing.assert_frame_equal(pd.read_csv(result.files["heads"]), result.heads, check_dtype=False)
+    assert json.loads(result.files["summary"].read_text()) == json.loads(json.dumps(result.summary))
+    layers = pd.read_csv(result.files["layers"])
+    assert len(layers) == 3 * 2 * result.summary["layers_measured"]
+    own = layers.query("size == '32x32' and policy == 'off'")["change"]
+    assert own.tolist() == pytest.approx([0] * len(own), abs=1e-9)
+
+
+def test_statistics_over_heads_are_those_of_all_queries():
+    random = np.random.default_rng(0)
+    values = random.gamma(2.0, size=(3, 50))  # heads, queries
+    rows = [
+        {"layer": "a", "kind": "self", "step": 0, "branch": "all", "head": head, "seqlen_q": 50, "seqlen_k": 50,
+         "scale": 0.1 * (head + 1), "mean": v.mean(), "std": v.std(), "min": v.min(), "max": v.max()}
+        for head, v in enumerate(values)
+    ]  # fmt: skip
+    (row,) = over_heads(pd.DataFrame(rows)).to_dict("records")
+    expected = {"heads": 3, "mean": values.mean(), "std": values.std(), "min": values.min(), "max": values.max(),
+                "scale": 0.2, "head_min": values.mean(1).min(), "head_max": values.mean(1).max()}  # fmt: skip
+    assert {name: row[name] for name in expected} == pytest.approx(expected)
+
+
+def test_slopes_are_of_each_layer_alone():
+    """Two flat layers of which the larger is the more diffuse: one line through both would say 1.4."""
+    rows = [
+        {"policy": "off", "size": str(n), "layer": layer, "ln_tokens": math.log(n * factor), "entropy": entropy}
+        for n in (64, 256)
+        for layer, factor, entropy in (("small", 1, 1.0), ("large", 16, 5.0))
+    ]
+    assert slopes(pd.DataFrame(rows))["slope"].tolist() == pytest.approx([0.0, 0.0], abs=1e-12)
+    alone = slopes(pd.DataFrame(rows[:2]))
+    assert alone["slope"].isna().all() and alone["points"].tolist() == [1, 1]
+
+
+def test_summary_of_invented_lines(invented):
+    summary = summarize(invented)
+    for policy, slope in (("off", 0.6), ("logn", 0.5)):
+        found = summary["slope"][policy]
+        assert found["layers"] == 5
+        assert [found[name] for name in ("median", "lower_quartile", "min", "max")] == pytest.approx([slope] * 4)
+    # logn's line is 0.5 ln N + 0.8, off's 0.6 ln N + 0.4
+    tokens = np.array([1024, 256, 64, 256, 1024]) / 4  # at 64 px, the training size
+    larger = 0.5 * np.log(tokens * 4) + 0.8 - (0.6 * np.log(tokens) + 0.4)
+    found = summary["change_from_training"]["logn"]["128x128"]
+    assert found["median"] == pytest.approx(np.median(larger)) and found["layers"] == 5
+    assert found["mean_distance"] == pytest.approx(np.abs(larger).mean())
+    assert summary["change_from_training"]["off"]["64x64"]["mean_distance"] == pytest.approx(0.0)
+
+
+def test_every_file_serves_the_adaptive_policy(measured, tiny_pipe, tmp_path):
+    full = measured[0]
+    plain = ea.profile(
+        tiny_pipe, sizes=[16], scales=["off"], prompts=["a red circle", "two blue squares"], steps=2, out=tmp_path,
+        figures=False,
+    )  # fmt: skip
+    assert list(plain.entropy.columns)[5:9] == ["layer", "kind", "step", "branch"] and "head" not in plain.entropy
+    policies = [
+        EntropyAdaptive(tmp_path),
+        EntropyAdaptive(plain.files["entropy"]),
+        EntropyAdaptive(plain.files["heads"]),
+        EntropyAdaptive(plain.heads),
+        EntropyAdaptive(full.entropy.query("seed == 0"), size="16x16", policy="off"),
+    ]
+    layers = dict(policies[0].profile.layers)
+    assert set(layers) == set(plain.heads["layer"])
+    for policy in policies[1:]:
+        for name, means in policy.profile.layers:
+            assert means == pytest.approx(layers[name], rel=1e-4)
+    EntropyAdaptive(full.files["entropy"], size="16x16", policy="off", step=1)
+    with pytest.raises(ValueError, match=r"step=1: heads\.csv has the means over all steps.*--heads"):
+        EntropyAdaptive(tmp_path, step=1)
+    plain.files["heads"].unlink()
+    with pytest.raises(ValueError, match=r"means over heads, and there is no heads\.csv beside it"):
+        EntropyAdaptive(plain.files["entropy"])
+
+
+@pytest.mark.parametrize("change", [{"sizes": []}, {"policies": {}}, {"seeds": []}, {"steps": 0}, {"prompts": [" "]}])
+def test_an_empty_plan_is_refused(change):
+    plan = {"sizes": [(8, 8)], "policies": {"off": None}, "prompts": ["a"], **change}
+    with pytest.raises(ValueError, match=next(iter(change))):
+        ProfilePlan(**plan)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"sizes": [30]}, ValueError, "size 30x30: both sides must be multiples of 8 px"),
+        ({"sizes": "32"}, TypeError, "sizes='32'"),
+        ({"sizes": [(1, 2, 3)]}, TypeError, r"sizes: \(1, 2, 3\) is no size"),
+        ({"sizes": [16, (16, 16)]}, ValueError, "the same one is given twice"),
+        ({"sizes": [2**20]}, ValueError, r"size 1048576x1048576 needs at least .* GiB \(weights .*VAE decode.*has"),
+        ({"scales": "off"}, TypeError, "scales='off': a list"),
+        ({"scales": ["of"]}, ValueError, "unknown scale 'of'"),
+        ({"scales": [0.2]}, TypeError, "a number is Fixed"),
+        ({"scales": [None, "off"]}, ValueError, "'off' is given twice"),
+        ({"seeds": [-1]}, ValueError, r"seeds=\[-1\]"),
+        ({"prompts": "a"}, ValueError, "prompts='a': a list"),
+        ({"prompts": []}, ValueError, "needs a prompt, or its embeddings"),
+        ({"arguments": {"num_frames": 9}}, ValueError, "StableDiffusionPipeline takes no 'num_frames'"),
+        ({"arguments": {"height": 9}}, ValueError, "'height' is set by"),
+        ({"negative_prompt": "b", "guidance_scale": 1.0}, ValueError, "changes nothing at guidance_scale=1"),
+        ({"resume": True}, ValueError, "give the folder of the profile as out="),
+        ({"scales": {"mine": lambda info: 1 / 0}}, ZeroDivisionError, "division"),
+    ],
+)
+def test_refused_before_anything_is_sampled(tiny_pipe, monkeypatch, options, error, message):
+    def sampled(*_, **__):
+        raise AssertionError("sampled")
+
+    monkeypatch.setattr(tiny_pipe.unet, "forward", sampled)
+    with pytest.raises(error, match=message):
+        ea.profile(tiny_pipe, **{"sizes": [16], "prompts": ["a"], "steps": 1, **options})
+
+
+def test_a_policy_that_a_layer_refuses_is_refused_before_sampling(tiny_pipe, tmp_path):
+    first = ea.profile(tiny_pipe, sizes=[16], scales=["off"], prompts=["a"], steps=1)
+    some = first.heads[first.heads["layer"] == first.heads["layer"].iloc[0]]
+    with pytest.raises(ValueError, match=r"scale 'mine' at 16x16: layer .* is not in the profile"):
+        ea.profile(tiny_pipe, sizes=[16], scales={"mine": EntropyAdaptive(some)}, prompts=["a"], out=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_the_models_own_scale_or_the_training_size_it_says_so(tiny_pipe):
+    given = {"prompts": ["a"], "steps": 1, "pictures": False}
+    found = ea.profile(tiny_pipe, sizes=[16], scales=[Fixed()], **given)
+    assert any("not compared with the training size, 32x32 px" in note for note in found.notes)
+    assert not found.pictures and found.summary["change_from_training"]["off"]["16x16"]["median"] is None
+    found = ea.profile(tiny_pipe, sizes=[16, 32], scales={"x": Constant(1.1)}, **given)
+    assert any("each policy's own value" in note for note in found.notes)
+    assert found.summary["change_from_training"]["x"]["32x32"]["mean_distance"] == pytest.approx(0.0)

@@ -1,0 +1,200 @@
+"""Scales from a recorded profile: reading it, the formula by hand, and its effect on the embedded pipeline."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import dataclasses
+import json
+import math
+import pickle
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import entropy_attn as ea
+from entropy_attn.recorders.entropy import COLUMNS
+from entropy_attn.scale import CallInfo, EntropyAdaptive, Layers, LogN, Product
+
+INFO = CallInfo(layer="a", kind="self", seqlen_q=64, seqlen_k=64, num_heads=2, head_dim=64, train_tokens=64)
+ENTROPIES = {"a": (1.0, 3.0), "b": (2.0, 5.0)}
+
+
+def row(layer: str, head: int, mean: float, **changes: object) -> dict[str, object]:
+    values = {"layer": layer, "kind": "self", "step": 0, "branch": "cond", "head": head, "seqlen_q": 64, "seqlen_k": 64}
+    return {**dict.fromkeys(COLUMNS, 0.1), **values, "mean": mean, **changes}
+
+
+def rows(**changes: object) -> list[dict[str, object]]:
+    return [row(layer, head, mean, **changes) for layer, means in ENTROPIES.items() for head, mean in enumerate(means)]
+
+
+def write(path: Path, table: list[dict[str, object]]) -> Path:
+    if path.suffix == ".json":
+        path.write_text(json.dumps(table))
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(table[0]))
+            writer.writeheader()
+            writer.writerows(table)
+    return path
+
+
+def factors(policy: EntropyAdaptive, layer: str = "a", heads: int = 2) -> list[float]:
+    return (policy(dataclasses.replace(INFO, layer=layer, num_heads=heads)) * 8).tolist()
+
+
+@pytest.fixture
+def frame() -> pd.DataFrame:
+    return pd.DataFrame(rows())
+
+
+def test_by_hand(frame):
+    policy = EntropyAdaptive(frame)  # the entropies reach from 1 to 5
+    assert factors(policy, "a") == pytest.approx([1 + 0.3 * 1.0, 1 + 0.3 * 0.5**2])
+    assert factors(policy, "b") == pytest.approx([1 + 0.3 * 0.75**2, 1.0])
+    linear = EntropyAdaptive(frame, gamma=1.0, lambda_min=1.1, lambda_max=1.5)
+    assert factors(linear, "a") == pytest.approx([1.5, 1.3])
+
+
+def test_given_ends_bound_what_lies_beyond(frame):
+    policy = EntropyAdaptive(frame, h_min=2.0, h_max=4.0, gamma=1.0)
+    assert factors(policy, "a") == pytest.approx([1.3, 1.15])
+    assert factors(policy, "b") == pytest.approx([1.3, 1.0])
+
+
+def test_relative_to_the_most_that_the_keys_allow(frame):
+    frame.loc[frame["layer"] == "b", "seqlen_k"] = 4096  # ln 4096 = 2 ln 64
+    policy = EntropyAdaptive(frame, relative=True, gamma=1.0)
+    low, high = 1 / math.log(64), 3 / math.log(64)
+    part = (high - 2.5 / math.log(64)) / (high - low)
+    assert factors(policy, "b") == pytest.approx([1.3, 1 + 0.3 * part], rel=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json"])
+def test_files_are_as_good_as_frames(tmp_path, frame, suffix: str):
+    policy = EntropyAdaptive(write(tmp_path / f"profile{suffix}", rows()))
+    assert factors(policy, "b") == factors(EntropyAdaptive(frame), "b")
+    assert repr(policy.profile) == f"<profile{suffix}: 2 layers>"
+    assert EntropyAdaptive(str(tmp_path / f"profile{suffix}")) == policy
+
+
+def test_means_over_steps_and_seeds_of_the_prompts_half(frame):
+    later = pd.DataFrame(rows(step=1)).assign(mean=lambda table: table["mean"] + 2)
+    other_half = pd.DataFrame(rows(branch="uncond")).assign(mean=100.0)
+    cross = pd.DataFrame([row("c", 0, 0.0, kind="cross", seqlen_k=77)])
+    policy = EntropyAdaptive(pd.concat([frame, later, other_half, cross]))
+    assert policy.profile.layers == (("a", (2.0, 4.0)), ("b", (3.0, 6.0)))
+    assert EntropyAdaptive(pd.concat([frame, later]), step=1).profile.layers == (("a", (3.0, 5.0)), ("b", (4.0, 7.0)))
+    with pytest.raises(ValueError, match="h_min=100, h_max=100"):
+        EntropyAdaptive(pd.concat([frame, other_half]), branch="uncond")
+
+
+def test_a_profile_of_several_sizes_or_policies_has_to_be_chosen_from(frame):
+    both = pd.concat([frame.assign(size="64x64"), pd.DataFrame(rows(seqlen_k=256)).assign(size="128x128", mean=9.0)])
+    with pytest.raises(ValueError, match=r"several of size, 64x64, 128x128: give size=\.\.\."):
+        EntropyAdaptive(both)
+    with pytest.raises(ValueError, match="'a' was recorded at several sizes, 64 and 256 keys"):
+        EntropyAdaptive(both.drop(columns="size"))
+    assert EntropyAdaptive(both, size="64x64").profile.layers == EntropyAdaptive(frame).profile.layers
+    with pytest.raises(ValueError, match=r"policy='off': profile DataFrame has logn"):
+        EntropyAdaptive(frame.assign(policy="logn"), policy="off")
+
+
+def test_layers_without_a_profile(frame):
+    with pytest.raises(
+        ValueError, match=r"layer 'z' is not in the profile <DataFrame: 2 layers>.*'a'.*missing='leave'"
+    ):
+        EntropyAdaptive(frame)(dataclasses.replace(INFO, layer="z"))
+    assert EntropyAdaptive(frame, missing="leave")(dataclasses.replace(INFO, layer="z")) is None
+    with pytest.raises(ValueError, match="layer 'a' has 3 heads, but 2"):
+        factors(EntropyAdaptive(frame), heads=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"gamma": 0}, ValueError, "gamma=0"),
+        ({"lambda_max": "1"}, TypeError, "lambda_max='1'"),
+        ({"missing": "skip"}, ValueError, "missing='skip'"),
+        ({"h_min": 6.0}, ValueError, "h_min=6, h_max=5"),
+        ({"h_max": math.nan}, ValueError, "h_max=nan"),
+        ({"step": 1.0}, TypeError, "step=1.0"),
+        ({"step": 4}, ValueError, "step=4: profile DataFrame has 0"),
+        ({"branch": "all"}, ValueError, "branch='all'"),
+        ({"relative": 1}, TypeError, "relative=1"),
+    ],
+)
+def test_refuses(frame, options: dict, error: type[Exception], message: str):
+    with pytest.raises(error, match=message):
+        EntropyAdaptive(frame, **options)
+
+
+def test_refuses_what_is_no_profile(tmp_path, frame):
+    (tmp_path / "words.json").write_text("words")
+    (tmp_path / "empty.csv").write_text("layer,kind\n")
+    for profile, error, message in (
+        (7, TypeError, "profile=7"),
+        (tmp_path / "none.csv", ValueError, "cannot be read: No such file"),
+        (tmp_path / "profile.txt", ValueError, "csv.gz or .json"),
+        (tmp_path / "words.json", ValueError, "is no table"),
+        (tmp_path / "empty.csv", ValueError, "no rows"),
+        (frame.drop(columns=["mean", "head"]), ValueError, "no column 'head', 'mean'"),
+        (frame.assign(kind="cross"), ValueError, "no rows of self-attention"),
+        (frame.assign(mean=math.nan), ValueError, "entropy of nan"),
+        (frame[frame["head"] == 1], ValueError, r"heads \[1\]"),
+        (ea.EntropyRecorder(), ValueError, "nothing was recorded"),
+    ):
+        with pytest.raises(error, match=message):
+            EntropyAdaptive(profile)
+
+
+def test_is_a_value(frame):
+    policy = EntropyAdaptive(frame)
+    assert policy == EntropyAdaptive(frame.copy()) and hash(policy) == hash(EntropyAdaptive(frame.copy()))
+    assert policy != EntropyAdaptive(frame, gamma=1.0)
+    for copied in (copy.deepcopy(policy), pickle.loads(pickle.dumps(policy)), dataclasses.replace(policy)):
+        assert copied == policy and factors(copied) == factors(policy)
+    assert factors(dataclasses.replace(policy, lambda_max=2.0), "a")[0] == pytest.approx(2.0)
+    with pytest.raises(ValueError, match="give the file or recorder again"):
+        dataclasses.replace(policy, step=0)
+
+
+def test_with_the_papers_scale(frame):
+    larger = dataclasses.replace(INFO, seqlen_k=4096)  # log_64 4096 = 2
+    scales = Product(LogN(), Layers({"^a$": EntropyAdaptive(frame)}))(larger)
+    assert (scales * 8).tolist() == pytest.approx([1.3 * math.sqrt(2), 1.075 * math.sqrt(2)], rel=1e-6)
+
+
+@torch.no_grad()
+def test_profile_once_and_apply(tmp_path):
+    """Entropies fall, by head, where the policy says so; the head with the highest entropy keeps its scale."""
+    pipe = ea.shapes.load_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+
+    def record(scale: object) -> ea.EntropyRecorder:
+        recorder = ea.EntropyRecorder()
+        with ea.apply(pipe, scale=scale, record=recorder):
+            pipe("two red circles", num_inference_steps=1, generator=torch.Generator().manual_seed(0), output_type="pt")
+        return recorder
+
+    recorder = record(None)
+    policy = EntropyAdaptive(recorder, relative=True)
+    saved = EntropyAdaptive(recorder.save(tmp_path / "profile.csv"), relative=True)
+    assert saved.profile.layers == policy.profile.layers
+    before, after = (
+        table[table["branch"] == "cond"] for table in (recorder.to_dataframe(), record(saved).to_dataframe())
+    )
+    own = before["kind"] == "self"
+    factor = after["scale"] / before["scale"]
+    assert factor[~own].eq(1.0).all()
+    assert factor[own].min() == pytest.approx(1.0) and factor[own].max() == pytest.approx(1.3)
+
+    # The first layer sees the same picture either way: there each head's entropy falls by itself.
+    first = own & (before["layer"] == before["layer"].iloc[0])
+    sharper = first & (factor > 1.0)
+    assert sharper.any() and (after["mean"] < before["mean"])[sharper].all()
+    # Further on the pictures differ, and still it is lower in the mean.
+    assert after["mean"][own].mean() < before["mean"][own].mean()
