@@ -12,8 +12,18 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-IN_SDIST = ("CHANGELOG.md", "Makefile", "constraints.txt", "tests/support/oracle.py", "tests/gpu/conftest.py", "docs/scale.md",
-            "benchmarks/gpu/run.py", "kernels/README.md", "entropy_attn/kernels/forward/kernel.py", ".ci/run")  # fmt: skip
+IN_SDIST = (
+    ".ci/run",
+    "CHANGELOG.md",
+    "Makefile",
+    "benchmarks/gpu/run.py",
+    "constraints.txt",
+    "docs/scale.md",
+    "entropy_attn/kernels/forward/kernel.py",
+    "kernels/README.md",
+    "tests/gpu/conftest.py",
+    "tests/support/oracle.py",
+)
 IN_WHEEL = (
     "py.typed",
     "kernels/forward/kernel.py",

@@ -1,9 +1,9 @@
 """What a call costs the host: how long Python is busy until the kernels are launched.
 
 A diffusion step launches dozens of small attentions; where the host is slower than the GPU, it sets the speed. Each
-call takes turns with the same call by Triton's own path, without plans (kernels/common/plans.py), and on a GPU with torch's
-attention, in bursts. Without a GPU Triton's launcher works on a driver that does nothing, and time is that of the
-thread; the driver's part is missing then.
+call takes turns with the same call by Triton's own path, without plans (kernels/common/plans.py), and on a GPU with
+torch's attention, in bursts. Without a GPU Triton's launcher works on a driver that does nothing, and time is that
+of the thread; the driver's part is missing then.
 
     python -m benchmarks.kernels.host_time --csv benchmarks/results/launch.csv
 """

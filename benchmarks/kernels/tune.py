@@ -4,7 +4,7 @@ All candidates of a shape take turns with torch's own choice, after a check agai
 run on such a card is tried in a process of its own first, so that one that hangs costs that schedule alone.
 
     python -m benchmarks.kernels.tune --csv benchmarks/results/tuning.csv
-    python -m benchmarks.kernels.tune --adopt benchmarks/results/tuning.csv     # the winners into kernels/forward/measured.csv
+    python -m benchmarks.kernels.tune --adopt benchmarks/results/tuning.csv   # into kernels/forward/measured.csv
 """
 
 from __future__ import annotations

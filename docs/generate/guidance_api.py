@@ -1,4 +1,4 @@
-"""Writes api-guidance.md from the signatures and docstrings of what it lists: `python -m docs.generate.guidance_api`."""
+"""`python -m docs.generate.guidance_api` writes api-guidance.md from the signatures and docstrings of what it lists."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from entropy_attn.plots.guidance import guidance_sheet
 PAGE = Path(__file__).parents[1] / "api-guidance.md"
 HEAD = """# Guidance: the API
 
-Written by `python -m docs.generate.guidance_api` from the docstrings; the tutorial is [guidance.md](guidance.md). Names are those of
-`entropy_attn.guidance` unless another module is given; `ea` is `import entropy_attn as ea`.
+Written by `python -m docs.generate.guidance_api` from the docstrings; the tutorial is [guidance.md](guidance.md).
+Names are those of `entropy_attn.guidance` unless another module is given; `ea` is `import entropy_attn as ea`.
 """
 SECTIONS: dict[str, list[tuple[str, Any]]] = {
     "On a pipeline": [

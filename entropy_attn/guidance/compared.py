@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from entropy_attn.guidance.checks import require_number
 from entropy_attn.guidance.method import Guidance, Prompt, checked_steps
 from entropy_attn.guidance.similarity import smoothed, token_maps
 from entropy_attn.prompts import Text, TokenSelection
+from entropy_attn.validation import require_number
 
 Word = str | int
 

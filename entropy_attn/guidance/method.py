@@ -8,9 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from entropy_attn.guidance.checks import require_bool, require_number
 from entropy_attn.prompts import Text
-from entropy_attn.recorders.map_checks import checked_size
+from entropy_attn.validation import checked_token_size, require_bool, require_number
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +62,7 @@ class Guidance:
         if isinstance(self.refine_iters, bool) or not isinstance(self.refine_iters, int) or self.refine_iters < 0:
             raise ValueError(f"refine_iters={self.refine_iters!r}: a whole number from 0 is needed")
         object.__setattr__(self, "step_range", checked_range(self.step_range))
-        object.__setattr__(self, "map_size", checked_size("map_size", self.map_size))
+        object.__setattr__(self, "map_size", checked_token_size("map_size", self.map_size))
 
     def loss(self, maps: Tensor, prompt: Prompt) -> Tensor:
         """0-d, differentiable in `maps` (h, w, s): the cross-attention probabilities of one picture, float32."""

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from entropy_attn.guidance.checks import checked_positions, require_bool, require_tensor
 from entropy_attn.guidance.text import Variant, check_variant
+from entropy_attn.validation import checked_positions, require_bool, require_tensor
 
 # The smoothing that Attend-and-Excite brought in and its followers inherited: exp(-(d / 2 sigma)^2) at sigma = 0.5,
 # which is a Gaussian of 0.707.

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from entropy_attn.guidance.checks import require_int, require_number, require_tensor
+from entropy_attn.validation import require_int, require_number, require_tensor
 
 Variant = Literal["released", "paper"]
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from entropy_attn.guidance.checks import require_number, require_tensor
 from entropy_attn.guidance.method import Guidance, Prompt
 from entropy_attn.guidance.similarity import attention_similarity
 from entropy_attn.guidance.text import Variant, check_variant, sharpen
+from entropy_attn.validation import require_number, require_tensor
 
 
 def tsam_loss(T: Tensor, S: Tensor) -> Tensor:

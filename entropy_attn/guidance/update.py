@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from entropy_attn.guidance.checks import require_int, require_number, require_tensor
 from entropy_attn.guidance.method import checked_range
+from entropy_attn.validation import require_int, require_number, require_tensor
 
 
 def update_latents(latents: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:

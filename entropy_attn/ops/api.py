@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from entropy_attn.errors import Unsupported
-from entropy_attn.ops.checks import check_attention, check_finite, check_map_keys, check_scale, require_bool
+from entropy_attn.ops.checks import check_attention, check_finite, check_map_keys, check_scale
 from entropy_attn.ops.choice import may_choose, measured_choice
 from entropy_attn.ops.operator import attention_operator
 from entropy_attn.ops.reference import attention_reference
@@ -23,6 +23,7 @@ from entropy_attn.ops.tensor_kinds import (
     transform_reasons,
     without_class,
 )
+from entropy_attn.validation import require_bool
 
 IMPLS = ("auto", "triton", "sdpa", "reference")
 TORCHS = ("auto", "sdpa")  # torch's own attention, where no statistics are asked for

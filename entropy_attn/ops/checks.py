@@ -62,12 +62,6 @@ def check_finite(scale: Real) -> Real:
     return scale
 
 
-def require_bool(name: str, value: object) -> None:
-    """Refuse what is true or false without being a bool, such as the text "no"."""
-    if value is not True and value is not False:
-        raise TypeError(f"{name}={value!r}: True or False is needed")
-
-
 def check_map_keys(map_keys: tuple[int, int] | slice | None, seqlen_k: int) -> tuple[int, int] | None:
     """The range as ``0 <= start < stop <= seqlen_k``. Unlike a slice of a list, it is never cut to what is there."""
     if map_keys is None:

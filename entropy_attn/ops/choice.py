@@ -1,7 +1,7 @@
 """Which implementation ``impl="auto"`` takes for a call that wants no statistics: the faster one, if both were timed.
 
-The rows are those of `kernels/forward/measured.csv`, in fp16 or bf16 without mask, causality or grouped heads. A call without a
-row goes to torch, so that nobody gets slower than they were.
+The rows are those of `kernels/forward/measured.csv`, in fp16 or bf16 without mask, causality or grouped heads. A call
+without a row goes to torch, so that nobody gets slower than they were.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-Size = tuple[int, int]  # rows, columns
+from entropy_attn.validation import Size
 
 
 @dataclass

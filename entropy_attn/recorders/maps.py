@@ -13,10 +13,10 @@ import torch
 from entropy_attn.prompts import Choice, JoinedText, TextPart, TokenSelection
 from entropy_attn.recorders import overlay as heat
 from entropy_attn.recorders.base import Prompt, Recorder, Wish
-from entropy_attn.recorders.map_checks import checked_prompt, checked_size, checked_steps
 from entropy_attn.recorders.map_files import save_maps
 from entropy_attn.recorders.map_sums import MapSums, Size
 from entropy_attn.scale import CallInfo, token_grid
+from entropy_attn.validation import checked_prompt, checked_steps, checked_token_size
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class MapRecorder(Recorder):
     ):
         super().__init__(branches)
         self.selection = TokenSelection(tokens, special)
-        self.size = checked_size("size", size)
+        self.size = checked_token_size("size", size)
         self.steps = checked_steps(steps)
         if not isinstance(all_branches, bool):
             raise TypeError(f"all_branches={all_branches!r}: True or False is needed")

@@ -1,7 +1,7 @@
 """Configurations that won on a card, from the file beside this one; it has no rows for a card that was never at hand.
 
-`benchmarks/kernels/tune.py` measures and writes the file. A row holds for calls in half precision without mask or causality
-whose query, key and value share a head dim, and for lengths in the same powers of two as the measured ones.
+`benchmarks/kernels/tune.py` measures and writes the file. A row holds for calls in half precision without mask or
+causality whose query, key and value share a head dim, and for lengths in the same powers of two as the measured ones.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What others do to a model while it is routed, transformers first; tests/integrations/diffusers/test_apply.py has the UNet's."""
+"""What others do to a model while it is routed, transformers first; test_apply.py has the UNet's."""
 
 from __future__ import annotations
 
