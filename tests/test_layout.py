@@ -21,11 +21,10 @@ FLOORS = [
     {"routing", "guidance"},
     {"integrations"},
     {"shapes", "bench", "pipelines"},
-    {"profiling"},
-    {"plots"},
+    {"profiling", "plots"},
     {"cli", "__main__"},
 ]
-# `ea.guidance.attach` is a documented name of `ea.attach`, which needs diffusers; the import is made when it is asked for.
+# `ea.guidance.attach` is a documented name of `ea.attach`, which needs diffusers: it is imported when it is asked for.
 UPWARD = {("guidance/__init__.py", "entropy_attn.integrations.guidance")}
 OPTIONAL = {
     "triton": {"kernels"},
