@@ -116,7 +116,7 @@ def parse_seeds(text: str) -> list[int]:
 
 def parse_scale(text: str) -> Any:
     """'off', 'logn:strength=0.5' and the like to a scale policy."""
-    from entropy_attn.scale.text import parse_scale as parse  # torch is not imported for --help
+    from entropy_attn.scale.parsing import parse_scale as parse  # torch is not imported for --help
 
     return parse(text)
 
@@ -124,7 +124,7 @@ def parse_scale(text: str) -> Any:
 def parse_guidance(text: str | None) -> Any:
     """The same to a guidance; None, or 'off', for none."""
     from entropy_attn.guidance import TSAM
-    from entropy_attn.scale.text import parse_choice
+    from entropy_attn.scale.parsing import parse_choice
 
     if text is None or text == "off":
         return None
@@ -147,7 +147,7 @@ def _steps(text: str) -> list[int]:
 
 def parse_arguments(pairs: list[str]) -> dict[str, Any]:
     """NAME=VALUE, where the value is a Python literal or else the text itself."""
-    from entropy_attn.scale.text import literal
+    from entropy_attn.scale.parsing import literal
 
     found: dict[str, Any] = {}
     for pair in pairs:

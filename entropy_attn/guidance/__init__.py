@@ -1,4 +1,4 @@
-"""Guidance by cross-attention maps: losses on them, and the update of the latents. Needs torch alone.
+"""Guidance by cross-attention maps: losses on the maps, and the update of the latents. Needs only torch.
 
 `attach(pipe, TSAM())` guides a diffusers pipeline.
 """
@@ -37,8 +37,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    # `attach` is documented under this name too. It needs diffusers and lies above: the one import of the package that
-    # goes up, which tests/test_layout.py names.
+    # `attach` is public under this name too. It needs diffusers and is on a higher floor: the package's only upward
+    # import, which tests/test_layout.py names.
     if name != "attach":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from entropy_attn.integrations.guidance import attach

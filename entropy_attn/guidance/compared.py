@@ -1,7 +1,7 @@
-"""The losses that T-SAM is compared with, on the same maps, with their papers' settings as defaults.
+"""The losses that T-SAM is compared with, on the same maps, with the settings of their papers as defaults.
 
-They need to be told which words matter. Words are given as in `MapRecorder`: a word or several in a row ("red circle"),
-found in each prompt, or a position in the text.
+The user chooses the words. As in `MapRecorder`, a word is a string of one or several consecutive words ("red circle"),
+searched in each prompt, or a position in the text.
 """
 
 from __future__ import annotations
@@ -14,24 +14,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from entropy_attn.guidance.method import Guidance, Prompt, checked_steps
+from entropy_attn.guidance.method import Guidance, Prompt
 from entropy_attn.guidance.similarity import smoothed, token_maps
 from entropy_attn.prompts import Text, TokenSelection
-from entropy_attn.validation import require_number
+from entropy_attn.validation import checked_step_numbers, expected, require_number
 
 Word = str | int
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttendAndExcite(Guidance):
-    """Every chosen token is to be attended to somewhere: Chefer et al., SIGGRAPH 2023, arXiv 2301.13826.
+    """Attend-and-Excite: every chosen token gets attention somewhere in the image.
 
-    The loss is max over the tokens of 1 - max over the picture of the token's map, which is a softmax over the text
-    (without its first and last position) of 100 times the attention, smoothed.
+    L = max over tokens s of (1 - max over the image of A_s), with A_s the smoothed softmax over the text (without its
+    first and last position) of 100 times the attention.
 
-    tokens: the subjects of the prompt.
-    thresholds: {step: how strongly every token is to be attended to before that step's update}; up to `refine_iters`
-        updates are made until it is. These steps take the place of `refine_at`.
+    Source: Chefer et al., "Attend-and-Excite: Attention-Based Semantic Guidance for Text-to-Image Diffusion Models",
+    SIGGRAPH 2023, arXiv 2301.13826, Eq. 1.
+
+    Args:
+        tokens: the subjects of the prompt, a word or a list of words.
+        thresholds: {step: t}: at this step up to `refine_iters` updates are made until every token's max A_s is at
+            least t. These steps replace `refine_at`.
+        alpha: see `Guidance`.
+        steps: see `Guidance`.
+        step_range: see `Guidance`.
+        refine_iters: see `Guidance`.
+        map_size: see `Guidance`.
+        refine_at: leave it empty; use `thresholds`.
+
+    Raises:
+        TypeError: a setting has the wrong type.
+        ValueError: a setting is not allowed.
     """
 
     tokens: Sequence[Word]
@@ -42,13 +56,13 @@ class AttendAndExcite(Guidance):
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", TokenSelection(self.tokens).tokens or _refuse("tokens", self.tokens))
         if not isinstance(self.thresholds, Mapping):
-            raise TypeError(f"thresholds={self.thresholds!r}: a mapping from steps to numbers is needed")
-        checked_steps("thresholds", list(self.thresholds))
+            raise TypeError(expected("thresholds", "a mapping {step: number}", self.thresholds))
+        checked_step_numbers("thresholds", list(self.thresholds))
         for value in self.thresholds.values():
             require_number("thresholds", value)
         object.__setattr__(self, "thresholds", dict(self.thresholds))
-        if checked_steps("refine_at", self.refine_at):
-            raise ValueError(f"refine_at={self.refine_at!r}: give the steps as thresholds={{step: threshold}}")
+        if checked_step_numbers("refine_at", self.refine_at):
+            raise ValueError(f"{expected('refine_at', 'no steps', self.refine_at)}; use thresholds={{step: threshold}}")
         super().__post_init__()
         object.__setattr__(self, "refine_at", tuple(sorted(self.thresholds)))
 
@@ -56,25 +70,60 @@ class AttendAndExcite(Guidance):
         return hash((self.alpha, self.steps, self.tokens, tuple(self.thresholds.items())))
 
     def is_reached(self, loss: float, step: int) -> bool:
+        """Whether the threshold of this step is reached.
+
+        Args:
+            loss: the latest loss of one image.
+            step: a step of `thresholds`.
+
+        Returns:
+            True or False.
+        """
         return loss <= max(0.0, 1.0 - self.thresholds[step])
 
     def loss(self, maps: Tensor, prompt: Prompt) -> Tensor:
-        places = [place for word in self.tokens for place in positions(word, prompt.text)]
-        strongest = smoothed(over_text(maps, places)).flatten(1).amax(1)
+        """The loss of one image (arXiv 2301.13826, Eq. 1).
+
+        Args:
+            maps: (h, w, s) float32, the cross-attention probabilities of one image.
+            prompt: its prompt.
+
+        Returns:
+            The loss, 0-d.
+
+        Raises:
+            ValueError: a word is not in the prompt.
+        """
+        chosen = [position for word in self.tokens for position in positions(word, prompt.text)]
+        strongest = smoothed(over_text(maps, chosen)).flatten(1).amax(1)
         return (1.0 - strongest).clamp_min(0.0).amax()
 
 
 @dataclass(frozen=True, kw_only=True)
 class CONFORM(Guidance):
-    """Words of a group are to be attended to alike, those of different groups apart: Meral et al., CVPR 2024.
+    """CONFORM: the maps of a group's words are similar, those of different groups are not.
 
-    arXiv 2312.06059, its contrastive loss: the mean, over every ordered pair (a, p) of one group, of
+    L = mean over the ordered pairs (a, p) of one group of
     -log(exp(c_ap / t) / (exp(c_ap / t) + sum over n of other groups of exp(c_an / t))), with c the cosine similarity of
-    maps as in Attend-and-Excite, and the maps of the guided step before as further members of their groups. It is zero
-    without a pair, as in a first step with groups of one, and where there is one group alone.
+    maps as in `AttendAndExcite`. The maps of the previous guided step are further members of their groups. L is 0
+    without any pair, as at a first step with groups of one word, and with a single group.
 
-    groups: of words, such as [("red", "circle"), ("blue", "square")].
-    temperature: t.
+    Source: Meral et al., "CONFORM: Contrast is All You Need for High-Fidelity Text-to-Image Diffusion Models", CVPR
+    2024, arXiv 2312.06059, the contrastive (InfoNCE) loss.
+
+    Args:
+        groups: groups of words, such as [("red", "circle"), ("blue", "square")].
+        temperature: t, greater than 0.
+        alpha: see `Guidance`.
+        steps: see `Guidance`.
+        step_range: see `Guidance`.
+        refine_at: see `Guidance`.
+        refine_iters: see `Guidance`.
+        map_size: see `Guidance`.
+
+    Raises:
+        TypeError: a setting has the wrong type.
+        ValueError: a setting is not allowed.
     """
 
     groups: Sequence[Sequence[Word]]
@@ -83,37 +132,61 @@ class CONFORM(Guidance):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", _checked_groups("groups", self.groups, at_least=1))
-        require_number("temperature", self.temperature)
-        if self.temperature <= 0:
-            raise ValueError(f"temperature={self.temperature!r}: a number above 0 is needed")
+        require_number("temperature", self.temperature, above=0.0)
         super().__post_init__()
 
     def loss(self, maps: Tensor, prompt: Prompt) -> Tensor:
-        places, owners = [], []
-        for owner, group in enumerate(self.groups):
+        """The contrastive loss of one image (arXiv 2312.06059).
+
+        Args:
+            maps: (h, w, s) float32, the cross-attention probabilities of one image.
+            prompt: its prompt.
+
+        Returns:
+            The loss, 0-d.
+
+        Raises:
+            ValueError: a word is not in the prompt.
+        """
+        chosen, group_of = [], []
+        for index, group in enumerate(self.groups):
             for word in group:
                 found = positions(word, prompt.text)
-                places += found
-                owners += [owner] * len(found)
-        features = smoothed(over_text(maps, places)).flatten(1)
+                chosen += found
+                group_of += [index] * len(found)
+        features = smoothed(over_text(maps, chosen)).flatten(1)
         if prompt.previous is not None:
-            features = torch.cat([features, smoothed(over_text(prompt.previous, places)).flatten(1)])
-            owners = owners * 2
+            features = torch.cat([features, smoothed(over_text(prompt.previous, chosen)).flatten(1)])
+            group_of = group_of * 2
         features = F.normalize(features, dim=1)
-        return contrastive(features @ features.mT, owners, self.temperature)
+        return contrastive(features @ features.mT, group_of, self.temperature)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SynGen(Guidance):
-    """A modifier is to be attended to where its noun is, and nowhere else: Rassin et al., NeurIPS 2023.
+    """SynGen: the map of a modifier overlaps that of its noun, and those of no other words.
 
-    arXiv 2306.08877: the sum over the pairs of dist(m, n) - (1 / |U|) * sum over u in U of
-    (dist(m, u) + dist(n, u)) / 2. dist is the symmetric Kullback-Leibler divergence, half of both directions, of the
-    maps as distributions over the picture; U are the prompt's other tokens, those that share no noun or modifier with
-    the pair. Of a word of several tokens the farthest one counts, as in the authors' code.
+    L = sum over the pairs (m, n) of dist(m, n) - (1 / |U|) * sum over u in U of (dist(m, u) + dist(n, u)) / 2. dist is
+    the symmetric Kullback-Leibler divergence, the mean of both directions, of the maps normalized over the image. U are
+    the prompt's tokens that share no noun or modifier with the pair. For a word of several tokens the largest distance
+    counts, as in the authors' code.
 
-    pairs: (modifier, noun), such as [("red", "circle"), ("blue", "square")]; None has spaCy find them, where it and its
-        model "en_core_web_sm" are installed.
+    Source: Rassin et al., "Linguistic Binding in Diffusion Models: Enhancing Attribute Correspondence through Attention
+    Map Alignment", NeurIPS 2023, arXiv 2306.08877, the sum of L_pos and L_neg.
+
+    Args:
+        pairs: (modifier, noun), such as [("red", "circle"), ("blue", "square")]. None finds them with spaCy and its
+            model "en_core_web_sm", which must be installed.
+        alpha: see `Guidance`.
+        steps: see `Guidance`.
+        step_range: see `Guidance`.
+        refine_at: see `Guidance`.
+        refine_iters: see `Guidance`.
+        map_size: see `Guidance`.
+
+    Raises:
+        TypeError: a setting has the wrong type.
+        ValueError: a setting is not allowed.
     """
 
     pairs: Sequence[tuple[Word, Word]] | None = None
@@ -123,28 +196,56 @@ class SynGen(Guidance):
         if self.pairs is not None:
             pairs = _checked_groups("pairs", self.pairs, at_least=2)
             if any(len(pair) != 2 for pair in pairs):
-                raise ValueError(f"pairs={self.pairs!r}: pairs (modifier, noun) are needed")
+                raise ValueError(expected("pairs", "pairs (modifier, noun)", self.pairs))
             object.__setattr__(self, "pairs", pairs)
         super().__post_init__()
 
     def applies_to(self, prompt: Prompt) -> bool:
+        """Whether the prompt has a pair.
+
+        Args:
+            prompt: the prompt of one image.
+
+        Returns:
+            True or False.
+        """
         return bool(self.pairs_of(prompt))
 
     def pairs_of(self, prompt: Prompt) -> tuple[tuple[Word, Word], ...]:
-        """The pairs of this prompt."""
+        """The pairs of a prompt.
+
+        Args:
+            prompt: the prompt of one image.
+
+        Returns:
+            ((modifier, noun), ...): `pairs`, or those that spaCy finds.
+        """
         return parsed_pairs(prompt.text.prompt) if self.pairs is None else self.pairs
 
     def loss(self, maps: Tensor, prompt: Prompt) -> Tensor:
+        """The loss of one image (arXiv 2306.08877).
+
+        Args:
+            maps: (h, w, s) float32, the cross-attention probabilities of one image.
+            prompt: its prompt.
+
+        Returns:
+            The loss, 0-d.
+
+        Raises:
+            ValueError: a word is not in the prompt.
+        """
         pairs = [tuple(tuple(positions(word, prompt.text)) for word in pair) for pair in self.pairs_of(prompt)]
-        # The words of all pairs that hang together: those have no part in each other's U.
+        # The positions of all pairs that share a word with this one: they are not in its U.
         related = {
-            pair: {place for other in pairs if set(pair) & set(other) for place in sum(other, ())} for pair in pairs
+            pair: {position for other in pairs if set(pair) & set(other) for position in sum(other, ())}
+            for pair in pairs
         }
         size = tuple(maps.shape[:2])
-        used = sorted(set(prompt.tokens) | {place for places in related.values() for place in places})
+        used = sorted(set(prompt.tokens).union(*related.values()))
         chosen = token_maps(maps.flatten(0, 1), size, used).flatten(1)
         logs = (chosen / chosen.sum(1, keepdim=True)).clamp_min(torch.finfo(chosen.dtype).tiny).log()
-        at = {place: row for row, place in enumerate(used)}
+        at = {position: row for row, position in enumerate(used)}
 
         def dist(first: Iterable[int], second: Iterable[int]) -> Tensor:
             each = [symmetric_kl(logs[at[i]], logs[at[j]]) for i, j in itertools.product(first, second)]
@@ -153,37 +254,37 @@ class SynGen(Guidance):
         total = maps.new_zeros(())
         for modifier, noun in pairs:
             total = total + dist(modifier, noun)
-            others = [place for place in prompt.tokens if place not in related[modifier, noun]]
-            apart = [dist(word, [place]) for place in others for word in (modifier, noun)]
+            others = [position for position in prompt.tokens if position not in related[modifier, noun]]
+            apart = [dist(word, [position]) for position in others for word in (modifier, noun)]
             if apart:
                 total = total - torch.stack(apart).mean()
         return total
 
 
 def positions(word: Word, text: Text) -> list[int]:
-    """Where this word stands in the text, all its tokens and places."""
+    """The positions of all tokens of a word, everywhere in the text."""
     (choice,) = TokenSelection(word).of_text(text)
     return list(choice.positions)
 
 
-def over_text(maps: Tensor, places: Sequence[int]) -> Tensor:
+def over_text(maps: Tensor, chosen: Sequence[int]) -> Tensor:
     """Maps (n, h, w) of these positions after a softmax over the text of 100 times the attention (h, w, s).
 
-    Its first and last position have no part in it, so that the start mark, which draws most attention, hides nothing.
+    The softmax leaves out the first and last position: the start mark gets most of the attention.
     """
     length = maps.shape[2]
-    if any(not 0 < place < length - 1 for place in places):
-        raise ValueError(f"tokens: positions {list(places)}: numbers from 1 to {length - 2} are needed")
+    if any(not 0 < position < length - 1 for position in chosen):
+        raise ValueError(expected("tokens", f"positions from 1 to {length - 2}", list(chosen)))
     words = (maps[:, :, 1:-1] * 100.0).softmax(-1)
-    return token_maps(words.flatten(0, 1), tuple(maps.shape[:2]), [place - 1 for place in places])
+    return token_maps(words.flatten(0, 1), tuple(maps.shape[:2]), [position - 1 for position in chosen])
 
 
-def contrastive(cosines: Tensor, owners: Sequence[int], temperature: float) -> Tensor:
-    """The loss of `CONFORM` from the cosines (n, n) of members of the groups `owners` (n)."""
-    group = torch.tensor(owners, device=cosines.device)
+def contrastive(cosines: Tensor, group_of: Sequence[int], temperature: float) -> Tensor:
+    """The loss of `CONFORM` from the cosines (n, n) of n members and the index of each one's group."""
+    group = torch.tensor(group_of, device=cosines.device)
     same = group[:, None] == group
-    pairs = same & ~torch.eye(len(owners), dtype=torch.bool, device=cosines.device)
-    if len(set(owners)) in (1, len(owners)):  # nothing to part, or no pair to bring together
+    pairs = same & ~torch.eye(len(group_of), dtype=torch.bool, device=cosines.device)
+    if len(set(group_of)) in (1, len(group_of)):  # no second group, or no pair
         return cosines.sum() * 0.0
     logits = cosines / temperature
     others = logits.masked_fill(same, -torch.inf).logsumexp(1, keepdim=True)
@@ -192,19 +293,19 @@ def contrastive(cosines: Tensor, owners: Sequence[int], temperature: float) -> T
 
 
 def symmetric_kl(first: Tensor, second: Tensor) -> Tensor:
-    """Half of both directions, of distributions that are given by their logarithms."""
+    """The mean of both directions, for distributions given by their logarithms."""
     return 0.5 * ((first.exp() - second.exp()) * (first - second)).sum()
 
 
 def parsed_pairs(prompt: str) -> tuple[tuple[str, str], ...]:
-    """(modifier, noun) of a prompt by spaCy's parse."""
+    """The (modifier, noun) pairs of a prompt, parsed by spaCy."""
     try:
         import spacy
 
         parse = spacy.load("en_core_web_sm")
     except (ImportError, OSError) as error:
         raise ImportError(
-            "SynGen(pairs=None) needs spaCy and its model en_core_web_sm; without them, give pairs=[(modifier, noun)]"
+            "pairs: expected [(modifier, noun)], because spaCy or its model en_core_web_sm is not installed, got None"
         ) from error
     kinds = {"amod", "nmod", "compound", "npadvmod", "advmod", "acomp"}
     return tuple(
@@ -218,14 +319,14 @@ def parsed_pairs(prompt: str) -> tuple[tuple[str, str], ...]:
 
 def _checked_groups(name: str, groups: object, at_least: int) -> tuple[tuple[Word, ...], ...]:
     if not isinstance(groups, (tuple, list)) or not groups:
-        raise TypeError(f"{name}={groups!r}: a list of tuples of words or positions is needed")
+        raise TypeError(expected(name, "a list of tuples of words or positions", groups))
     if any(isinstance(group, (str, int)) or len(group) < at_least for group in groups):
-        raise ValueError(f"{name}={groups!r}: each must have at least {at_least} words or positions")
+        raise ValueError(expected(name, f"tuples of at least {at_least} words or positions", groups))
     try:
         return tuple(TokenSelection(tuple(group)).tokens for group in groups)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{name}={groups!r}: {error}") from None
+        raise type(error)(f"{expected(name, 'tuples of words or positions', groups)}: {error}") from None
 
 
 def _refuse(name: str, value: object) -> None:
-    raise ValueError(f"{name}={value!r}: words or positions are needed; this loss does not find them itself")
+    raise ValueError(expected(name, "words or positions", value))

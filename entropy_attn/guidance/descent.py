@@ -1,4 +1,4 @@
-"""One guided step: the losses of a batch of pictures, their gradient, and the latents after it."""
+"""One guided step: the losses of a batch of images, their gradient, and the updated latents."""
 
 from __future__ import annotations
 
@@ -11,33 +11,35 @@ from torch import Tensor
 from entropy_attn.guidance.method import Guidance, Prompt
 from entropy_attn.guidance.similarity import no_autocast
 from entropy_attn.guidance.update import update_latents
+from entropy_attn.validation import expected
 
-# What the largest gradient on a picture's maps is made to be before it goes back through the model. In float16 most of
-# a gradient would else be lost below the smallest number (6e-8), at a small loss all of it; 256 leaves as much room
-# below as above. The following ones are for models so steep that it overflows.
+# The largest gradient on an image's maps is scaled to this magnitude before it goes back through the model. Without
+# scaling, most of a float16 gradient underflows (below 6e-8), and all of it at a small loss; 256 leaves as much room
+# below as above. The later magnitudes are for models so steep that it overflows.
 MAGNITUDES = (2.0**8, 1.0, 2.0**-8)
 
 
 class Descent:
     """Follows one guidance through one generation.
 
-    losses: (step, loss of every picture (B,)) of each evaluation in order, on the device.
-    maps: (B, h, w, s) of the latest evaluation, without gradient; None before the first.
+    Attributes:
+        losses: (step, losses (B,) on the device) of each evaluation, in order.
+        maps: (B, h, w, s) of the latest evaluation, detached; None before the first.
     """
 
     def __init__(self, guidance: Guidance, prompts: Sequence[Prompt]):
         self.guidance = guidance
-        self.prompts = list(prompts)  # one a picture
+        self.prompts = list(prompts)  # one per image
         self.losses: list[tuple[int, Tensor]] = []
         self.maps: Tensor | None = None
-        self._previous: Tensor | None = None  # the maps of the guided step before
+        self._previous: Tensor | None = None  # the maps of the previous guided step
 
     def step(
         self, latents: Tensor, step: int, step_size: float | Tensor, maps_of: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """The latents (B, ...) to take this step from, float32; detached.
+        """The updated latents (B, ...) before this step, float32, detached.
 
-        maps_of: from latents in float32 to their maps (B, h, w, s), with the graph.
+        `maps_of` maps float32 latents to maps (B, h, w, s), with the graph.
         """
         narrow = _is_float16(latents)
         latents = latents.detach().to(torch.promote_types(latents.dtype, torch.float32))
@@ -58,31 +60,31 @@ class Descent:
     def _gradient(
         self, latents: Tensor, step: int, maps_of: Callable[[Tensor], Tensor], narrow: bool
     ) -> tuple[Tensor, Tensor]:
-        """Of the sum of the losses, which is each picture's own gradient, for no picture looks at another."""
+        """The gradient of the sum of the losses. It is each image's gradient, because images do not interact."""
         for magnitude in MAGNITUDES if narrow else MAGNITUDES[:1]:
             with torch.inference_mode(False), torch.enable_grad():
                 start = latents.clone().requires_grad_()
                 maps = maps_of(start)
                 losses, slope = self._losses(maps.detach())
                 gradient = _through(maps, start, slope, magnitude)
-            if not narrow or gradient.isfinite().all():  # the question waits for the device
+            if not narrow or gradient.isfinite().all():  # synchronizes with the device
                 break
         else:
             raise FloatingPointError(
-                f"guidance={type(self.guidance).__name__}: its gradient at step {step} is not finite in float16: load "
-                "the pipeline in bfloat16 or float32"
+                f"guidance {type(self.guidance).__name__}: expected a finite gradient at step {step}, got overflow in "
+                "float16: load the pipeline in bfloat16 or float32"
             )
         self.maps = maps.detach()
         self.losses.append((step, losses))
         return gradient, losses
 
     def _losses(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of every picture (B,), and the gradient of their sum on the maps."""
+        """The losses (B,), and the gradient of their sum on the maps."""
         maps = maps.requires_grad_()
         with no_autocast(maps.device.type):
             losses = torch.stack([self._loss(maps[index], index) for index in range(len(maps))])
             slope = torch.zeros_like(maps)
-            if losses.requires_grad:  # not where a loss does not look at the maps
+            if losses.requires_grad:  # False if no loss depends on the maps
                 (slope,) = torch.autograd.grad(losses.sum(), maps)
         return losses.detach(), slope
 
@@ -94,14 +96,14 @@ class Descent:
             prompt = replace(prompt, previous=self._previous[index])
         loss = self.guidance.loss(maps, prompt)
         if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
-            raise TypeError(f"guidance={self.guidance!r}: its loss must be a 0-d floating-point tensor, got {loss!r}")
+            raise TypeError(expected(f"loss of guidance {self.guidance!r}", "a 0-d floating-point tensor", loss))
         return loss.to(maps.dtype)
 
 
 def _through(maps: Tensor, latents: Tensor, slope: Tensor, magnitude: float) -> Tensor:
-    """`slope`, a gradient on the maps, taken back through the model to the latents.
+    """Propagate `slope`, a gradient on the maps, back through the model to the latents.
 
-    Each picture's is given this magnitude by a power of two on the way, which is exact and exactly undone.
+    Each image's slope is scaled to this magnitude by a power of two, which is exact, and scaled back afterwards.
     """
     if not maps.requires_grad:
         return torch.zeros_like(latents)
@@ -111,13 +113,13 @@ def _through(maps: Tensor, latents: Tensor, slope: Tensor, magnitude: float) -> 
 
 
 def _power_of_two(exponent: Tensor, like: Tensor) -> Tensor:
-    """2^exponent (B,) in the shape of factors for `like` (B, ...); from the bits, as no device rounds them."""
+    """2^exponent (B,), shaped to multiply `like` (B, ...). Built from bits, so that no device rounds it."""
     exact = (exponent.to(torch.int32) + 127).bitwise_left_shift(23).view(torch.float32)
     return exact.to(like.dtype).view(-1, *(1 for _ in like.shape[1:]))
 
 
 def _is_float16(latents: Tensor) -> bool:
-    """Whether the model computes in it."""
+    """Whether the model computes in float16."""
     kind = latents.device.type
     cast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) is torch.float16
     return cast or latents.dtype is torch.float16

@@ -1,4 +1,4 @@
-"""The cross-attention maps of one forward pass, with the graph that leads to them."""
+"""The cross-attention maps of one forward pass, with their graph."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from entropy_attn.scale import CallInfo
 
 
 class Enough(Exception):
-    """Raised inside the denoiser once every map is there: what comes after them has no part in their gradient."""
+    """Raised inside the denoiser once every map is recorded: later layers do not affect their gradient."""
 
 
 class GraphMaps(Recorder):
@@ -25,7 +25,7 @@ class GraphMaps(Recorder):
         self._maps: dict[str, Tensor] = {}
 
     def wants(self, info: CallInfo, latent_size: tuple[int, int]) -> Wish:
-        # A layer may attend again, to an IP-Adapter's picture.
+        # A layer may attend a second time, to an IP-Adapter's image.
         chosen = info.layer in self.layers and info.layer not in self._maps
         return (0, self.length) if chosen and info.kind == "cross" and info.seqlen_k == self.length else None
 
@@ -42,8 +42,8 @@ class GraphMaps(Recorder):
             raise Enough
 
     def mean(self, size: tuple[int, int]) -> Tensor:
-        """A of every picture (batch, h, w, length), the mean over the layers (arXiv 2411.15236, Eq. 6), float32."""
+        """A (B, h, w, length) float32, the mean over the layers (arXiv 2411.15236, Eq. 6)."""
         if missing := sorted(self.layers - set(self._maps)):
-            raise ValueError(f"layer {missing[0]!r} attended to no text of {self.length} positions")
+            raise ValueError(f"layer {missing[0]!r}: expected cross-attention to {self.length} text tokens, got none")
         maps = [each.to(torch.promote_types(each.dtype, torch.float32)) for each in self._maps.values()]
         return torch.stack(maps).mean(0).unflatten(1, size)

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from entropy_attn.guidance.text import Variant, check_variant
-from entropy_attn.validation import checked_positions, require_bool, require_tensor
+from entropy_attn.validation import checked_positions, expected, require_bool, require_tensor
 
-# The smoothing that Attend-and-Excite brought in and its followers inherited: exp(-(d / 2 sigma)^2) at sigma = 0.5,
-# which is a Gaussian of 0.707.
+# The smoothing of Attend-and-Excite and the methods after it: exp(-(d / 2 sigma)^2) at sigma = 0.5, which is a Gaussian
+# of standard deviation 0.707.
 _SIDE = math.exp(-1.0) / (1.0 + 2.0 * math.exp(-1.0))
 SMOOTHING = (_SIDE, 1.0 - 2.0 * _SIDE, _SIDE)  # (0.212, 0.576, 0.212)
 
@@ -27,24 +27,27 @@ def attention_similarity(
     variant: Variant = "released",
     smooth: bool = True,
 ) -> Tensor:
-    """S of one picture: the cosine similarities of its words' maps, as rows of weights (arXiv 2411.15236, Eq. 7).
+    """S of one image: the normalized cosine similarities of its tokens' maps.
 
-    C is the cosine of the smoothed maps of two tokens. "paper" divides each row of C by its sum over all n tokens,
-    "released" by its sum over the tokens up to the row's own, as T is causal.
+    S_ij = C_ij / sum over k of C_ik, with C_ij the cosine of the smoothed maps of tokens i and j. In "paper" k runs over
+    all n tokens, in "released" over k <= i, because T is causal.
+
+    Source: Kim, Esmaeili and Qiu, CVPR 2025, arXiv 2411.15236, Eq. 7.
 
     Args:
-        maps: (h * w, s), the cross-attention probabilities A of one picture, mean over heads and layers; rows first.
+        maps: (h * w, s) floating-point, the cross-attention probabilities A of one image, mean over heads and layers, in
+            row-major order.
         size: (h, w).
-        tokens: positions in the text of the n real tokens.
+        tokens: positions in the text of the n real tokens, a sequence or a 1-d integer tensor.
         variant: "released" or "paper".
-        smooth: smooth every map once, 3 x 3, before they are compared.
+        smooth: smooth every map with a 3 x 3 kernel before the comparison.
 
     Returns:
-        (n, n), at least float32 whatever the dtype of `maps`, differentiable in them.
+        S (n, n), at least float32, differentiable in `maps`.
 
     Raises:
-        TypeError, ValueError: maps that are no floating-point tensor, a size that is not theirs, a token that is not in
-            the text, an unknown variant.
+        TypeError: `maps` is no floating-point tensor, or `size`, `tokens` or `smooth` has the wrong type.
+        ValueError: `maps` is not (h * w, s), a position is not in the text, or `variant` is unknown.
     """
     check_variant(variant)
     require_bool("smooth", smooth)
@@ -60,20 +63,20 @@ def attention_similarity(
 
 
 def no_autocast(device_type: str) -> AbstractContextManager:
-    """Keeps an autocast region from narrowing what is computed in the block."""
-    known = torch.amp.is_autocast_available(device_type)  # "meta" is not
+    """Disables autocast in the block."""
+    known = torch.amp.is_autocast_available(device_type)  # not on "meta"
     return torch.autocast(device_type, enabled=False) if known else nullcontext()
 
 
 def token_maps(maps: Tensor, size: tuple[int, int], tokens: Sequence[int] | Tensor) -> Tensor:
     """The maps (n, h, w) of these positions, at least float32, from `maps` (h * w, s)."""
     if not isinstance(size, (tuple, list, torch.Size)) or len(size) != 2:
-        raise TypeError(f"size={size!r}: a pair (h, w) is needed")
+        raise TypeError(expected("size", "a pair (h, w)", size))
     if maps.dim() != 2 or size[0] * size[1] != len(maps):
-        raise ValueError(f"maps of shape {tuple(maps.shape)} are not (h * w, s) for the size {tuple(size)}")
-    places = checked_positions("tokens", tokens, maps.shape[1])
+        raise ValueError(f"maps: expected shape (h * w, s) with size (h, w) = {tuple(size)}, got {tuple(maps.shape)}")
+    chosen = checked_positions("tokens", tokens, maps.shape[1])
     wide = maps.to(torch.promote_types(maps.dtype, torch.float32))
-    return wide[:, places].mT.unflatten(1, tuple(size))
+    return wide[:, chosen].mT.unflatten(1, tuple(size))
 
 
 def smoothed(maps: Tensor) -> Tensor:
@@ -83,7 +86,7 @@ def smoothed(maps: Tensor) -> Tensor:
     weights = torch.tensor(SMOOTHING, dtype=maps.dtype, device=maps.device)
     stacked = maps[:, None]
     for shape, pad in (((1, 1, 3, 1), (0, 0, 1, 1)), ((1, 1, 1, 3), (1, 1, 0, 0))):
-        # A single row or column has no neighbour to mirror: it is its own.
+        # A single row or column has no neighbour to mirror: repeat it.
         mirrored = stacked.shape[2 if pad[2] else 3] > 1
         stacked = F.conv2d(F.pad(stacked, pad, mode="reflect" if mirrored else "replicate"), weights.view(shape))
     return stacked[:, 0]

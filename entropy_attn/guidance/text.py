@@ -1,4 +1,4 @@
-"""What the text encoder's own attention says about the prompt: which words belong together."""
+"""The self-attention of the text encoder, which shows the words that belong together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from entropy_attn.validation import require_int, require_number, require_tensor
+from entropy_attn.validation import require_int, require_number, require_one_of, require_tensor
 
 Variant = Literal["released", "paper"]
 
@@ -20,66 +20,75 @@ def text_self_attention(
     gamma: float = 4.0,
     variant: Variant = "released",
 ) -> list[Tensor]:
-    """T of every prompt, from the self-attention of its text encoder (arXiv 2411.15236, Eq. 1-3).
+    """T of every prompt, from the self-attention of its text encoder.
 
-    The mean over the layers (Eq. 2), restricted to the n real tokens: those between the start mark and the first end
-    mark. "paper" then makes the rows sum to one (Eq. 3) and takes the power `gamma`, so that rows sum to less than one;
-    "released" takes the power first.
+    The mean over the layers (Eq. 2), restricted to the n real tokens between the start mark and the first end mark.
+    "paper" normalizes the rows to sum 1 (Eq. 3) and then raises them to the power `gamma`, after which they sum to less
+    than 1. "released" takes the power first and then normalizes.
+
+    Source: Kim, Esmaeili and Qiu, CVPR 2025, arXiv 2411.15236, Eq. 1-3.
 
     Args:
-        attentions: (L, B, s, s), the mean over heads of each layer; row i is what token i attends to. Any float dtype.
-        input_ids: (B, s) token ids, with the start mark at position 0.
-        eos_token_id: the id of the end mark. CLIP pads with it too; the first one counts.
+        attentions: (L, B, s, s) floating-point, the mean over heads of each layer; row i are the weights of query i.
+        input_ids: (B, s) integer token ids, with the start mark at position 0.
+        eos_token_id: id of the end mark. CLIP also pads with it; the first one counts.
         gamma: the power, at least 0.
         variant: "released" or "paper".
 
     Returns:
-        B matrices (n, n), at least float32, one a prompt, differentiable in `attentions`. n may be 0.
+        B matrices T (n, n), one per prompt, at least float32, differentiable in `attentions`. n may be 0.
 
     Raises:
-        TypeError, ValueError: shapes that do not fit, a prompt without an end mark, an unknown variant.
+        TypeError: `attentions` is no floating-point tensor, `input_ids` no integer tensor, or a number of another type.
+        ValueError: the shapes do not fit, a prompt has no end mark, `gamma` is negative or `variant` unknown.
     """
     check_variant(variant)
     require_number("gamma", gamma, least=0.0)
     require_tensor("attentions", attentions, floating=True)
     require_tensor("input_ids", input_ids, floating=False)
     if attentions.dim() != 4 or attentions.shape[-1] != attentions.shape[-2]:
-        raise ValueError(
-            f"attentions must be (layers, prompts, tokens, tokens), all of one length; got {tuple(attentions.shape)}"
-        )
+        raise ValueError(f"attentions: expected shape (layers, prompts, tokens, tokens), got {tuple(attentions.shape)}")
     if tuple(input_ids.shape) != tuple(attentions.shape[1:3]):
         raise ValueError(
-            f"input_ids must be {tuple(attentions.shape[1:3])}, as attentions are; got {tuple(input_ids.shape)}"
+            f"input_ids: expected shape {tuple(attentions.shape[1:3])}, as in attentions, got {tuple(input_ids.shape)}"
         )
     tokens = real_tokens(input_ids, eos_token_id)
     mean = attentions.to(torch.promote_types(attentions.dtype, torch.float32)).mean(0)  # (B, s, s)
     return [
-        sharpen(of_prompt[places][:, places], gamma, variant) for of_prompt, places in zip(mean, tokens, strict=True)
+        sharpen(matrix[positions][:, positions], gamma, variant) for matrix, positions in zip(mean, tokens, strict=True)
     ]
 
 
 def real_tokens(input_ids: Tensor, eos_token_id: int) -> list[list[int]]:
-    """Positions 1..e-1 of every prompt of `input_ids` (B, s), e being the first end mark; empty for an empty prompt.
+    """The positions 1..e-1 of the real tokens of every prompt, with e the first end mark.
+
+    Args:
+        input_ids: (B, s) integer token ids, with the start mark at position 0.
+        eos_token_id: id of the end mark.
+
+    Returns:
+        B lists of positions; an empty prompt has an empty list.
 
     Raises:
-        TypeError, ValueError: no tensor (B, s) of whole numbers, or a prompt without an end mark.
+        TypeError: `input_ids` is no integer tensor, or `eos_token_id` no integer.
+        ValueError: `input_ids` is not 2-d, `eos_token_id` is negative, or a prompt has no end mark.
     """
     require_int("eos_token_id", eos_token_id, 0)
     require_tensor("input_ids", input_ids, floating=False)
     if input_ids.dim() != 2:
-        raise ValueError(f"input_ids must be (prompts, tokens); got {tuple(input_ids.shape)}")
+        raise ValueError(f"input_ids: expected shape (prompts, tokens), got {tuple(input_ids.shape)}")
     tokens = []
-    for ids in input_ids.tolist():  # one wait for the device
+    for ids in input_ids.tolist():  # synchronizes with the device once
         if eos_token_id not in ids:
-            raise ValueError(f"eos_token_id={eos_token_id}: the prompt with the ids {ids} has no such end mark")
+            raise ValueError(f"eos_token_id: expected an id of the prompt with the ids {ids}, got {eos_token_id}")
         tokens.append(list(range(1, ids.index(eos_token_id))))
     return tokens
 
 
 def sharpen(rows: Tensor, gamma: float, variant: Variant) -> Tensor:
-    """Renormalised and powered, in the order of the variant; `rows` (n, n) are probabilities of the real tokens."""
+    """Normalize `rows` (n, n) and raise them to the power gamma, in the order of the variant."""
     largest = rows.amax(-1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny) if rows.numel() else rows
-    rows = rows / largest  # so that no power makes a whole row zero; either normalisation takes this factor out
+    rows = rows / largest  # no power underflows a whole row; both normalizations cancel this factor
     if variant == "paper":
         return (rows / rows.sum(-1, keepdim=True)) ** gamma
     powered = rows**gamma
@@ -87,5 +96,5 @@ def sharpen(rows: Tensor, gamma: float, variant: Variant) -> Tensor:
 
 
 def check_variant(variant: object) -> None:
-    if variant not in get_args(Variant):
-        raise ValueError(f"variant={variant!r}: 'released' or 'paper' is needed")
+    """Refuse an unknown variant."""
+    require_one_of("variant", variant, get_args(Variant))

@@ -1,4 +1,4 @@
-"""T-SAM: the cross-attention maps are to be as alike as the text encoder's self-attention says the words are."""
+"""T-SAM: cross-attention maps become as similar as the text encoder's self-attention says their words are."""
 
 from __future__ import annotations
 
@@ -11,26 +11,29 @@ from torch import Tensor
 from entropy_attn.guidance.method import Guidance, Prompt
 from entropy_attn.guidance.similarity import attention_similarity
 from entropy_attn.guidance.text import Variant, check_variant, sharpen
-from entropy_attn.validation import require_number, require_tensor
+from entropy_attn.validation import require_callable, require_number, require_tensor
 
 
 def tsam_loss(T: Tensor, S: Tensor) -> Tensor:
-    """Sum over i of (i / n) * sum over j <= i of |T_ij - S_ij|, i from 1 (arXiv 2411.15236, Eq. 14).
+    """The T-SAM loss: sum over i of (i / n) * sum over j <= i of |T_ij - S_ij|, i from 1.
+
+    Source: Kim, Esmaeili and Qiu, CVPR 2025, arXiv 2411.15236, Eq. 14.
 
     Args:
-        T: (n, n), of `text_self_attention`, powered already.
-        S: (n, n), of `attention_similarity`.
+        T: (n, n), from `text_self_attention`.
+        S: (n, n), from `attention_similarity`.
 
     Returns:
-        0-d, at least float32, differentiable in both; zero where n is 0. With n = 1 the released form is zero.
+        The loss, 0-d, at least float32, differentiable in both; 0 for n = 0, and for n = 1 in the released variant.
 
     Raises:
-        TypeError, ValueError: no matrices, or not square or not of one size.
+        TypeError: `T` or `S` is no tensor.
+        ValueError: they are not square, or not of the same size.
     """
     require_tensor("T", T)
     require_tensor("S", S)
     if T.dim() != 2 or T.shape[0] != T.shape[1] or T.shape != S.shape:
-        raise ValueError(f"T and S must be (n, n) of one n; got {tuple(T.shape)} and {tuple(S.shape)}")
+        raise ValueError(f"T, S: expected two shapes (n, n) with the same n, got {tuple(T.shape)} and {tuple(S.shape)}")
     wide = torch.promote_types(torch.promote_types(T.dtype, S.dtype), torch.float32)
     n = len(T)
     weights = torch.arange(1, n + 1, dtype=wide, device=S.device) / max(n, 1)
@@ -39,21 +42,31 @@ def tsam_loss(T: Tensor, S: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class TSAM(Guidance):
-    """Text self-attention maps as guidance: Kim, Esmaeili and Qiu, CVPR 2025, arXiv 2411.15236.
+    """T-SAM: guidance by text self-attention maps. It needs no parser and no choice of words.
 
-    No parser and no choice of words: which words belong together is read from the text encoder's own attention.
+    L is `tsam_loss` of T, the text encoder's self-attention, and S, the similarity of the cross-attention maps: the maps
+    of two words become as similar as the text encoder relates the words. Defaults are for 50 denoising steps.
 
-    alpha: 40 for free prompts, 10 for structured ones ("a red bear and a blue bird"), which the paper also refines with
-        refine_at=(0, 10, 20).
-    gamma: power on T; larger keeps only its strongest entries.
-    variant: "released" follows the authors' code along the path of the paper's Eq. 14; "paper" its text: T is
-        renormalised before the power, S over all tokens, and alpha is constant. In the text's form many rows have no
-        gradient at all, which is why it is not the default.
-    step_range: None is (1.0, 0.5) for "released" and (1.0, 1.0) for "paper".
-    target: T instead of the text encoder's, for controls: called with the `Prompt`, returns (n, n) or None for the
-        usual one.
+    Source: Kim, Esmaeili and Qiu, "Text Embedding is Not All You Need: Attention Control for Text-to-Image Semantic
+    Alignment with Text Self-Attention Maps", CVPR 2025, arXiv 2411.15236, Eq. 14 and 15.
 
-    Defaults are for 50 denoising steps. The other settings are those of `Guidance`.
+    Args:
+        alpha: step length: 40 for free prompts, 10 for structured ones ("a red bear and a blue bird"), for which the
+            paper also sets refine_at=(0, 10, 20).
+        gamma: power on T; a larger one keeps only the strongest entries.
+        variant: "released" follows the authors' code; "paper" follows the text of the paper: T is normalized before the
+            power, S over all tokens, and alpha is constant. As in the text many rows have no gradient at all, so it is
+            not the default.
+        target: replaces T, for controls: called with the `Prompt`, returns (n, n), or None for the text encoder's T.
+        step_range: see `Guidance`; None is (1.0, 0.5) for "released" and (1.0, 1.0) for "paper".
+        steps: see `Guidance`.
+        refine_at: see `Guidance`.
+        refine_iters: see `Guidance`.
+        map_size: see `Guidance`.
+
+    Raises:
+        TypeError: a setting has the wrong type.
+        ValueError: a setting is not allowed.
     """
 
     alpha: float = 40.0
@@ -67,24 +80,48 @@ class TSAM(Guidance):
     def __post_init__(self) -> None:
         check_variant(self.variant)
         require_number("gamma", self.gamma, least=0.0)
-        if self.target is not None and not callable(self.target):
-            raise TypeError(f"target={self.target!r}: a callable that is given a Prompt, or None, is needed")
+        if self.target is not None:
+            require_callable("target", self.target, "None or a callable (prompt) -> T")
         if self.step_range is None:
             object.__setattr__(self, "step_range", (1.0, 0.5 if self.variant == "released" else 1.0))
         super().__post_init__()
 
     def applies_to(self, prompt: Prompt) -> bool:
-        return len(prompt) > 1  # a single word has nothing to be like
+        """Whether the prompt has at least two tokens to compare.
+
+        Args:
+            prompt: the prompt of one image.
+
+        Returns:
+            True or False.
+        """
+        return len(prompt) > 1
 
     def text_matrix(self, prompt: Prompt) -> Tensor:
-        """T (n, n) of this prompt, as the loss takes it."""
+        """T of a prompt.
+
+        Args:
+            prompt: the prompt of one image, with its `attention`.
+
+        Returns:
+            T (n, n), from `target` or the text encoder.
+        """
         given = None if self.target is None else self.target(prompt)
         if given is not None:
             return given
-        places = list(prompt.tokens)
-        return sharpen(prompt.attention[places][:, places], self.gamma, self.variant)
+        positions = list(prompt.tokens)
+        return sharpen(prompt.attention[positions][:, positions], self.gamma, self.variant)
 
     def loss(self, maps: Tensor, prompt: Prompt) -> Tensor:
+        """The loss of one image (arXiv 2411.15236, Eq. 14).
+
+        Args:
+            maps: (h, w, s) float32, the cross-attention probabilities of one image.
+            prompt: its prompt.
+
+        Returns:
+            The loss, 0-d.
+        """
         similarity = attention_similarity(
             maps.flatten(0, 1), tuple(maps.shape[:2]), prompt.tokens, variant=self.variant
         )

@@ -17,7 +17,7 @@ from entropy_attn.profiling.result import Profile, RunResult
 from entropy_attn.profiling.run import check_plan, run_once
 from entropy_attn.profiling.store import Store
 from entropy_attn.scale import Fixed, Policy
-from entropy_attn.scale.text import parse_scale
+from entropy_attn.scale.parsing import parse_scale
 
 SIZE_FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0)
 

@@ -1,8 +1,8 @@
-"""Scale policies: which softmax scale an attention call gets, decided from its token counts.
+"""Scale policies: the softmax scale of each attention call, computed from its token counts or from a recorded profile.
 
-A policy is any callable that takes a `CallInfo` and returns a float, a 0-d tensor, a tensor of one scale a head, or
-None for the model's own scale. The ones here are frozen dataclasses: they print, compare and hash by
-their settings. docs/scale.md says which is for what.
+A policy is any callable that takes a `CallInfo` and returns a float, a 0-d tensor, a tensor with one scale per head, or
+None for the model's default scale. The policies here are frozen dataclasses: they print, compare and hash by their
+settings. docs/scale.md compares them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from entropy_attn.scale.constant import Constant, Fixed
 from entropy_attn.scale.token_grid import token_grid, training_tokens
 from entropy_attn.scale.token_ratio import LogN, LogNoRoot, Power, TokenRatio, YaRN
 
-# What the command line calls them.
+# Names of the policies on the command line and in `ea.profile(scales=...)`. A policy is written as its name and options,
+# such as "logn:strength=0.5:clamp=..1.2"; each also takes steps=START..STOP and layers=REGEX. See parsing.py.
 POLICIES: dict[str, type] = {
     "off": Fixed,
     "logn": LogN,

@@ -1,4 +1,4 @@
-"""A policy that goes by what was measured: sharper for the heads whose attention is sharp."""
+"""A policy from measured entropies: it sharpens the heads whose attention is already sharp."""
 
 from __future__ import annotations
 
@@ -10,33 +10,44 @@ import torch
 
 from entropy_attn.scale.call import CallInfo
 from entropy_attn.scale.head_entropies import HeadEntropies, Selection, read_entropies
-from entropy_attn.validation import require_bool, require_finite, require_int, require_one_of
+from entropy_attn.validation import require_bool, require_int, require_number, require_one_of
 
 
 @dataclass(frozen=True)
 class EntropyAdaptive:
-    """Per head, from a recorded profile: the lower a head's entropy, the higher its scale.
+    """One scale per head from a recorded profile: the lower a head's entropy, the higher its scale.
 
-    (lambda_min + (lambda_max - lambda_min) * z**gamma) / sqrt(head_dim), with z = (h_max - H) / (h_max - h_min) of
-    the head's mean entropy H in nats, kept within 0 and 1. Heads that look nearby are sharpened for detail, those that
-    look everywhere are left alone for structure. From Zhao et al., "UltraImage", arXiv 2512.04504; the defaults are
-    what github.com/thu-ml/DiT-Extrapolation sets for Qwen-Image, where it has h_min=0.04 and h_max=6.25, from one
-    denoising step. For Flux it sets lambda_min=1.1, h_min=0.44, h_max=6.0, and the scale of `LogN` besides (see
-    `Product`). Its entropies are those of blocks of 128 queries, averaged; here they are those of all queries, and the
-    picture's size is no part of the formula: profile at the size that is generated.
+    scale = (lambda_min + (lambda_max - lambda_min) * z**gamma) / sqrt(D), with z = (h_max - h) / (h_max - h_min) clamped
+    to [0, 1], and h the head's mean entropy in nats. Local heads are sharpened for detail; global heads keep their scale
+    and with it the structure.
 
-    profile: an `EntropyRecorder`, its DataFrame, the path of a .csv or .json that one wrote, or the folder that
-        `ea.profile` or `entropy-attn profile` wrote. Layers are matched by name, and heads by number.
-    lambda_min, lambda_max: the factors on 1/sqrt(head_dim) of the head with the highest and the lowest entropy.
-    gamma: 1 is linear; higher keeps more heads near lambda_min.
-    h_min, h_max: the entropies that are taken for lowest and highest; None is the profile's own, over all its layers.
-    missing: what to do for a layer that the profile lacks: "error", or "leave" it the model's own scale.
-    size, policy: which rows of a profile of several, such as "64x64" and "off".
-    step: the denoising step; None is the mean over all that were recorded. Of a profile it needs `--heads`, and its
-        entropy.csv.gz.
-    branch: None is "cond", where the profile has it.
-    relative: take entropies as a part of ln N, the most that N keys allow: for UNets, whose layers differ in N. h_min
-        and h_max are such parts then.
+    Source: Zhao et al., "UltraImage", arXiv 2512.04504. The defaults are those of github.com/thu-ml/DiT-Extrapolation
+    for Qwen-Image, which sets h_min=0.04 and h_max=6.25 from one denoising step. For Flux it sets lambda_min=1.1,
+    h_min=0.44, h_max=6.0 and multiplies by the scale of `LogN` (see `Product`). It averages the entropies over blocks of
+    128 queries; this class uses all queries. The formula does not contain the image size: profile at the size that you
+    generate.
+
+    Args:
+        profile: an `EntropyRecorder`, its DataFrame, the path of a .csv or .json file that it wrote, or the folder that
+            `ea.profile` or `entropy-attn profile` wrote. Layers are matched by name and heads by index.
+        lambda_min: factor on 1 / sqrt(D) of a head with the highest entropy.
+        lambda_max: factor on 1 / sqrt(D) of a head with the lowest entropy.
+        gamma: exponent on z; 1 is linear, a higher one keeps more heads near `lambda_min`.
+        h_min: lowest entropy, in nats; None is the minimum over all heads and layers of the profile.
+        h_max: highest entropy, in nats; None is the maximum over all heads and layers of the profile.
+        missing: "error" raises for a layer that the profile does not contain; "leave" keeps its default scale.
+        size: the size to read from a profile of several sizes, such as "64x64".
+        policy: the scale policy to read from a profile of several, such as "off".
+        step: denoising step to read; None is the mean over all recorded steps. A saved profile has single steps if it
+            was made with `--heads`, in entropy.csv.gz.
+        branch: guidance branch to read; None is "cond" if the profile has it, else all branches.
+        relative: divide entropies by ln Nk, the maximum for Nk keys: for UNets, whose layers differ in Nk. `h_min` and
+            `h_max` are then fractions as well.
+
+    Raises:
+        TypeError: `profile` is of another type, or a setting has the wrong type.
+        ValueError: the profile cannot be read or is empty or ambiguous, `lambda_min`, `lambda_max` or `gamma` is not
+            positive, `h_min` is not less than `h_max`, or a setting is not allowed.
     """
 
     profile: Any
@@ -54,16 +65,14 @@ class EntropyAdaptive:
 
     def __post_init__(self) -> None:
         for name in ("lambda_min", "lambda_max", "gamma"):
-            require_finite(name, getattr(self, name))
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: more than 0 is needed")
+            require_number(name, getattr(self, name), above=0.0)
         require_one_of("missing", self.missing, ("error", "leave"))
         require_bool("relative", self.relative)
         if self.step is not None:
             require_int("step", self.step, 0, "None or ")
         for name in ("h_min", "h_max"):
             if getattr(self, name) is not None:
-                require_finite(name, getattr(self, name))
+                require_number(name, getattr(self, name))
         selection = Selection(
             None if self.size is None else str(self.size), self.policy, self.step, self.branch, self.relative
         )
@@ -76,7 +85,10 @@ class EntropyAdaptive:
         low = min(every) if self.h_min is None else self.h_min
         high = max(every) if self.h_max is None else self.h_max
         if not low < high:
-            raise ValueError(f"h_min={low:g}, h_max={high:g}: h_min must be below h_max; None takes the profile's own")
+            raise ValueError(
+                f"h_min, h_max: expected h_min < h_max, got {low:g} and {high:g}; None takes the profile's minimum and "
+                "maximum"
+            )
         factors = {}
         for layer, heads in entropies.layers:
             z = ((high - torch.tensor(heads, dtype=torch.float64)) / (high - low)).clamp(0.0, 1.0)
@@ -84,16 +96,28 @@ class EntropyAdaptive:
         return factors
 
     def __call__(self, info: CallInfo) -> torch.Tensor | None:
+        """The scales of one call.
+
+        Args:
+            info: the attention call.
+
+        Returns:
+            A float32 tensor (H,); None for a layer that is not in the profile, with `missing="leave"`.
+
+        Raises:
+            ValueError: the layer is not in the profile, or has another number of heads there.
+        """
         factors = self._factors.get(info.layer)
         if factors is None:
             if self.missing == "leave":
                 return None
             raise ValueError(
-                f"layer {info.layer!r} is not in the profile {self.profile!r}, which starts with "
-                f"{self.profile.layers[0][0]!r}: missing='leave' leaves such layers their own scale"
+                f"layer: expected one of the profile {self.profile!r}, which starts with "
+                f"{self.profile.layers[0][0]!r}, got {info.layer!r}; missing='leave' keeps the default scale of such layers"
             )
         if len(factors) != info.num_heads:
             raise ValueError(
-                f"layer {info.layer!r} has {info.num_heads} heads, but {len(factors)} in the profile {self.profile!r}"
+                f"layer {info.layer!r}: expected {len(factors)} heads, as in the profile {self.profile!r}, got "
+                f"{info.num_heads}"
             )
         return (factors / math.sqrt(info.head_dim)).float()

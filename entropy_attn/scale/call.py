@@ -1,4 +1,4 @@
-"""What a scale policy is asked, and what it may answer."""
+"""The input of a scale policy, and the check of its output."""
 
 from __future__ import annotations
 
@@ -10,19 +10,27 @@ from typing import Literal
 
 import torch
 
-from entropy_attn.validation import require_policy
+from entropy_attn.validation import expected, require_policy
 
 Kind = Literal["self", "cross", "joint"]
 
 
 @dataclass(frozen=True)
 class CallInfo:
-    """What a policy may look at: one attention call of one layer.
+    """One attention call of one layer, as a scale policy sees it.
 
-    `train_tokens` is the number of image tokens that the layer attends to at the model's training size, or None where
-    that is not known: for cross-attention, whose keys are text, and for a model that does not state its training size.
-    `text_tokens` counts the text tokens among the keys, and `reference_tokens` those of reference pictures, which
-    follow the tokens of the picture itself. `step` counts the denoising steps of a generation from 0.
+    Args:
+        layer: name of the attention module in the denoiser, such as "mid_block.attentions.0.transformer_blocks.0.attn1".
+        kind: "self", "cross", or "joint" (image and text tokens attend to each other).
+        seqlen_q: number of queries Nq.
+        seqlen_k: number of keys Nk.
+        num_heads: number of heads H.
+        head_dim: dimension of a head D.
+        train_tokens: number of image tokens that the layer attends to at the model's training size. None if unknown:
+            for cross-attention, whose keys are text, and for a model that does not state its training size.
+        text_tokens: number of text tokens among the keys.
+        step: denoising step of the generation, from 0.
+        reference_tokens: number of tokens of reference images; they follow the tokens of the generated image.
     """
 
     layer: str
@@ -38,7 +46,11 @@ class CallInfo:
 
     @property
     def picture_queries(self) -> int:
-        """How many of the queries are of the picture that is generated: not of text, and not of reference pictures."""
+        """Number of queries of the generated image, without text and reference images.
+
+        Returns:
+            An integer from 0 to `seqlen_q`.
+        """
         text = self.text_tokens if self.kind == "joint" and self.seqlen_q == self.seqlen_k else 0
         return self.seqlen_q - text - self.reference_tokens
 
@@ -48,9 +60,16 @@ Policy = Callable[[CallInfo], Scale]
 
 
 def needs_train_tokens(policy: Policy | None) -> bool:
-    """Whether the policy goes by the token counts at training that a call states.
+    """Whether a policy reads `CallInfo.train_tokens`.
 
-    A policy says so with an attribute of this name; one without it is not asked.
+    Args:
+        policy: a scale policy, or None. A policy states the need with an attribute `needs_train_tokens`.
+
+    Returns:
+        The value of that attribute; False without it.
+
+    Raises:
+        TypeError: `policy` cannot be called.
     """
     if policy is not None:
         require_policy("policy", policy)
@@ -58,9 +77,21 @@ def needs_train_tokens(policy: Policy | None) -> bool:
 
 
 def resolve_scale(policy: Policy | None, info: CallInfo) -> Scale:
-    """The policy's scale for this call, checked: None, a float, or a floating-point tensor of shape () or (heads,)."""
+    """Call a policy and check what it returns.
+
+    Args:
+        policy: a scale policy, or None for the model's default scale.
+        info: the attention call.
+
+    Returns:
+        None, a finite float, or a floating-point tensor of shape () or (H,).
+
+    Raises:
+        TypeError: `policy` cannot be called, `info` is no `CallInfo`, or the policy returned another type or dtype.
+        ValueError: the policy returned a number that is not finite, or a tensor of another shape.
+    """
     if not isinstance(info, CallInfo):
-        raise TypeError(f"info={info!r}: a CallInfo is needed")
+        raise TypeError(expected("info", "a CallInfo", info))
     if policy is None:
         return None
     require_policy("policy", policy)
@@ -68,16 +99,16 @@ def resolve_scale(policy: Policy | None, info: CallInfo) -> Scale:
     if isinstance(scale, torch.Tensor):
         if scale.is_floating_point() and tuple(scale.shape) in ((), (info.num_heads,)):
             return scale
-        returned = f"a tensor of {scale.dtype} and shape {tuple(scale.shape)}"
+        got = f"a tensor of {scale.dtype} and shape {tuple(scale.shape)}"
         error: type[Exception] = ValueError if scale.is_floating_point() else TypeError
     elif scale is None:
         return None
     else:
         if isinstance(scale, Real) and not isinstance(scale, bool) and math.isfinite(scale):
             return float(scale)
-        returned = repr(scale)
+        got = repr(scale)
         error = ValueError if isinstance(scale, float) else TypeError
     raise error(
-        f"scale policy {policy!r} returned {returned} for layer {info.layer!r}: None, a finite number, or a "
-        f"floating-point tensor of shape () or ({info.num_heads},), one scale a head, is needed"
+        f"scale of policy {policy!r} for layer {info.layer!r}: expected None, a finite number, or a floating-point "
+        f"tensor of shape () or ({info.num_heads},), got {got}"
     )

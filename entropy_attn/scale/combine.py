@@ -1,4 +1,4 @@
-"""Policies made of policies: for some steps, for some layers, several at once."""
+"""Policies made of policies: for some steps, for some layers, several multiplied."""
 
 from __future__ import annotations
 
@@ -8,17 +8,24 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from entropy_attn.scale.call import CallInfo, Policy, Scale, needs_train_tokens, resolve_scale
-from entropy_attn.validation import require_int, require_policy
+from entropy_attn.validation import expected, require_int, require_policy
 
 
 @dataclass(frozen=True)
 class Steps:
-    """A policy in a window of denoising steps: start <= step < stop, counted from 0.
+    """A policy for a window of denoising steps: start <= step < stop, counted from 0.
 
-    Layout is settled in the first steps and detail in the last, so that a scale may be wanted in one of them only.
+    The first steps decide the layout and the last ones the detail, so a scale may be useful in one of them only.
 
-    stop: None is the end of the generation.
-    otherwise: the policy in all other steps; None leaves them the model's own scale.
+    Args:
+        policy: the policy inside the window.
+        start: first step of the window.
+        stop: first step after the window; None is the end of the generation.
+        otherwise: the policy of all other steps; None keeps the model's default scale.
+
+    Raises:
+        TypeError: `policy` or `otherwise` cannot be called, or `start` or `stop` is no integer.
+        ValueError: `start` is negative, or `stop` is not greater than `start`.
     """
 
     policy: Policy
@@ -36,22 +43,41 @@ class Steps:
 
     @property
     def needs_train_tokens(self) -> bool:
+        """Whether one of the policies reads `CallInfo.train_tokens`.
+
+        Returns:
+            True or False.
+        """
         return needs_train_tokens(self.policy) or needs_train_tokens(self.otherwise)
 
     def __call__(self, info: CallInfo) -> Scale:
+        """The scale of one call.
+
+        Args:
+            info: the attention call.
+
+        Returns:
+            What the policy of this step returns; None for the model's default scale.
+        """
         inside = self.start <= info.step and (self.stop is None or info.step < self.stop)
         return resolve_scale(self.policy if inside else self.otherwise, info)
 
 
 @dataclass(frozen=True)
 class Layers:
-    """A policy for each pattern of layer names, such as {"mid_block": LogN(strength=2), r"attn1$": LogN()}.
+    """A policy per pattern of layer names, such as {"mid_block": LogN(strength=2), r"attn1$": LogN()}.
 
-    The patterns are searched for in the layer's name, and the first that is found decides. `apply(layers=...)` comes
-    before it: by its default no policy is asked about cross-attention.
+    The first pattern that `re.search` finds in the layer's name decides. `apply(layers=...)` is applied before: by
+    default no policy is called for cross-attention.
 
-    policies: {regular expression: policy}, or pairs of them; None for a policy leaves the model's own scale.
-    otherwise: the policy of layers that no pattern fits; None leaves the model's own scale.
+    Args:
+        policies: {regular expression: policy}, or an iterable of such pairs. The policy None keeps the model's default
+            scale.
+        otherwise: the policy of layers that match no pattern; None keeps the model's default scale.
+
+    Raises:
+        TypeError: `policies` is no mapping or iterable of pairs, a pattern is no string, or a policy cannot be called.
+        ValueError: `policies` is empty, or a pattern is not a valid regular expression.
     """
 
     policies: Mapping[str, Policy | None] | Iterable[tuple[str, Policy | None]]
@@ -62,16 +88,18 @@ class Layers:
         try:
             pairs = tuple((pattern, policy) for pattern, policy in given)
         except (TypeError, ValueError):
-            raise TypeError(f"policies={self.policies!r}: {{regular expression: policy}} is needed") from None
+            raise TypeError(expected("policies", "{regular expression: policy}", self.policies)) from None
         if not pairs:
-            raise ValueError("policies={}: at least one pattern with its policy is needed")
+            raise ValueError(expected("policies", "at least one pattern with its policy", self.policies))
         for pattern, policy in pairs:
             if not isinstance(pattern, str):
-                raise TypeError(f"policies: {pattern!r} is no regular expression")
+                raise TypeError(expected("policies", "regular expressions as keys", pattern))
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"policies: {pattern!r} is not a regular expression: {error}") from None
+                raise ValueError(
+                    f"{expected('policies', 'valid regular expressions as keys', pattern)}: {error}"
+                ) from None
             if policy is not None:
                 require_policy(f"policies[{pattern!r}]", policy)
         if self.otherwise is not None:
@@ -80,9 +108,22 @@ class Layers:
 
     @property
     def needs_train_tokens(self) -> bool:
+        """Whether one of the policies reads `CallInfo.train_tokens`.
+
+        Returns:
+            True or False.
+        """
         return any(needs_train_tokens(policy) for _, policy in self.policies) or needs_train_tokens(self.otherwise)
 
     def __call__(self, info: CallInfo) -> Scale:
+        """The scale of one call.
+
+        Args:
+            info: the attention call.
+
+        Returns:
+            What the policy of this layer returns; None for the model's default scale.
+        """
         for pattern, policy in self.policies:
             if re.search(pattern, info.layer):
                 return resolve_scale(policy, info)
@@ -91,19 +132,25 @@ class Layers:
 
 @dataclass(frozen=True, init=False)
 class Product:
-    """The policies' factors on 1/sqrt(head_dim), multiplied; a policy that leaves the model's own counts as 1.
+    """Several policies multiplied: (f1 * f2 * ...) / sqrt(D), with fi = sqrt(D) times the scale of policy i.
 
-    UltraImage's released settings for Flux are such a product: Product(LogN(count_text_tokens=True),
-    EntropyAdaptive(profile, lambda_min=1.1)).
+    A policy that returns None counts as 1. UltraImage (arXiv 2512.04504) uses such a product in its published settings
+    for Flux: Product(LogN(count_text_tokens=True), EntropyAdaptive(profile, lambda_min=1.1)).
+
+    Args:
+        policies: at least one policy, as positional arguments.
+
+    Raises:
+        TypeError: no policy is given, or one cannot be called.
     """
 
     policies: tuple[Policy, ...]
 
     def __init__(self, *policies: Policy):
         if not policies:
-            raise TypeError("Product(): at least one policy is needed")
-        for place, policy in enumerate(policies):
-            require_policy(f"policies[{place}]", policy)
+            raise TypeError(expected("policies", "at least one policy", policies))
+        for index, policy in enumerate(policies):
+            require_policy(f"policies[{index}]", policy)
         object.__setattr__(self, "policies", policies)
 
     def __repr__(self) -> str:
@@ -111,9 +158,22 @@ class Product:
 
     @property
     def needs_train_tokens(self) -> bool:
+        """Whether one of the policies reads `CallInfo.train_tokens`.
+
+        Returns:
+            True or False.
+        """
         return any(map(needs_train_tokens, self.policies))
 
     def __call__(self, info: CallInfo) -> Scale:
+        """The scale of one call.
+
+        Args:
+            info: the attention call.
+
+        Returns:
+            The scale, one per head if a policy returns one per head; None if every policy returns None.
+        """
         root = math.sqrt(info.head_dim)
         scales = [resolve_scale(policy, info) for policy in self.policies]
         factors = [scale * root for scale in scales if scale is not None]

@@ -1,4 +1,4 @@
-"""Token counts and the sizes of latents: which grid a UNet's layer sees, and how many tokens it had in training."""
+"""The token grid of a UNet's layer, and its token count at the training size."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ from entropy_attn.validation import checked_size, require_int
 
 
 def token_grid(num_tokens: int, latent_size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of the tokens of a layer that sees `num_tokens` of a latent of this size (height, width).
+    """The grid of the tokens of a UNet's layer.
 
-    The layers of a UNet see the latent halved a whole number of times, an odd length rounded up each time. The number
-    of tokens says how often, to the nearest; tokens that were merged have no such grid.
+    A UNet's layer sees the latent halved k times, each odd length rounded up. k is the integer that fits `num_tokens`
+    best. Merged tokens have no such grid.
+
+    Args:
+        num_tokens: number of image tokens N of the layer.
+        latent_size: (height, width) of the latent, in cells.
+
+    Returns:
+        (rows, columns) of the grid.
 
     Raises:
-        TypeError, ValueError: not a whole number from 1, or not a pair of them.
+        TypeError: `num_tokens` is no integer, or `latent_size` no pair of integers.
+        ValueError: one of them is less than 1.
     """
     require_int("num_tokens", num_tokens, 1)
     height, width = checked_size("latent_size", latent_size)
@@ -25,15 +33,21 @@ def token_grid(num_tokens: int, latent_size: tuple[int, int]) -> tuple[int, int]
 def training_tokens(
     num_tokens: int, latent_size: tuple[int, int], train_size: tuple[int, int], *, halvings: int | None = None
 ) -> int:
-    """T of a layer that has `num_tokens` at `latent_size`: its tokens at the latent size used in training.
+    """The token count T of a UNet's layer at the training size: ceil(h / 2**k) * ceil(w / 2**k).
 
-    latent_size, train_size: (height, width) in latent cells.
-    halvings: how often the latent has been halved where the layer sees it, which its name says. It is needed where
-        tokens were merged, whose number does not say it: T is that of the layer without merging, as it was trained.
-        None goes by the number of tokens, to the nearest.
+    Args:
+        num_tokens: number of image tokens N of the layer at `latent_size`.
+        latent_size: (height, width) of the latent, in cells.
+        train_size: (h, w) of the latent in training, in cells.
+        halvings: k, how many times the latent was halved before this layer, as its name says. Give it where tokens are
+            merged: T is then the count without merging, as in training. None takes the k that fits `num_tokens` best.
+
+    Returns:
+        T.
 
     Raises:
-        TypeError, ValueError: not a whole number from 1 (halvings: from 0), or not a pair of them.
+        TypeError: a count is no integer, or a size no pair of integers.
+        ValueError: a count or a length is less than 1, or `halvings` less than 0.
     """
     require_int("num_tokens", num_tokens, 1)
     if halvings is not None:
@@ -47,7 +61,7 @@ def _downsampling(num_tokens: int, latent_size: tuple[int, int]) -> int:
     height, width = latent_size
     # More tokens than latent cells cannot come from halving.
     halvings = max(0, round(0.5 * math.log2(height * width / num_tokens)))
-    # What odd lengths add when rounded up can be a good part of a very small grid: then a neighbour fits exactly.
+    # Rounding up adds much to a very small grid: then a neighbouring k fits exactly.
     for candidate in (halvings, halvings + 1, halvings - 1):
         if math.ceil(height / 2**candidate) * math.ceil(width / 2**candidate) == num_tokens:
             return 2 ** max(0, candidate)

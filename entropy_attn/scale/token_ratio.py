@@ -1,4 +1,4 @@
-"""Policies that go by the number of tokens N against the number T at the training size."""
+"""Policies computed from the number of tokens N and the number T at the training size."""
 
 from __future__ import annotations
 
@@ -9,21 +9,26 @@ from typing import Literal
 import torch
 
 from entropy_attn.scale.call import CallInfo, Scale
-from entropy_attn.validation import checked_clamp, require_bool, require_finite, require_int, require_one_of
+from entropy_attn.validation import checked_clamp, require_bool, require_int, require_number, require_one_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenRatio:
-    """Base of the policies whose scale is f(N, T) / sqrt(head_dim); a subclass says what f is, in `_factor`.
+    """Base class of the policies f(N, T)**strength / sqrt(D); a subclass defines f in `_factor`.
 
-    N is the number of image tokens among the keys, T the same at the training size; f(T, T) = 1.
+    N is the number of image tokens among the keys, T that number at the training size; f(T, T) = 1. Counts less than 2
+    are taken as 2, because ln 1 = 0.
 
-    train_tokens: T. "auto" takes it from the call, layer by layer.
-    strength: exponent on f; 0 is no change, 1 the formula, more than 1 exaggerates.
-    direction: "up" only sharpens (pictures larger than the training size), "down" only flattens, "both" does both.
-    clamp: (low, high) bounds of f to the power of strength, applied last; either may be None.
+    Args:
+        train_tokens: T, an integer, or "auto" for `CallInfo.train_tokens` of each call.
+        strength: exponent on f: 0 is no change, 1 the formula, more than 1 exaggerates it.
+        direction: "up" only sharpens (N > T), "down" only flattens (N < T), "both" does both.
+        clamp: (low, high), bounds on f**strength, applied last; either may be None.
 
-    Counts below two tokens are taken as two, for the logarithm of one is zero.
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: `train_tokens` is less than 1, a number is not finite, `direction` is unknown, or `clamp` is not
+            0 <= low <= high.
     """
 
     train_tokens: int | Literal["auto"] = "auto"
@@ -34,20 +39,40 @@ class TokenRatio:
     def __post_init__(self) -> None:
         if self.train_tokens != "auto":
             require_int("train_tokens", self.train_tokens, 1, "'auto' or ")
-        require_finite("strength", self.strength)
+        require_number("strength", self.strength)
         require_one_of("direction", self.direction, ("both", "up", "down"))
         if self.clamp is not None:
             object.__setattr__(self, "clamp", checked_clamp(self.clamp))
 
     @property
     def needs_train_tokens(self) -> bool:
+        """Whether T is read from `CallInfo.train_tokens`.
+
+        Returns:
+            True for `train_tokens="auto"`.
+        """
         return self.train_tokens == "auto"
 
     def __call__(self, info: CallInfo) -> Scale:
+        """The scale of one call.
+
+        Args:
+            info: the attention call.
+
+        Returns:
+            `ratio(info)` / sqrt(D).
+        """
         return self.ratio(info) / math.sqrt(info.head_dim)
 
     def ratio(self, info: CallInfo) -> float | torch.Tensor:
-        """The scale as a multiple of 1/sqrt(head_dim). In code that is being compiled it is a 0-d tensor."""
+        """The factor on 1 / sqrt(D): f(N, T)**strength, limited by `direction` and `clamp`.
+
+        Args:
+            info: the attention call. It must state `train_tokens` if this policy's `train_tokens` is "auto".
+
+        Returns:
+            A float; a 0-d float64 tensor while torch.compile traces the call.
+        """
         tokens, train_tokens = self._token_counts(info)
         if torch.compiler.is_compiling():
             return self._traced_ratio(tokens, train_tokens)
@@ -60,11 +85,11 @@ class TokenRatio:
         return ratio if high is None else min(ratio, high)
 
     def _factor(self, ln_n: float | torch.Tensor, ln_t: float | torch.Tensor) -> float | torch.Tensor:
-        """f from ln N and ln T, by operators alone: they are floats, or 0-d tensors in code that is being compiled."""
+        """f from ln N and ln T: floats, or 0-d tensors under torch.compile, so operators only."""
         raise NotImplementedError
 
     def _traced_ratio(self, tokens: int, train_tokens: int) -> torch.Tensor:
-        """The same from symbolic counts: a float would be compiled in, and each new size compile the model anew."""
+        """`ratio` from symbolic counts: a float would be a constant in the graph, and each new size would recompile."""
         n, t = (torch.scalar_tensor(count, dtype=torch.float64) for count in (tokens, train_tokens))
         ratio = self._factor(n.clamp_min(2).log(), t.clamp_min(2).log()) ** self.strength
         if self.direction != "both":
@@ -78,22 +103,20 @@ class TokenRatio:
         if self.train_tokens != "auto":
             return tokens, int(self.train_tokens)
         if info.train_tokens is None:
-            own = type(self).__name__
+            name = type(self).__name__
             if info.kind == "cross":
-                cause = f"its keys are text tokens, whose number at training is not known: give {own}(train_tokens=...)"
+                cause = f"its keys are text tokens, whose number in training is unknown: give {name}(train_tokens=...)"
             else:
-                cause = f"its tokens at training are not known: give apply(train_size=...) or {own}(train_tokens=...)"
-            raise ValueError(f"{own}(train_tokens='auto') on {info.kind}-attention layer {info.layer!r}: {cause}")
+                cause = (
+                    f"its token count in training is unknown: give apply(train_size=...) or {name}(train_tokens=...)"
+                )
+            raise ValueError(f"{name}(train_tokens='auto') on {info.kind}-attention layer {info.layer!r}: {cause}")
         return tokens, info.train_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class _KeyRatio(TokenRatio):
-    """May count all keys of joint attention.
-
-    count_text_tokens: in joint attention, count the text tokens in N and in T (T is then the call's image tokens at
-        the training size, plus its text tokens) instead of the image tokens alone.
-    """
+    """Adds `count_text_tokens`: count all keys of joint attention."""
 
     count_text_tokens: bool = False
 
@@ -105,23 +128,34 @@ class _KeyRatio(TokenRatio):
         tokens, train_tokens = super()._token_counts(info)
         if not self.count_text_tokens or info.kind != "joint":
             return tokens, train_tokens
-        # A T that was given is the whole count.
-        own = train_tokens + info.text_tokens if self.train_tokens == "auto" else train_tokens
-        return tokens + info.text_tokens, own
+        # An explicit T is the whole count.
+        text = info.text_tokens if self.train_tokens == "auto" else 0
+        return tokens + info.text_tokens, train_tokens + text
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogN(_KeyRatio):
-    """Entropy-preserving scale for pictures of another size than the training size.
+    """Entropy-preserving scale for images of another size than the training size: sqrt(ln N / ln T) / sqrt(D).
 
-    sqrt(ln N / ln T) / sqrt(head_dim), N being the tokens attended to and T the same at the training size: equal to
-    1/sqrt(head_dim) at N = T and rising with N. From Jin et al., "Training-free Diffusion Model Adaptation for
-    Variable-Sized Text-to-Image Synthesis", NeurIPS 2023, arXiv 2306.08645. Lumina-Next calls it proportional
-    attention, and I-Max (arXiv 2410.07536) and HiFlow take it to Flux with `count_text_tokens=True`.
+    N is the number of image tokens among the keys, T that number at the training size. The scale is 1 / sqrt(D) at
+    N = T and rises with N.
 
-    train_tokens, strength, direction, clamp: as in `TokenRatio`. strength=2 is `LogNoRoot`.
-    count_text_tokens: in joint attention, count the text tokens in N and in T (T is then the call's image tokens at
-        the training size, plus its text tokens) instead of the image tokens alone.
+    Source: Jin et al., "Training-free Diffusion Model Adaptation for Variable-Sized Text-to-Image Synthesis", NeurIPS
+    2023, arXiv 2306.08645, the scaling factor lambda = sqrt(log_T N / d). Lumina-Next calls it proportional attention;
+    I-Max (arXiv 2410.07536) and HiFlow use it in Flux with `count_text_tokens=True`. strength=2 is `LogNoRoot`.
+
+    Args:
+        train_tokens: T, an integer, or "auto" for `CallInfo.train_tokens` of each call.
+        strength: exponent on f: 0 is no change, 1 the formula, more than 1 exaggerates it.
+        direction: "up" only sharpens (N > T), "down" only flattens (N < T), "both" does both.
+        clamp: (low, high), bounds on f**strength, applied last; either may be None.
+        count_text_tokens: in joint attention, count the text tokens in N and in T as well; a `train_tokens` that is
+            given is then the whole count.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: `train_tokens` is less than 1, a number is not finite, `direction` is unknown, or `clamp` is not
+            0 <= low <= high.
     """
 
     train_tokens: int | Literal["auto"] = field(default="auto", kw_only=False)
@@ -132,10 +166,23 @@ class LogN(_KeyRatio):
 
 @dataclass(frozen=True, kw_only=True)
 class LogNoRoot(_KeyRatio):
-    """The paper's logarithm without its root: (ln N / ln T) / sqrt(head_dim).
+    """`LogN` without the square root: (ln N / ln T) / sqrt(D).
 
-    What the attention-temperature nodes for ComfyUI compute, one of which notes that it is too strong above 1.5 times
-    the training size. Options as in `LogN`, of which this is strength=2.
+    Source: attention-temperature nodes for ComfyUI; one notes that it is too strong above 1.5 times the training size.
+    The same as `LogN` with strength=2.
+
+    Args:
+        train_tokens: T, an integer, or "auto" for `CallInfo.train_tokens` of each call.
+        strength: exponent on f: 0 is no change, 1 the formula, more than 1 exaggerates it.
+        direction: "up" only sharpens (N > T), "down" only flattens (N < T), "both" does both.
+        clamp: (low, high), bounds on f**strength, applied last; either may be None.
+        count_text_tokens: in joint attention, count the text tokens in N and in T as well; a `train_tokens` that is
+            given is then the whole count.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: `train_tokens` is less than 1, a number is not finite, `direction` is unknown, or `clamp` is not
+            0 <= low <= high.
     """
 
     def _factor(self, ln_n: float | torch.Tensor, ln_t: float | torch.Tensor) -> float | torch.Tensor:
@@ -144,19 +191,31 @@ class LogNoRoot(_KeyRatio):
 
 @dataclass(frozen=True, kw_only=True)
 class Power(_KeyRatio):
-    """A power of the token ratio: (N / T)**p / sqrt(head_dim).
+    """A power of the token ratio: (N / T)**p / sqrt(D).
 
-    No paper stands behind it: it is a knob for trying scales that rise faster than the logarithm's. Near N = T,
-    p = 1 / (2 ln T) is as steep as `LogN` (0.06 for T = 4096). Options as in `LogN`.
+    Source: none; it is for trying scales that rise faster than a logarithm. Near N = T, p = 1 / (2 ln T) is as steep as
+    `LogN` (0.06 for T = 4096).
 
-    p: the exponent; 0 is no change. Twice p is the exponent on the ratio of the pictures' sides.
+    Args:
+        p: the exponent; 0 is no change. 2 * p is the exponent on the ratio of the images' sides.
+        train_tokens: T, an integer, or "auto" for `CallInfo.train_tokens` of each call.
+        strength: exponent on f: 0 is no change, 1 the formula, more than 1 exaggerates it.
+        direction: "up" only sharpens (N > T), "down" only flattens (N < T), "both" does both.
+        clamp: (low, high), bounds on f**strength, applied last; either may be None.
+        count_text_tokens: in joint attention, count the text tokens in N and in T as well; a `train_tokens` that is
+            given is then the whole count.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: `train_tokens` is less than 1, a number is not finite, `direction` is unknown, or `clamp` is not
+            0 <= low <= high.
     """
 
     p: float = field(kw_only=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_finite("p", self.p)
+        require_number("p", self.p)
 
     def _factor(self, ln_n: float | torch.Tensor, ln_t: float | torch.Tensor) -> float | torch.Tensor:
         return math.e ** (self.p * (ln_n - ln_t))
@@ -164,16 +223,27 @@ class Power(_KeyRatio):
 
 @dataclass(frozen=True, kw_only=True)
 class YaRN(TokenRatio):
-    """The attention temperature of YaRN: (0.1 ln s + 1)**2 / sqrt(head_dim), s = sqrt(N / T) being the ratio of sides.
+    """The attention temperature of YaRN: (0.1 ln s + 1)**2 / sqrt(D), with s = sqrt(N / T), the ratio of sides.
 
-    From Peng et al., "YaRN: Efficient Context Window Extension of Large Language Models", ICLR 2024, arXiv 2309.00071,
-    whose fit 0.1 ln s + 1 multiplies queries and keys alike, hence the square; s is their ratio of context lengths.
-    DyPE (Issachar et al., arXiv 2510.20766) does so in Flux, axis by axis of the rotary embedding and with the ratio
-    along that axis, which leaves the channels of the third axis as they are; here it is one number for all channels,
-    with the geometric mean of the two ratios. Positions are not touched: neither method is whole without its own.
+    Source: Peng et al., "YaRN: Efficient Context Window Extension of Large Language Models", ICLR 2024, arXiv
+    2309.00071. Its fit sqrt(1 / t) = 0.1 ln s + 1, with s the ratio of context lengths, multiplies queries and keys
+    both, hence the square. DyPE (Issachar et al., arXiv 2510.20766) applies it in Flux per axis of the rotary embedding,
+    with the ratio along that axis, and leaves the channels of the third axis unchanged. Here one number, from the
+    geometric mean of the two ratios, applies to all channels. Both methods also change the position embedding; this
+    policy does not.
 
-    train_tokens, strength, direction, clamp: as in `TokenRatio`. The fit is for s >= 1, so that direction is "up"
-    unless something else is given. Text tokens are no part of the ratio.
+    The fit is for s >= 1, hence the default direction "up". Text tokens are never counted.
+
+    Args:
+        train_tokens: T, an integer, or "auto" for `CallInfo.train_tokens` of each call.
+        strength: exponent on f: 0 is no change, 1 the formula, more than 1 exaggerates it.
+        direction: "up" only sharpens (N > T), "down" only flattens (N < T), "both" does both.
+        clamp: (low, high), bounds on f**strength, applied last; either may be None.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: `train_tokens` is less than 1, a number is not finite, `direction` is unknown, or `clamp` is not
+            0 <= low <= high.
     """
 
     direction: Literal["both", "up", "down"] = "up"

@@ -296,19 +296,25 @@ PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MO
         ([*PROFILE, "--sizes", "32x"], "size '32x'"),
         ([*PROFILE, "--sizes", ","], "at least one value"),
         ([*PROFILE, "--sizes", "32,32x32"], "the same size is given twice"),
-        ([*PROFILE, "--scales", "off,cosine"], "unknown scale 'cosine': give one of off, logn, lognoroot"),
-        ([*PROFILE, "--scale", "off", "--scale", "power"], "scale 'power': give p=..."),
-        ([*PROFILE, "--scale", "logn:strength=1:strength=2"], "strength is given twice"),
-        ([*PROFILE, "--scale", "yarn:clamp=2..1"], "scale 'yarn:clamp=2..1': clamp=(2, 1): low must not exceed high"),
-        ([*PROFILE, "--scale", "constant:factor=-1"], "factor=-1: more than 0 is needed; allow_nonpositive=True takes"),
-        ([*PROFILE, "--scale", "constant:factor=1..0"], "factor=0: more than 0 is needed"),
-        ([*PROFILE, "--scale", "logn:clamp=..-1"], "clamp=(None, -1): high must be more than 0"),
-        ([*PROFILE, "--scale", "off:steps=3"], "steps=3 is not START..STOP"),
-        ([*PROFILE, "--scale", "off:steps=3..1"], "stop=1: at least 4"),
-        ([*PROFILE, "--scale", "off:layers=("], "'(' is not a regular expression"),
-        ([*PROFILE, "--scale", "adaptive:profile=none.csv"], "profile='none.csv' cannot be read"),
+        ([*PROFILE, "--scales", "off,cosine"], "scale: expected one of off, logn, lognoroot"),
+        ([*PROFILE, "--scale", "off", "--scale", "power"], "scale 'power': expected p=..., got nothing"),
+        ([*PROFILE, "--scale", "logn:strength=1:strength=2"], "expected each option once, got strength twice"),
+        (
+            [*PROFILE, "--scale", "yarn:clamp=2..1"],
+            "scale 'yarn:clamp=2..1': clamp: expected a pair (low, high) with 0 <= low <= high",
+        ),
+        (
+            [*PROFILE, "--scale", "constant:factor=-1"],
+            "factor: expected a number > 0, got -1; allow_nonpositive=True accepts",
+        ),
+        ([*PROFILE, "--scale", "constant:factor=1..0"], "factor: expected a number > 0, got 0"),
+        ([*PROFILE, "--scale", "logn:clamp=..-1"], "and high > 0, either of which may be None, got (None, -1)"),
+        ([*PROFILE, "--scale", "off:steps=3"], "steps: expected START..STOP, such as 0..10, 5.. or ..5, got 3"),
+        ([*PROFILE, "--scale", "off:steps=3..1"], "stop: expected None or an integer >= 4, got 1"),
+        ([*PROFILE, "--scale", "off:layers=("], "valid regular expressions as keys, got '('"),
+        ([*PROFILE, "--scale", "adaptive:profile=none.csv"], "profile: cannot read 'none.csv'"),
         ([*PROFILE, "--scales", "off,off"], "'off' is given twice"),
-        ([*PROFILE, "--scales", "logn:warmth=2"], "'warmth=2' is not option=value with one of train_tokens, strength"),
+        ([*PROFILE, "--scales", "logn:warmth=2"], "expected option=value with one of train_tokens, strength"),
         ([*PROFILE, "--scales", "logn:direction=sideways"], "sideways"),
         ([*PROFILE, "--seeds", "0,x"], "--seeds '0,x'"),
         ([*PROFILE, "--steps", "0"], "--steps 0: at least 1 is needed"),
@@ -340,10 +346,10 @@ PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MO
         (["generate"], "--prompt"),
         ([*GENERATE, "--size", "33"], "size 33x33"),
         ([*GENERATE, "--size", "big"], "size 'big'"),
-        ([*GENERATE, "--scale", "other"], "unknown scale 'other'"),
+        ([*GENERATE, "--scale", "other"], "scale: expected one of off, logn"),
         ([*GENERATE, "--scale", "off", "--compare"], "--compare"),
-        ([*GENERATE, "--guidance", "tsan"], "unknown guidance 'tsan'"),
-        ([*GENERATE, "--guidance", "tsam:alpha=-1"], "alpha=-1"),
+        ([*GENERATE, "--guidance", "tsan"], "guidance: expected one of tsam, got 'tsan'"),
+        ([*GENERATE, "--guidance", "tsam:alpha=-1"], "alpha: expected a finite number >= 0, got -1"),
         ([*GENERATE, "--guidance", "tsam:beta=1"], "option=value"),
         ([*GENERATE, "--guidance", "tsam:target=1"], "option=value"),
         ([*GENERATE, "--guidance", "tsam:steps=9"], "steps=9 is not START..STOP"),
@@ -393,7 +399,7 @@ def test_bad_input_is_one_line_and_code_2(arguments, message, tiny_model, tmp_pa
 def test_a_refusal_through_the_interpreter_has_no_traceback():
     done = _run(["generate", "--prompt", "a", "--scale", "other"])
     assert done.returncode == 2 and done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1 and "unknown scale" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and "scale: expected one of" in done.stderr
 
 
 def test_a_missing_dependency_is_named(monkeypatch, capsys):
@@ -464,5 +470,5 @@ def test_scale_options_become_the_policy():
     assert parse_scale("yarn:layers=^mid|up_blocks.1:steps=0..5:strength=2") == Layers(
         {"^mid|up_blocks.1": Steps(YaRN(strength=2), 0, 5)}
     )
-    with pytest.raises(ValueError, match=r"profile='\.\./none\.csv' cannot be read"):
+    with pytest.raises(ValueError, match=r"profile: cannot read .\.\./none\.csv"):
         parse_scale("adaptive:profile=../none.csv")

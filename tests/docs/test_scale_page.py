@@ -35,7 +35,7 @@ def test_examples_of_the_command_line_are_policies():
     assert len(texts) >= 10
     for text in texts:
         if "profile=" in text:
-            with pytest.raises(ValueError, match="cannot be read"):
+            with pytest.raises(ValueError, match="cannot read"):
                 parse_scale(text)
         else:
             parse_scale(text)

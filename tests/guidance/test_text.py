@@ -76,11 +76,11 @@ def test_gradients_flow():
 @pytest.mark.parametrize(
     "changed, match",
     [
-        ({"attentions": torch.rand(2, 5, 5)}, "attentions must be"),
+        ({"attentions": torch.rand(2, 5, 5)}, "attentions: expected shape"),
         ({"attentions": torch.ones(2, 1, 5, 5, dtype=torch.long)}, "floating-point"),
-        ({"input_ids": IDS[:, :4]}, "input_ids must be"),
-        ({"eos_token_id": 7}, "eos_token_id=7"),
-        ({"variant": "other"}, "variant='other'"),
+        ({"input_ids": IDS[:, :4]}, "input_ids: expected shape"),
+        ({"eos_token_id": 7}, "eos_token_id: expected .*got 7"),
+        ({"variant": "other"}, "variant: expected .*got 'other'"),
     ],
 )
 def test_refusals(changed, match):

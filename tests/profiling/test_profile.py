@@ -180,7 +180,7 @@ def test_an_empty_plan_is_refused(change):
         ({"sizes": [16, (16, 16)]}, ValueError, "the same one is given twice"),
         ({"sizes": [2**20]}, ValueError, r"size 1048576x1048576 needs at least .* GiB \(weights .*VAE decode.*has"),
         ({"scales": "off"}, TypeError, "scales='off': a list"),
-        ({"scales": ["of"]}, ValueError, "unknown scale 'of'"),
+        ({"scales": ["of"]}, ValueError, "scale: expected one of .*got 'of'"),
         ({"scales": [0.2]}, TypeError, "a number is Fixed"),
         ({"scales": [None, "off"]}, ValueError, "'off' is given twice"),
         ({"seeds": [-1]}, ValueError, r"seeds=\[-1\]"),

@@ -135,20 +135,20 @@ def test_the_level_by_the_layers_name_is_the_one_that_the_tokens_say(model: str)
 
 @pytest.mark.parametrize(("given", "error"), [(-1, ValueError), (1.0, TypeError), (True, TypeError), ("1", TypeError)])
 def test_a_level_that_is_none(given: object, error: type[Exception]):
-    with pytest.raises(error, match=r"halvings="):
+    with pytest.raises(error, match=r"halvings: expected"):
         training_tokens(64, (32, 32), (16, 16), halvings=given)
 
 
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda: training_tokens(0, (8, 8), (8, 8)), "num_tokens=0"),
-        (lambda: training_tokens(2.5, (8, 8), (8, 8)), "num_tokens=2.5"),
-        (lambda: training_tokens(4, (8, 0), (8, 8)), r"latent_size=\(8, 0\)"),
-        (lambda: training_tokens(4, (8, 8), 8), "train_size=8"),
-        (lambda: training_tokens(4, (8, 8), (8, 8, 8)), "train_size="),
-        (lambda: token_grid(-4, (8, 8)), "num_tokens=-4"),
-        (lambda: token_grid(4, "88"), "latent_size='88'"),
+        (lambda: training_tokens(0, (8, 8), (8, 8)), "num_tokens: expected .*got 0"),
+        (lambda: training_tokens(2.5, (8, 8), (8, 8)), "num_tokens: expected .*got 2.5"),
+        (lambda: training_tokens(4, (8, 0), (8, 8)), r"latent_size: expected .*got \(8, 0\)"),
+        (lambda: training_tokens(4, (8, 8), 8), "train_size: expected .*got 8"),
+        (lambda: training_tokens(4, (8, 8), (8, 8, 8)), "train_size: expected"),
+        (lambda: token_grid(-4, (8, 8)), "num_tokens: expected .*got -4"),
+        (lambda: token_grid(4, "88"), "latent_size: expected .*got '88'"),
     ],
 )
 def test_counts_and_sizes_that_are_none(call, named):

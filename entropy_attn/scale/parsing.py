@@ -1,4 +1,4 @@
-"""Policies, and other choices with settings, as a line of text: 'logn:strength=0.5:steps=0..10'."""
+"""Parses a choice with options written as one line, such as the policy 'logn:strength=0.5:steps=0..10'."""
 
 from __future__ import annotations
 
@@ -9,11 +9,23 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from entropy_attn.validation import expected
+
 
 def parse_scale(text: str) -> Any:
-    """'name' or 'name:option=value:option=value' to a scale policy.
+    """Parse 'name' or 'name:option=value:option=value' into a scale policy.
 
-    Every policy takes steps=START..STOP and layers=REGEX besides its own options; the rest keeps the model's own scale.
+    Besides its parameters every policy takes steps=START..STOP and layers=REGEX. Other steps and layers keep the model's
+    default scale.
+
+    Args:
+        text: a name of `entropy_attn.scale.POLICIES` with options.
+
+    Returns:
+        The policy.
+
+    Raises:
+        ValueError: an unknown name or option, or a value that the policy refuses; the message quotes `text`.
     """
     from entropy_attn.scale import POLICIES
     from entropy_attn.scale.combine import Layers, Steps
@@ -22,7 +34,7 @@ def parse_scale(text: str) -> Any:
     if "steps" in windows:
         steps = windows["steps"]
         if not isinstance(steps, tuple):
-            raise ValueError(f"scale {text!r}: steps={steps} is not START..STOP, such as 0..10, 5.. or ..5")
+            raise ValueError(f"scale {text!r}: {expected('steps', 'START..STOP, such as 0..10, 5.. or ..5', steps)}")
         with _named("scale", text):
             policy = Steps(policy, steps[0] or 0, steps[1])
     if "layers" in windows:
@@ -39,24 +51,24 @@ def parse_choice(
     also: tuple[str, ...] = (),
     read: Mapping[str, Callable[[str], Any]] = MappingProxyType({}),
 ) -> tuple[Any, dict[str, Any]]:
-    """The choice with its options, and those of its options that are in `also`. `read` is for those with own syntax."""
+    """The choice made with its options, and the options named in `also`; `read` parses options of special syntax."""
     name, *pairs = text.strip().split(":")
     if name not in choices:
-        raise ValueError(f"unknown {what} {name!r}: give one of {', '.join(choices)}")
+        raise ValueError(f"{what}: expected one of {', '.join(choices)}, got {name!r}")
     fields = [field for field in dataclasses.fields(choices[name]) if field.name not in leave_out]
     allowed = [*(field.name for field in fields), *also]
     options = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or key not in allowed:
-            raise ValueError(f"{what} {text!r}: {pair!r} is not option=value with one of {', '.join(allowed)}")
+            raise ValueError(f"{what} {text!r}: expected option=value with one of {', '.join(allowed)}, got {pair!r}")
         if key in options:
-            raise ValueError(f"{what} {text!r}: {key} is given twice")
+            raise ValueError(f"{what} {text!r}: expected each option once, got {key} twice")
         with _named(what, text):
             options[key] = read.get(key, literal)(value)
     needed = [field.name for field in fields if field.default is dataclasses.MISSING and field.name not in options]
     if needed:
-        raise ValueError(f"{what} {text!r}: give {' and '.join(f'{name}=...' for name in needed)}")
+        raise ValueError(f"{what} {text!r}: expected {' and '.join(f'{name}=...' for name in needed)}, got nothing")
     others = {key: options.pop(key) for key in also if key in options}
     with _named(what, text):
         return choices[name](**options), others
@@ -64,7 +76,7 @@ def parse_choice(
 
 @contextlib.contextmanager
 def _named(what: str, text: str) -> Iterator[None]:
-    """Refusals say which option they are about."""
+    """Errors quote the text that they are about."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -76,7 +88,7 @@ def literal(text: str) -> Any:
     low, dots, high = text.partition("..")
     if dots:
         ends = literal(low or "none"), literal(high or "none")
-        # but "../profile.csv" is a path
+        # "../profile.csv" is a path.
         return text if any(isinstance(end, (str, tuple)) for end in ends) else ends
     try:
         return ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text.lower(), text))
