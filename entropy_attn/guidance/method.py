@@ -60,8 +60,8 @@ class Guidance:
         refine_at: steps with up to `refine_iters` additional updates before the normal one.
         refine_iters: number of those updates.
         map_size: (rows, columns) in tokens of the layers whose maps are averaged. None is the size of most
-            cross-attention layers; on a tie, the one nearest to a quarter of the latent's sides: (H / 32, W / 32) for an
-            image of H x W pixels in Stable Diffusion 1, 2 and XL.
+            cross-attention layers; on a tie, the one nearest to a quarter of the latent's sides: (H / 32, W / 32) for
+            an image of H x W pixels in Stable Diffusion 1, 2 and XL.
 
     Raises:
         TypeError: a setting has the wrong type.

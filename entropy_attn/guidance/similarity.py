@@ -29,14 +29,14 @@ def attention_similarity(
 ) -> Tensor:
     """S of one image: the normalized cosine similarities of its tokens' maps.
 
-    S_ij = C_ij / sum over k of C_ik, with C_ij the cosine of the smoothed maps of tokens i and j. In "paper" k runs over
-    all n tokens, in "released" over k <= i, because T is causal.
+    S_ij = C_ij / sum over k of C_ik, with C_ij the cosine of the smoothed maps of tokens i and j. In "paper" k runs
+    over all n tokens, in "released" over k <= i, because T is causal.
 
     Source: Kim, Esmaeili and Qiu, CVPR 2025, arXiv 2411.15236, Eq. 7.
 
     Args:
-        maps: (h * w, s) floating-point, the cross-attention probabilities A of one image, mean over heads and layers, in
-            row-major order.
+        maps: (h * w, s) floating-point, the cross-attention probabilities A of one image, mean over heads and layers,
+            in row-major order.
         size: (h, w).
         tokens: positions in the text of the n real tokens, a sequence or a 1-d integer tensor.
         variant: "released" or "paper".

@@ -44,8 +44,8 @@ def tsam_loss(T: Tensor, S: Tensor) -> Tensor:
 class TSAM(Guidance):
     """T-SAM: guidance by text self-attention maps. It needs no parser and no choice of words.
 
-    L is `tsam_loss` of T, the text encoder's self-attention, and S, the similarity of the cross-attention maps: the maps
-    of two words become as similar as the text encoder relates the words. Defaults are for 50 denoising steps.
+    L is `tsam_loss` of T, the text encoder's self-attention, and S, the similarity of the cross-attention maps: the
+    maps of two words become as similar as the text encoder relates the words. Defaults are for 50 denoising steps.
 
     Source: Kim, Esmaeili and Qiu, "Text Embedding is Not All You Need: Attention Control for Text-to-Image Semantic
     Alignment with Text Self-Attention Maps", CVPR 2025, arXiv 2411.15236, Eq. 14 and 15.

@@ -40,7 +40,7 @@ def update_latents(latents: Tensor, gradient: Tensor, step_size: float | Tensor)
 
 
 def step_size(alpha: float, step: int, num_steps: int, step_range: tuple[float, float] = (1.0, 0.5)) -> float:
-    """The step size alpha * sqrt(r_i), with r linear from `step_range[0]` at step 0 to `step_range[1]` at the last step.
+    """The step size alpha * sqrt(r_i), with r linear from `step_range[0]` to `step_range[1]` over the generation.
 
     Source: the authors' code of T-SAM (arXiv 2411.15236), which inherits it from Attend-and-Excite (arXiv 2301.13826).
     step_range=(1, 1) is the constant alpha of the T-SAM paper.

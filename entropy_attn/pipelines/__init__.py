@@ -1,4 +1,4 @@
-"""Loading a text-to-image pipeline by name, and sampling it with a scale policy and a recorder."""
+"""Loads a text-to-image pipeline by name, and samples from it with a scale policy and a recorder."""
 
 from __future__ import annotations
 

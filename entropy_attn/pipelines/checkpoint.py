@@ -1,4 +1,4 @@
-"""Where a checkpoint is, what kind of pipeline it holds, and in which dtype it was published."""
+"""Finds a checkpoint, the kind of its pipeline, and the dtype in which it was published."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STORED = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder or Hub id with its index, or a single file with that of its configuration."""
+    """A folder or Hub id with its index, or a single file with the index of its configuration."""
 
     model: str
     source: str
@@ -54,11 +54,13 @@ class Checkpoint:
             return DiffusionPipeline.from_pretrained(self._fetched(), **given, **self._absent(), variant=self.variant)
         except (OSError, ValueError, KeyError) as error:
             if self.variant is not None and "variant" in str(error):
-                raise ValueError(f"model {self.model!r} has no files of variant {self.variant!r}") from error
-            raise ValueError(f"model {self.model!r} cannot be loaded: {_why(error, self.model)}") from error
+                raise ValueError(
+                    f"variant: expected one of the files of {self.model!r}, got {self.variant!r}"
+                ) from error
+            raise ValueError(f"model: cannot load {self.model!r}: {_why(error, self.model)}") from error
 
     def stored_dtype(self) -> torch.dtype | None:
-        """Of the denoiser's weights, by the header of its file; None where they are in no .safetensors file."""
+        """The dtype of most of the denoiser's weights; None if they are not in a .safetensors file."""
         from safetensors import safe_open
 
         if self.single:
@@ -66,8 +68,8 @@ class Checkpoint:
         else:
             folder = Path(self._fetched()) / ("unet" if self.is_unet else "transformer")
             files = sorted(folder.glob("*.safetensors"))
-            own = [file for file in files if self.variant and f".{self.variant}." in file.name]
-            files = own or [file for file in files if file.stem.count(".") == 0] or files
+            of_variant = [file for file in files if self.variant and f".{self.variant}." in file.name]
+            files = of_variant or [file for file in files if file.stem.count(".") == 0] or files
         if not files:
             return None
         with safe_open(files[0], framework="pt") as file:
@@ -81,7 +83,7 @@ class Checkpoint:
         return _STORED.get(max(sizes, key=sizes.__getitem__)) if sizes else None
 
     def _fetched(self) -> str:
-        """The local folder, fetched if it is not here yet."""
+        """The local folder, downloaded if necessary."""
         if Path(self.source).is_dir():
             return self.source
         from diffusers import DiffusionPipeline
@@ -89,10 +91,10 @@ class Checkpoint:
         try:
             return str(DiffusionPipeline.download(self.source, variant=self.variant, revision=self.revision))
         except (OSError, ValueError) as error:
-            raise ValueError(f"model {self.model!r} cannot be fetched: {_why(error, self.model)}") from error
+            raise ValueError(f"model: cannot download {self.model!r}: {_why(error, self.model)}") from error
 
     def _absent(self) -> dict[str, None]:
-        """Parts that the index says are left out, as the third text encoder of Stable Diffusion 3 often is."""
+        """The components that the index leaves out, often the third text encoder of Stable Diffusion 3."""
         return {
             name: None
             for name, entry in self.index.items()
@@ -110,20 +112,20 @@ def find_checkpoint(
     config: str | None = None,
     anything: bool = False,
 ) -> Checkpoint:
-    """The checkpoint of a name, if it is one that can be sampled and routed; nothing large is read or fetched yet."""
+    """The checkpoint of a name, if it can be sampled and routed. Reads or downloads nothing large yet."""
     source = resolve(model)
     try:
         import diffusers  # noqa: F401
     except ImportError as error:
-        raise ImportError(f"model {model!r} needs diffusers: pip install 'entropy-attn[diffusers]'") from error
+        raise ImportError(f"model {model!r}: expected diffusers to be installed: pip install 'entropy-attn[diffusers]'") from error
     local = Path(source).exists()
     if revision is not None and local:
-        raise ValueError(f"revision={revision!r}: {model!r} is on this machine, and only a Hub id has revisions")
+        raise ValueError(f"revision: expected None, because {model!r} is a local path and not a Hub id, got {revision!r}")
     single = source.endswith(".safetensors")
     if config is not None and not single:
-        raise ValueError(f"config={config!r}: {model!r} has its own; a single .safetensors file needs one")
+        raise ValueError(f"config: expected None, because {model!r} is not a single .safetensors file, got {config!r}")
     if single and variant is not None:
-        raise ValueError(f"variant={variant!r}: a single file is but one")
+        raise ValueError(f"variant: expected None, because {model!r} is a single file, got {variant!r}")
     index = _index(model, (config or _config_of(source)) if single else source, None if single else revision)
     _check_kind(model, index, anything)
     return Checkpoint(model, source, index, variant, revision, config)
@@ -134,16 +136,16 @@ def resolve(model: str) -> str:
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / INDEX).is_file():
-            raise ValueError(f"model {model!r} is a folder without {INDEX}, so not a diffusers pipeline")
+            raise ValueError(f"model: expected a diffusers folder with {INDEX}, got {model!r}, a folder without it")
         return str(path)
     if path.is_file():
         if path.suffix != ".safetensors":
-            raise ValueError(f"model {model!r} is a file of another kind than .safetensors")
+            raise ValueError(f"model: expected a .safetensors file, got {model!r}")
         return str(path)
     if model.startswith((".", "~", os.sep)) or path.suffix == ".safetensors" or not _HUB_ID.fullmatch(model):
         raise ValueError(
-            f"unknown model {model!r}: no such folder or file; give {SHAPES!r}, a diffusers folder, a Hub id or a "
-            ".safetensors file"
+            f"model: expected {SHAPES!r}, a diffusers folder, a Hub id or a .safetensors file, got {model!r}, which is "
+            "no such folder or file"
         )
     return model
 
@@ -163,15 +165,17 @@ def _index(model: str, source: str, revision: str | None) -> dict[str, Any]:
         try:
             path = Path(hf_hub_download(source, INDEX, revision=revision)).parent
         except (OSError, ValueError) as error:
-            raise ValueError(f"unknown model {model!r}: not {SHAPES!r}, not a folder; {_why(error, source)}") from error
+            raise ValueError(
+                f"model: expected {SHAPES!r}, a folder or a Hub id, got {model!r}: {_why(error, source)}"
+            ) from error
     try:
         return json.loads((path / INDEX).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"model {model!r}: {INDEX} cannot be read: {first_line(error)}") from error
+        raise ValueError(f"model: cannot read {INDEX} of {model!r}: {first_line(error)}") from error
 
 
 def _why(error: BaseException, source: str) -> str:
-    """What was missing: the network, the repository, a revision or a file."""
+    """The cause: the network, the repository, a revision or a file is missing."""
     from huggingface_hub import errors
 
     chain: list[BaseException] = []
@@ -180,22 +184,22 @@ def _why(error: BaseException, source: str) -> str:
         chain.append(link)
         link = link.__cause__ or link.__context__
     for kinds, words in (
-        ((errors.OfflineModeIsEnabled,), "the Hub was not asked, for HF_HUB_OFFLINE is set, and no copy is here"),
-        ((errors.GatedRepoError,), f"the Hub gives {source} only to those who have accepted its terms: log in"),
+        ((errors.OfflineModeIsEnabled,), "HF_HUB_OFFLINE is set, and there is no local copy"),
+        ((errors.GatedRepoError,), f"the Hub requires you to accept the terms of {source} and to log in"),
         ((errors.RepositoryNotFoundError,), f"the Hub has no repository {source}, or it is private"),
         ((errors.RevisionNotFoundError,), f"the repository {source} has no such revision"),
     ):
         if any(isinstance(each, kinds) for each in chain):
             return words
     if any(_is_of_the_network(each) for each in chain):
-        return "the Hub could not be reached, and no copy is here: is there a network?"
+        return "the Hub could not be reached, and there is no local copy: check the network"
     if any(isinstance(each, errors.EntryNotFoundError) for each in chain):
         return f"the repository {source} lacks a file ({first_line(error)})"
     return first_line(error)
 
 
 def _is_of_the_network(error: BaseException) -> bool:
-    """By their names, for the Hub's client has changed the library that it speaks through."""
+    """Compares class names, because the Hub's client changed its HTTP library."""
     if isinstance(error, (ConnectionError, TimeoutError)):
         return True
     names = {cls.__name__ for cls in type(error).__mro__}
@@ -203,7 +207,7 @@ def _is_of_the_network(error: BaseException) -> bool:
 
 
 def _config_of(source: str) -> str:
-    """The Hub id whose configuration a single file has, as diffusers takes it by the names of its weights."""
+    """The Hub id with the configuration of a single file, which diffusers infers from the names of its weights."""
     from safetensors import safe_open
 
     from entropy_attn.integrations.diffusers.private import config_of_single_file
@@ -212,9 +216,9 @@ def _config_of(source: str) -> str:
         with safe_open(source, framework="pt") as file:
             return config_of_single_file({name: file.get_slice(name) for name in file.keys()})
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"model {source!r}: diffusers does not know it by its weights: give config=") from error
-    except Exception as error:  # of safetensors, which says no more than what is wrong with the bytes
-        raise ValueError(f"model {source!r} is no .safetensors file: {first_line(error)}") from error
+        raise ValueError(f"config: expected a folder or Hub id, because diffusers does not recognize {source!r}, got None") from error
+    except Exception as error:  # safetensors raises its exception class for any invalid bytes
+        raise ValueError(f"model: expected a .safetensors file, got {source!r}: {first_line(error)}") from error
 
 
 def _check_kind(model: str, index: dict[str, Any], anything: bool) -> None:
@@ -226,7 +230,7 @@ def _check_kind(model: str, index: dict[str, Any], anything: bool) -> None:
     part = index.get("unet") or index.get("transformer") or (None, None)
     two = (index.get("transformer_2") or (None, None))[1]
     reasons = {
-        f"whose denoiser is none of {', '.join(served)}": part[1] not in served,
+        f"whose denoiser is not one of {', '.join(served)}": part[1] not in served,
         "which has two denoisers": two is not None,
     }
     if not anything:
@@ -234,12 +238,12 @@ def _check_kind(model: str, index: dict[str, Any], anything: bool) -> None:
             "which has no VAE": not (index.get("vae") or index.get("vqvae")),
             **reasons,
             "which takes no prompt": "prompt" not in arguments,
-            "which makes videos": "num_frames" in arguments,
+            "which generates videos": "num_frames" in arguments,
         }
-    wanted = "a pipeline that makes pictures" if anything else "a pipeline from text to pictures"
+    wanted = "a pipeline that generates images" if anything else "a text-to-image pipeline"
     for reason, holds in reasons.items():
         if holds:
-            raise ValueError(f"model {model!r} is a {kind}, {reason}: {wanted} is needed")
+            raise ValueError(f"model: expected {wanted}, got {model!r}, a {kind}, {reason}")
 
 
 def _call_arguments(kind: str) -> list[str]:

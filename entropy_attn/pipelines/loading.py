@@ -1,4 +1,4 @@
-"""From a model's name to a pipeline that is ready to sample."""
+"""Loads a pipeline by the name of its model."""
 
 from __future__ import annotations
 
@@ -28,24 +28,35 @@ def load_pipeline(
     loras: Sequence[tuple[str, float]] = (),
     anything: bool = False,
 ) -> Any:
-    """Load `model`: "shapes" (the embedded one), a local diffusers folder, a Hub id, or a single .safetensors file.
+    """Load a pipeline.
 
-    dtype: None is what the checkpoint was published in; see `published_dtype`.
-    variant, revision: which files of a folder or Hub id, and of which commit of the latter.
-    config: for a single file, the folder or Hub id with its configuration; None is what diffusers takes it for.
-    offload: "model" or "sequential", to keep on the device only what runs.
-    vae_tiling: decode in tiles.
-    scheduler: class of diffusers, which takes over the settings of the pipeline's own.
-    loras: (file, folder or Hub id, weight) of each.
-    anything: also pipelines without text, or of videos.
+    Its kind is read from the small index file, before any weights are downloaded.
 
-    Raises `ValueError` where there is no such model, or none from text to pictures that can be routed; the kind is read
-    from the small index file, before any weights are fetched.
+    Args:
+        model: "shapes" (the embedded model), a local diffusers folder, a Hub id, or a .safetensors file.
+        device: device of the pipeline, such as "cuda".
+        dtype: dtype of the weights; None is the one in which they were published, see `published_dtype`.
+        variant: variant of the files of a folder or Hub id, such as "fp16".
+        revision: commit, branch or tag of a Hub id.
+        config: folder or Hub id with the configuration of a single file; None lets diffusers infer it.
+        offload: "model" or "sequential" keeps only the running parts on the device; None keeps all of them there.
+        vae_tiling: decode in tiles.
+        scheduler: name of a diffusers scheduler class; it takes over the settings of the pipeline's scheduler.
+        loras: (file, folder or Hub id; weight) of each LoRA.
+        anything: also load pipelines without a prompt, and of videos.
+
+    Returns:
+        The diffusers pipeline.
+
+    Raises:
+        ValueError: there is no such model, it is not a text-to-image pipeline that can be routed, or an option does not
+            fit it.
+        ImportError: diffusers, or peft for `loras`, is not installed.
     """
     if model == SHAPES:
         for name, given in {"variant": variant, "revision": revision, "config": config}.items():
             if given is not None:
-                raise ValueError(f"{name}={given!r}: the embedded model has but one")
+                raise ValueError(f"{name}: expected None for the embedded model, got {given!r}")
         from entropy_attn import shapes
 
         pipe = shapes.load_pipeline(dtype=dtype or torch.float32)
@@ -59,16 +70,16 @@ def load_pipeline(
     if vae_tiling:
         vae = getattr(pipe, "vae", None)
         if not hasattr(vae, "enable_tiling"):
-            raise ValueError(f"vae_tiling: the VAE of {type(pipe).__name__} cannot decode in tiles")
+            raise ValueError(f"vae_tiling: expected False, because the VAE of {type(pipe).__name__} has no tiling, got True")
         vae.enable_tiling()
     return _placed(pipe, device, offload)
 
 
 def published_dtype(checkpoint: Checkpoint, device: str) -> torch.dtype:
-    """The dtype to compute in: that of the published weights, where the device is made for it.
+    """The dtype to compute in: that of the published weights, if it suits the device.
 
-    bfloat16 stays that everywhere. float16 is what it is on a GPU, and float32 on a CPU. float32 is too large for most
-    GPUs, so that there UNets, which were made for it, get float16, and transformers, which overflow it, bfloat16.
+    bfloat16 stays bfloat16. float16 stays float16 on a GPU and becomes float32 on a CPU. float32 is too large for most
+    GPUs: there UNets, which run well in float16, get float16, and transformers, which overflow it, get bfloat16.
     """
     stored = checkpoint.stored_dtype()
     if stored == torch.bfloat16:
@@ -81,12 +92,12 @@ def published_dtype(checkpoint: Checkpoint, device: str) -> torch.dtype:
 def _set_scheduler(pipe: Any, name: str) -> None:
     import diffusers
 
-    own = type(pipe.scheduler)
-    allowed = {each.__name__: each for each in [own, *getattr(pipe.scheduler, "compatibles", [])]}
+    current = type(pipe.scheduler)
+    allowed = {each.__name__: each for each in [current, *getattr(pipe.scheduler, "compatibles", [])]}
     if name not in allowed:
         known = isinstance(getattr(diffusers, name, None), type)
-        why = f"is made for other models than {type(pipe).__name__}" if known else "is no scheduler of diffusers"
-        raise ValueError(f"scheduler {name!r} {why}: give one of {', '.join(sorted(allowed))}")
+        why = f"which does not fit {type(pipe).__name__}" if known else "which is no scheduler of diffusers"
+        raise ValueError(f"scheduler: expected one of {', '.join(sorted(allowed))}, got {name!r}, {why}")
     pipe.scheduler = allowed[name].from_config(pipe.scheduler.config)
 
 
@@ -94,21 +105,21 @@ def _add_loras(pipe: Any, loras: Sequence[tuple[str, float]]) -> None:
     if not loras:
         return
     if not hasattr(pipe, "load_lora_weights"):
-        raise ValueError(f"lora: {type(pipe).__name__} takes none")
+        raise ValueError(f"lora: expected none, because {type(pipe).__name__} loads no LoRA, got {loras!r}")
     try:
         import peft  # noqa: F401
     except ImportError as error:
-        raise ImportError("lora needs peft: pip install 'peft>=0.13'") from error
+        raise ImportError("lora: expected peft to be installed: pip install 'peft>=0.13'") from error
     names = []
     for number, (source, _) in enumerate(loras):
         path = Path(source).expanduser()
         if not path.exists() and (source.startswith((".", "/", "~")) or path.suffix):
-            raise ValueError(f"lora {source!r}: no such file or folder")
+            raise ValueError(f"lora: expected a file, a folder or a Hub id, got {source!r}, which does not exist")
         names.append(f"lora{number}")
         try:
             pipe.load_lora_weights(str(path) if path.exists() else source, adapter_name=names[-1])
         except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"lora {source!r} cannot be loaded: {first_line(error)}") from error
+            raise ValueError(f"lora: cannot load {source!r}: {first_line(error)}") from error
     pipe.set_adapters(names, [weight for _, weight in loras])
 
 
@@ -120,12 +131,12 @@ def _placed(pipe: Any, device: str, offload: str | None) -> Any:
     elif offload == "sequential":
         pipe.enable_sequential_cpu_offload(device=device)
     else:
-        raise ValueError(f"offload={offload!r}: None, 'model' or 'sequential' is needed")
+        raise ValueError(f"offload: expected None, 'model' or 'sequential', got {offload!r}")
     return pipe
 
 
 def quiet_libraries() -> None:
-    """Keep the progress bars and advice of the libraries below out of a command's own output."""
+    """Turn off the progress bars and log messages of diffusers, transformers and huggingface_hub."""
     with contextlib.suppress(ImportError):
         import diffusers
         import huggingface_hub

@@ -1,6 +1,6 @@
-"""How much memory a picture needs at the least, by arithmetic on shapes: enough to refuse what cannot be made.
+"""The least memory that an image needs, computed from shapes, to refuse sizes that cannot run.
 
-Every figure is a lower bound of what is held at one moment, so that nothing is refused that would run.
+Every figure is a lower bound of the memory in use at one moment, so no size that would run is refused.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ import torch
 from entropy_attn.integrations.diffusers.models.table import denoiser_of, latent_factor, model_of
 
 GIB = 2**30
-_HELD = 2  # tensors: what goes into an operation, and what comes out
+_HELD = 2  # tensors in memory: input and output of an operation
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes, each a lower bound.
+    """Lower bounds in bytes.
 
-    weights: that stay on the device. latents: of all pictures. denoiser: the activations at its finest level, for both
-    halves of a guided batch where it has them as one. decode: of one picture at a time, by the VAE's last level.
+    Args:
+        weights: the weights that stay on the device.
+        latents: the latents of all images.
+        denoiser: activations at the denoiser's finest level, of all images.
+        decode: activations of the VAE's last level, one image at a time.
     """
 
     weights: int
@@ -41,7 +44,7 @@ class Needs:
 
 
 def memory_needed(pipe: Any, size: tuple[int, int], pictures: int = 1) -> Needs:
-    """For so many pictures of (height, width) pixels in one batch."""
+    """The memory for one batch of images of (height, width) pixels."""
     denoiser = denoiser_of(pipe)
     model = model_of(denoiser)
     factor = latent_factor(pipe)
@@ -53,7 +56,7 @@ def memory_needed(pipe: Any, size: tuple[int, int], pictures: int = 1) -> Needs:
         tokens, width = rows * columns, config.block_out_channels[0]
     else:
         tokens, width = model.picture_tokens(config, (rows, columns)), _width(denoiser)
-    # What the first convolution or projection makes of the latent, and what the first block makes of that.
+    # The outputs of the first convolution or projection, and of the first block.
     activations = _HELD * tokens * width * item * pictures
     return Needs(
         weights=_resident(pipe),
@@ -64,11 +67,11 @@ def memory_needed(pipe: Any, size: tuple[int, int], pictures: int = 1) -> Needs:
 
 
 def check_memory(pipe: Any, size: tuple[int, int], pictures: int = 1) -> None:
-    """Raise `ValueError` where a picture of this size needs more memory than the pipeline's device has."""
+    """Raise `ValueError` if an image of this size needs more memory than the pipeline's device has."""
     device = execution_device(pipe)
-    there = device_memory(device)
+    available = device_memory(device)
     needs = memory_needed(pipe, size, pictures)
-    if there is None or needs.peak <= there:
+    if available is None or needs.peak <= available:
         return
     where = "this machine" if device.type == "cpu" else f"{device}"
     ways = ["a smaller size"]
@@ -76,21 +79,21 @@ def check_memory(pipe: Any, size: tuple[int, int], pictures: int = 1) -> None:
     if needs.decode > needs.denoiser and hasattr(vae, "enable_tiling") and not getattr(vae, "use_tiling", False):
         ways.insert(0, "VAE tiling")
     if pictures > 1:
-        ways.append("fewer pictures at once")
+        ways.append("fewer images at once")
     raise ValueError(
         f"size {size[0]}x{size[1]} needs at least {needs.peak / GIB:.1f} GiB ({needs}; {pictures} at once), and "
-        f"{where} has {there / GIB:.1f} GiB: use {' or '.join(ways)}"
+        f"{where} has {available / GIB:.1f} GiB: use {' or '.join(ways)}"
     )
 
 
 def execution_device(pipe: Any) -> torch.device:
-    """Where the pipeline computes, also where its parts wait elsewhere."""
+    """The device that computes, which differs from that of the weights with offloading."""
     device = getattr(pipe, "_execution_device", None) or getattr(pipe, "device", "cpu")
     return torch.device(device)
 
 
 def device_memory(device: torch.device) -> int | None:
-    """Bytes that a device has in all; of a CPU, what this process may have. None where that is not known."""
+    """Total bytes of a device, of a CPU those that this process may use; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     if device.type != "cpu":
@@ -105,7 +108,7 @@ def _machine_memory() -> int:
 
 
 def _group_limit() -> int:
-    """What a container is held to."""
+    """The memory limit of the container."""
     for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             text = Path(name).read_text().strip()
@@ -117,7 +120,7 @@ def _group_limit() -> int:
 
 
 def _resident(pipe: Any) -> int:
-    """Weights that are on the execution device now; those of an offloaded part come and go."""
+    """Bytes of the weights on the execution device; offloaded parts are not counted."""
     device = execution_device(pipe)
     total = 0
     for part in pipe.components.values():
@@ -137,7 +140,7 @@ def _width(denoiser: Any) -> int:
 
 
 def _decode(pipe: Any, size: tuple[int, int]) -> int:
-    """A picture through the last level of the VAE, whose channels at the full size are the most that it holds."""
+    """Bytes of the VAE's last level, whose full-size activations are its largest."""
     vae = getattr(pipe, "vae", None)
     channels = getattr(getattr(vae, "config", None), "block_out_channels", None)
     if not isinstance(vae, torch.nn.Module) or not channels:
@@ -147,5 +150,5 @@ def _decode(pipe: Any, size: tuple[int, int]) -> int:
         side = getattr(vae, "tile_sample_min_size", None) or getattr(vae, "tile_sample_min_height", None)
         pixels = min(pixels, side**2) if side else pixels
     item = 4 if getattr(vae.config, "force_upcast", False) else vae.dtype.itemsize
-    # The last upsampling hands its level's channels on at the full size; the picture itself is 3 in float32.
+    # Full-size channels of the last level, and the image with 3 channels in float32.
     return pixels * _HELD * channels[0] * item + size[0] * size[1] * 3 * 4

@@ -1,4 +1,4 @@
-"""A pipeline with its structure and without its weights, from the configuration files alone."""
+"""A pipeline without weights, built from its configuration files."""
 
 from __future__ import annotations
 
@@ -10,9 +10,17 @@ from entropy_attn.pipelines.loading import SHAPES, first_line, resolve
 
 
 def outline_pipeline(model: str) -> Any:
-    """The pipeline of `model` with its networks on torch's meta device, and without text encoders and tokenizers.
+    """The pipeline of `model` with its networks on torch's meta device, without text encoders and tokenizers.
 
-    model: "shapes" (the embedded one), a local diffusers folder, or a Hub id, of which only configurations are fetched.
+    Args:
+        model: "shapes" (the embedded model), a local diffusers folder, or a Hub id, of which only configurations are
+            downloaded.
+
+    Returns:
+        The diffusers pipeline.
+
+    Raises:
+        ValueError: there is no such model, or its configuration cannot be read.
     """
     source = _shapes_folder() if model == SHAPES else resolve(model)
     import diffusers
@@ -21,11 +29,11 @@ def outline_pipeline(model: str) -> Any:
         index = diffusers.DiffusionPipeline.load_config(source)
         kind = getattr(diffusers, index["_class_name"], None)
         if kind is None:
-            raise ValueError(f"diffusers {diffusers.__version__} has no pipeline {index['_class_name']!r}")
+            raise ValueError(f"expected a pipeline of diffusers {diffusers.__version__}, got {index['_class_name']!r}")
         parts = {name: _part(source, name, entry) for name, entry in index.items() if not name.startswith("_")}
         return kind(**parts)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"model {model!r} cannot be outlined: {first_line(error)}") from error
+        raise ValueError(f"model: cannot build {model!r} from its configuration: {first_line(error)}") from error
 
 
 def _part(source: str, name: str, entry: Any) -> Any:

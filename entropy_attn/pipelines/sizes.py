@@ -1,4 +1,4 @@
-"""The picture sizes that a pipeline can take, and the one that its model was trained at."""
+"""The image sizes that a pipeline supports, and the training size of its model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from entropy_attn.pipelines.memory import check_memory
 
 
 def call_parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
-    """What the pipeline's call takes, by name; a class that passes everything on to the one below is looked through."""
+    """The parameters of the pipeline's call, also where a subclass passes all of them to its parent."""
     found: Mapping[str, inspect.Parameter] = {}
     for kind in type(pipe).__mro__:
         if "__call__" in vars(kind):
@@ -23,10 +23,10 @@ def call_parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
 
 
 def size_multiple(pipe: Any) -> int:
-    """Both sides of a picture must be a multiple of this: pixels a latent cell, and cells that the denoiser joins.
+    """The number of which both sides of an image must be a multiple.
 
-    A UNet halves at every downsampling, a transformer takes patches. diffusers' own pipelines also insist on a multiple
-    of 8, whatever the VAE.
+    It is the pixels per latent cell times the cells that the denoiser merges: by the downsampling of a UNet, by the
+    patches of a transformer. The pipelines of diffusers also require a multiple of 8.
     """
     denoiser, model = _denoiser(pipe)
     if model.halves:
@@ -37,32 +37,45 @@ def size_multiple(pipe: Any) -> int:
 
 
 def train_size(pipe: Any) -> tuple[int, int]:
-    """(height, width) in pixels of the pictures that the model was trained on.
+    """The training size of the model.
 
-    Raises `ValueError` where neither the pipeline nor its configuration says it.
+    Args:
+        pipe: a diffusers pipeline.
+
+    Returns:
+        (height, width) in pixels.
+
+    Raises:
+        ValueError: neither the pipeline nor its configuration states it.
     """
     denoiser, model = _denoiser(pipe)
     cells = model.train_size(denoiser, pipe)
     if cells is None:
-        raise ValueError(f"{type(pipe).__name__} does not say at which size it was trained: give the sizes")
+        raise ValueError(f"{type(pipe).__name__} does not state its training size: give the sizes")
     return cells[0] * latent_factor(pipe), cells[1] * latent_factor(pipe)
 
 
 def fixed_size(pipe: Any) -> tuple[int, int] | None:
-    """The only size that a pipeline draws, where its call takes none; else None."""
+    """The only size of a pipeline whose call takes none; None for other pipelines."""
     return None if {"height", "width"} <= set(call_parameters(pipe)) else train_size(pipe)
 
 
 def check_size(pipe: Any, size: tuple[int, int], pictures: int = 1) -> None:
-    """Raise `ValueError` for a (height, width) that the pipeline cannot generate, and say why.
+    """Refuse a size that the pipeline cannot generate.
 
-    That is a size that is no multiple of what is needed, for which the nearest is named, one that needs more memory
-    than there is for so many pictures at once, and any but its own for a pipeline that draws one size.
+    Args:
+        pipe: a diffusers pipeline.
+        size: (height, width) in pixels.
+        pictures: number of images in one batch.
+
+    Raises:
+        ValueError: a side is no multiple of `size_multiple`, for which the nearest size is named; the size needs more
+            memory than the device has; or the pipeline has one size only, and this is another.
     """
     only = fixed_size(pipe)
     if only is not None and tuple(size) != only:
         name = type(pipe).__name__
-        raise ValueError(f"size {size[0]}x{size[1]}: {name} draws {only[0]}x{only[1]} px and nothing else")
+        raise ValueError(f"size {size[0]}x{size[1]}: {name} generates {only[0]}x{only[1]} px only")
     multiple = size_multiple(pipe)
     if only is None and any(side < 1 or side % multiple for side in size):
         near = "x".join(str(max(1, round(side / multiple)) * multiple) for side in size)
@@ -72,7 +85,7 @@ def check_size(pipe: Any, size: tuple[int, int], pictures: int = 1) -> None:
 
 
 def _check_positions(pipe: Any, size: tuple[int, int]) -> None:
-    """No larger than a model's table of positions: of a side in Stable Diffusion 3, of a square in AuraFlow."""
+    """Refuse more tokens than position embeddings: per side in Stable Diffusion 3, in total in AuraFlow."""
     denoiser, model = _denoiser(pipe)
     most = getattr(denoiser.config, "pos_embed_max_size", None)
     if not most or model.halves:
@@ -81,8 +94,8 @@ def _check_positions(pipe: Any, size: tuple[int, int]) -> None:
     cell = pixels_a_token(pipe)
     if max(size) > side * cell:
         raise ValueError(
-            f"size {size[0]}x{size[1]}: {type(denoiser).__name__} has positions for {side}x{side} tokens, so no side "
-            f"may be more than {side * cell} px"
+            f"size {size[0]}x{size[1]}: {type(denoiser).__name__} has position embeddings for {side}x{side} tokens, so "
+            f"no side may exceed {side * cell} px"
         )
 
 
@@ -91,5 +104,5 @@ def _denoiser(pipe: Any) -> tuple[Any, Model]:
     denoiser = denoiser_of(pipe)
     model = model_of(denoiser)
     if model is None:
-        raise ValueError(f"{type(denoiser).__name__} is none of the denoisers of docs/models.md")
+        raise ValueError(f"pipe: expected a denoiser of docs/models.md, got {type(denoiser).__name__}")
     return denoiser, model

@@ -1,4 +1,4 @@
-"""Stable Diffusion pipelines with a `guidance=` argument. All else is their parents'."""
+"""Stable Diffusion pipelines with a `guidance=` argument; the rest is that of their parent classes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from entropy_attn.guidance.method import Guidance, as_guidance
 from entropy_attn.guidance.tsam import TSAM
-from entropy_attn.integrations.guidance.attach import Generation, check_guided, checked_prompt, guided
+from entropy_attn.integrations.guidance.attach import Generation, check_guided, guided
+from entropy_attn.validation import checked_prompt
 
 
 class _Guided:
-    """Before a pipeline class among the bases, it guides that one's call."""
+    """Adds guidance to the pipeline class that follows it among the bases."""
 
     last_guidance: Generation | None = None
 
@@ -27,33 +28,48 @@ class _Guided:
         guidance_prompt: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """The parent's call, with its latents guided at every step of `guidance.steps`.
+        """The parent's call, with the latents guided at every step of `guidance.steps`.
 
-        guidance: `TSAM()` or another `Guidance`, a callable (maps, prompt) -> loss, or None for the parent's picture.
-        guidance_prompt: the text, or a list, of `prompt_embeds`, where those are given instead of a prompt.
+        Afterwards `last_guidance` has the `losses`, `maps` and `prompts` of this call; it is None without guidance.
 
-        All other arguments are the parent's. `last_guidance` then has `losses`, `maps` and `prompts` of this call.
+        Args:
+            *args: arguments of the parent's call.
+            guidance: `TSAM()` or another `Guidance`, a callable (maps, prompt) -> loss, or None for no guidance.
+            guidance_prompt: the text, or a list of texts, of `prompt_embeds` if they are given instead of a prompt.
+            **kwargs: arguments of the parent's call.
+
+        Returns:
+            What the parent's call returns.
+
+        Raises:
+            TypeError: `guidance` or `guidance_prompt` has the wrong type.
+            ValueError: the pipeline or the prompt cannot be guided.
         """
         self.last_guidance = None
         if guidance is None:
             return super().__call__(*args, **kwargs)
         guidance = as_guidance(guidance)
         check_guided(self)
-        with guided(self, guidance, checked_prompt(guidance_prompt)) as self.last_guidance:
+        prompt = None if guidance_prompt is None else checked_prompt(guidance_prompt)
+        with guided(self, guidance, prompt) as self.last_guidance:
             return super().__call__(*args, **kwargs)
 
     def to_json_string(self) -> str:
-        """The configuration that `save_pretrained` writes: the parent's, so that plain diffusers loads it too."""
+        """The configuration that `save_pretrained` writes. It names the parent class, so that plain diffusers loads it.
+
+        Returns:
+            JSON.
+        """
         parent = next(cls for cls in type(self).__mro__ if cls.__module__.startswith("diffusers."))
         return json.dumps({**json.loads(super().to_json_string()), "_class_name": parent.__name__}, indent=2) + "\n"
 
 
 class TSAMStableDiffusionPipeline(_Guided, StableDiffusionPipeline):
-    """`StableDiffusionPipeline` with T-SAM (arXiv 2411.15236): `pipe("a red bear and a blue bird")` is guided.
+    """`StableDiffusionPipeline` with T-SAM guidance (arXiv 2411.15236): `pipe("a red bear and a blue bird")`.
 
-    `from_pretrained` loads what the parent loads; `from_pipe` takes the modules of a pipeline at hand.
+    `from_pretrained` loads the same checkpoints as the parent class; `from_pipe` uses the modules of a loaded pipeline.
     """
 
 
 class TSAMStableDiffusionXLPipeline(_Guided, StableDiffusionXLPipeline):
-    """`StableDiffusionXLPipeline` with T-SAM (arXiv 2411.15236); T is the mean of both text encoders'."""
+    """`StableDiffusionXLPipeline` with T-SAM guidance (arXiv 2411.15236); T is the mean over both text encoders."""

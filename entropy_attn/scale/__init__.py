@@ -14,8 +14,8 @@ from entropy_attn.scale.constant import Constant, Fixed
 from entropy_attn.scale.token_grid import token_grid, training_tokens
 from entropy_attn.scale.token_ratio import LogN, LogNoRoot, Power, TokenRatio, YaRN
 
-# Names of the policies on the command line and in `ea.profile(scales=...)`. A policy is written as its name and options,
-# such as "logn:strength=0.5:clamp=..1.2"; each also takes steps=START..STOP and layers=REGEX. See parsing.py.
+# Names of the policies on the command line and in `ea.profile(scales=...)`. A policy is written as its name and
+# options, such as "logn:strength=0.5:clamp=..1.2"; each also takes steps=START..STOP and layers=REGEX. See parsing.py.
 POLICIES: dict[str, type] = {
     "off": Fixed,
     "logn": LogN,

@@ -17,15 +17,15 @@ from entropy_attn.validation import require_bool, require_int, require_number, r
 class EntropyAdaptive:
     """One scale per head from a recorded profile: the lower a head's entropy, the higher its scale.
 
-    scale = (lambda_min + (lambda_max - lambda_min) * z**gamma) / sqrt(D), with z = (h_max - h) / (h_max - h_min) clamped
-    to [0, 1], and h the head's mean entropy in nats. Local heads are sharpened for detail; global heads keep their scale
-    and with it the structure.
+    scale = (lambda_min + (lambda_max - lambda_min) * z**gamma) / sqrt(D), with z = (h_max - h) / (h_max - h_min)
+    clamped to [0, 1], and h the head's mean entropy in nats. Local heads are sharpened for detail; global heads keep
+    their scale, and with it the structure of the image.
 
     Source: Zhao et al., "UltraImage", arXiv 2512.04504. The defaults are those of github.com/thu-ml/DiT-Extrapolation
     for Qwen-Image, which sets h_min=0.04 and h_max=6.25 from one denoising step. For Flux it sets lambda_min=1.1,
-    h_min=0.44, h_max=6.0 and multiplies by the scale of `LogN` (see `Product`). It averages the entropies over blocks of
-    128 queries; this class uses all queries. The formula does not contain the image size: profile at the size that you
-    generate.
+    h_min=0.44, h_max=6.0 and multiplies by the scale of `LogN` (see `Product`). It averages the entropies over blocks
+    of 128 queries; this class uses all queries. The formula does not contain the image size: profile at the size that
+    you generate.
 
     Args:
         profile: an `EntropyRecorder`, its DataFrame, the path of a .csv or .json file that it wrote, or the folder that
@@ -113,7 +113,7 @@ class EntropyAdaptive:
                 return None
             raise ValueError(
                 f"layer: expected one of the profile {self.profile!r}, which starts with "
-                f"{self.profile.layers[0][0]!r}, got {info.layer!r}; missing='leave' keeps the default scale of such layers"
+                f"{self.profile.layers[0][0]!r}, got {info.layer!r}; missing='leave' keeps such layers' default scale"
             )
         if len(factors) != info.num_heads:
             raise ValueError(

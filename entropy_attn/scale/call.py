@@ -20,7 +20,7 @@ class CallInfo:
     """One attention call of one layer, as a scale policy sees it.
 
     Args:
-        layer: name of the attention module in the denoiser, such as "mid_block.attentions.0.transformer_blocks.0.attn1".
+        layer: name of the attention module in the denoiser, "mid_block.attentions.0.transformer_blocks.0.attn1".
         kind: "self", "cross", or "joint" (image and text tokens attend to each other).
         seqlen_q: number of queries Nq.
         seqlen_k: number of keys Nk.

@@ -74,8 +74,8 @@ class Constant:
             require_number("factor", value)
             if not value > 0 and not self.allow_nonpositive:
                 raise ValueError(
-                    f"{expected('factor', 'a number > 0', value)}; allow_nonpositive=True accepts 0 (uniform attention) "
-                    "and negative numbers (inverted attention)"
+                    f"{expected('factor', 'a number > 0', value)}; allow_nonpositive=True accepts 0 (uniform "
+                    "attention) and negative numbers (inverted attention)"
                 )
 
     def __call__(self, info: CallInfo) -> float | torch.Tensor:

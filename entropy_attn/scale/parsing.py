@@ -15,8 +15,8 @@ from entropy_attn.validation import expected
 def parse_scale(text: str) -> Any:
     """Parse 'name' or 'name:option=value:option=value' into a scale policy.
 
-    Besides its parameters every policy takes steps=START..STOP and layers=REGEX. Other steps and layers keep the model's
-    default scale.
+    Besides its parameters every policy takes steps=START..STOP and layers=REGEX. Other steps and layers keep the
+    model's default scale.
 
     Args:
         text: a name of `entropy_attn.scale.POLICIES` with options.

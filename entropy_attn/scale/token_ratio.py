@@ -227,10 +227,10 @@ class YaRN(TokenRatio):
 
     Source: Peng et al., "YaRN: Efficient Context Window Extension of Large Language Models", ICLR 2024, arXiv
     2309.00071. Its fit sqrt(1 / t) = 0.1 ln s + 1, with s the ratio of context lengths, multiplies queries and keys
-    both, hence the square. DyPE (Issachar et al., arXiv 2510.20766) applies it in Flux per axis of the rotary embedding,
-    with the ratio along that axis, and leaves the channels of the third axis unchanged. Here one number, from the
-    geometric mean of the two ratios, applies to all channels. Both methods also change the position embedding; this
-    policy does not.
+    both, hence the square. DyPE (Issachar et al., arXiv 2510.20766) applies it in Flux per axis of the rotary
+    embedding, with the ratio along that axis, and leaves the channels of the third axis unchanged. Here one number,
+    from the geometric mean of the two ratios, applies to all channels. Both methods also change the position embedding;
+    this policy does not.
 
     The fit is for s >= 1, hence the default direction "up". Text tokens are never counted.
 

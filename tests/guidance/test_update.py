@@ -26,7 +26,7 @@ def test_the_released_schedule_is_the_root_of_an_even_one():
     torch.testing.assert_close(found, expected)
     assert step_size(40.0, 49, 50) == pytest.approx(40.0 / math.sqrt(2)) and step_size(40.0, 0, 1) == 40.0
     assert step_size(40.0, 30, 50, (1.0, 1.0)) == 40.0
-    with pytest.raises(ValueError, match="step: expected .*got 50"):
+    with pytest.raises(ValueError, match=r"step: expected .*got 50"):
         step_size(40.0, 50, 50)
 
 

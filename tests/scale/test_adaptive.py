@@ -104,10 +104,10 @@ def test_a_profile_of_several_sizes_or_policies_has_to_be_chosen_from(frame):
 
 
 def test_layers_without_a_profile(frame):
-    with pytest.raises(ValueError, match="profile <DataFrame: 2 layers>.*'a', got 'z'; missing='leave'"):
+    with pytest.raises(ValueError, match=r"profile <DataFrame: 2 layers>.*'a', got 'z'; missing='leave'"):
         EntropyAdaptive(frame)(dataclasses.replace(INFO, layer="z"))
     assert EntropyAdaptive(frame, missing="leave")(dataclasses.replace(INFO, layer="z")) is None
-    with pytest.raises(ValueError, match="layer 'a': expected 2 heads.*got 3"):
+    with pytest.raises(ValueError, match=r"layer 'a': expected 2 heads.*got 3"):
         factors(EntropyAdaptive(frame), heads=3)
 
 

@@ -113,7 +113,7 @@ def test_constant():
     by_head = Constant([1, 2, 3, 4, 5, 6, 7, 8])
     assert by_head(INFO).tolist() == [head / 8 for head in range(1, 9)]
     assert hash(by_head) == hash(Constant((1, 2, 3, 4, 5, 6, 7, 8)))
-    with pytest.raises(ValueError, match="expected 8 numbers, one per head of layer 'mid.attn1', got 2"):
+    with pytest.raises(ValueError, match=r"expected 8 numbers, one per head of layer 'mid.attn1', got 2"):
         Constant((1.0, 2.0))(INFO)
 
 

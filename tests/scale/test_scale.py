@@ -149,7 +149,7 @@ def test_resolve_passes_what_the_protocol_allows():
         ("0.1", TypeError, "layer 'mid.attn1': expected .*got '0.1'"),
         (True, TypeError, "got True"),
         (math.nan, ValueError, "finite"),
-        (torch.ones(7), ValueError, r"shape \(7,\).*\(8,\)"),
+        (torch.ones(7), ValueError, r"\(8,\), got .*shape \(7,\)"),
         (torch.ones(8, dtype=torch.int64), TypeError, "floating-point"),
     ],
 )
