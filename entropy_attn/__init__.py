@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:  # what type checkers and editors see; at run time a name is imported when it is first asked for
+if TYPE_CHECKING:  # for type checkers and editors; at run time a name is imported on first use
     from entropy_attn import guidance as guidance
     from entropy_attn import scale as scale
     from entropy_attn import shapes as shapes

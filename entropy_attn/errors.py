@@ -1,4 +1,4 @@
-"""The package's own exception."""
+"""The exception of this package."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ from collections.abc import Sequence
 
 
 class Unsupported(RuntimeError):
-    """An implementation that was asked for by name cannot serve the call; ``reasons`` lists every obstacle."""
+    """A requested implementation does not support the attention call.
+
+    Args:
+        impl: the requested implementation.
+        reasons: every reason, as sentences.
+
+    Attributes:
+        impl: the requested implementation.
+        reasons: the reasons, as a list.
+    """
 
     def __init__(self, impl: str, reasons: Sequence[str]):
         self.impl = impl

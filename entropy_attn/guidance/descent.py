@@ -11,7 +11,6 @@ from torch import Tensor
 from entropy_attn.guidance.method import Guidance, Prompt
 from entropy_attn.guidance.similarity import no_autocast
 from entropy_attn.guidance.update import update_latents
-from entropy_attn.validation import expected
 
 # The largest gradient on an image's maps is scaled to this magnitude before it goes back through the model. Without
 # scaling, most of a float16 gradient underflows (below 6e-8), and all of it at a small loss; 256 leaves as much room
@@ -71,8 +70,8 @@ class Descent:
                 break
         else:
             raise FloatingPointError(
-                f"guidance {type(self.guidance).__name__}: expected a finite gradient at step {step}, got overflow in "
-                "float16: load the pipeline in bfloat16 or float32"
+                f"guidance {type(self.guidance).__name__}: its gradient at step {step} is not finite in float16: load "
+                "the pipeline in bfloat16 or float32"
             )
         self.maps = maps.detach()
         self.losses.append((step, losses))
@@ -96,7 +95,7 @@ class Descent:
             prompt = replace(prompt, previous=self._previous[index])
         loss = self.guidance.loss(maps, prompt)
         if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
-            raise TypeError(expected(f"loss of guidance {self.guidance!r}", "a 0-d floating-point tensor", loss))
+            raise TypeError(f"guidance {self.guidance!r}: its loss must be a 0-d floating-point tensor, got {loss!r}")
         return loss.to(maps.dtype)
 
 

@@ -117,10 +117,14 @@ def find_checkpoint(
     try:
         import diffusers  # noqa: F401
     except ImportError as error:
-        raise ImportError(f"model {model!r}: expected diffusers to be installed: pip install 'entropy-attn[diffusers]'") from error
+        raise ImportError(
+            f"model {model!r}: expected diffusers to be installed: pip install 'entropy-attn[diffusers]'"
+        ) from error
     local = Path(source).exists()
     if revision is not None and local:
-        raise ValueError(f"revision: expected None, because {model!r} is a local path and not a Hub id, got {revision!r}")
+        raise ValueError(
+            f"revision: expected None, because {model!r} is a local path and not a Hub id, got {revision!r}"
+        )
     single = source.endswith(".safetensors")
     if config is not None and not single:
         raise ValueError(f"config: expected None, because {model!r} is not a single .safetensors file, got {config!r}")
@@ -216,7 +220,9 @@ def _config_of(source: str) -> str:
         with safe_open(source, framework="pt") as file:
             return config_of_single_file({name: file.get_slice(name) for name in file.keys()})
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"config: expected a folder or Hub id, because diffusers does not recognize {source!r}, got None") from error
+        raise ValueError(
+            f"config: expected a folder or Hub id, because diffusers does not recognize {source!r}, got None"
+        ) from error
     except Exception as error:  # safetensors raises its exception class for any invalid bytes
         raise ValueError(f"model: expected a .safetensors file, got {source!r}: {first_line(error)}") from error
 

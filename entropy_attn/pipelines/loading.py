@@ -70,7 +70,9 @@ def load_pipeline(
     if vae_tiling:
         vae = getattr(pipe, "vae", None)
         if not hasattr(vae, "enable_tiling"):
-            raise ValueError(f"vae_tiling: expected False, because the VAE of {type(pipe).__name__} has no tiling, got True")
+            raise ValueError(
+                f"vae_tiling: expected False, because the VAE of {type(pipe).__name__} has no tiling, got True"
+            )
         vae.enable_tiling()
     return _placed(pipe, device, offload)
 

@@ -107,7 +107,9 @@ def call_options(
     options: dict[str, Any] = dict(arguments or {})
     for name in options:
         if name in ("height", "width", "generator", "num_inference_steps", "prompt", "callback_on_step_end"):
-            raise ValueError(f"arguments: expected none of size, seed, steps and prompts, which the plan sets, got {name!r}")
+            raise ValueError(
+                f"arguments: expected none of size, seed, steps and prompts, which the plan sets, got {name!r}"
+            )
         if name not in accepted:
             raise ValueError(f"arguments: expected those of {kind}: {', '.join(list(accepted)[1:])}, got {name!r}")
     if prompts and "prompt" not in accepted:

@@ -1,4 +1,4 @@
-"""A tiny trained text-to-image pipeline, its world of coloured shapes, and an exact checker of its pictures."""
+"""A tiny trained text-to-image pipeline of colored shapes, and an exact checker of its images."""
 
 from __future__ import annotations
 
@@ -8,46 +8,51 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from entropy_attn.validation import expected
+
 if TYPE_CHECKING:
     import torch
     from diffusers import StableDiffusionPipeline
 
 MODEL_DIR = Path(__file__).parent / "model"
-MODELS = {"unet": MODEL_DIR}  # what `load_pipeline` knows by name, and its folder
+MODELS = {"unet": MODEL_DIR}  # name in `load_pipeline` -> folder
 
 __all__ = ["MODELS", "MODEL_DIR", "load_pipeline"]
 
 
 def load_pipeline(which: str = "unet", *, dtype: torch.dtype | None = None) -> StableDiffusionPipeline:
-    """An embedded pipeline: 64 x 64 pixels, 16 x 16 latents, captions of :mod:`entropy_attn.shapes.scenes`.
-
-    It is an ordinary ``StableDiffusionPipeline``: ``from_pretrained(MODEL_DIR)`` loads the same.
+    """Load an embedded pipeline: 64 x 64 pixels, 16 x 16 latents, captions of `entropy_attn.shapes.scenes`.
 
     Args:
-        which: "unet", the only one there is.
+        which: a name in `MODELS`: "unet".
         dtype: floating-point dtype of the weights; None is float32 (they are stored in float16).
 
+    Returns:
+        A diffusers `StableDiffusionPipeline`, the same as from `StableDiffusionPipeline.from_pretrained(MODEL_DIR)`.
+
     Raises:
-        TypeError, ValueError: a name that is not in `MODELS`, or a dtype that is no floating-point one.
+        TypeError: `which` is no string, or `dtype` no dtype.
+        ValueError: `which` is not in `MODELS`, or `dtype` is not a floating-point dtype.
         ImportError: diffusers or transformers is not installed.
     """
     import torch
 
+    names = ", ".join(map(repr, MODELS))
     if not isinstance(which, str):
-        raise TypeError(
-            f"which={which!r}: a name is needed, one of {', '.join(map(repr, MODELS))}; a dtype is dtype=..."
-        )
+        raise TypeError(f"{expected('which', f'one of {names}', which)}; a dtype is dtype=...")
     if which not in MODELS:
-        raise ValueError(f"which={which!r}: one of {', '.join(map(repr, MODELS))} is needed")
+        raise ValueError(expected("which", f"one of {names}", which))
     if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise TypeError(f"dtype={dtype!r}: a torch.dtype, such as torch.float16, or None is needed")
+        raise TypeError(expected("dtype", "None or a torch.dtype, such as torch.float16", dtype))
     if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype={dtype}: a floating-point dtype, such as torch.float16, is needed")
+        raise ValueError(expected("dtype", "a floating-point dtype, such as torch.float16", dtype))
     with _without_advice():
         try:
             from diffusers import StableDiffusionPipeline
         except ImportError as error:
-            raise ImportError("the shapes pipeline needs diffusers: pip install 'entropy_attn[diffusers]'") from error
+            raise ImportError(
+                "shapes: expected diffusers to be installed: pip install 'entropy_attn[diffusers]'"
+            ) from error
         from entropy_attn.integrations.diffusers.versions import dtype_argument
 
         pipe = StableDiffusionPipeline.from_pretrained(MODELS[which], **dtype_argument(dtype or torch.float32))
@@ -57,14 +62,14 @@ def load_pipeline(which: str = "unet", *, dtype: torch.dtype | None = None) -> S
 
 @contextlib.contextmanager
 def _without_advice() -> Iterator[None]:
-    """Without transformers' line that torchvision would serve image processors, of which this pipeline has none."""
+    """Hide transformers' advice to install torchvision for image processors, which this pipeline does not have."""
 
-    def asked_for(record: logging.LogRecord) -> bool:
+    def is_wanted(record: logging.LogRecord) -> bool:
         return "requires torchvision" not in record.getMessage()
 
     logger = logging.getLogger("transformers.utils.import_utils")
-    logger.addFilter(asked_for)
+    logger.addFilter(is_wanted)
     try:
         yield
     finally:
-        logger.removeFilter(asked_for)
+        logger.removeFilter(is_wanted)

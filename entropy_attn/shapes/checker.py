@@ -1,4 +1,4 @@
-"""The exact checker: what stands in a picture of shapes, and whether it is what the caption asked for."""
+"""The exact checker: the objects in an image of shapes, and whether they are what the caption requests."""
 
 from __future__ import annotations
 
@@ -22,19 +22,29 @@ from entropy_attn.shapes.scenes import (
     relation_holds,
     to_array,
 )
+from entropy_attn.validation import expected
 
-# A part smaller than this share of the smallest object's area (a triangle's, or 1/2 of its box) is dirt, not an object.
+# A part smaller than this share of the smallest object's area (a triangle: 1/2 of its box) is noise, not an object.
 DIRT = 0.25
-# Overlap with the best template (intersection over union) under which a part is an object of no known shape.
+# Minimum overlap (intersection over union) with the best template; below it the shape is unknown.
 MIN_OVERLAP = 0.6
-# Every shape is as wide as high; a part beyond this ratio is none of them, however well it fills its box.
+# Every shape is as wide as high; a part beyond this aspect ratio is none of them.
 MAX_ASPECT = 1.5
 UNKNOWN = "blob"
 
 
 @dataclass(frozen=True)
 class Found:
-    """An object in a picture: colour, shape (or ``"blob"``), centre and half-width in pixels, area in pixels."""
+    """An object in an image.
+
+    Args:
+        colour: its color, a key of `COLOURS`.
+        shape: its shape, one of `SHAPES` or "blob".
+        x: horizontal center in pixels.
+        y: vertical center in pixels.
+        radius: half of its width in pixels.
+        area: area in pixels.
+    """
 
     colour: str
     shape: str
@@ -45,17 +55,24 @@ class Found:
 
     @property
     def kind(self) -> Kind:
+        """Color and shape.
+
+        Returns:
+            A `Kind`.
+        """
         return Kind(self.colour, self.shape)
 
 
 @dataclass(frozen=True)
 class Score:
-    """How a picture answers a request. ``relation`` is None where the caption states none.
+    """How well an image satisfies a request.
 
-    presence: every object asked for is there, in at least the number asked for.
-    count: the picture holds exactly as many objects as asked for, whatever they are.
-    binding: no object wears a colour or shape of the caption in a combination that the caption does not name.
-    relation: the two objects stand as the caption says.
+    Args:
+        presence: every requested object is present, at least as often as requested.
+        count: the image has exactly the requested number of objects, of any kind.
+        binding: no object combines a color or shape of the caption in a way that the caption does not name.
+        relation: the two objects have the requested relation; None if the caption has none.
+        found: the objects.
     """
 
     presence: bool
@@ -66,22 +83,32 @@ class Score:
 
     @property
     def exact(self) -> bool:
-        """Everything asked for, and nothing else."""
+        """All requested objects and no others.
+
+        Returns:
+            `presence` and `count`.
+        """
         return self.presence and self.count
 
 
 def find_objects(image: Image.Image | np.ndarray) -> list[Found]:
-    """Segment a picture by colour and connectedness, and name each part's colour and shape.
+    """Segment an image into connected parts of one color, and name the color and shape of each.
 
     Args:
-        image: RGB, ``(H, W, 3)`` uint8 if an array.
+        image: an RGB image, or an array (H, W, 3) uint8.
+
+    Returns:
+        The objects, from top to bottom.
+
+    Raises:
+        ValueError: the array has another shape or dtype.
     """
     pixels = to_array(image) if isinstance(image, Image.Image) else np.asarray(image)
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-        raise ValueError(f"image: got shape {pixels.shape}, dtype {pixels.dtype}; allowed is (H, W, 3) uint8")
+        raise ValueError(f"image: expected shape (H, W, 3) of uint8, got shape {pixels.shape} of {pixels.dtype}")
     names = list(COLOURS)
-    # An edge pixel is a mixture of ground and colour: its direction from the ground tells the colour, its length how
-    # much of it. Taking the nearest palette entry instead would read the rim of a blue shape as purple.
+    # An edge pixel mixes background and color: its direction from the background is the color, its length the amount.
+    # The nearest palette entry would be wrong: it takes the edge of a blue shape for purple.
     ground = np.array(GROUND, dtype=np.float32)
     palette = np.array([COLOURS[name] for name in names], dtype=np.float32) - ground
     lengths = np.linalg.norm(palette, axis=-1)
@@ -124,7 +151,7 @@ def _shape_of(mask: np.ndarray) -> str:
 
 @cache
 def _template(shape: str, size: tuple[int, int]) -> np.ndarray:
-    """The shape drawn so that it fills a bounding box of ``size = (height, width)``."""
+    """The shape drawn to fill a bounding box of `size` = (height, width)."""
     fine = 256
     canvas = Image.new("L", (fine, fine), 0)
     draw_shape(ImageDraw.Draw(canvas), shape, (fine - 1) / 2, (fine - 1) / 2, (fine - 1) / 2, 255)
@@ -132,20 +159,28 @@ def _template(shape: str, size: tuple[int, int]) -> np.ndarray:
 
 
 def check(image: Image.Image | np.ndarray, request: Request) -> Score:
-    """Mark a picture against what its caption asks for.
+    """Score an image against a request.
+
+    Args:
+        image: an RGB image, or an array (H, W, 3) uint8.
+        request: the request of its caption, from `parse_caption`.
+
+    Returns:
+        The score, with the objects found.
 
     Raises:
-        TypeError, ValueError: no picture as `find_objects` takes it, or no `Request`.
+        TypeError: `request` is no `Request`.
+        ValueError: the array has another shape or dtype.
     """
     if not isinstance(request, Request):
-        raise TypeError(f"request={request!r}: a Request is needed, such as parse_caption('a red circle')")
+        raise TypeError(expected("request", "a Request, such as parse_caption('a red circle')", request))
     found = find_objects(image)
     have = Counter(f.kind for f in found)
-    asked = dict(request.counts)
-    presence = all(have[kind] >= count for kind, count in asked.items())
-    colours = {kind.colour for kind in asked}
-    shapes = {kind.shape for kind in asked}
-    binding = all(f.kind in asked for f in found if f.colour in colours or f.shape in shapes)
+    requested = dict(request.counts)
+    presence = all(have[kind] >= count for kind, count in requested.items())
+    colours = {kind.colour for kind in requested}
+    shapes = {kind.shape for kind in requested}
+    binding = all(f.kind in requested for f in found if f.colour in colours or f.shape in shapes)
     relation = None
     if request.relation is not None:
         first, second = (

@@ -1,7 +1,7 @@
-"""Procedural scenes: one to three plain coloured shapes on a plain ground, and the caption that says what is there.
+"""Procedural scenes: one to three colored shapes on a plain background, and the caption that describes them.
 
-Everything is exact and needs no weights, so a picture drawn from a caption can be marked by
-:mod:`entropy_attn.shapes.checker` without a human or a second network.
+Everything is exact and needs no weights, so `entropy_attn.shapes.checker` can score an image against its caption
+without a human or a second network.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from entropy_attn.validation import checked_size, require_int
+from entropy_attn.validation import checked_size, expected, require_int
 
 SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = {
@@ -28,7 +28,7 @@ COLOURS = {
 }
 GROUND = (240, 240, 240)
 
-# A shape's half-width as a share of the picture's shorter side: three of the largest still fit without touching.
+# A shape's half-width as a share of the image's shorter side: three of the largest still fit without contact.
 RADIUS = (0.14, 0.19)
 GAP = 0.05  # free space between two bounding boxes, same unit
 SUPERSAMPLE = 4
@@ -39,7 +39,12 @@ RELATIONS = ("above", "below", "to the left of", "to the right of")
 
 @dataclass(frozen=True, order=True)
 class Kind:
-    """What a caption can name: a colour and a shape."""
+    """A color and a shape.
+
+    Args:
+        colour: a key of `COLOURS`.
+        shape: one of `SHAPES`.
+    """
 
     colour: str
     shape: str
@@ -53,21 +58,40 @@ KINDS = tuple(Kind(colour, shape) for colour in COLOURS for shape in SHAPES)
 
 @dataclass(frozen=True)
 class Request:
-    """What a caption asks for: how many of which kind, and for two single objects where they stand to each other."""
+    """The content of a caption.
+
+    Args:
+        counts: (kind, how many) of each kind, in the order of the caption.
+        relation: one of `RELATIONS` between two single objects, or None.
+    """
 
     counts: tuple[tuple[Kind, int], ...]
     relation: str | None = None
 
     @property
     def total(self) -> int:
+        """Number of objects.
+
+        Returns:
+            The sum of the counts.
+        """
         return sum(count for _, count in self.counts)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
+        """The kinds in the order of the caption.
+
+        Returns:
+            A tuple without repetition.
+        """
         return tuple(kind for kind, _ in self.counts)
 
     def caption(self) -> str:
-        """The sentence, for example ``"a red circle, a blue square and two green crosses"``."""
+        """The caption.
+
+        Returns:
+            A text such as "a red circle, a blue square and two green crosses".
+        """
         parts = [_phrase(kind, count) for kind, count in self.counts]
         if self.relation is not None:
             return f"{parts[0]} {self.relation} {parts[1]}"
@@ -76,7 +100,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Placed:
-    """An object in a picture: its kind, centre ``(x, y)`` and half-width in pixels."""
+    """An object placed in an image.
+
+    Args:
+        kind: color and shape.
+        x: horizontal center in pixels.
+        y: vertical center in pixels.
+        radius: half of its width in pixels.
+    """
 
     kind: Kind
     x: float
@@ -93,13 +124,20 @@ _OBJECT = re.compile(rf"^(a|two|three) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)}
 
 
 def parse_caption(caption: str) -> Request:
-    """The request behind a caption of this module's grammar.
+    """Parse a caption of this module's grammar.
+
+    Args:
+        caption: a text such as "a red circle and two blue squares" or "a red circle above a blue square".
+
+    Returns:
+        The request.
 
     Raises:
-        ValueError: the caption is not of the grammar; the message quotes the part that was not understood.
+        TypeError: `caption` is no string.
+        ValueError: `caption` does not follow the grammar; the message quotes the part in question.
     """
     if not isinstance(caption, str):
-        raise TypeError(f"caption={caption!r}: a text is needed")
+        raise TypeError(expected("caption", "a string", caption))
     relation = next((r for r in RELATIONS if f" {r} " in caption), None)
     parts = caption.split(f" {relation} ") if relation else re.split(r", | and ", caption)
     counts = []
@@ -107,8 +145,8 @@ def parse_caption(caption: str) -> Request:
         match = _OBJECT.match(part.strip().lower())
         if match is None:
             raise ValueError(
-                f"caption {caption!r}: {part!r} is not '<a|two|three> <colour> <shape>' with a colour of "
-                f"{', '.join(COLOURS)} and a shape of {', '.join(SHAPES)}"
+                f"caption: expected '<a|two|three> <color> <shape>' with a color of {', '.join(COLOURS)} and a shape of "
+                f"{', '.join(SHAPES)}, got {part!r} in {caption!r}"
             )
         number, colour, shape = match.groups()
         counts.append((Kind(colour, shape), next(n for n, word in NUMBERS.items() if word == number)))
@@ -117,13 +155,25 @@ def parse_caption(caption: str) -> Request:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What training never shows: whole kinds, and pairs of kinds that never stand in one picture."""
+    """The kinds, and the pairs of kinds in one image, that are not in the training set.
+
+    Args:
+        kinds: kinds without any training image.
+        pairs: pairs of kinds that never occur in one training image.
+    """
 
     kinds: frozenset[Kind]
     pairs: frozenset[frozenset[Kind]]
 
     def touches(self, request: Request) -> bool:
-        """Whether the request needs anything held out."""
+        """Whether a request contains a held-out kind or pair.
+
+        Args:
+            request: the request of a caption.
+
+        Returns:
+            True or False.
+        """
         kinds = request.kinds
         return any(kind in self.kinds for kind in kinds) or any(
             frozenset(pair) in self.pairs for pair in itertools.combinations(kinds, 2)
@@ -132,9 +182,17 @@ class HeldOut:
 
 @cache
 def held_out(seed: int = 2306, share: float = 0.2) -> HeldOut:
-    """The fixed split: ``share`` of the colour-shape kinds, and of the pairs of the kinds that remain."""
+    """The fixed split: a share of the kinds, and of the pairs of the remaining kinds.
+
+    Args:
+        seed: seed of the split.
+        share: the share held out.
+
+    Returns:
+        What is held out.
+    """
     rng = random.Random(seed)
-    # Each colour loses at most one shape and each shape at most two colours, so both words stay well known.
+    # Each color loses at most one shape and each shape at most two colors: both words stay common in training.
     kinds: list[Kind] = []
     for kind in rng.sample(KINDS, len(KINDS)):
         if len(kinds) == round(share * len(KINDS)):
@@ -147,7 +205,15 @@ def held_out(seed: int = 2306, share: float = 0.2) -> HeldOut:
 
 
 def random_request(rng: random.Random, kinds: tuple[Kind, ...] = KINDS) -> Request:
-    """A request for one to three objects, repeated objects and relations included."""
+    """A random request for one to three objects, with repetitions and relations.
+
+    Args:
+        rng: source of randomness.
+        kinds: kinds to choose from.
+
+    Returns:
+        The request.
+    """
     total = rng.choices((1, 2, 3), weights=(3, 4, 3))[0]
     if total == 1:
         split = (1,)
@@ -161,7 +227,14 @@ def random_request(rng: random.Random, kinds: tuple[Kind, ...] = KINDS) -> Reque
 
 
 def training_request(rng: random.Random) -> Request:
-    """A request that touches nothing held out."""
+    """A random request without held-out kinds and pairs.
+
+    Args:
+        rng: source of randomness.
+
+    Returns:
+        The request.
+    """
     split = held_out()
     while split.touches(request := random_request(rng)):
         pass
@@ -169,7 +242,17 @@ def training_request(rng: random.Random) -> Request:
 
 
 def relation_holds(relation: str, first: Placed, second: Placed, margin: float) -> bool:
-    """Whether ``first`` stands in ``relation`` to ``second`` by at least ``margin`` pixels between centres."""
+    """Whether two objects have a relation.
+
+    Args:
+        relation: one of `RELATIONS`, of `first` to `second`.
+        first: an object.
+        second: another object.
+        margin: least distance of the centers in that direction, in pixels.
+
+    Returns:
+        True or False.
+    """
     offset = {
         "above": second.y - first.y,
         "below": first.y - second.y,
@@ -180,19 +263,25 @@ def relation_holds(relation: str, first: Placed, second: Placed, margin: float) 
 
 
 def place(request: Request, size: tuple[int, int], rng: random.Random, tries: int = 2000) -> list[Placed]:
-    """Random positions without overlap for every object of a request, in the caption's order.
+    """Random positions without overlap for the objects of a request.
 
     Args:
-        size: ``(height, width)`` in pixels.
+        request: what to place.
+        size: (height, width) of the image in pixels.
+        rng: source of randomness.
+        tries: number of attempts.
+
+    Returns:
+        The objects, in the order of the caption.
 
     Raises:
-        TypeError, ValueError: arguments of another kind.
-        ValueError: no free places were found in ``tries`` draws (a picture far longer than wide, say).
+        TypeError: an argument has the wrong type.
+        ValueError: `size` or `tries` is not allowed, or no free positions were found, for example in a narrow image.
     """
     if not isinstance(request, Request):
-        raise TypeError(f"request={request!r}: a Request is needed, such as parse_caption('a red circle')")
+        raise TypeError(expected("request", "a Request, such as parse_caption('a red circle')", request))
     if not isinstance(rng, random.Random):
-        raise TypeError(f"rng={rng!r}: a random.Random is needed")
+        raise TypeError(expected("rng", "a random.Random", rng))
     require_int("tries", tries, 0)
     height, width = checked_size("size", size)
     side = min(size)
@@ -210,11 +299,21 @@ def place(request: Request, size: tuple[int, int], rng: random.Random, tries: in
         if request.relation and not relation_holds(request.relation, *placed, margin=sum(RADIUS) * side):
             continue
         return placed
-    raise ValueError(f"size {size}: found no place for {request.total} objects in {tries} tries")
+    raise ValueError(f"size: expected free positions for {request.total} objects, got none in {tries} tries at {size}")
 
 
 def outline(shape: str, x: float, y: float, radius: float) -> list[tuple[float, float]]:
-    """The polygon of a shape (a circle's is its bounding box), in the coordinates given."""
+    """The polygon of a shape; for a circle its bounding box.
+
+    Args:
+        shape: one of `SHAPES`.
+        x: horizontal center.
+        y: vertical center.
+        radius: half of its width.
+
+    Returns:
+        Points (x, y), in the unit of the arguments.
+    """
     left, right, top, bottom, third = x - radius, x + radius, y - radius, y + radius, radius / 3
     if shape == "triangle":
         return [(x, top), (right, bottom), (left, bottom)]
@@ -228,7 +327,16 @@ def outline(shape: str, x: float, y: float, radius: float) -> list[tuple[float, 
 
 
 def draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, radius: float, fill) -> None:
-    """Draw one filled shape."""
+    """Draw one filled shape.
+
+    Args:
+        draw: canvas of PIL.
+        shape: one of `SHAPES`.
+        x: horizontal center in pixels.
+        y: vertical center in pixels.
+        radius: half of its width in pixels.
+        fill: color, as PIL takes it.
+    """
     points = outline(shape, x, y, radius)
     if shape == "circle":
         draw.ellipse([points[0], points[2]], fill=fill)
@@ -237,13 +345,21 @@ def draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, radius
 
 
 def render(placed: list[Placed], size: tuple[int, int]) -> Image.Image:
-    """The anti-aliased picture of placed objects, RGB, of ``size = (height, width)``.
+    """Draw placed objects, anti-aliased.
+
+    Args:
+        placed: the objects, from `place`.
+        size: (height, width) of the image in pixels.
+
+    Returns:
+        An RGB image.
 
     Raises:
-        TypeError, ValueError: what is placed is no list of `Placed`, or the size no pair of positive integers.
+        TypeError: `placed` is no list of `Placed`, or `size` no pair of integers.
+        ValueError: `size` is not positive.
     """
     if not isinstance(placed, (list, tuple)) or not all(isinstance(each, Placed) for each in placed):
-        raise TypeError(f"placed={placed!r}: a list of Placed is needed")
+        raise TypeError(expected("placed", "a list of Placed", placed))
     height, width = checked_size("size", size)
     s = SUPERSAMPLE
     canvas = Image.new("RGB", (width * s, height * s), GROUND)
@@ -254,11 +370,26 @@ def render(placed: list[Placed], size: tuple[int, int]) -> Image.Image:
 
 
 def scene(rng: random.Random, size: tuple[int, int] = (64, 64)) -> tuple[str, Image.Image]:
-    """A training example: a caption that touches nothing held out, and a picture of it."""
+    """A random training example without held-out kinds and pairs.
+
+    Args:
+        rng: source of randomness.
+        size: (height, width) of the image in pixels.
+
+    Returns:
+        The caption and the image.
+    """
     request = training_request(rng)
     return request.caption(), render(place(request, size, rng), size)
 
 
 def to_array(image: Image.Image) -> np.ndarray:
-    """``(H, W, 3)`` uint8."""
+    """An image as an array.
+
+    Args:
+        image: an image of any mode.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
     return np.asarray(image.convert("RGB"), dtype=np.uint8)

@@ -115,7 +115,7 @@ def test_the_shapes_of_a_transformers_calls():
         (["--passes", "backward"], "--passes: unknown 'backward'"),
         (["--implementations", "magic"], "unknown implementation 'magic'"),
         (["--size", "512"], "give --model too"),
-        (["--model", "no/such/thing/here"], "unknown model"),
+        (["--model", "no/such/thing/here"], "model: expected"),
         (["--model", "sd15", "--size", "100"], "multiples of 64"),
         (["--model", "sd15", "--tasks", "lse", "--implementations", "daam"], "nothing to measure"),
         (

@@ -214,7 +214,7 @@ def test_maps_with_a_negative_prompt(tmp_path, capsys):
         found[negative] = [word["max"] for word in done["tokens"]]
     assert len({tuple(values) for values in found.values()}) == 3
     assert main([*given, "--negative-prompt", "b", "--guidance-scale", "1"]) == 2
-    assert "changes nothing at guidance_scale=1" in capsys.readouterr().err
+    assert "guidance_scale: expected more than 1 with negative_prompt" in capsys.readouterr().err
 
 
 def test_info(capsys):
@@ -329,20 +329,29 @@ PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MO
         ([*PROFILE, "--sizes", "1048576"], "size 1048576x1048576 needs at least"),
         ([*PROFILE, "--resume"], "has no plan.json"),
         ([*PROFILE, "--argument", "x"], "--argument 'x': give NAME=VALUE"),
-        ([*PROFILE, "--argument", "num_frames=9"], "takes no 'num_frames'"),
+        ([*PROFILE, "--argument", "num_frames=9"], "got 'num_frames'"),
         ([*PROFILE, "--offload", "disk"], "--offload 'disk': give one of model, sequential"),
         ([*PROFILE, "--offload", "model", "--device", "cpu"], "--offload model: it moves weights off a GPU"),
-        ([*PROFILE, "--scheduler", "Nothing"], "scheduler 'Nothing' is no scheduler of diffusers: give one of"),
-        ([*PROFILE, "--scheduler", "FlowMatchEulerDiscreteScheduler"], "is made for other models"),
+        ([*PROFILE, "--scheduler", "Nothing"], "got 'Nothing', which is no scheduler of diffusers"),
+        ([*PROFILE, "--scheduler", "FlowMatchEulerDiscreteScheduler"], "which does not fit StableDiffusionPipeline"),
         ([*PROFILE, "--lora", "a.safetensors:much"], "'much' is no weight"),
-        ([*PROFILE, "--variant", "fp8"], "no files of variant 'fp8'"),
-        ([*PROFILE, "--revision", "main"], "only a Hub id has revisions"),
-        ([*PROFILE, "--config", "x"], "has its own; a single .safetensors file needs one"),
-        (["profile", "--variant", "fp16"], "the embedded model has but one"),
+        ([*PROFILE, "--variant", "fp8"], "got 'fp8'"),
+        ([*PROFILE, "--revision", "main"], "is a local path and not a Hub id, got 'main'"),
+        ([*PROFILE, "--config", "x"], "is not a single .safetensors file, got 'x'"),
+        (["profile", "--variant", "fp16"], "variant: expected None for the embedded model, got 'fp16'"),
         ([*GENERATE, "--prompt", "b", "--show-maps", "maps.png", "--guidance", "tsam"], "give one --prompt"),
-        ([*GENERATE, "--negative-prompt", "b", "--guidance-scale", "1"], "changes nothing at guidance_scale=1"),
-        (["profile", "--model", "./nowhere"], "unknown model './nowhere'"),
-        (["profile", "--model", "nobody/nothing"], "unknown model 'nobody/nothing'"),
+        (
+            [*GENERATE, "--negative-prompt", "b", "--guidance-scale", "1"],
+            "guidance_scale: expected more than 1 with negative_prompt='b', got 1",
+        ),
+        (
+            ["profile", "--model", "./nowhere"],
+            "model: expected 'shapes', a diffusers folder, a Hub id or a .safetensors file, got './nowhere'",
+        ),
+        (
+            ["profile", "--model", "nobody/nothing"],
+            "model: expected 'shapes', a folder or a Hub id, got 'nobody/nothing'",
+        ),
         (["generate"], "--prompt"),
         ([*GENERATE, "--size", "33"], "size 33x33"),
         ([*GENERATE, "--size", "big"], "size 'big'"),
@@ -470,5 +479,5 @@ def test_scale_options_become_the_policy():
     assert parse_scale("yarn:layers=^mid|up_blocks.1:steps=0..5:strength=2") == Layers(
         {"^mid|up_blocks.1": Steps(YaRN(strength=2), 0, 5)}
     )
-    with pytest.raises(ValueError, match=r"profile: cannot read .\.\./none\.csv"):
+    with pytest.raises(ValueError, match=r"profile: cannot read '\.\./none\.csv'"):
         parse_scale("adaptive:profile=../none.csv")

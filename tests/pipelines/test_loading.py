@@ -1,4 +1,4 @@
-"""Model names, and the picture sizes that a model takes."""
+"""Model names, and the image sizes that a model takes."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def test_a_size_that_does_not_fit_is_refused_with_one_that_does(tiny_pipe, size,
 
 
 def test_every_size_that_passes_the_check_can_be_sampled(tiny_pipe):
-    (picture,) = sample(tiny_pipe, ["a"], size=(8, 24), scale=Fixed(), seed=0, steps=1)
-    assert picture.size == (24, 8)
+    (image,) = sample(tiny_pipe, ["a"], size=(8, 24), scale=Fixed(), seed=0, steps=1)
+    assert image.size == (24, 8)
 
 
-def test_a_picture_does_not_depend_on_its_batch(tiny_pipe):
+def test_an_image_does_not_depend_on_its_batch(tiny_pipe):
     import numpy as np
 
     options = {"size": (16, 16), "scale": Fixed(), "seed": 5, "steps": 2}
@@ -39,13 +39,13 @@ def test_a_picture_does_not_depend_on_its_batch(tiny_pipe):
 
 
 def test_a_folder_without_an_index(tmp_path):
-    with pytest.raises(ValueError, match=r"folder without model_index\.json"):
+    with pytest.raises(ValueError, match=r"a diffusers folder with model_index\.json, got"):
         load_pipeline(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "a/b/c", "what is this"])
 def test_a_name_that_cannot_be_a_hub_id(name):
-    with pytest.raises(ValueError, match="unknown model"):
+    with pytest.raises(ValueError, match="model: expected 'shapes'"):
         load_pipeline(name)
 
 
@@ -58,9 +58,9 @@ VAE = ["diffusers", "AutoencoderKL"]
         (
             "FluxPipeline",
             {"vae": VAE, "transformer": ["diffusers", "ConsisIDTransformer3DModel"]},
-            "denoiser is none of",
+            "denoiser is not one of",
         ),
-        ("FluxPipeline", {"vae": VAE}, "denoiser is none of"),
+        ("FluxPipeline", {"vae": VAE}, "denoiser is not one of"),
         ("FluxPipeline", {"transformer": ["diffusers", "FluxTransformer2DModel"]}, "has no VAE"),
         (
             "WanPipeline",
@@ -71,13 +71,13 @@ VAE = ["diffusers", "AutoencoderKL"]
             },
             "two denoisers",
         ),
-        ("WanPipeline", {"vae": VAE, "transformer": ["diffusers", "WanTransformer3DModel"]}, "makes videos"),
+        ("WanPipeline", {"vae": VAE, "transformer": ["diffusers", "WanTransformer3DModel"]}, "generates videos"),
         ("DiTPipeline", {"vae": VAE, "transformer": ["diffusers", "DiTTransformer2DModel"]}, "takes no prompt"),
     ],
 )
 def test_a_pipeline_that_cannot_be_profiled(tmp_path, kind, parts, reason):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": kind, **parts}))
-    with pytest.raises(ValueError, match=rf"is a {kind}, wh.*{reason}.*from text to pictures is needed"):
+    with pytest.raises(ValueError, match=rf"expected a text-to-image pipeline, got .*a {kind}, wh.*{reason}"):
         load_pipeline(str(tmp_path))
 
 
@@ -167,7 +167,7 @@ def test_a_single_file_is_handed_to_the_pipeline_of_its_configuration(tmp_path, 
     assert source == str(file) and given.pop("config") == str(tiny_model)
     assert [str(value) for value in given.values()] == ["torch.bfloat16"]
     (tmp_path / "bad.safetensors").write_text("no weights")
-    with pytest.raises(ValueError, match=r"is no \.safetensors file"):
+    with pytest.raises(ValueError, match=r"expected a \.safetensors file"):
         load_pipeline(str(tmp_path / "bad.safetensors"))
 
 
@@ -182,7 +182,7 @@ def test_the_configuration_of_a_single_file_is_known_by_its_weights():
     assert "xl" in config_of_single_file({name: Part()}) and "xl-base" in config_of_single_file({name: Part()})
 
 
-def test_a_missing_network_is_told_from_a_missing_repository(monkeypatch):
+def test_a_missing_network_differs_from_a_missing_repository(monkeypatch):
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -198,7 +198,7 @@ def test_a_missing_network_is_told_from_a_missing_repository(monkeypatch):
     for error, words in (
         (errors.OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE is set"),
         (errors.RepositoryNotFoundError("404", response=reply), "the Hub has no repository some/one"),
-        (errors.GatedRepoError("403", response=reply), "only to those who have accepted its terms"),
+        (errors.GatedRepoError("403", response=reply), "requires you to accept the terms"),
         (errors.RevisionNotFoundError("404", response=reply), "has no such revision"),
         (gone, "could not be reached"),
     ):
@@ -207,20 +207,20 @@ def test_a_missing_network_is_told_from_a_missing_repository(monkeypatch):
             load_pipeline("some/one")
 
 
-def test_what_a_picture_needs_at_the_least(tiny_pipe, monkeypatch):
+def test_the_least_memory_of_an_image(tiny_pipe, monkeypatch):
     from entropy_attn.pipelines import memory
 
     needs = memory.memory_needed(tiny_pipe, (64, 32), pictures=3)
     assert needs.latents == 3 * 32 * 16 * 4 * 4
     assert needs.denoiser == 2 * 3 * 32 * 16 * 16 * 4  # 16 channels of the first block, in and out
-    assert needs.decode == 64 * 32 * (2 * 8 * 4 + 3 * 4)  # 8 channels of the VAE, and the picture
+    assert needs.decode == 64 * 32 * (2 * 8 * 4 + 3 * 4)  # 8 channels of the VAE, and the image
     assert needs.weights == sum(
         p.numel() * 4 for part in (tiny_pipe.unet, tiny_pipe.vae, tiny_pipe.text_encoder) for p in part.parameters()
     )
     monkeypatch.setattr(memory, "device_memory", lambda _: needs.peak)
     check_size(tiny_pipe, (64, 32), 3)
     monkeypatch.setattr(memory, "device_memory", lambda _: needs.peak - 1)
-    with pytest.raises(ValueError, match=r"size 64x32 needs at least .*; 3 at once.*: use .*fewer pictures at once"):
+    with pytest.raises(ValueError, match=r"size 64x32 needs at least .*; 3 at once.*: use .*fewer images at once"):
         check_size(tiny_pipe, (64, 32), 3)
 
 

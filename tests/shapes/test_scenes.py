@@ -43,7 +43,7 @@ def test_parse_is_the_inverse_of_caption():
 
 @pytest.mark.parametrize("caption", ["", "a dog", "a pink circle", "red circle", "four red circles"])
 def test_unknown_captions_are_quoted(caption):
-    with pytest.raises(ValueError, match=r"is not '<a\|two\|three> <colour> <shape>'"):
+    with pytest.raises(ValueError, match=r"expected '<a\|two\|three> <color> <shape>'"):
         parse_caption(caption)
 
 
@@ -86,7 +86,7 @@ def test_objects_keep_apart_and_inside(size):
 
 def test_no_room_is_said():
     three = Request(((Kind("red", "circle"), 3),))
-    with pytest.raises(ValueError, match="found no place for 3 objects"):
+    with pytest.raises(ValueError, match="free positions for 3 objects"):
         place(three, (64, 64), random.Random(0), tries=0)
 
 
