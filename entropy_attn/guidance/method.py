@@ -38,11 +38,6 @@ class Prompt:
     previous: Tensor | None = None
 
     def __len__(self) -> int:
-        """Number of real tokens.
-
-        Returns:
-            n.
-        """
         return len(self.tokens)
 
 
@@ -155,11 +150,7 @@ class Custom(Guidance):
 
     @property
     def needs_text_attention(self) -> bool:
-        """Whether to compute `Prompt.attention`.
-
-        Returns:
-            `text_attention`.
-        """
+        """Whether to compute `Prompt.attention`."""
         return self.text_attention
 
     def loss(self, maps: Tensor, prompt: Prompt) -> Tensor:

@@ -46,11 +46,7 @@ class CallInfo:
 
     @property
     def picture_queries(self) -> int:
-        """Number of queries of the generated image, without text and reference images.
-
-        Returns:
-            An integer from 0 to `seqlen_q`.
-        """
+        """Number of queries of the generated image, without text and reference images."""
         text = self.text_tokens if self.kind == "joint" and self.seqlen_q == self.seqlen_k else 0
         return self.seqlen_q - text - self.reference_tokens
 

@@ -43,11 +43,7 @@ class Steps:
 
     @property
     def needs_train_tokens(self) -> bool:
-        """Whether one of the policies reads `CallInfo.train_tokens`.
-
-        Returns:
-            True or False.
-        """
+        """Whether one of the policies reads `CallInfo.train_tokens`."""
         return needs_train_tokens(self.policy) or needs_train_tokens(self.otherwise)
 
     def __call__(self, info: CallInfo) -> Scale:
@@ -108,11 +104,7 @@ class Layers:
 
     @property
     def needs_train_tokens(self) -> bool:
-        """Whether one of the policies reads `CallInfo.train_tokens`.
-
-        Returns:
-            True or False.
-        """
+        """Whether one of the policies reads `CallInfo.train_tokens`."""
         return any(needs_train_tokens(policy) for _, policy in self.policies) or needs_train_tokens(self.otherwise)
 
     def __call__(self, info: CallInfo) -> Scale:
@@ -158,11 +150,7 @@ class Product:
 
     @property
     def needs_train_tokens(self) -> bool:
-        """Whether one of the policies reads `CallInfo.train_tokens`.
-
-        Returns:
-            True or False.
-        """
+        """Whether one of the policies reads `CallInfo.train_tokens`."""
         return any(map(needs_train_tokens, self.policies))
 
     def __call__(self, info: CallInfo) -> Scale:

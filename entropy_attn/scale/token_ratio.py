@@ -46,11 +46,7 @@ class TokenRatio:
 
     @property
     def needs_train_tokens(self) -> bool:
-        """Whether T is read from `CallInfo.train_tokens`.
-
-        Returns:
-            True for `train_tokens="auto"`.
-        """
+        """Whether T is read from `CallInfo.train_tokens`."""
         return self.train_tokens == "auto"
 
     def __call__(self, info: CallInfo) -> Scale:

@@ -55,11 +55,7 @@ class Found:
 
     @property
     def kind(self) -> Kind:
-        """Color and shape.
-
-        Returns:
-            A `Kind`.
-        """
+        """Color and shape."""
         return Kind(self.colour, self.shape)
 
 
@@ -83,11 +79,7 @@ class Score:
 
     @property
     def exact(self) -> bool:
-        """All requested objects and no others.
-
-        Returns:
-            `presence` and `count`.
-        """
+        """All requested objects and no others."""
         return self.presence and self.count
 
 

@@ -70,20 +70,12 @@ class Request:
 
     @property
     def total(self) -> int:
-        """Number of objects.
-
-        Returns:
-            The sum of the counts.
-        """
+        """Number of objects."""
         return sum(count for _, count in self.counts)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """The kinds in the order of the caption.
-
-        Returns:
-            A tuple without repetition.
-        """
+        """The kinds in the order of the caption."""
         return tuple(kind for kind, _ in self.counts)
 
     def caption(self) -> str:
