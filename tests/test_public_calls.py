@@ -1,6 +1,6 @@
-"""Every public callable, with a wrong type and wrong values for each of its parameters: none is taken in silence.
+"""Every public callable refuses a wrong type and wrong values of each of its parameters.
 
-What is wrong is refused before any work by TypeError, ValueError or Unsupported, in words that name the parameter.
+The error is a TypeError, ValueError or Unsupported, is raised before any work, and names the parameter.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from entropy_attn.shapes import checker, scenes
 
 
 class Wrong:
-    """Of no type that anything takes."""
+    """A type that no parameter accepts."""
 
     def __repr__(self) -> str:
         return "<wrong>"
@@ -67,7 +67,7 @@ LATENTS = torch.zeros(1, 4, 8, 8)
 MAPS = torch.rand(16, 5)
 ROW = scenes.Placed(scenes.Kind("red", "circle"), 10.0, 10.0, 5.0)
 
-# name: (callable, arguments that it takes, {parameter: values that it refuses})
+# name: (callable, arguments that it accepts, {parameter: values that it refuses})
 CALLS = {
     "attention": (ea.attention, QKV, STATISTICS),
     "unsupported_reasons": (ea.unsupported_reasons, QKV, STATISTICS),
@@ -264,20 +264,21 @@ CALLS = {
         {"pipe": [WRONG, None], "guidance": [WRONG, None, "tsam", ea.guidance.TSAM], "prompt": [WRONG, 3, [], [3]]},
     ),
 }  # fmt: skip
-# Of diffusers' making, or tested in a file of its own.
+# Second names of the same objects.
+ALIASES = {"attach": "guidance.attach", "scale.CallInfo": "CallInfo"}
+# Classes of diffusers, or tested in another file.
 ELSEWHERE = {"TSAMStableDiffusionPipeline", "TSAMStableDiffusionXLPipeline", "profile", "scale.EntropyAdaptive"}
-# What the library hands out: records, made once a call and inside compiled code, an exception, and names of types.
-HANDED_OUT = {
+# Results and types: records, made once per call and inside compiled code, an exception, and type aliases.
+RESULTS = {
     "AttentionOutput",
     "CallInfo",
-    "scale.CallInfo",
     "Unsupported",
     "guidance.Prompt",
     "scale.Kind",
     "scale.Policy",
     "scale.Scale",
 }
-# Torch's function with torch's words, which name what they find wrong and not the argument.
+# Torch's function, whose errors describe the problem without the name of the argument.
 IN_TORCHS_WORDS = {"scaled_dot_product_attention"}
 CASES = [
     pytest.param(name, parameter, value, id=f"{name}-{parameter}-{at}")
@@ -333,7 +334,8 @@ def test_every_public_callable_and_parameter_is_here():
     for module in (ea.scale, ea.guidance, ea.shapes):
         public |= {f"{module.__name__.split('.')[1]}.{name}": getattr(module, name) for name in module.__all__}
     callables = {name: value for name, value in public.items() if callable(value)}
-    assert set(callables) - ELSEWHERE - HANDED_OUT - set(CALLS) == set()
+    assert all(public[alias] is public[name] for alias, name in ALIASES.items())
+    assert set(callables) - ELSEWHERE - RESULTS - set(CALLS) - set(ALIASES) == set()
     for name, (function, _, wrong) in CALLS.items():
         parameters = inspect.signature(function).parameters
         assert set(wrong) == set(parameters), name
