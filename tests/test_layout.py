@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -119,11 +120,24 @@ def test_importing_the_package_needs_no_optional_one():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/performance.md", ".ci/run"])
 def test_make_targets_that_are_named_exist(document):
-    makefile = (ROOT / "Makefile").read_text()
-    words = (ROOT / document).read_text().split("make ")[1:]
-    targets = {word.split()[0].strip("`.,:;*") for word in words if word[0].islower()}
-    assert {"test"} <= targets
-    for target in targets & {"demo", "test", "lint", "gpu", "install"}:
-        assert f"\n{target}:" in makefile
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    text = (ROOT / document).read_text()
+    lines = re.findall(r"(?:^|`)make ([a-z -]+)", text, re.MULTILINE)
+    named = {word for line in lines for word in line.split()}
+    assert named and named <= targets, named - targets
+
+
+def test_paths_that_the_makefile_names_exist():
+    for path in re.findall(r"(?<=[ =])tests[/\w.]*", (ROOT / "Makefile").read_text()):
+        assert (ROOT / path).exists() or path.startswith("tests."), path
+
+
+def test_the_hooks_are_the_checks_of_make_lint():
+    lint = re.search(r"^lint:.*\n\t(.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    checks = [re.sub(r"^\$\(BIN\)/| \.$", "", check) for check in lint.split(" && ")]
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    entries = re.findall(r"entry: \.venv/bin/(.*)", hooks)
+    assert [entry.replace(" --force-exclude", "") for entry in entries] == checks
+    assert hooks.count("language: system") == len(entries) == hooks.count("- id:")  # no network

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from . import compare
+from tests.diffusers_suite import compare
 
 REPORT = """<testsuites><testsuite>
 <testcase classname="tests.a.TestA" name="test_fine"/>
