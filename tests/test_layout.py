@@ -10,28 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from docs.generate import architecture
+from docs.generate.architecture import FLOORS, OPTIONAL
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "entropy_attn"
 
-# From the bottom up; a module may import modules of its own floor and of those below.
-FLOORS = [
-    {"kernels"},
-    {"errors", "validation", "prompts"},
-    {"ops", "scale"},
-    {"recorders"},
-    {"routing", "guidance"},
-    {"integrations"},
-    {"shapes", "bench", "pipelines"},
-    {"profiling", "plots"},
-    {"cli", "__main__"},
-]
 # `ea.guidance.attach` is a documented name of `ea.attach`, which needs diffusers: it is imported when it is asked for.
 UPWARD = {("guidance/__init__.py", "entropy_attn.integrations.guidance")}
-OPTIONAL = {
-    "triton": {"kernels"},
-    "diffusers": {"integrations", "pipelines", "shapes"},
-    "transformers": {"integrations", "pipelines", "shapes"},
-}
 
 
 def part_of(path: Path) -> str:
@@ -66,7 +52,7 @@ def imported(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_go_down(path):
     floor = {part: i for i, parts in enumerate(FLOORS) for part in parts}
-    assert part_of(path) in floor, f"{part_of(path)} has no floor: give it one here and in docs/architecture.md"
+    assert part_of(path) in floor, f"{part_of(path)} has no floor: give it one in docs/generate/architecture.py"
     for name in imported(path):
         parts = name.split(".")
         allowed = any(name.startswith(above) for file, above in UPWARD if file == str(path.relative_to(PACKAGE)))
@@ -96,6 +82,32 @@ def test_optional_packages_stay_where_they_belong(path):
 def test_guidance_is_made_of_torch_alone(path):
     outside = {name.split(".")[0] for name in imported(path)} - set(sys.stdlib_module_names)
     assert outside <= {"torch", "entropy_attn", "spacy"}  # the last in one function, which says what it is for
+
+
+def test_every_part_and_folder_is_described():
+    parts = {part_of(path) for path in FILES}
+    assert parts == {part for floor in FLOORS for part in floor}
+    nested = {path.parent.relative_to(PACKAGE).as_posix() for path in FILES} - parts - {"."}
+    assert nested == set(architecture.FOLDERS)
+
+
+def test_the_page_of_the_architecture_is_up_to_date():
+    text = architecture.PAGE.read_text(encoding="utf-8")
+    remedy = "run: python -m docs.generate.architecture"
+    assert architecture.page(text) == text, remedy
+    assert architecture.IMAGE.read_text(encoding="utf-8") == architecture.image(), remedy
+
+
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+)
+def test_paths_that_documents_name_exist(document):
+    text = re.sub(r"```.*?```", "", (ROOT / document).read_text(encoding="utf-8"), flags=re.DOTALL)
+    path = r"(?:[\w.-]+/)+[\w.-]*\.(?:py|md|csv|svg|png|toml)"
+    for name in re.findall(rf"(?<=`)({path})(?=`)", text):
+        assert any((folder / name).exists() for folder in (ROOT, PACKAGE, ROOT / "docs")), name
+    for name in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+        assert (ROOT / document).parent.joinpath(name).exists(), name
 
 
 def test_kernels_is_a_link_and_no_package():
