@@ -138,7 +138,7 @@ def test_ctrl_c_keeps_what_was_finished_and_says_so(tiny_model, tmp_path, capsys
         process.kill()
     assert process.returncode == 130 and "Traceback" not in rest, rest
     finished = len(json.loads((out / store.LEDGER).read_text())["finished"])
-    said = f"entropy-attn: interrupted; {finished} of 30 runs are kept in {out}, --resume goes on from there"
+    said = f"entropy-attn: interrupted; {finished} of 30 runs are kept in {out}; --resume continues from there"
     assert 1 <= finished < 30 and said in rest.splitlines()
     table = pd.read_csv(out / "entropy.csv")
     assert set(table["seed"]) == set(range(finished))
@@ -179,4 +179,4 @@ def test_out_of_memory_says_what_is_kept_and_what_is_left_to_try(tiny_model, tmp
     assert main(command) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("entropy-attn: error: out of device memory: try --offload model, then a smaller size; ")
-    assert line.endswith(f"1 of 2 runs are kept in {tmp_path}, --resume goes on from there")
+    assert line.endswith(f"1 of 2 runs are kept in {tmp_path}; --resume continues from there")
