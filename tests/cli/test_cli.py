@@ -16,8 +16,8 @@ from PIL import Image
 pytest.importorskip("typer")
 pytest.importorskip("diffusers")
 
-from entropy_attn.cli import main, options
-from entropy_attn.cli.options import parse_scale
+from entropy_attn.cli import main, parsing
+from entropy_attn.cli.parsing import parse_scale
 from entropy_attn.guidance import TSAM
 from entropy_attn.scale import POLICIES, Constant, Fixed, Layers, LogN, Steps, YaRN
 from tests.support.figures import FIGURES
@@ -124,12 +124,12 @@ def test_generate_shows_maps(tmp_path, capsys):
 
 
 def test_the_settings_of_a_guidance():
-    found = options.parse_guidance(
+    found = parsing.parse_guidance(
         "tsam:alpha=10:steps=0..12:refine_at=0+10:map_size=8x4:step_range=1..0.5:variant=paper"
     )
     expected = {"alpha": 10, "steps": range(12), "refine_at": (0, 10), "map_size": (8, 4), "step_range": (1, 0.5)}
     assert found == TSAM(**expected, variant="paper")
-    assert options.parse_guidance("off") is options.parse_guidance(None) is None
+    assert parsing.parse_guidance("off") is parsing.parse_guidance(None) is None
 
 
 def test_a_warning_is_one_line(tmp_path, capsys):
@@ -293,9 +293,12 @@ PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MO
     ("arguments", "message"),
     [
         ([*PROFILE, "--sizes", "32,30"], "size 30x30: both sides must be multiples of 8 px, for example 32x32"),
-        ([*PROFILE, "--sizes", "32x"], "size '32x'"),
-        ([*PROFILE, "--sizes", ","], "at least one value"),
-        ([*PROFILE, "--sizes", "32,32x32"], "the same size is given twice"),
+        (
+            [*PROFILE, "--sizes", "32x"],
+            "such as 64 or 48x96, got '32x'",
+        ),
+        ([*PROFILE, "--sizes", ","], "--sizes: expected at least one value, got ','"),
+        ([*PROFILE, "--sizes", "32,32x32"], "--sizes: expected different sizes, got the same size twice"),
         ([*PROFILE, "--scales", "off,cosine"], "unknown scale 'cosine': give one of off, logn, lognoroot"),
         ([*PROFILE, "--scale", "off", "--scale", "power"], "scale 'power': give p=..."),
         ([*PROFILE, "--scale", "logn:strength=1:strength=2"], "strength is given twice"),
@@ -307,71 +310,101 @@ PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MO
         ([*PROFILE, "--scale", "off:steps=3..1"], "stop=1: at least 4"),
         ([*PROFILE, "--scale", "off:layers=("], "'(' is not a regular expression"),
         ([*PROFILE, "--scale", "adaptive:profile=none.csv"], "profile='none.csv' cannot be read"),
-        ([*PROFILE, "--scales", "off,off"], "'off' is given twice"),
+        ([*PROFILE, "--scales", "off,off"], "--scale: expected different values, got 'off' twice"),
         ([*PROFILE, "--scales", "logn:warmth=2"], "'warmth=2' is not option=value with one of train_tokens, strength"),
         ([*PROFILE, "--scales", "logn:direction=sideways"], "sideways"),
-        ([*PROFILE, "--seeds", "0,x"], "--seeds '0,x'"),
-        ([*PROFILE, "--steps", "0"], "--steps 0: at least 1 is needed"),
+        ([*PROFILE, "--seeds", "0,x"], "--seeds: expected whole numbers from 0, such as 0,1,2, got '0,x'"),
+        ([*PROFILE, "--steps", "0"], "--steps: expected at least 1, got 0"),
         ([*PROFILE, "--steps", "many"], "--steps"),
-        ([*PROFILE, "--guidance-scale", "-1"], "--guidance-scale -1.0"),
-        ([*PROFILE, "--guidance-scale", "nan"], "--guidance-scale nan"),
-        ([*PROFILE, "--prompt", " "], "--prompt is empty"),
-        ([*PROFILE, "--device", "tpu"], "--device 'tpu'"),
-        ([*PROFILE, "--device", "cuda:99"], "--device 'cuda:99'"),
-        ([*PROFILE, "--dtype", "int8"], "--dtype 'int8'"),
-        ([*PROFILE, "--out", "FILE/below"], "cannot be written to"),
+        ([*PROFILE, "--guidance-scale", "-1"], "--guidance-scale: expected at least 0, got -1.0"),
+        ([*PROFILE, "--guidance-scale", "nan"], "--guidance-scale: expected at least 0, got nan"),
+        ([*PROFILE, "--prompt", " "], "--prompt: expected the text of an image, got ' '"),
+        ([*PROFILE, "--device", "tpu"], "--device: expected auto, cpu, cuda or cuda:INDEX, got 'tpu'"),
+        ([*PROFILE, "--device", "cuda:99"], "CUDA devices of this machine, got 'cuda:99'"),
+        ([*PROFILE, "--dtype", "int8"], "--dtype: expected one of auto, float32, float16, bfloat16, got 'int8'"),
+        ([*PROFILE, "--out", "FILE/below"], "--out: expected a folder that can be written to, got 'FILE/below'"),
         ([*PROFILE, "--sizes", "1048576"], "size 1048576x1048576 needs at least"),
         ([*PROFILE, "--resume"], "has no plan.json"),
-        ([*PROFILE, "--argument", "x"], "--argument 'x': give NAME=VALUE"),
+        ([*PROFILE, "--argument", "x"], "--argument: expected NAME=VALUE, such as num_frames=9, got 'x'"),
         ([*PROFILE, "--argument", "num_frames=9"], "takes no 'num_frames'"),
-        ([*PROFILE, "--offload", "disk"], "--offload 'disk': give one of model, sequential"),
-        ([*PROFILE, "--offload", "model", "--device", "cpu"], "--offload model: it moves weights off a GPU"),
+        ([*PROFILE, "--offload", "disk"], "--offload: expected one of model, sequential, got 'disk'"),
+        (
+            [*PROFILE, "--offload", "model", "--device", "cpu"],
+            "expected a CUDA device to move weights off, got cpu",
+        ),
         ([*PROFILE, "--scheduler", "Nothing"], "scheduler 'Nothing' is no scheduler of diffusers: give one of"),
         ([*PROFILE, "--scheduler", "FlowMatchEulerDiscreteScheduler"], "is made for other models"),
-        ([*PROFILE, "--lora", "a.safetensors:much"], "'much' is no weight"),
+        (
+            [*PROFILE, "--lora", "a.safetensors:much"],
+            "such as PATH:0.8, got 'a.safetensors:much'",
+        ),
         ([*PROFILE, "--variant", "fp8"], "no files of variant 'fp8'"),
         ([*PROFILE, "--revision", "main"], "only a Hub id has revisions"),
         ([*PROFILE, "--config", "x"], "has its own; a single .safetensors file needs one"),
         (["profile", "--variant", "fp16"], "the embedded model has but one"),
-        ([*GENERATE, "--prompt", "b", "--show-maps", "maps.png", "--guidance", "tsam"], "give one --prompt"),
+        (
+            [*GENERATE, "--prompt", "b", "--show-maps", "maps.png", "--guidance", "tsam"],
+            "expected one --prompt, got 2",
+        ),
         ([*GENERATE, "--negative-prompt", "b", "--guidance-scale", "1"], "changes nothing at guidance_scale=1"),
         (["profile", "--model", "./nowhere"], "unknown model './nowhere'"),
         (["profile", "--model", "nobody/nothing"], "unknown model 'nobody/nothing'"),
         (["generate"], "--prompt"),
         ([*GENERATE, "--size", "33"], "size 33x33"),
-        ([*GENERATE, "--size", "big"], "size 'big'"),
+        (
+            [*GENERATE, "--size", "big"],
+            "such as 64 or 48x96, got 'big'",
+        ),
         ([*GENERATE, "--scale", "other"], "unknown scale 'other'"),
-        ([*GENERATE, "--scale", "off", "--compare"], "--compare"),
+        ([*GENERATE, "--scale", "off", "--compare"], "--compare: expected a --scale other than 'off'"),
         ([*GENERATE, "--guidance", "tsan"], "unknown guidance 'tsan'"),
         ([*GENERATE, "--guidance", "tsam:alpha=-1"], "alpha=-1"),
         ([*GENERATE, "--guidance", "tsam:beta=1"], "option=value"),
         ([*GENERATE, "--guidance", "tsam:target=1"], "option=value"),
-        ([*GENERATE, "--guidance", "tsam:steps=9"], "steps=9 is not START..STOP"),
-        ([*GENERATE, "--guidance", "tsam:refine_at=0,10"], "refine_at=0,10: give steps with + between them"),
-        ([*GENERATE, "--guidance", "tsam:steps=8..9", "--steps", "6"], "none of its steps is one of the 6 of --steps"),
-        ([*GENERATE, "--guidance", "tsam:map_size=big"], "map_size 'big'"),
-        ([*GENERATE, "--show-maps", "maps.png"], "--show-maps draws what a guidance does: give --guidance tsam"),
-        ([*GENERATE, "--show-maps", "maps.png", "--guidance", "off"], "give --guidance tsam"),
-        ([*GENERATE, "--show-maps", "picture.png", "--guidance", "tsam"], "is --out as well"),
-        ([*GENERATE, "--show-maps", "maps.txt", "--guidance", "tsam"], "--show-maps 'maps.txt': the name must end"),
-        ([*GENERATE, "--show-maps", "maps.png", "--guidance", "tsam"], "the prompt 'a' has too few words"),
-        ([*GENERATE, "--seed", "-1"], "--seed -1"),
-        ([*GENERATE, "--out", "picture.docx"], "picture format"),
-        ([*GENERATE, "--out", "FILE/below/a.png"], "cannot be written to"),
-        ([*GENERATE, "--out", "FOLDER.png"], "is a folder"),
+        (
+            [*GENERATE, "--guidance", "tsam:steps=9"],
+            "steps: expected START..STOP, such as 0..12",
+        ),
+        (
+            [*GENERATE, "--guidance", "tsam:refine_at=0,10"],
+            "refine_at: expected steps joined by +",
+        ),
+        (
+            [*GENERATE, "--guidance", "tsam:steps=8..9", "--steps", "6"],
+            "--guidance: expected steps below --steps 6",
+        ),
+        ([*GENERATE, "--guidance", "tsam:map_size=big"], "map_size: expected one number"),
+        ([*GENERATE, "--show-maps", "maps.png"], "--show-maps: expected --guidance tsam with it, got --guidance off"),
+        ([*GENERATE, "--show-maps", "maps.png", "--guidance", "off"], "--show-maps: expected --guidance tsam with it"),
+        (
+            [*GENERATE, "--show-maps", "picture.png", "--guidance", "tsam"],
+            "a file other than --out",
+        ),
+        (
+            [*GENERATE, "--show-maps", "maps.txt", "--guidance", "tsam"],
+            "--show-maps: expected the name of",
+        ),
+        (
+            [*GENERATE, "--show-maps", "maps.png", "--guidance", "tsam"],
+            "a prompt of two words or more, got 'a'",
+        ),
+        ([*GENERATE, "--seed", "-1"], "--seed: expected a whole number from 0 to 18446744073709551615, got -1"),
+        ([*GENERATE, "--out", "picture.docx"], "--out: expected the name of an image file"),
+        ([*GENERATE, "--out", "FILE/below/a.png"], "--out: expected a folder that can be written to, got 'FILE/below'"),
+        ([*GENERATE, "--out", "FOLDER.png"], "--out: expected a file name, got the folder 'FOLDER.png'"),
         (["maps"], "--prompt"),
         ([*MAPS, "--words", "dog"], "'dog' is not in the prompt 'a cat', whose words are 'a', 'cat'"),
         ([*MAPS, "--words", "99"], "position 99 is not in the text"),
-        ([*MAPS, "--words", ","], "--words ','"),
-        ([*MAPS, "--words", "a", "--tokens", "a"], "--tokens is the older name of --words"),
-        ([*MAPS, "--colours", "each"], "--colours 'each': give one of word, all"),
-        ([*MAPS, "--map-size", "big"], "--map-size 'big'"),
+        ([*MAPS, "--words", ","], "--words: expected at least one value"),
+        ([*MAPS, "--words", "a", "--tokens", "a"], "--words: expected either it or its older name --tokens, got both"),
+        ([*MAPS, "--colours", "each"], "--colours: expected one of word, all, got 'each'"),
+        ([*MAPS, "--map-size", "big"], "--map-size: expected one number for a square"),
         ([*MAPS, "--map-size", "5"], "size=(5, 5): no layer of that size was called"),
-        ([*MAPS, "--at-steps", "2"], "--at-steps '2': give steps from 0 to 1"),
-        ([*MAPS, "--at-steps", "-1"], "--at-steps '-1'"),
-        ([*MAPS, "--csv", "maps.txt"], "--csv 'maps.txt': the name must end in .csv"),
-        ([*MAPS, "--csv", "FILE/below/maps.csv"], "--csv 'FILE/below' cannot be written to"),
-        ([*MAPS, "--out", "maps.txt"], "picture format"),
+        ([*MAPS, "--at-steps", "2"], "--at-steps: expected steps from 0 to 1, such as 0,1, got '2'"),
+        ([*MAPS, "--at-steps", "-1"], "--at-steps: expected steps from 0 to 1"),
+        ([*MAPS, "--csv", "maps.txt"], "--csv: expected a name that ends in .csv, got 'maps.txt'"),
+        ([*MAPS, "--csv", "FILE/below/maps.csv"], "--csv: expected a folder that can be written to, got 'FILE/below'"),
+        ([*MAPS, "--out", "maps.txt"], "--out: expected the name of an image file"),
         (["render"], "render"),
         (["info", "--jsn"], "--jsn"),
     ],
@@ -446,7 +479,7 @@ def test_every_policy_takes_every_setting(name, tmp_path, invented):
         policy = parse_scale(":".join([name, *(f"{key}={_written(each)}" for key, each in settings.items())]))
         assert policy == POLICIES[name](**settings)
         assert field.name in needed or policy != POLICIES[name](**needed), f"{field.name} makes no difference"
-    assert name in options.SCALE_HELP
+    assert name in parsing.SCALE_HELP
 
 
 def test_scale_options_become_the_policy():
