@@ -48,7 +48,7 @@ class Case:
         w = self.workload
         rows = (w.batch, w.heads, w.seqlen)
         lengths = (w.seqlen, w.seqlen_k, w.seqlen_k)
-        tensors = (
+        query, key, value = (
             torch.randn(w.batch, w.heads, n, w.head_dim, dtype=self.dtype, device=device) for n in lengths
         )  # fmt: skip
         grads = {}
@@ -56,21 +56,20 @@ class Case:
             grads["out"] = torch.randn(*rows, w.head_dim, dtype=self.dtype, device=device)
             if self.ask.task in ("lse", "entropy"):
                 grads[self.ask.task] = torch.randn(rows, device=device)
-            elif self.ask.task == "map":
+            elif self.ask.map_keys is not None:
                 start, stop = self.ask.map_keys
                 grads["map"] = torch.randn(w.batch, w.seqlen, stop - start, device=device)
-        return Inputs(*tensors, grads)
+        return Inputs(query, key, value, grads)
 
 
 def run(implementation: Implementation, ask: Ask, inputs: Inputs) -> Results:
     """One call; with a gradient, its results and the gradients of query, key and value."""
-    tensors = (inputs.query, inputs.key, inputs.value)
     if not ask.gradient:
         with torch.no_grad():
-            return implementation.attend(*tensors, ask)
-    leaves = [t.detach().requires_grad_() for t in tensors]
+            return implementation.attend(inputs.query, inputs.key, inputs.value, ask)
+    query, key, value = leaves = [t.detach().requires_grad_() for t in (inputs.query, inputs.key, inputs.value)]
     with torch.enable_grad():
-        results = implementation.attend(*leaves, ask)
+        results = implementation.attend(query, key, value, ask)
         given = [inputs.grads[name].to(t.dtype) for name, t in results.items()]
         derived = torch.autograd.grad(list(results.values()), leaves, given)
     return {name: t.detach() for name, t in results.items()} | dict(zip(("dq", "dk", "dv"), derived, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from entropy_attn.bench.implementations.registry import IMPLEMENTATIONS, TORCHS_CHOICE
 from entropy_attn.bench.measure import CASE, Row
@@ -56,7 +57,7 @@ def plain_of(case: tuple, task: str = "plain") -> tuple:
     return tuple(task if name == "task" else value for name, value in zip(CASE, case, strict=True))
 
 
-def added(rows: list[Row], task: str) -> list[dict[str, object]]:
+def added(rows: list[Row], task: str) -> list[Row]:
     """What a statistic adds to a plain call, in per cent: to `triton` or else `auto`, and the best competitor's way
     to it over torch's own plain call."""
     cases, found = by_case(rows), []
@@ -78,13 +79,13 @@ def added(rows: list[Row], task: str) -> list[dict[str, object]]:
     return found
 
 
-def denoising_steps(rows: list[Row]) -> list[dict[str, object]]:
+def denoising_steps(rows: list[Row]) -> list[Row]:
     """Milliseconds of attention in one denoising step of every model that was measured whole.
 
     Layers that have nothing to say about a task take their plain call. Ours is what `auto` takes, the other side
     torch's own choice and, where a statistic is asked for, the fastest competitor at each shape.
     """
-    cases, totals = by_case(rows), {}
+    cases, totals = by_case(rows), dict[tuple, dict[str, Any]]()
     for case, plain in cases.items():
         row = plain[0]
         if row["task"] != "plain" or not row["layers"] or row["model"] == "sweep":
@@ -94,7 +95,7 @@ def denoising_steps(rows: list[Row]) -> list[dict[str, object]]:
         for task in ("plain", "entropy", "map"):
             asked = cases.get(plain_of(case, task))
             there = plain if asked is None else asked
-            other = {"name": TORCHS_CHOICE} if asked is None or task == "plain" else {"ours": False}
+            other: dict[str, Any] = {"name": TORCHS_CHOICE} if asked is None or task == "plain" else {"ours": False}
             for side, one in (("ours", fastest(there, name=AUTO)), ("other", fastest(there, **other))):
                 total = tasks.setdefault(task, {}).setdefault(side, {"ms": 0.0, "whole": True, "asked": False})
                 total["asked"] |= asked is not None

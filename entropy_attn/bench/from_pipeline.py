@@ -21,7 +21,7 @@ def pipeline_workloads(pipe: Any, name: str, size: Size) -> list[Workload]:
     def see(info: CallInfo) -> None:
         """A scale policy that leaves the model's own."""
         shape = (info.num_heads, info.seqlen_q, info.seqlen_k, info.head_dim)
-        seen[(info.kind, *shape, _map_keys(handle.model, info))] += 1
+        seen[info.kind, shape, _map_keys(handle.model, info)] += 1
 
     options = {"height": size[0], "width": size[1], "num_inference_steps": 1, "guidance_scale": GUIDANCE}
     if "use_resolution_binning" in inspect.signature(type(pipe).__call__).parameters:
@@ -30,8 +30,8 @@ def pipeline_workloads(pipe: Any, name: str, size: Size) -> list[Workload]:
         pipe("a picture", **options, output_type="latent")
         batch = 2 if handle.model.guidance in ("uncond, cond", "cond, uncond") else 1
     return [
-        Workload(name, size_name(size), kind, batch, *shape, layers, map_keys)
-        for (kind, *shape, map_keys), layers in seen.items()
+        Workload(name, size_name(size), kind, batch, heads, seqlen_q, seqlen_k, head_dim, layers, map_keys)
+        for (kind, (heads, seqlen_q, seqlen_k, head_dim), map_keys), layers in seen.items()
     ]
 
 
@@ -40,6 +40,7 @@ def _map_keys(model: Model, info: CallInfo) -> tuple[int, int] | None:
     if info.kind == "cross":
         return 0, info.seqlen_k
     if info.kind == "joint" and info.text_tokens:
-        first = 0 if model.rule(info.layer).text == "first" else info.seqlen_k - info.text_tokens
+        rule = model.rule(info.layer)
+        first = 0 if rule is not None and rule.text == "first" else info.seqlen_k - info.text_tokens
         return first, first + info.text_tokens
     return None

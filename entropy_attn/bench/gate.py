@@ -33,11 +33,11 @@ class Gate:
         w = case.workload
         every = 1 if case.ask.gradient else -(-w.seqlen // ROWS)
         self.rows = slice(None, None, every)
-        some = max(1, CHECKED // (-(-w.seqlen // every) * w.seqlen_k))
-        self.heads = w.heads if case.ask.task == "map" else min(w.heads, some)
+        checked = max(1, CHECKED // (-(-w.seqlen // every) * w.seqlen_k))
+        self.heads = w.heads if case.ask.task == "map" else min(w.heads, checked)
         self.lse = 1.0 + math.log(w.seqlen_k)
-        some = Inputs(*(self._part(n, getattr(inputs, n)) for n in ("query", "key", "value")),
-                      {name: self._part(name, t) for name, t in inputs.grads.items()})  # fmt: skip
+        query, key, value = (self._part(name, getattr(inputs, name)) for name in ("query", "key", "value"))
+        some = Inputs(query, key, value, {name: self._part(name, t) for name, t in inputs.grads.items()})
         self.exact = by_chunks(some, case.ask, torch.float64)
         plain = by_chunks(some, case.ask, case.dtype)
         self.plain_error = {name: (plain[name].double() - t).abs().max().item() for name, t in self.exact.items()}
@@ -82,7 +82,7 @@ def by_chunks(inputs: Inputs, ask: Ask, dtype: torch.dtype) -> Results:
     for rows in chunks(query, key, HELD):
         leaves = [t.detach().requires_grad_(ask.gradient) for t in (query[:, :, rows], key, value)]
         with torch.set_grad_enabled(ask.gradient):
-            part = materialised(*leaves, ask)
+            part = materialised(leaves[0], leaves[1], leaves[2], ask)
         if ask.gradient:
             given = [
                 (inputs.grads[name][:, rows] if name == "map" else inputs.grads[name][:, :, rows]).to(t.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from entropy_attn.bench.implementations.registry import contenders
 from entropy_attn.bench.machine import Sensors
 from entropy_attn.bench.timing import Clock, clock_of, interleaved, quantiles
 
-Row = dict[str, object]
+Row = dict[str, Any]
 
 MACHINE = ("device", "driver", "torch", "triton", "commit", "date")
 FIELDS = (
@@ -57,7 +58,7 @@ def measure(
         DeviceLost: with the rows.
     """
     rows: dict[str, Row] = {}
-    about, good = identity(case), {}
+    about, good = identity(case), dict[str, Callable[[Inputs], Any]]()
     chosen = [one for one in contenders(case.ask, names) if one.row_name(case.ask) not in skip]
     if not chosen:
         return []
@@ -76,11 +77,11 @@ def measure(
         call = functools.partial(run, implementation, case.ask)
         at_risk([name])
         try:
-            status = _refusal(implementation, case, inputs, clock)
-            if status is None:
+            status = _refusal(implementation, case, inputs, clock) or "ok"
+            if status == "ok":
                 rows[name]["max_error"] = round(gate.check(call(inputs), implementation.slack), 3)
                 rows[name]["peak_mib"] = digits(clock.peak_mib(call, inputs))
-                good[name], status = call, "ok"
+                good[name] = call
         except Exception as error:
             status = _failure(error, name, rows)
         if status != "ok":  # once the error has let go of what it held

@@ -117,7 +117,7 @@ def _parse(
     passed = parse_choices("--passes", passes, PASSES) or chosen.passes
     names = chosen.implementations
     if implementations is not None:
-        names = parse_list("--implementations", implementations)
+        names = tuple(parse_list("--implementations", implementations))
     contenders(Ask(), names)  # refuses unknown names before anything is loaded
     if dtype == "auto":
         dtype = "bfloat16" if where.type == "cuda" else "float32"

@@ -168,7 +168,7 @@ def _draw(model: str, request: Request, results: Results) -> list[Path]:
         if request.compare:
             from entropy_attn.plots import side_by_side
 
-            height, width = request.sampling.size
+            height, width = request.sampling.fitted_size
             captions = [f"original ({height}x{width} px)", f"ours: {request.name}"]
             image = side_by_side([results.images[DEFAULT][number], image], captions, title=prompt)
         image.save(file)
@@ -193,7 +193,7 @@ def _files(out: Path, count: int) -> list[Path]:
 
 def _caption(handle: Any, model: str, request: Request) -> str:
     sampling, (rows, columns) = request.sampling, handle.maps.shape[1:3]
-    height, width = sampling.size
+    height, width = sampling.fitted_size
     return (
         f"{Path(model).name or model}, {height}x{width} px, {sampling.steps} steps, seed {sampling.seed}, "
         f"{request.guidance}; maps of the layers of {rows}x{columns} tokens at step {handle.losses[-1][0]}, "
@@ -211,7 +211,7 @@ def _print(request: Request, running_on: dict[str, Any], results: Results, files
         **running_on,
         "prompts": request.prompts,
         "negative_prompt": sampling.negative_prompt,
-        "size": list(sampling.size),
+        "size": list(sampling.fitted_size),
         "policies": {name: repr(policy) for name, (policy, _) in request.runs().items()},
         "guidance": request.guidance,
         "seed": sampling.seed,

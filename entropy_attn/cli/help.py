@@ -45,7 +45,9 @@ def _lines(command: Any, ctx: Any) -> Iterator[str]:
     if isinstance(command, Group):
         subcommands = ((name, command.get_command(ctx, name)) for name in command.list_commands(ctx))
         records = [
-            (name, (each.help or "").strip().partition("\n\n")[0]) for name, each in subcommands if not each.hidden
+            (name, (each.help or "").strip().partition("\n\n")[0])
+            for name, each in subcommands
+            if each is not None and not each.hidden
         ]
         yield from _section("Commands", records, width)
 

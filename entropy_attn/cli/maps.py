@@ -142,7 +142,7 @@ def _fit(pipe: Any, model: str, request: Request) -> Request:
     """The request with the sizes that follow from the pipeline."""
     sampling, map_size = request.sampling.fit(pipe, [request.prompt]), request.map_size
     if map_size is None and model == "shapes":  # its objects are a few tokens wide
-        height, width = sampling.size
+        height, width = sampling.fitted_size
         map_size = height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
     return dataclasses.replace(request, sampling=sampling, map_size=map_size)
 
@@ -163,7 +163,8 @@ def _run(pipe: Any, request: Request) -> Result:
         )
     seconds = time.perf_counter() - start
     # One transfer of each map; everything below reads single values
-    found = {None: mean.maps().cpu(), **{step: by_step.maps(step).cpu() for step in request.at_steps}}
+    found: dict[int | None, Any] = {step: by_step.maps(step).cpu() for step in request.at_steps}
+    found = {None: mean.maps().cpu(), **found}
     return Result(image, mean, found, seconds)
 
 
@@ -188,7 +189,7 @@ def _draw(model: str, request: Request, result: Result) -> None:
 
 
 def _caption(model: str, request: Request, recorder: Any) -> str:
-    (rows, columns), (height, width) = recorder.map_size, request.sampling.size
+    (rows, columns), (height, width) = recorder.map_size, request.sampling.fitted_size
     return (
         f"{Path(model).name or model}, {height}x{width} px, {request.sampling.steps} steps, "
         f"seed {request.sampling.seed}; cross-attention of the {len(recorder.layers)} layers of {rows}x{columns} "
@@ -223,7 +224,7 @@ def _print(request: Request, running_on: dict[str, Any], result: Result, as_json
     done = {
         **running_on,
         "prompt": request.prompt,
-        "size": list(sampling.size),
+        "size": list(sampling.fitted_size),
         "map_size": list(recorder.map_size),
         "layers": list(recorder.layers),
         "tokens": words,

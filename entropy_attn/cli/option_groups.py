@@ -40,7 +40,7 @@ def takes_options(**groups: type) -> Callable[[Callable[..., None]], Callable[..
             command(**made, **given)
 
         del with_options.__wrapped__  # typer would read the signature of the command
-        with_options.__signature__ = inspect.Signature(parameters)
+        vars(with_options)["__signature__"] = inspect.Signature(parameters)
         with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return with_options
 

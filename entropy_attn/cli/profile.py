@@ -62,14 +62,14 @@ def profile(
         ),
     ] = None,
     scales: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--scale",
             "--scales",
             help="Scale policies, separated by commas; the option can also be given several times. "
             f"Default: off,logn. Each is {SCALE_HELP}",
         ),
-    ] = (),
+    ] = None,
     prompt: Annotated[
         list[str] | None, typer.Option(help="A prompt; can be given several times. Default: a few built-in ones.")
     ] = None,

@@ -60,12 +60,19 @@ class Sampling:
         call_options(pipe, prompts, guidance_scale=self.guidance_scale, negative_prompt=self.negative_prompt)
         return replace(self, size=size)
 
+    @property
+    def fitted_size(self) -> Size:
+        """The size, after `fit`."""
+        if self.size is None:
+            raise RuntimeError("size: expected the size of a fitted pipeline, got None: call fit() first")
+        return self.size
+
     def sample(self, pipe: Any, prompts: Sequence[str], **options: Any) -> list[Any]:
         """One image for each prompt; `options` are further ones of `entropy_attn.pipelines.sample`."""
         from entropy_attn.pipelines import sample
 
         settings = {
-            "size": self.size,
+            "size": self.fitted_size,
             "scale": self.policy,
             "seed": self.seed,
             "steps": self.steps,

@@ -251,7 +251,8 @@ def _table(columns: Sequence[Column], block: Block, rows: Sequence[list[str]], b
     table = Table(box=rule, show_edge=False, pad_edge=False, padding=0, show_header=headed)
     headings = []
     for index, width in zip(block.columns, block.widths, strict=True):
-        above = [] if columns[index].group is None else folded(columns[index].group, width)
+        group = columns[index].group
+        above = [] if group is None else folded(group, width)
         headings.append([*(above if block.group is None else []), *folded(columns[index].title, width)])
     height = max(map(len, headings))
     for index, width, heading in zip(block.columns, block.widths, headings, strict=True):

@@ -100,6 +100,8 @@ def entropy_against_step(entropy: pd.DataFrame, model: str) -> Figure:
 def entropy_maps(result: Profile, model: str) -> Figure:
     """The first image at the largest size, and H / ln N of each token, mean over layers of the same size."""
     size, seed = result.plan.map_size, result.plan.seeds[0]
+    if result.heads is None:
+        raise ValueError("result: expected a profile with `heads`, got one without")
     rows = result.heads[result.heads["size"] == size_name(size)]
     tokens = dict(zip(rows["layer"], rows["seqlen_k"], strict=True))
     levels = {policy: _levels(maps, tokens) for policy, maps in result.maps.items()}
@@ -109,7 +111,7 @@ def entropy_maps(result: Profile, model: str) -> Figure:
         len(levels), first + len(shapes), title=f"Attention entropy over the image, {size_name(size)} px, {model}"
     )
     for row, policy in zip(grid, levels, strict=True):
-        if first:
+        if result.pictures:
             row[0].imshow(result.pictures[size, policy, seed][0], interpolation="nearest")
         name_row(row[0], policy)
     if first:

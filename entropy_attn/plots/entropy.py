@@ -91,7 +91,8 @@ def change_from_training(table: pd.DataFrame, plan: ProfilePlan, model: str) -> 
             axis.hlines(
                 np.median(values), middle - 0.4 * step, middle + 0.4 * step, color=style["color"], linewidth=2.5
             )
-    names = [f"{size}\n(training)" if size == size_name(plan.reference) else size for size in sizes]
+    training = None if plan.reference is None else size_name(plan.reference)
+    names = [f"{size}\n(training)" if size == training else size for size in sizes]
     axis.set_xticks(np.arange(len(sizes)), names)
     axis.set_xlabel("size [px]")
     baseline = "default scale" if plan.baseline is not None else "same scale"

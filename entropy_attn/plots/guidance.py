@@ -65,13 +65,9 @@ def guidance_sheet(
     if len(pictures) != len(runs):
         raise ValueError(f"pictures: expected {len(runs)} ({', '.join(runs)}), got {len(pictures)}")
     for run in runs.values():
-        if run.maps is None:
-            raise ValueError(
-                "guided: expected a handle that has maps, got one whose generation was not guided: the prompt needs at "
-                "least two words, and the guidance at least one step"
-            )
-        if not 0 <= index < len(run.maps):
-            raise ValueError(f"index: expected an image from 0 to {len(run.maps) - 1}, got {index}")
+        images = len(_maps_of(run))
+        if not 0 <= index < images:
+            raise ValueError(f"index: expected an image from 0 to {images - 1}, got {index}")
     prompt = guided.prompts[index]
     words = [word for word in prompt.text.words if set(word.positions) <= set(prompt.tokens)]
     bands, columns = grid_of(len(words))
@@ -81,14 +77,23 @@ def guidance_sheet(
     upper = bands * len(runs) * (cell * aspect + 0.04) + 0.18 * bands + 0.3
     lower = PANEL + 0.75
     figure = new_sheet(width, upper + lower, prompt.text.prompt if title is None else title, subtitle)
-    above, below = figure.subfigures(2, 1, height_ratios=(upper, lower))
+    above, below = figure.subfigures(2, 1, height_ratios=(upper, lower), squeeze=False)[:, 0]
     rows = {}
     for (name, run), image in zip(runs.items(), pictures, strict=True):
-        maps = run.maps[index].cpu()
+        maps = _maps_of(run)[index].cpu()
         rows[name] = image, torch.stack([maps[..., list(word.positions)].mean(-1) for word in words])
     draw_maps(above, rows, [word.label for word in words])
     _draw_lower(below, runs, index)
     return figure
+
+
+def _maps_of(run: Guided) -> Tensor:
+    if run.maps is None:
+        raise ValueError(
+            "guided: expected a handle that has maps, got one whose generation was not guided: the prompt needs at "
+            "least two words, and the guidance at least one step"
+        )
+    return run.maps
 
 
 def _draw_lower(figure: Any, runs: dict[str, Guided], index: int) -> None:
@@ -110,9 +115,12 @@ def _matrices(runs: dict[str, Guided], index: int) -> dict[str, np.ndarray]:
         return {}
     found = {"T of the\ntext encoder": guided.guidance.text_matrix(guided.prompts[index])}
     for name, run in runs.items():
-        maps = run.maps[index]
+        maps = _maps_of(run)[index]
         found[f"S of the maps\n{name}"] = attention_similarity(
-            maps.flatten(0, 1), tuple(maps.shape[:2]), run.prompts[index].tokens, variant=guided.guidance.variant
+            maps.flatten(0, 1),
+            (maps.shape[0], maps.shape[1]),
+            run.prompts[index].tokens,
+            variant=guided.guidance.variant,
         )
     return {name: values.detach().float().cpu().numpy() for name, values in found.items()}
 

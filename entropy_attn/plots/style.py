@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
@@ -38,7 +39,7 @@ def new_sheet(width: float, height: float, title: str, subtitle: str = "") -> Fi
     """A sheet of images close together, `height` inches of them, with a wrapped title above and a subtitle below."""
     heading = textwrap.wrap(title, int(7.6 * width)) or [""]
     figure = new_figure(width, height + 0.3 * len(heading) + (0.3 if subtitle else 0.0), "")
-    figure.get_layout_engine().set(w_pad=0.04, h_pad=0.03, wspace=0.02, hspace=0.02)
+    figure.set_layout_engine("constrained", w_pad=0.04, h_pad=0.03, wspace=0.02, hspace=0.02)
     figure.suptitle("\n".join(heading), fontsize=14, fontweight="bold")
     if subtitle:
         figure.supxlabel(textwrap.fill(subtitle, int(13.5 * width)), fontsize=9, color=MUTED)
@@ -120,7 +121,7 @@ def named_handles(axes: Iterable[Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            if not isinstance(handle, Line2D) or len(handle.get_xdata()):
+            if not isinstance(handle, Line2D) or np.size(handle.get_xdata()):
                 found.setdefault(label, handle)
     return found
 

@@ -63,9 +63,9 @@ def measured_layers(pipe: Any, sizes: list[Size], policies: Mapping[str, Any], l
                     raise ValueError(f"scale {name!r} at {size_name(size)}: layer {report.layer}: {report.refused}")
     routed = [report for report in found if report.kind is not None]
     # Text that attends to itself is not part of the image, and has the same length at every size.
-    image = {r.layer: r.kind for r in routed if r.kind != "cross" and r.text_tokens != r.seqlen_k}
-    chosen = image or {report.layer: report.kind for report in routed if report.kind == "cross"}
-    unmeasured = {report.layer: report.refused for report in found if report.kind is None}
+    image = {r.layer: str(r.kind) for r in routed if r.kind != "cross" and r.text_tokens != r.seqlen_k}
+    chosen = image or {report.layer: str(report.kind) for report in routed if report.kind == "cross"}
+    unmeasured = {report.layer: report.refused or "" for report in found if report.kind is None}
     name_of_denoiser = type(denoiser).__name__
     if not chosen:
         reasons = "; ".join(dict.fromkeys(filter(None, unmeasured.values()))) or "it has no attention layers"

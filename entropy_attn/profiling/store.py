@@ -71,7 +71,8 @@ class Store:
         if result.maps is not None:
             maps = f"{MAPS}/{self._stem(run)}.npz"
             (self.folder / MAPS).mkdir(exist_ok=True)
-            np.savez_compressed(self.folder / maps, **result.maps)
+            arrays: dict[str, Any] = dict(result.maps)
+            np.savez_compressed(self.folder / maps, **arrays)
         self.finished.append({**run.keys, "seconds": result.seconds, "pictures": files, "maps": maps})
         self._write_ledger()
 

@@ -31,6 +31,13 @@ class Ask:
             )
 
     @property
+    def map_slice(self) -> slice:
+        """`map_keys` of the task "map"."""
+        if self.map_keys is None:
+            raise ValueError(f"task {self.task!r}: it has no map_keys")
+        return slice(*self.map_keys)
+
+    @property
     def results(self) -> tuple[str, ...]:
         return ("out",) if self.task == "plain" else ("out", self.task)
 

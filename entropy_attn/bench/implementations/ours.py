@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from entropy_attn.ops.api import attention, unsupported_reasons
 ORACLE_SCORES = 1024**2  # the oracle holds a dozen float64 matrices: beyond this it only takes time
 
 
-def _options(ask: Ask) -> dict[str, object]:
+def _options(ask: Ask) -> dict[str, Any]:
     return {"return_lse": ask.task == "lse", "return_entropy": ask.task == "entropy", "map_keys": ask.map_keys}
 
 
@@ -27,8 +28,8 @@ def _reasons(impl: str, query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> 
     if impl == "reference" and query.shape[2] * key.shape[2] > ORACLE_SCORES:
         reasons.append(f"{query.shape[2]} x {key.shape[2]} scores: the oracle is for calls up to 1024 x 1024")
     with torch.enable_grad():
-        tensors = (t.detach().requires_grad_(ask.gradient) for t in (query, key, value))
-        return reasons + unsupported_reasons(*tensors, **_options(ask), impl=impl)
+        query, key, value = (t.detach().requires_grad_(ask.gradient) for t in (query, key, value))
+        return reasons + unsupported_reasons(query, key, value, **_options(ask), impl=impl)
 
 
 def _ours(name: str, impl: str, tasks: tuple[str, ...] = TASKS, matrices: float = 0.0) -> Implementation:

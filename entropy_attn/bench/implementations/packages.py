@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from torch import Tensor
 
@@ -31,7 +32,7 @@ def _tokens_first(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.transpose(1, 2) for t in tensors)
 
 
-def _with_lse(answer: object, ask: Ask) -> Results:
+def _with_lse(answer: Any, ask: Ask) -> Results:
     out, lse = (answer[0], answer[1]) if isinstance(answer, tuple) else (answer, None)
     return {"out": out.transpose(1, 2)} | ({"lse": lse} if ask.task == "lse" else {})
 
@@ -73,6 +74,8 @@ def _xformers(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
 @functools.cache
 def _tutorial_module(path: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location("triton_tutorial_fused_attention", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{TUTORIAL}: expected a Python file, got {path!r}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -17,7 +17,7 @@ def materialised(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results
     scores = (query @ key.mT).to(wide) * query.shape[-1] ** -0.5
     if ask.task not in ("lse", "entropy"):
         p = scores.softmax(dim=-1)
-        head_map = {"map": p[..., slice(*ask.map_keys)].mean(dim=1)} if ask.task == "map" else {}
+        head_map = {"map": p[..., ask.map_slice].mean(dim=1)} if ask.task == "map" else {}
         return {"out": p.to(value.dtype) @ value} | head_map
     log_p = scores.log_softmax(dim=-1)
     p = log_p.exp()
@@ -53,13 +53,13 @@ def _eager(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 def stored(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
     """Attend-and-Excite: every layer's probabilities are kept, and averaged over heads when the loss is made."""
     out, p = _eager(query, key, value)
-    return {"out": out, "map": p[..., slice(*ask.map_keys)].mean(dim=1)}
+    return {"out": out, "map": p[..., ask.map_slice].mean(dim=1)}
 
 
 def heat_maps(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
     """DAAM: every head's probabilities in float32 are added to a running sum; one layer's part of it."""
     out, p = _eager(query, key, value)
-    heads = p[..., slice(*ask.map_keys)].float()
+    heads = p[..., ask.map_slice].float()
     return {"out": out, "map": heads.sum(dim=1) / heads.shape[1]}
 
 

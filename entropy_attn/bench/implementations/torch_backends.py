@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +49,7 @@ def _cudnn_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
 
 
 @functools.cache
-def _flex() -> Callable[..., object]:
+def _flex() -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_SHAPES)
