@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from entropy_attn.recorders.base import Recorder, Wish
+from entropy_attn.recorders.base import Recorder, Request
 from entropy_attn.scale import CallInfo, token_grid
 
 COLUMNS = (
@@ -80,7 +80,7 @@ class EntropyRecorder(Recorder):
         """Forget everything recorded."""
         self._records.clear()
 
-    def wants(self, info: CallInfo, latent_size: tuple[int, int]) -> Wish:
+    def wants(self, info: CallInfo, latent_size: tuple[int, int]) -> Request:
         return "entropy"
 
     @torch.no_grad()

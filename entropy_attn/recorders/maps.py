@@ -12,7 +12,7 @@ import torch
 
 from entropy_attn.prompts import Choice, JoinedText, TextPart, TokenSelection
 from entropy_attn.recorders import overlay as heat
-from entropy_attn.recorders.base import Prompt, Recorder, Wish
+from entropy_attn.recorders.base import Prompt, Recorder, Request
 from entropy_attn.recorders.map_files import save_maps
 from entropy_attn.recorders.map_sums import MapSums, Size
 from entropy_attn.scale import CallInfo, token_grid
@@ -126,7 +126,7 @@ class MapRecorder(Recorder):
             self._prompts = prompts
             self.reset()
 
-    def wants(self, info: CallInfo, latent_size: Size) -> Wish:
+    def wants(self, info: CallInfo, latent_size: Size) -> Request:
         length = info.text_tokens
         if info.kind == "self" or not length:
             return None

@@ -238,8 +238,8 @@ def test_spatial_refuses(unet):
     ("options", "error", "message"),
     [
         ({"per_query": "yes"}, TypeError, "per_query='yes'"),
-        ({"branches": "cond"}, TypeError, "branches='cond'"),
-        ({"branches": (1, 2)}, TypeError, "branches="),
+        ({"branches": "cond"}, TypeError, "branches: .*'cond'"),
+        ({"branches": (1, 2)}, TypeError, "branches: "),
         ({"branches": ()}, ValueError, "at least one"),
         ({"branches": ("a", "a")}, ValueError, "each once"),
     ],

@@ -13,6 +13,7 @@ import torch._dynamo
 from diffusers import DiffusionPipeline, ModelMixin, UNet2DConditionModel
 from torch import nn
 
+from entropy_attn.errors import Unroutable
 from entropy_attn.integrations.diffusers.compiled import NUMBER, number_of, trace_layer
 from entropy_attn.integrations.diffusers.generation import Account, Place
 from entropy_attn.integrations.diffusers.layers import kind_of, place_of, refusal_of, run_layer
@@ -24,7 +25,8 @@ from entropy_attn.integrations.diffusers.processors import COPY, SwappedProcesso
 from entropy_attn.integrations.diffusers.prompt_hook import listen, text_parts, unlisten
 from entropy_attn.integrations.diffusers.row_texts import Encoded
 from entropy_attn.recorders.base import Parts, Recorder, UnknownParts
-from entropy_attn.routing.router import DenoiserCall, LayerCall, LayerSelection, Router, Rows, Unroutable
+from entropy_attn.routing.calls import DenoiserCall, LayerCall, LayerSelection, Rows
+from entropy_attn.routing.router import Router
 from entropy_attn.scale import Kind, LogN, Policy
 
 # Pipelines with one of these run more than two guidance parts in a batch, and do not say which.

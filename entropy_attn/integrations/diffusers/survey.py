@@ -20,7 +20,8 @@ from entropy_attn.integrations.diffusers.models.table import LayerRule, Model, l
 from entropy_attn.integrations.diffusers.models.unet_levels import halvings
 from entropy_attn.integrations.diffusers.private import AttentionLayer
 from entropy_attn.ops import api as ops
-from entropy_attn.routing.router import LayerSelection, Router
+from entropy_attn.routing.calls import LayerSelection
+from entropy_attn.routing.router import Router
 from entropy_attn.scale import CallInfo, Policy, resolve_scale
 
 Size = tuple[int, int]
