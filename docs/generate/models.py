@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from entropy_attn.integrations.diffusers.models.table import MODELS, LayerRule, Model
+from entropy_attn.integrations.diffusers.models import MODELS, LayerRule, Model
 
 PAGE = Path(__file__).parents[1] / "models.md"
 TEXT = """# Will it work with my pipeline?
@@ -64,7 +64,7 @@ def page() -> str:
 def _row(model: Model) -> str:
     layers = "; ".join(_layers(rule, alone=len(model.layers) == 1) for rule in model.layers)
     route = "torch" if model.route == "sdpa" else "dispatch"
-    cells = (model.served, f"`{model.denoiser}`", layers, route, model.train_size_from, model.guidance)
+    cells = (model.served, f"`{model.denoiser}`", layers, route, model.train_size_from, str(model.guidance))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
