@@ -19,7 +19,7 @@ import diffusers
 import torch
 
 from entropy_attn.bench.machine import machine
-from entropy_attn.integrations.diffusers.handle import apply
+from entropy_attn.integrations.diffusers import apply
 from entropy_attn.routing.calls import DenoiserCall
 from entropy_attn.scale import Fixed, LogN
 

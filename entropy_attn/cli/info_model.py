@@ -38,7 +38,9 @@ def model_report(
     import torch
 
     from entropy_attn import Unsupported
-    from entropy_attn.integrations.diffusers.survey import refusals, stated_size, survey
+    from entropy_attn.integrations.diffusers.survey import refusals, survey
+    from entropy_attn.integrations.diffusers.target import resolve_target
+    from entropy_attn.integrations.diffusers.target import train_size as stated_size
     from entropy_attn.pipelines import quiet_libraries
     from entropy_attn.pipelines.outline import outline_pipeline
 
@@ -57,6 +59,7 @@ def model_report(
     report: dict[str, Any] = {"model": model, "pipeline": type(pipe).__name__, "scale": scale, "device": device}
     report |= {"dtype": dtype, "served": False, "size": None, "reasons": [], "layers": []}
     try:
+        resolve_target(pipe)  # a pipeline that cannot be routed need not state a size
         given = given or trained or stated_size(pipe)
         found = survey(
             pipe,

@@ -81,7 +81,7 @@ class Loading:
                 loras=loras,
                 anything=anything,
             )
-        from entropy_attn.integrations.diffusers.models.table import denoiser_of
+        from entropy_attn.integrations.diffusers.target import denoiser_of
 
         dtype = str(denoiser_of(pipe).dtype).removeprefix("torch.")
         given = {name: getattr(self, name) for name in OTHERS if getattr(self, name)}

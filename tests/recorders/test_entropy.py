@@ -12,7 +12,7 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from entropy_attn.integrations.diffusers.handle import apply
+from entropy_attn.integrations.diffusers import apply
 from entropy_attn.recorders.entropy import COLUMNS, EntropyRecorder
 from entropy_attn.scale import CallInfo, Fixed, LogN
 from tests.support.tiny_models import TEXT_TOKENS, denoise, make_pipe, sample

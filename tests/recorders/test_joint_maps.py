@@ -20,7 +20,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from entropy_attn.integrations.diffusers.handle import apply
+from entropy_attn.integrations.diffusers import apply
 from entropy_attn.prompts import JoinedText, TextPart
 from entropy_attn.recorders.entropy import EntropyRecorder
 from entropy_attn.recorders.maps import MapRecorder

@@ -17,7 +17,7 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from entropy_attn.integrations.diffusers.handle import apply
+from entropy_attn.integrations.diffusers import apply
 from entropy_attn.ops import api as ops
 from entropy_attn.recorders.entropy import EntropyRecorder
 from entropy_attn.recorders.maps import MapRecorder

@@ -12,7 +12,7 @@ import torch
 from diffusers import StableDiffusionImg2ImgPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 
-from entropy_attn.integrations.diffusers.handle import apply
+from entropy_attn.integrations.diffusers import apply
 from entropy_attn.recorders.entropy import EntropyRecorder
 from entropy_attn.scale import Fixed, LogN
 from tests.support.tiny_models import TEXT_TOKENS, Spy, denoise, make_pipe, make_unet, sample
