@@ -1,4 +1,4 @@
-"""The package's own exception."""
+"""The exceptions of the package."""
 
 from __future__ import annotations
 
@@ -15,3 +15,15 @@ class Unsupported(RuntimeError):
 
     def __reduce__(self):
         return type(self), (self.impl, self.reasons)
+
+
+class Unroutable(Unsupported):
+    """A model, or a layer of it, whose attention cannot be routed; `reasons` says why, with the remedy if any."""
+
+    def __init__(self, what: str, reasons: Sequence[str]):
+        self.what = what
+        self.reasons = list(reasons)
+        RuntimeError.__init__(self, f"cannot route {what}: " + "; ".join(self.reasons))
+
+    def __reduce__(self):
+        return type(self), (self.what, self.reasons)

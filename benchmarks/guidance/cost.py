@@ -35,7 +35,7 @@ from entropy_attn.bench.machine import machine, version
 from entropy_attn.bench.timing import clock_of
 from entropy_attn.guidance import TSAM, Prompt
 from entropy_attn.guidance.descent import Descent
-from entropy_attn.integrations.diffusers.handle import plain_routing
+from entropy_attn.integrations.diffusers.apply import plain_routing
 from entropy_attn.integrations.guidance.forward import cross_attention_maps, map_layers
 from entropy_attn.prompts import Text
 from entropy_attn.shapes import load_pipeline

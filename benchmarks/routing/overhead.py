@@ -18,8 +18,8 @@ import torch
 
 from benchmarks.common import RESULTS, add_csv, options, positive, write_rows
 from entropy_attn.bench.machine import machine
-from entropy_attn.integrations.diffusers.handle import apply
-from entropy_attn.routing.router import DenoiserCall
+from entropy_attn.integrations.diffusers import apply
+from entropy_attn.routing.calls import DenoiserCall
 from entropy_attn.scale import Fixed, LogN
 
 WIDTH, TOKENS, TEXT = 32, 16, 4

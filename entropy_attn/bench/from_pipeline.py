@@ -7,8 +7,8 @@ from collections import Counter
 from typing import Any
 
 from entropy_attn.bench.workloads import Size, Workload, size_name
-from entropy_attn.integrations.diffusers.handle import apply
-from entropy_attn.integrations.diffusers.models.table import Model
+from entropy_attn.integrations.diffusers import apply
+from entropy_attn.integrations.diffusers.models import Model
 from entropy_attn.scale import CallInfo
 
 GUIDANCE = 7.5  # any above 1 turns it on
@@ -28,7 +28,7 @@ def pipeline_workloads(pipe: Any, name: str, size: Size) -> list[Workload]:
         options["use_resolution_binning"] = False  # else it would be at another size
     with apply(pipe, scale=see, layers="all") as handle:
         pipe("a picture", **options, output_type="latent")
-        batch = 2 if handle.model.guidance in ("uncond, cond", "cond, uncond") else 1
+        batch = handle.model.guidance.batch_parts
     return [
         Workload(name, size_name(size), kind, batch, heads, seqlen_q, seqlen_k, head_dim, layers, map_keys)
         for (kind, (heads, seqlen_q, seqlen_k, head_dim), map_keys), layers in seen.items()

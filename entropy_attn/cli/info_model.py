@@ -43,7 +43,9 @@ def model_report(request: ModelRequest, csv: Path | None = None) -> dict[str, An
     import torch
 
     from entropy_attn import Unsupported
-    from entropy_attn.integrations.diffusers.survey import refusals, stated_size, survey
+    from entropy_attn.integrations.diffusers.survey import refusals, survey
+    from entropy_attn.integrations.diffusers.target import resolve_target
+    from entropy_attn.integrations.diffusers.target import train_size as stated_size
     from entropy_attn.pipelines import quiet_libraries
     from entropy_attn.pipelines.outline import outline_pipeline
 
@@ -60,6 +62,7 @@ def model_report(request: ModelRequest, csv: Path | None = None) -> dict[str, An
     report: dict[str, Any] = {"model": request.model, "pipeline": type(pipe).__name__, "scale": request.scale}
     report |= {"device": device, "dtype": dtype, "served": False, "size": None, "reasons": [], "layers": []}
     try:
+        resolve_target(pipe)  # a pipeline that cannot be routed need not state a size
         size = size or trained or stated_size(pipe)
         found = survey(
             pipe,

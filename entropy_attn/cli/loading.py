@@ -86,6 +86,8 @@ class Loading:
                 loras=loras,
                 anything=anything,
             )
+        from entropy_attn.integrations.diffusers.target import denoiser_of
+
         dtype = str(denoiser_of(pipe).dtype).removeprefix("torch.")
         given = {name: getattr(self, name) for name in RECORDED if getattr(self, name)}
         return pipe, {"model": self.model, "device": device, "dtype": dtype, **given}

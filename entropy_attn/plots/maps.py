@@ -108,7 +108,7 @@ def draw_maps(
     color_bar(
         figure,
         grid.ravel(),
-        ListedColormap(heat.colour_table() / 255),
+        ListedColormap(heat.color_table() / 255),
         "attention to the word" if common_scale else "attention to the word / its highest",
         limits=limits[0] if common_scale else (0.0, 1.0),
         shrink=min(1.0, 2.2 / (lines * aspect) if lines > 1 else 0.9),

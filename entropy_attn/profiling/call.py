@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from entropy_attn.integrations.diffusers.models.table import denoiser_of, model_of
+from entropy_attn.integrations.diffusers.models import model_of
+from entropy_attn.integrations.diffusers.target import denoiser_of
 from entropy_attn.pipelines.sampling import takes_prompt
 from entropy_attn.pipelines.sizes import fixed_size, size_multiple, train_size
 from entropy_attn.profiling.layers import Measured

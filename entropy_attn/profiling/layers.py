@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from entropy_attn.integrations.diffusers.models.table import Model, denoiser_of, model_of, pixels_a_token
+from entropy_attn.integrations.diffusers.models import Model, model_of
 from entropy_attn.integrations.diffusers.survey import LayerReport, survey
+from entropy_attn.integrations.diffusers.target import denoiser_of, pixels_a_token
 from entropy_attn.profiling.plan import Size, size_name
 from entropy_attn.scale import Fixed
 

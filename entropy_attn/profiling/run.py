@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from entropy_attn.integrations.diffusers.models.table import pixels_a_token
+from entropy_attn.integrations.diffusers.target import pixels_a_token
 from entropy_attn.pipelines import check_size, sample
 from entropy_attn.pipelines.sampling import call_options
 from entropy_attn.profiling.layers import Measured, measured_layers

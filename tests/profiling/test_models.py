@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("diffusers")
 
 import entropy_attn as ea
-from entropy_attn.integrations.diffusers.models.table import MODELS, model_of
+from entropy_attn.integrations.diffusers.models import MODELS, model_of
 from entropy_attn.pipelines import fixed_size
 from tests.support.tiny_pipelines import PIPELINES
 

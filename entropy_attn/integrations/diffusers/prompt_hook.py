@@ -1,4 +1,4 @@
-"""Hearing which texts a pipeline encodes, undone without a trace."""
+"""Following which texts a pipeline encodes, undone without a trace."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from entropy_attn.integrations.diffusers.callers import names_given
+from entropy_attn.integrations.diffusers.pipeline_calls import running
 from entropy_attn.integrations.diffusers.row_texts import Encoded, encoded_states
 from entropy_attn.prompts import TextPart
 from entropy_attn.recorders.base import Prompt
@@ -18,60 +18,72 @@ from entropy_attn.recorders.base import Prompt
 _METHOD = "encode_prompt"
 _TOKENIZERS = ("tokenizer",)
 
-Tell = Callable[[Encoded], None]
+OnText = Callable[[Encoded], None]
 
 
-def listen(pipe: DiffusionPipeline, tell: Tell, tokenizers: tuple[str, ...] = _TOKENIZERS) -> None:
-    """From now on `tell(encoded)` is called whenever `pipe` has encoded a prompt, a negative one, or another text."""
-    if hasattr(type(pipe), _METHOD):
-        setattr(pipe, _METHOD, _Listener(pipe, tell, tokenizers or _TOKENIZERS))
+def add_prompt_hook(pipe: DiffusionPipeline, on_text: OnText, tokenizers: tuple[str, ...] = _TOKENIZERS) -> None:
+    """From now on `on_text(encoded)` is called whenever `pipe` has encoded a prompt, a negative one or another text."""
+    if not hasattr(type(pipe), _METHOD):
+        return
+    hooked = pipe.__dict__.get(_METHOD)
+    if not isinstance(hooked, _HookedMethod):
+        hooked = _HookedMethod(pipe)
+        setattr(pipe, _METHOD, hooked)
+    hooked.hooks.append((on_text, tokenizers or _TOKENIZERS))
 
 
-def unlisten(pipe: DiffusionPipeline) -> None:
-    """Undo `listen`; does nothing to a pipeline that is not listened to."""
-    listener = pipe.__dict__.get(_METHOD)
-    if isinstance(listener, _Listener):
+def remove_prompt_hook(pipe: DiffusionPipeline, on_text: OnText) -> None:
+    """Undo `add_prompt_hook`; does nothing where there is no such hook."""
+    hooked = pipe.__dict__.get(_METHOD)
+    if not isinstance(hooked, _HookedMethod):
+        return
+    hooked.hooks = [hook for hook in hooked.hooks if hook[0] != on_text]
+    if not hooked.hooks:
         delattr(pipe, _METHOD)
-        if listener.previous is not None:
-            setattr(pipe, _METHOD, listener.previous)
+        if hooked.previous is not None:
+            setattr(pipe, _METHOD, hooked.previous)
 
 
-class _Listener:
+class _HookedMethod:
     """Stands in for one pipeline's `encode_prompt`."""
 
-    def __init__(self, pipe: DiffusionPipeline, tell: Tell, tokenizers: tuple[str, ...]):
+    def __init__(self, pipe: DiffusionPipeline):
         self.pipe = weakref.ref(pipe)  # the pipeline holds this object
-        self.tell = tell
-        self.tokenizers = tokenizers
+        self.hooks: list[tuple[OnText, tuple[str, ...]]] = []
         self.previous = pipe.__dict__.get(_METHOD)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         pipe = self.pipe()
-        own = MethodType(getattr(type(pipe), _METHOD), pipe)
-        given = inspect.signature(own).bind(*args, **kwargs)  # `previous` may be a listener too
+        original = MethodType(getattr(type(pipe), _METHOD), pipe)
+        given = inspect.signature(original).bind(*args, **kwargs)
         given.apply_defaults()
         arguments = given.arguments
         text = arguments.get("prompt") if arguments.get("prompt") is not None else arguments.get("prompt_embeds")
-        names = names_given(pipe, text)
-        result = (self.previous or own)(*args, **kwargs)
-        prompts = _prompts(pipe, arguments, self.tokenizers)
-        self.tell(Encoded(names, prompts, arguments.get("do_classifier_free_guidance"), *encoded_states(result)))
+        run = running(pipe)
+        names = () if run is None else run.names_of(text)
+        result = (self.previous or original)(*args, **kwargs)
+        guided = arguments.get("do_classifier_free_guidance")
+        for on_text, tokenizers in list(self.hooks):
+            prompts = _tokenized_prompts(pipe, arguments, tokenizers)
+            on_text(Encoded(names, prompts, guided, *encoded_states(result)))
         return result
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        # Copies of the pipeline are not listened to; the copy is known by now, for this is one of its attributes.
+        # Copies of the pipeline have no hooks. The copy is in `memo` already, because this is one of its attributes.
         copied = memo[id(self.pipe())]
         return MethodType(getattr(type(copied), _METHOD), copied)
 
 
-def _prompts(pipe: DiffusionPipeline, arguments: dict[str, Any], tokenizers: tuple[str, ...]) -> list[Prompt] | None:
-    """As they are tokenised: a textual inversion of several vectors is several words then."""
+def _tokenized_prompts(
+    pipe: DiffusionPipeline, arguments: dict[str, Any], tokenizers: tuple[str, ...]
+) -> list[Prompt] | None:
+    """The prompts as they are tokenized: a textual inversion with several vectors is several words then."""
     if arguments.get("prompt") is None:
         return None
     expand = getattr(pipe, "maybe_convert_prompt", None)
     each = []
     for name in tokenizers:
-        # tokenizer_2 gets prompt_2, or where there is none the prompt
+        # tokenizer_2 gets prompt_2, or without one the prompt
         prompt = arguments.get(name.replace("tokenizer", "prompt")) or arguments["prompt"]
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         tokenizer = tokenizer_of(pipe, name)
@@ -80,7 +92,7 @@ def _prompts(pipe: DiffusionPipeline, arguments: dict[str, Any], tokenizers: tup
 
 
 def text_parts(pipe: DiffusionPipeline | None, tokenizers: tuple[str, ...], open_ended: bool) -> tuple[TextPart, ...]:
-    """What the layers attend to, where that is the tokenizers' texts of the prompt as it is.
+    """The parts of the text that layers attend to, where they are the tokenizers' texts of the unchanged prompt.
 
     open_ended: the last text is as long as the pipeline's call says.
     """
@@ -100,13 +112,13 @@ def text_parts(pipe: DiffusionPipeline | None, tokenizers: tuple[str, ...], open
 
 
 def _cleans_prompts(pipe: DiffusionPipeline) -> bool:
-    """Whether the pipeline tokenises other prompts than it is given, as DeepFloyd IF does."""
+    """Whether the pipeline changes prompts before it tokenizes them, as DeepFloyd IF does."""
     method = getattr(type(pipe), _METHOD, None)
     return method is not None and "clean_caption" in inspect.signature(method).parameters
 
 
-def tokenizer_of(pipe: DiffusionPipeline | None, name: str = "tokenizer") -> Any | None:
-    """One of the pipeline's tokenizers. The two of SDXL give the same tokens; its refiner has the second alone."""
+def tokenizer_of(pipe: DiffusionPipeline, name: str = "tokenizer") -> Any | None:
+    """One of the pipeline's tokenizers. The two of SDXL give the same tokens; its refiner has only the second."""
     if name != "tokenizer":
         return getattr(pipe, name, None)
     return getattr(pipe, "tokenizer", None) or getattr(pipe, "tokenizer_2", None)

@@ -275,7 +275,9 @@ def test_another_pipeline_of_the_same_denoiser(shapes: Any):
     other.set_progress_bar_config(disable=True)
     options = {"image": Image.new("RGB", (64, 64)), "strength": 0.5, "num_inference_steps": 4}
     with ea.apply(pipe, scale=None, record=ea.MapRecorder("circle", prompt=PROMPT)):
-        with pytest.raises(ValueError, match=r"StableDiffusionImg2ImgPipeline, is not the pipeline that was routed"):
+        with pytest.raises(
+            ValueError, match=r"not called by StableDiffusionPipeline, the pipeline that was routed: apply to"
+        ):
             run(other, PROMPT, **options)
     with ea.apply(pipe, scale=None, record=(fresh := ea.MapRecorder("circle"))):
         run(pipe, PROMPT)

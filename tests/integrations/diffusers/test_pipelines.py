@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from entropy_attn.integrations.diffusers.handle import apply
-from entropy_attn.integrations.diffusers.models.table import MODELS, model_of
+from entropy_attn.integrations.diffusers import apply
+from entropy_attn.integrations.diffusers.models import MODELS, model_of
 from entropy_attn.recorders.entropy import EntropyRecorder
 from entropy_attn.scale import Fixed, LogN
 from tests.integrations.diffusers.test_apply import footprint
@@ -46,12 +46,12 @@ def test_guidance_is_arranged_as_the_table_says(name: str):
     denoiser.register_forward_pre_hook(note, with_kwargs=True)
     case.run(pipe)
     guidance = model_of(denoiser).guidance
-    if guidance == "calls: cond, uncond":
-        assert seen == [[True], [False]] * 2
-    elif guidance in ("uncond, cond", "cond, uncond") and name not in ("ldm", "dit"):
-        assert seen == [[part == "cond" for part in guidance.split(", ")]] * 2
-    elif guidance == "none":
+    if not guidance.branches:
         assert seen == [None] * 2
+    elif guidance.separate_calls:
+        assert seen == [[branch == "cond"] for branch in guidance.branches] * 2
+    elif name not in ("ldm", "dit"):
+        assert seen == [[branch == "cond" for branch in guidance.branches]] * 2
 
 
 def test_steps_and_branches(name: str):
@@ -65,7 +65,7 @@ def test_steps_and_branches(name: str):
             table = recorder.to_dataframe()
             assert set(table["step"]) == {0, 1}
             assert set(table["layer"]) == set(handle.layers)
-            guided = not options and guidance != "none"
+            guided = not options and bool(guidance.branches)
             assert set(table["branch"]) == ({"cond", "uncond"} if guided else {"all"})
             per_layer = table.groupby(["layer", "step", "branch", "head"]).size()
             assert set(per_layer) == {1}

@@ -20,7 +20,7 @@ from diffusers.models.attention_processor import (
 )
 from torch.overrides import TorchFunctionMode
 
-from entropy_attn.integrations.diffusers.handle import apply
+from entropy_attn.integrations.diffusers import apply
 from entropy_attn.integrations.diffusers.processors import COPY
 from entropy_attn.recorders.entropy import EntropyRecorder
 from entropy_attn.scale import Fixed
