@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from entropy_attn.errors import Unsupported
+from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.ops.checks import check_attention, check_finite, check_map_keys, check_scale
 from entropy_attn.ops.choice import may_choose, measured_choice
 from entropy_attn.ops.operator import attention_operator
@@ -205,7 +206,7 @@ def _reasons(impl: str, query: Tensor, key: Tensor, value: Tensor, given: dict, 
     if impl == "triton":
         import entropy_attn.kernels.common.support as support
 
-        return support.unsupported_reasons(query, key, value, **given, **wanted)
+        return support.unsupported_reasons(AttentionCall(query, key, value, **given, **wanted))
     if impl == "reference" and query.device.type == "mps":
         return ["the reference computes in float64, which device mps does not have"]
     return []

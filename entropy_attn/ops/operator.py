@@ -13,6 +13,7 @@ from torch import Tensor
 
 from entropy_attn.errors import Unsupported
 from entropy_attn.kernels.common.arguments import allocate_like
+from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.ops.sdpa import attention_sdpa, attention_sdpa_backward
 from entropy_attn.ops.tensor_kinds import traced
 
@@ -73,13 +74,14 @@ def _compute(
     if impl == "sdpa":
         grouped = query.shape[1] != key.shape[1]
         return attention_sdpa(query, key, value, **given, **wanted, map_keys=map_keys, enable_gqa=grouped)
+    call = AttentionCall(query, key, value, **given, **wanted, map_keys=map_keys)
     if map_keys:
         from entropy_attn.kernels.maps.launch import attention_forward_with_map
 
-        return attention_forward_with_map(query, key, value, **given, **wanted, map_keys=map_keys)
+        return attention_forward_with_map(call)
     from entropy_attn.kernels.forward.launch import attention_forward
 
-    return *attention_forward(query, key, value, **given, **wanted), None
+    return *attention_forward(call), None
 
 
 def _on_the_host(scale: float | Tensor | None) -> float | Tensor | None:
@@ -191,7 +193,8 @@ def _attention_backward(
         from entropy_attn.kernels.backward.launch import attention_backward
 
         dq, dk, dv, dscale = attention_backward(
-            query, key, value, out, lse, entropy, **grads, **given, scale=scale if needs[4] else _on_the_host(scale),
+            AttentionCall(query, key, value, **given, scale=scale if needs[4] else _on_the_host(scale)),
+            out, lse, entropy, **grads,
             needs=(needs[0], needs[1], needs[2], needs[4]),
         )  # fmt: skip
         results = (dq, dk, dv, None, dscale)

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..backward.configs import widest
 from ..forward.configs import INTERPRETER, MAX_HEAD_DIM, MIN_HEAD_DIM
 from ..maps.configs import heads_per_program, map_config, map_programs
+from .call import AttentionCall
 from .tracing import constant_in_graphs
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -79,22 +80,9 @@ def _target(device: torch.device) -> str | None:
     return device_target(_with_index(device)) if device.type == "cuda" else None
 
 
-def unsupported_reasons(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    attn_mask: Tensor | None = None,
-    is_causal: bool = False,
-    scale: float | Tensor | None = None,
-    return_lse: bool = False,
-    return_entropy: bool = False,
-    map_keys: tuple[int, int] | None = None,
-) -> list[str]:
-    """Every reason why the kernels cannot serve a call whose arguments make sense; empty where they can.
-
-    ``is_causal``, the statistics and the map are always served; they are taken so that a call can be passed as it is.
-    """
+def unsupported_reasons(call: AttentionCall) -> list[str]:
+    """Every reason why the kernels cannot serve a call; empty where they can."""
+    query, key, value, mask, scale = call.query, call.key, call.value, call.mask, call.scale
     reasons = list(_environment_reasons(query.device))
     if query.dtype not in DTYPES:
         reasons.append(f"dtype {query.dtype} of the query is none of float16, bfloat16, float32")
@@ -104,12 +92,10 @@ def unsupported_reasons(
         )
     for name, dim in (("query and key", query.shape[3]), ("value", value.shape[3])):
         if not MIN_HEAD_DIM <= dim <= MAX_HEAD_DIM or dim % 8:
-            reasons.append(
-                f"head_dim {dim} of {name} is no multiple of 8 from {MIN_HEAD_DIM} to {MAX_HEAD_DIM}"
-            )  # fmt: skip
-    if attn_mask is not None and attn_mask.dtype not in (torch.bool, *DTYPES):
-        reasons.append(f"attn_mask of {attn_mask.dtype} is neither boolean nor float16, bfloat16 or float32")
-    elif attn_mask is not None and attn_mask.dtype == torch.bfloat16 and interpreting():
+            reasons.append(f"head_dim {dim} of {name} is no multiple of 8 from {MIN_HEAD_DIM} to {MAX_HEAD_DIM}")
+    if mask is not None and mask.dtype not in (torch.bool, *DTYPES):
+        reasons.append(f"attn_mask of {mask.dtype} is neither boolean nor float16, bfloat16 or float32")
+    elif mask is not None and mask.dtype == torch.bfloat16 and interpreting():
         reasons.append("Triton's interpreter cannot add a bfloat16 attn_mask: use float16 or float32")
     if isinstance(scale, float) and abs(scale) > MAX_SCALE:
         reasons.append(f"scale {scale} is beyond {MAX_SCALE:.0e}, where logits leave the range of float32")
@@ -117,49 +103,44 @@ def unsupported_reasons(
         reasons.append(f"more than {MAX_SEQLEN} tokens: query has {query.shape[2]}, key {key.shape[2]}")
     elif query.shape[0] * query.shape[1] * -(-query.shape[2] // LEAST_BLOCK) > MAX_PROGRAMS:
         reasons.append(f"query of shape {tuple(query.shape)} needs more than {MAX_PROGRAMS} programs")
-    elif map_keys is not None and not reasons:
-        reasons += _map_grid_reasons(query, key, value, attn_mask, map_keys)
-    differentiable = (query, key, value, scale, attn_mask)
-    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in differentiable):
-        reasons += _gradient_reasons(query, key, value, attn_mask, map_keys)
+    elif call.map_keys is not None and not reasons:
+        reasons += _map_grid_reasons(call)
+    if call.needs_gradient:
+        reasons += _gradient_reasons(call)
     return reasons
 
 
-def _map_grid_reasons(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, map_keys: tuple[int, int]
-) -> list[str]:
+def _map_grid_reasons(call: AttentionCall) -> list[str]:
     """Of a call whose map alone could need more programs than a grid has: at most one for each head and small tile."""
+    query, (start, stop) = call.query, call.map_keys
     batch, num_heads, seqlen_q, head_dim = query.shape
-    columns = map_keys[1] - map_keys[0]
+    columns = stop - start
     if batch * num_heads * -(-seqlen_q // LEAST_BLOCK) * -(-columns // LEAST_BLOCK) <= MAX_PROGRAMS:
         return []
-    per_query = attn_mask is not None and attn_mask.dim() > 1 and attn_mask.shape[-2] > 1
-    target, widths = call_target(query), (head_dim, value.shape[3])
-    config = map_config(target, *widths, query.dtype, seqlen_k=key.shape[2], mask_per_query=per_query)
+    per_query = call.mask is not None and call.mask.shape[2] > 1
+    target, widths = call_target(query), (head_dim, call.value.shape[3])
+    config = map_config(target, *widths, query.dtype, seqlen_k=call.key.shape[2], mask_per_query=per_query)
     heads = heads_per_program(target, num_heads, map_programs(config, batch, 1, seqlen_q, columns))
     if map_programs(config, batch, -(-num_heads // heads), seqlen_q, columns) <= MAX_PROGRAMS:
         return []
     return [
-        f"map_keys {map_keys} of query with shape {tuple(query.shape)} needs more than {MAX_PROGRAMS} programs: "
-        "ask for fewer keys or queries a call"
+        f"map_keys {call.map_keys} of query with shape {tuple(query.shape)} needs more than {MAX_PROGRAMS} programs: "
+        "use fewer keys or queries a call"
     ]
 
 
-def _gradient_reasons(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, map_keys: tuple[int, int] | None
-) -> list[str]:
+def _gradient_reasons(call: AttentionCall) -> list[str]:
+    query, key, mask = call.query, call.key, call.mask
     reasons = []
     if key.shape[0] * key.shape[1] * -(-key.shape[2] // LEAST_BLOCK) > MAX_PROGRAMS:
         reasons.append(f"the gradient of key with shape {tuple(key.shape)} needs more than {MAX_PROGRAMS} programs")
-    if attn_mask is not None and attn_mask.requires_grad:
-        reasons.append(
-            'a gradient is asked for attn_mask, which the kernels do not give: use attn_mask.detach(), or impl="sdpa"'
-        )
+    if call.attn_mask is not None and call.attn_mask.requires_grad:
+        reasons.append('the kernels have no gradient of attn_mask: use attn_mask.detach(), or impl="sdpa"')
     target = _target(query.device)
     if target is not None:
-        has_mask, has_map = attn_mask is not None, map_keys is not None
+        has_mask, has_map = mask is not None, call.map_keys is not None
         reasons += backward_unsupported(
-            target, query.shape[3], value.shape[3], query.dtype, has_mask=has_mask, has_map=has_map
+            target, query.shape[3], call.value.shape[3], query.dtype, has_mask=has_mask, has_map=has_map
         )
     return reasons
 
