@@ -47,6 +47,8 @@ def is_plain(*tensors: object) -> bool:
     forward_mode = forward_ad._current_level >= 0
     for t in tensors:
         kind = type(t)
+        if t is None or kind is float:
+            continue
         if kind is not Tensor and kind is not torch.nn.Parameter:
             if isinstance(t, Tensor):
                 return False

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+Results = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]  # out, lse, entropy, map
+
 
 @dataclass(slots=True, eq=False)  # not frozen: that takes the host longer to fill
 class AttentionCall:
@@ -25,7 +27,7 @@ class AttentionCall:
 
     def __post_init__(self) -> None:
         mask = self.attn_mask
-        self.mask = mask if mask is None or mask.dim() == 4 else mask[(None,) * (4 - mask.dim())]
+        self.mask = mask if mask is None or mask.ndim == 4 else mask[(None,) * (4 - mask.ndim)]
 
     @property
     def statistics(self) -> bool:

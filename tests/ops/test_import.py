@@ -11,10 +11,17 @@ import entropy_attn as ea
 
 PUBLIC = {
     "AttentionOutput", "CallInfo", "EntropyRecorder", "MapRecorder", "TSAMStableDiffusionPipeline",
-    "TSAMStableDiffusionXLPipeline", "Unsupported", "__version__", "apply", "attention", "guidance", "profile", "scale",
-    "scaled_dot_product_attention", "shapes", "unsupported_reasons",
+    "TSAMStableDiffusionXLPipeline", "Unsupported", "__version__", "apply", "attach", "attention", "guidance", "profile",
+    "scale", "scaled_dot_product_attention", "shapes", "unsupported_reasons",
 }  # fmt: skip
-NEED_DIFFUSERS = {"apply", "profile", "shapes", "TSAMStableDiffusionPipeline", "TSAMStableDiffusionXLPipeline"}
+NEED_DIFFUSERS = {
+    "apply",
+    "attach",
+    "profile",
+    "shapes",
+    "TSAMStableDiffusionPipeline",
+    "TSAMStableDiffusionXLPipeline",
+}
 
 
 def test_public_names():
