@@ -27,6 +27,7 @@ from benchmarks.common import add_commit, add_csv, add_json, options, write_outp
 from benchmarks.kernels.stub_driver import by_triton, stub_driver
 from entropy_attn.bench.machine import machine
 from entropy_attn.kernels.backward.launch import attention_backward
+from entropy_attn.kernels.common.call import AttentionCall
 
 BURST = 50  # calls between two synchronizations: fewer than fit into the launch queue
 FULL = (132, 8, 16)  # batch, heads, tokens: enough programs for all multiprocessors, so that maps need no second sum
@@ -48,7 +49,7 @@ def calls(tokens: int, device: torch.device, impl: str) -> dict[str, tuple[Call,
     def gradients(**options: object) -> tuple[Call, None]:
         query, key, value, out = tensors(2, 8, *[tokens] * 4, dtype=torch.bfloat16)
         rows = torch.randn(2, 8, tokens, device=device)
-        given = (query, key, value, out, rows, rows.clone())
+        given = (AttentionCall(query, key, value), out, rows, rows.clone())
         return functools.partial(attention_backward, *given, grad_out=torch.randn_like(out), **options), None
 
     alike, text = tensors(2, 8, *[tokens] * 3), tensors(2, 8, tokens, 77, 77)

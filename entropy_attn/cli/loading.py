@@ -58,7 +58,7 @@ class Loading:
         """
         import torch
 
-        from entropy_attn.integrations.diffusers.models.table import denoiser_of
+        from entropy_attn.integrations.diffusers.target import denoiser_of
         from entropy_attn.pipelines import load_pipeline, quiet_libraries
 
         check_dtype(self.dtype)
@@ -86,8 +86,6 @@ class Loading:
                 loras=loras,
                 anything=anything,
             )
-        from entropy_attn.integrations.diffusers.target import denoiser_of
-
         dtype = str(denoiser_of(pipe).dtype).removeprefix("torch.")
         given = {name: getattr(self, name) for name in RECORDED if getattr(self, name)}
         return pipe, {"model": self.model, "device": device, "dtype": dtype, **given}

@@ -26,7 +26,6 @@ from triton.compiler import compile as triton_compile
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from entropy_attn.kernels.common.arguments import compile_options
-from entropy_attn.kernels.forward import kernel as forward
 from entropy_attn.kernels.forward.configs import SHARED_MEMORY, ForwardConfig
 from entropy_attn.kernels.forward.launch import ForwardCall
 
@@ -68,7 +67,7 @@ def compile_call(call: ForwardCall, config: ForwardConfig) -> Code:
     """The forward kernel as a call's launch would compile it."""
     kernel, arguments, constants = call.arguments(config)
     options = compile_options(config, call.target, by_pointer=not config.descriptors)
-    return compile_kernel(getattr(forward, kernel), arguments, constants, call.target, options)
+    return compile_kernel(kernel, arguments, constants, call.target, options)
 
 
 def compile_kernel(kernel: Any, arguments: list, constants: dict[str, Any], target: str, options: dict) -> Code:

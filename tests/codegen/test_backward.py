@@ -7,11 +7,16 @@ import functools
 import pytest
 import torch
 
-from entropy_attn.kernels.backward import kernel as backward
 from entropy_attn.kernels.backward import launch as launch_backward
 from entropy_attn.kernels.backward.configs import ALL_CHUNKS, backward_config
+from entropy_attn.kernels.backward.kernel import (
+    attention_backward_key,
+    attention_backward_query,
+    attention_backward_rows,
+)
 from entropy_attn.kernels.backward.launch import BackwardCall, Launch
 from entropy_attn.kernels.common.arguments import compile_options
+from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.kernels.common.support import backward_unsupported
 from entropy_attn.kernels.forward.configs import TARGETS
 
@@ -57,11 +62,11 @@ def make_call(
 
     rows = torch.empty(2, HEADS, 1000)
     statistics = rows if entropy else None
-    of_map = {"grad_map": torch.empty(2, 1000, 77), "map_keys": (0, 77)} if has_map else {}
+    call = AttentionCall(tensor(), tensor(), tensor(), mask, is_causal, scale, map_keys=(0, 77) if has_map else None)
     return BackwardCall(
-        *(tensor() for _ in range(4)), rows, statistics, tensor(), statistics, statistics,
-        **{"grad_map": None, "map_keys": None, **of_map}, dq=tensor(), dk=tensor(), dv=tensor(),
-        need_dscale=scale is not None, attn_mask=mask, is_causal=is_causal, scale=scale, target=target,
+        call, out=tensor(), lse=rows, entropy=statistics, grad_out=tensor(), grad_lse=statistics,
+        grad_entropy=statistics, grad_map=torch.empty(2, 1000, 77) if has_map else None,
+        dq=tensor(), dk=tensor(), dv=tensor(), need_dscale=scale is not None, target=target,
     )  # fmt: skip
 
 
@@ -73,7 +78,7 @@ def launches(call: BackwardCall, part: str) -> list[Launch]:
     parts = call.allocate_scale_parts(config)
     largest = launch_backward.value_max(call.own(rows, parts))
     found = [call.rows_launch(config, rows, largest), *call.gradient_launches(config, rows, bound, parts)]
-    kernels = {"query": ("attention_backward_rows", "attention_backward_query"), "key": ("attention_backward_key",)}
+    kernels = {"query": (attention_backward_rows, attention_backward_query), "key": (attention_backward_key,)}
     needs = ("NEED_DQ", "NEED_DK", "NEED_DV")
     return [
         launch
@@ -83,8 +88,8 @@ def launches(call: BackwardCall, part: str) -> list[Launch]:
 
 
 def compile_launch(launch: Launch, target: str) -> Code:
-    kernel = getattr(backward, launch.kernel)
-    return compile_kernel(kernel, launch.arguments, launch.constants, target, compile_options(launch.config, target))
+    options = compile_options(launch.config, target)
+    return compile_kernel(launch.kernel, launch.arguments, launch.constants, target, options)
 
 
 def compiled(target: str, head_dim: int, part: str, **options) -> list[tuple[Launch, Code]]:
@@ -96,7 +101,7 @@ def assert_good(built: list[tuple[Launch, Code]], target: str, dtype: torch.dtyp
     for launch, code in built:
         masked = launch.constants["MASK"] or launch.constants["HAS_MAP"]
         assert_clean(code, target)
-        if launch.kernel == "attention_backward_rows":
+        if launch.kernel is attention_backward_rows:
             continue
         if dtype == torch.float32 and target != "gfx942":
             assert code.loop["FFMA"] + 2 * code.loop["FFMA2"] > 256
@@ -122,8 +127,8 @@ def test_table(target, head_dim, part):
     without = compiled(target, head_dim, part, is_causal=True, entropy=False)
     assert_good(without, target)
     for (launch, on), (_, off) in zip(with_entropy, without, strict=True):
-        if launch.kernel != "attention_backward_rows":
-            assert loop_length(on) <= 1.20 * loop_length(off), f"the entropy's gradient in {launch.kernel}"
+        if launch.kernel is not attention_backward_rows:
+            assert loop_length(on) <= 1.20 * loop_length(off), f"the entropy's gradient in {launch.kernel.__name__}"
 
 
 @pytest.mark.parametrize("target, head_dim, part", cases(PARTLY_FILLED, has_mask=True, has_map=True))
