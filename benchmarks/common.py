@@ -17,7 +17,7 @@ IMAGES = ROOT / "docs" / "images"
 Row = Mapping[str, Any]
 
 
-def options(doc: str | None) -> argparse.ArgumentParser:
+def new_parser(doc: str | None) -> argparse.ArgumentParser:
     """A parser whose help is the docstring of a script, with its line breaks."""
     return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 

@@ -1,7 +1,7 @@
 """What the CPU benchmarks share: two implementations with the same results, compared in time and memory.
 
-Times are medians of runs that alternate in one process, so that both see the same load. Peak memory is the growth of the
-peak resident set during one call, in a new process for each case. Results are checked before anything is measured.
+Times are medians of runs that alternate in one process, so that both see the same load. Peak memory is the growth of
+the peak resident set during one call, in a new process for each case. Results are checked before anything is measured.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.common import ROOT, add_csv, add_json, module_command, options, positive, write_outputs
+from benchmarks.common import ROOT, add_csv, add_json, module_command, new_parser, positive, write_outputs
 from entropy_attn.bench.machine import cpu_name
 
 Shape = tuple[int, int]  # tokens, head dim
@@ -52,7 +52,7 @@ class Comparison:
         write_outputs(args, rows)
 
     def _parse(self) -> argparse.Namespace:
-        parser = options(self.doc)
+        parser = new_parser(self.doc)
         default = " ".join(f"{n}x{d}" for n, d in self.shapes)
         parser.add_argument("--shapes", type=_shape, nargs="+", default=self.shapes, metavar="TOKENSxDIM",
                             help=f"tokens and head dim of each case (default {default})")  # fmt: skip

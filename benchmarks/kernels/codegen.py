@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.common import add_csv, add_json, options, write_outputs
+from benchmarks.common import add_csv, add_json, new_parser, write_outputs
 from entropy_attn.kernels.forward.configs import SHARED_MEMORY, TARGETS, ForwardConfig, forward_candidates
 from tests.codegen.aot import Code, compile_call
 from tests.codegen.test_forward import make_call
@@ -141,7 +141,7 @@ def table(rows: list[dict]) -> Table:
 
 
 def main() -> int:
-    parser = options(__doc__)
+    parser = new_parser(__doc__)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--head-dims", nargs="+", type=int, default=list(HEAD_DIMS))
     add_csv(parser)

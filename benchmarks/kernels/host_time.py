@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 import entropy_attn as ea
-from benchmarks.common import add_commit, add_csv, add_json, options, write_outputs
+from benchmarks.common import add_commit, add_csv, add_json, new_parser, write_outputs
 from benchmarks.kernels.stub_driver import by_triton, stub_driver
 from entropy_attn.bench.machine import machine
 from entropy_attn.kernels.backward.launch import attention_backward
@@ -106,7 +106,7 @@ def measure(
 
 
 def main() -> None:
-    parser = options(__doc__)
+    parser = new_parser(__doc__)
     parser.add_argument("--tokens", type=int, default=256, help="tokens of self-attention (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=40, help="bursts of each call (default %(default)s)")
     add_commit(parser)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import torch
 
-from benchmarks.common import add_commit, add_csv, options
+from benchmarks.common import add_commit, add_csv, new_parser
 from entropy_attn.bench.cases import Case
 from entropy_attn.bench.machine import Sensors, machine
 from entropy_attn.bench.measure import DeviceLost, measure
@@ -20,7 +20,7 @@ UNITS = {"p50_ms": "ms", "tflops": "TFLOP/s", "peak_mib": "MiB"}
 
 def arguments(doc: str | None) -> argparse.ArgumentParser:
     """The options that the scripts of this folder share."""
-    parser = options(doc)
+    parser = new_parser(doc)
     parser.add_argument("--dtypes", nargs="+", choices=["bfloat16", "float16"], default=["bfloat16"])
     add_csv(parser, help="write the rows to this file as they are measured")
     add_commit(parser)

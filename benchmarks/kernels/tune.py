@@ -26,7 +26,7 @@ from benchmarks.common import (
     add_commit,
     add_csv,
     module_command,
-    options,
+    new_parser,
     read_rows,
     write_rows,
 )
@@ -161,7 +161,7 @@ def adopt(results: Path) -> int:
 
 
 def main() -> int:
-    parser = options(__doc__)
+    parser = new_parser(__doc__)
     parser.add_argument("--head-dims", type=int, nargs="+", default=[64, 128, 40, 80, 160],
                         help="in this order, if time runs out (default %(default)s)")  # fmt: skip
     parser.add_argument("--lengths", type=int, nargs="+", default=[256, 1024, 4096, 16384], help="of self-attention")

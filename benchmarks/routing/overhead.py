@@ -16,7 +16,7 @@ from collections.abc import Callable
 import diffusers
 import torch
 
-from benchmarks.common import RESULTS, add_csv, options, positive, write_rows
+from benchmarks.common import RESULTS, add_csv, new_parser, positive, write_rows
 from entropy_attn.bench.machine import machine
 from entropy_attn.integrations.diffusers import apply
 from entropy_attn.routing.calls import DenoiserCall
@@ -97,7 +97,7 @@ def measure(kind: str, policy: object, rounds: int, repeats: int) -> dict[str, f
 
 
 def main() -> None:
-    parser = options(__doc__)
+    parser = new_parser(__doc__)
     parser.add_argument("--rounds", type=positive, default=300, help="times of each layer (default %(default)s)")
     parser.add_argument("--repeats", type=positive, default=10, help="calls in one time (default %(default)s)")
     add_csv(parser, RESULTS / "overhead.csv")

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import entropy_attn as ea
-from benchmarks.common import IMAGES, ROOT, options
+from benchmarks.common import IMAGES, ROOT, new_parser
 from entropy_attn.plots.style import BLUE, GREEN, GREY, PINK, VERMILION, new_figure, plain_axis
 
 LAYERS = {
@@ -115,7 +115,7 @@ def with_table(page: str) -> str:
 
 
 def main() -> None:
-    parser = options(__doc__)
+    parser = new_parser(__doc__)
     parser.add_argument("--out", type=Path, default=IMAGES / "scale-policies.png", help="the figure")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "scale.md", help="the page that has the table")
     args = parser.parse_args()

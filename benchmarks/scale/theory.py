@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import entropy_attn as ea
-from benchmarks.common import IMAGES, RESULTS, options, write_rows
+from benchmarks.common import IMAGES, RESULTS, new_parser, write_rows
 from entropy_attn.plots.style import BLUE, GREEN, GREY, PINK, VERMILION, new_figure, plain_axis
 
 LENGTHS = (16, 64, 256, 1024, 4096)
@@ -58,8 +58,8 @@ def map_similarity(
 ) -> tuple[Tensor, Tensor]:
     """Cosines of the maps of two tokens, measured and predicted: two tensors (pairs,).
 
-    Proposition 1 assumes Gaussian queries, here with covariance W**2, and a softmax denominator that is the same for all
-    of them. The latter becomes true as `sink` grows: the logit of one more key, equal for all queries.
+    Proposition 1 assumes Gaussian queries, here with covariance W**2, and a softmax denominator that is the same for
+    all of them. The latter becomes true as `sink` grows: the logit of one more key, equal for all queries.
     """
     g = torch.Generator().manual_seed(seed)
     w = torch.linspace(0.5, 1.5, head_dim)
@@ -173,7 +173,7 @@ def _two_panels(**shared: bool) -> tuple:
 
 
 def main() -> None:
-    parser = options(__doc__)
+    parser = new_parser(__doc__)
     parser.add_argument("--csv", type=Path, default=RESULTS / "theory.csv", help="write the numbers to this file")
     parser.add_argument("--images", type=Path, default=IMAGES, help="folder of the figures")
     args = parser.parse_args()
