@@ -73,7 +73,4 @@ def _check_positions(pipe: Any, size: tuple[int, int]) -> None:
 def _denoiser(pipe: Any) -> tuple[Any, Model]:
     """The denoiser and its row of the table."""
     denoiser = denoiser_of(pipe)
-    model = model_of(denoiser)
-    if model is None:
-        raise ValueError(f"{type(denoiser).__name__} is none of the denoisers of docs/models.md")
-    return denoiser, model
+    return denoiser, model_of(denoiser)

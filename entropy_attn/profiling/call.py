@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from entropy_attn.integrations.diffusers.models import model_of
+from entropy_attn.integrations.diffusers.models import find_model
 from entropy_attn.integrations.diffusers.target import denoiser_of
 from entropy_attn.pipelines.sampling import takes_prompt
 from entropy_attn.pipelines.sizes import fixed_size, size_multiple, train_size
@@ -192,7 +192,7 @@ def _size(size: Any) -> Size:
 
 def _policies(denoiser: Any, given: Any) -> dict[str, Any]:
     if given is None:
-        model = model_of(denoiser)
+        model = find_model(denoiser)
         attends = model is None or any(rule.kind in ("self", "joint", "call") for rule in model.layers)
         given = ("off", "logn") if attends else ("off",)
     if isinstance(given, str):

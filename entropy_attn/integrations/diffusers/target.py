@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 from torch import nn
 
 from entropy_attn.errors import Unroutable
-from entropy_attn.integrations.diffusers.models import MODELS, latent_factor, model_of
+from entropy_attn.integrations.diffusers.models import MODELS, find_model, latent_factor, model_of
 
 Size = tuple[int, int]
 
@@ -27,11 +27,11 @@ def resolve_target(target: object) -> tuple[ModelMixin, DiffusionPipeline | None
         if parts.get("transformer_2") is not None:
             reasons = ["it has two denoisers: apply to each, pipe.transformer and pipe.transformer_2"]
             raise Unroutable(type(target).__name__, reasons)
-        if found is not None and model_of(found) is not None:
+        if found is not None and find_model(found) is not None:
             return found, target
         denoiser = "no denoiser that is known here" if found is None else f"a {type(found).__name__} as its denoiser"
         raise Unroutable(type(target).__name__, [f"it has {denoiser}", _remedy(found)])
-    if model_of(target) is not None:
+    if find_model(target) is not None:
         return target, None
     if isinstance(target, nn.Module):
         raise Unroutable(type(target).__name__, [_remedy(target)])
@@ -73,8 +73,6 @@ def train_size(pipe: Any) -> Size:
     """
     denoiser = denoiser_of(pipe)
     model, factor = model_of(denoiser), latent_factor(pipe)
-    if model is None:
-        raise ValueError(f"{type(denoiser).__name__} is none of the denoisers of docs/models.md")
     latent = model.train_size(denoiser, pipe)
     if latent is None:
         raise ValueError(f"{type(pipe).__name__} does not state the size at which it was trained: give the sizes")

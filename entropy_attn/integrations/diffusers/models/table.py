@@ -323,7 +323,19 @@ MODELS: tuple[Model, ...] = (
 )
 
 
-def model_of(denoiser: object) -> Model | None:
-    """The row of a denoiser, by the names of its class and of its bases."""
+def model_of(denoiser: object) -> Model:
+    """The row of a denoiser.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    model = find_model(denoiser)
+    if model is None:
+        raise ValueError(f"{type(denoiser).__name__} is none of the denoisers of docs/models.md")
+    return model
+
+
+def find_model(denoiser: object) -> Model | None:
+    """The row of a denoiser, by the names of its class and of its bases; None if it has none."""
     names = [cls.__name__ for cls in type(denoiser).__mro__ if cls.__module__.startswith("diffusers.")]
     return next((model for model in MODELS if model.denoiser in names), None)
