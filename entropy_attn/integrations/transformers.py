@@ -151,7 +151,9 @@ class _MapTaker:
             enable_gqa=key.shape[1] != query.shape[1],
             map_keys=(0, key.shape[2]) if recorded else None,
         )
-        if recorded and self.layers is not None:  # not when gradient checkpointing computes the layer again
+        if (
+            result.map is not None and self.layers is not None
+        ):  # not when gradient checkpointing computes the layer again
             self.layers.append(result.map)
         return result.out.transpose(1, 2).contiguous(), None
 

@@ -61,8 +61,10 @@ def parts_of(
     if strangers:
         raise UnknownParts(f"rows of its batch are of a text other than the prompt, {', '.join(strangers)}")
     if not all(roles):
-        rows = ", ".join(str(row) for row, names in enumerate(roles) if not names)
-        raise UnknownParts(f"its batch of {len(roles)} has rows whose text was not encoded in this generation ({rows})")
+        unknown = ", ".join(str(row) for row, names in enumerate(roles) if not names)
+        raise UnknownParts(
+            f"its batch of {len(roles)} has rows whose text was not encoded in this generation ({unknown})"
+        )
     names = _decide(roles, order, seen)
     rows = {name: [row for row, branch in enumerate(names) if branch == name] for name in dict.fromkeys(names)}
     counts = {len(each) for each in rows.values()}

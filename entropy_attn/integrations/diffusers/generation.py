@@ -199,9 +199,10 @@ class TrackedCall:
     def check_stated(self, branches: tuple[str, ...] | None, parts: Parts) -> None:
         """Raise where a recorder's `branches` calls rows "cond" that are of the negative prompt, or vice versa."""
         both = ("cond", "uncond")
-        if branches is None or not set(parts.names) <= set(both) or not parts.names:
+        text = self._tracker.model.text
+        if branches is None or text is None or not set(parts.names) <= set(both) or not parts.names:
             return
-        batch = len(self._arguments[self._tracker.model.text])
+        batch = len(self._arguments[text])
         if batch % len(branches):
             return  # the recorder refuses it, with the name of the layer
         stated = Parts(branches)

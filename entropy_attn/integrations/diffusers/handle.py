@@ -180,8 +180,8 @@ class Handle:
             if arguments.get(name) is not None:
                 raise Unroutable(type(self.denoiser).__name__, [f"{name}: {reason}"])
         image = self.model.image(arguments, config)
-        isolated = self._isolated_step is not None
-        step, parts = (self._isolated_step, _ALL) if isolated else self._step_and_parts(arguments)
+        isolated = self._isolated_step
+        step, parts = self._step_and_parts(arguments) if isolated is None else (isolated, _ALL)
         train_tokens = None
         if image.tokens is not None and self.router.train_size is not None:
             train_tokens = self.model.image_tokens(config, self.router.train_size, image.frames)
@@ -190,7 +190,7 @@ class Handle:
         running = DenoiserCall(step, image.size, parts, image.tokens, train_tokens, image.references, batch)
         with self.router.denoiser_call(running):
             result = call(*args, **kwargs)
-        if not isolated:
+        if isolated is None:
             for recorder in self.recorders:
                 recorder.check_call()
         return result

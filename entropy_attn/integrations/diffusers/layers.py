@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -56,18 +56,22 @@ class _Attend:
         call = self.calls(self.count)
         self.count += 1
         if not self.router.watching:
-            return self.router.attention(call or self.calls(0), arguments)
+            return self.router.attention(call or self.first, arguments)
         if self.text_keys is not None:
             key = arguments.key
             if key.shape != self.text_keys.shape or not torch.allclose(key, self.text_keys, rtol=1e-2, atol=1e-3):
-                return self.router.attention(self.calls(0), arguments, record=False)
-            call = self.calls(0)
+                return self.router.attention(self.first, arguments, record=False)
+            call = self.first
             if self.recorded:
                 raise Unroutable(f"layer {call.layer!r}", [self.several()])
         if call is None:
-            raise Unroutable(f"layer {self.calls(0).layer!r}", [self.several()])
+            raise Unroutable(f"layer {self.first.layer!r}", [self.several()])
         self.recorded += 1
         return self.router.attention(call, arguments)
+
+    @property
+    def first(self) -> LayerCall:
+        return cast(LayerCall, self.calls(0))  # a layer makes one call at least
 
     def several(self) -> str:
         return (
@@ -155,7 +159,7 @@ def refusal_of(module: AttentionLayer) -> str | None:
 
 def _explain(module: AttentionLayer) -> str:
     if not _torch_backend(module):
-        name = backend_of(module.processor).value
+        name = getattr(backend_of(module.processor), "value", None)
         return (
             f"its attention backend, {name!r}, makes no scaled_dot_product_attention call; set 'native', with "
             "set_attention_backend('native') of the model"
@@ -171,7 +175,7 @@ def _calls(
     kind, text = kind_by_context(module, *args, **kwargs) if by_call else kind_of(rule)
     if rule.per_sample:
         samples = len(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
-        return lambda index: LayerCall(name, kind, text, sample=index, samples=samples)
+        return lambda index: LayerCall(name, kind, cast(Any, text), sample=index, samples=samples)
     text_call = _text_call(module, rule)
     if text_call is None:
         only = _layer_call(name, kind, text, rule.ragged)
@@ -202,7 +206,7 @@ def kind_of(rule: LayerRule) -> tuple[Kind, str | None]:
     """Kind of a layer's calls, and where the text lies in them."""
     if rule.kind == "text":
         return "self", "all"
-    return rule.kind, "all" if rule.kind == "cross" else rule.text
+    return cast(Kind, rule.kind), "all" if rule.kind == "cross" else rule.text
 
 
 def _text_call(module: AttentionLayer, rule: LayerRule) -> int | None:

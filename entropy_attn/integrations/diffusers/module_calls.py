@@ -36,7 +36,8 @@ def wrap_call(module: nn.Module, around: Around, base: type = object) -> None:
     if not hasattr(
         type(module), "_unwrapped_class"
     ):  # else the wrapping class is still among its bases, see `unwrap_call`
-        module.__class__ = _wrapped_class(type(module), base)
+        cls: Any = type(module)
+        module.__class__ = _wrapped_class(cls, base)
 
 
 def unwrap_call(module: nn.Module) -> None:
@@ -44,7 +45,7 @@ def unwrap_call(module: nn.Module) -> None:
     module.__dict__.pop(_SLOT, None)
     # If another library has exchanged the class since, the wrapping class stays below that class and passes calls on.
     if "_unwrapped_class" in type(module).__dict__:
-        module.__class__ = type(module)._unwrapped_class
+        module.__class__ = vars(type(module))["_unwrapped_class"]
 
 
 def wrapper_of(module: nn.Module) -> Around | None:
@@ -53,10 +54,10 @@ def wrapper_of(module: nn.Module) -> Around | None:
 
 
 @functools.cache
-def _wrapped_class(cls: type[nn.Module], base: type) -> type[nn.Module]:
+def _wrapped_class(cls: Any, base: type) -> type[nn.Module]:
     original = cls.__call__  # torch.compile knows it as this, not as an attribute of the class
 
-    class Alike(type(cls)):
+    class Alike(type(cls)):  # type: ignore[misc]  # the metaclass of this class, which differs
         """`DiffusionPipeline.from_pipe` asks whether the type of a component is in a list of types."""
 
         def __eq__(self, other: object) -> bool:
@@ -65,7 +66,7 @@ def _wrapped_class(cls: type[nn.Module], base: type) -> type[nn.Module]:
         def __hash__(self) -> int:
             return hash(self.__dict__.get("_unwrapped_class", id(self)))
 
-    class Wrapped(*((cls,) if base is object else (base, cls)), metaclass=Alike):
+    class Wrapped(*((cls,) if base is object else (base, cls)), metaclass=Alike):  # type: ignore[misc]
         _unwrapped_class = cls
 
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -84,5 +85,5 @@ def _wrapped_class(cls: type[nn.Module], base: type) -> type[nn.Module]:
     Wrapped.__name__, Wrapped.__qualname__, Wrapped.__module__ = cls.__name__, cls.__qualname__, cls.__module__
     Wrapped.__doc__ = cls.__doc__
     if not issubclass(cls, nn.Module):  # users ask pipelines which arguments they take
-        Wrapped.__call__.__signature__ = inspect.signature(original)
+        vars(Wrapped.__call__)["__signature__"] = inspect.signature(original)
     return Wrapped

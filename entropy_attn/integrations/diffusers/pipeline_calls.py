@@ -111,15 +111,19 @@ def _around(function: Around, pipe: Any, call: Callable[..., Any]) -> Callable[.
 
 def add_around(pipe: DiffusionPipeline, function: Around) -> None:
     """From now on `pipe(...)` is `function(pipe, call, args, kwargs)`."""
-    if (arounds := wrapper_of(pipe)) is None:
+    arounds = _arounds(pipe)
+    if arounds is None:
         arounds = _Arounds()
-        wrap_call(pipe, arounds, _followed_methods(type(pipe)))
+        cls: Any = type(pipe)
+        wrap_call(pipe, arounds, _followed_methods(cls))
     arounds.functions.append(function)
 
 
 def remove_around(pipe: DiffusionPipeline, function: Around) -> None:
     """Undo `add_around`; without a trace, once nothing else is around the pipeline's call."""
-    arounds = wrapper_of(pipe)
+    arounds = _arounds(pipe)
+    if arounds is None:
+        raise ValueError(f"{type(pipe).__name__}: nothing is around its call")
     arounds.functions.remove(function)
     if not arounds.functions:
         unwrap_call(pipe)
@@ -127,12 +131,17 @@ def remove_around(pipe: DiffusionPipeline, function: Around) -> None:
 
 def arounds_of(pipe: DiffusionPipeline) -> tuple[Around, ...]:
     """The functions around the pipeline's call."""
-    arounds = wrapper_of(pipe)
+    arounds = _arounds(pipe)
     return () if arounds is None else tuple(arounds.functions)
 
 
+def _arounds(pipe: Any) -> _Arounds | None:
+    found: Any = wrapper_of(pipe)
+    return found
+
+
 @functools.cache
-def _followed_methods(cls: type) -> type:
+def _followed_methods(cls: Any) -> type:
     """A base class whose methods are those of `cls` that call the denoiser, followed."""
     methods = {name: _followed(name, getattr(cls, name)) for name in _METHODS if hasattr(cls, name)}
     return type("FollowedMethods", (), methods) if methods else object

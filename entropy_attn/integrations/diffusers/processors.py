@@ -52,6 +52,8 @@ traced = _Traced()
 class SwappedProcessor:
     """Base in front of a layer's class: its processor is the copy while the layer is being called."""
 
+    _modules: dict[str, Any]  # of the layer's class, an `nn.Module`
+
     @property
     def processor(self) -> Any:
         try:
@@ -82,8 +84,9 @@ def has_copy(layer: Any) -> bool:
         original = layer._modules.get("processor")
     copied = layer.__dict__.get(COPY)
     if copied is None or copied[0] is not original:
-        kind = None if original is None else _copied_class(type(original))
-        copy = None
+        cls: Any = type(original)
+        kind = None if original is None else _copied_class(cls)
+        copy: Any = None
         if kind is not None:
             copy = object.__new__(kind)
             copy.__dict__ = original.__dict__
@@ -96,7 +99,7 @@ def forget_copy(layer: Any) -> None:
 
 
 @functools.cache
-def _copied_class(cls: type) -> type | None:
+def _copied_class(cls: Any) -> type | None:
     function = cls.__call__
     if not isinstance(function, types.FunctionType) or not _calls_attention(function):
         return None
@@ -125,14 +128,13 @@ def _calls_attention(function: types.FunctionType) -> bool:
 
 def _attend(*args: Any, **kwargs: Any) -> torch.Tensor:
     """Stands in for torch's attention."""
-    if torch.compiler.is_compiling():
-        return traced.attend(*args, **kwargs)
-    return calling.attend(*args, **kwargs)
+    attend: Any = traced.attend if torch.compiler.is_compiling() else calling.attend
+    return attend(*args, **kwargs)
 
 
 _FUNCTIONAL = types.ModuleType("functional")
 vars(_FUNCTIONAL).update({name: value for name, value in vars(F).items() if not name.startswith("__")})
-_FUNCTIONAL.scaled_dot_product_attention = _attend
+vars(_FUNCTIONAL)["scaled_dot_product_attention"] = _attend
 
 
 def _dispatch(

@@ -100,7 +100,7 @@ def text_parts(pipe: DiffusionPipeline | None, tokenizers: tuple[str, ...], open
         return ()
     parts = []
     for name in tokenizers:
-        tokenizer = tokenizer_of(pipe, name)
+        tokenizer: Any = tokenizer_of(pipe, name)
         encoder = name.replace("tokenizer", "text_encoder")
         if name == "tokenizer_3" and getattr(pipe, encoder, None) is None:
             tokenizer = None  # Stable Diffusion 3 without T5 has zeros instead

@@ -22,7 +22,7 @@ from entropy_attn.integrations.diffusers.target import Size, latent_train_size, 
 from entropy_attn.ops.choice import chosen_impl
 from entropy_attn.routing.calls import LayerSelection
 from entropy_attn.routing.router import Router
-from entropy_attn.scale import CallInfo, Policy, resolve_scale
+from entropy_attn.scale import CallInfo, Kind, Policy, resolve_scale
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ def _report(
     head_dim = getattr(module, "head_dim", None) or module.inner_dim // heads
     facts = {"layer": name, "heads": heads, "head_dim": head_dim, "route": model.route}
     if rule is None or rule.kind is None:
-        refused = "no rule of the table matches it" if rule is None else rule.note
-        return LayerReport(**facts, kind=None, text=None, refused=refused)
+        note = "no rule of the table matches it" if rule is None else rule.note
+        return LayerReport(**facts, kind=None, text=None, refused=note)
     kind, text_position = _kind(module, rule)
     image, train = _tokens(model, denoiser, name, latent, frames), None
     if handle.router.train_size is not None:
@@ -148,7 +148,7 @@ def _report(
     )
 
 
-def _kind(module: AttentionLayer, rule: LayerRule) -> tuple[str, str | None]:
+def _kind(module: AttentionLayer, rule: LayerRule) -> tuple[Kind, str | None]:
     if rule.kind != "call":
         return kind_of(rule)
     if module.added_kv_proj_dim is not None and not module.only_cross_attention:

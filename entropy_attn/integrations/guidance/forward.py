@@ -94,7 +94,8 @@ def _no_graph_of(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _strengths_kept(model: nn.Module) -> Iterator[None]:
     """LoRA layers keep their strengths: older releases of diffusers change them in a forward pass that has to end."""
-    before = [(module.scaling, dict(module.scaling)) for module in model.modules() if _is_lora(module)]
+    layers: list[Any] = list(filter(_is_lora, model.modules()))
+    before = [(layer.scaling, dict(layer.scaling)) for layer in layers]
     try:
         yield
     finally:

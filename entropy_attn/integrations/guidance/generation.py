@@ -75,18 +75,19 @@ class Generation:
     """
 
     def __init__(self, pipe: DiffusionPipeline, guidance: Guidance, prompt: list[str] | None):
-        self.pipe = pipe
+        self.pipe: Any = pipe  # this and the next three are None once closed
         self.guidance = guidance
-        self.routing = plain_routing(pipe.unet)
+        self.routing: Any = plain_routing(pipe.unet)
         self._texts = None if prompt is None else prompts_of(pipe, prompt, guidance.needs_text_attention)
-        self._scale, self._step = pipe.scheduler.scale_model_input, pipe.scheduler.step
+        self._scale: Any = pipe.scheduler.scale_model_input
+        self._step: Any = pipe.scheduler.step
         # Pipelines inspect these signatures for the arguments that a scheduler takes.
         self.scale_model_input = _signed(self._scale_model_input, self._scale)
         self.scheduler_step = _signed(self._scheduler_step, self._step)
         self._tracker = GenerationTracker(model_of(pipe.unet), pipe)
         self._parameters = tuple(inspect.signature(type(pipe.unet).forward).parameters)[1:]
         self._descent: Descent | None = None
-        self._scaled: tuple[Tensor, tuple, dict] | None = None  # latents that were scaled and not denoised yet
+        self._scaled: tuple[Tensor, Any, Any] | None = None  # latents that were scaled and not denoised yet
         self._updated: Tensor | None = None  # latents that were denoised and not stepped from yet
         self._latest_step = -1
         self._busy = False
@@ -112,7 +113,8 @@ class Generation:
         if self._tracker.add_text(encoded) != "cond":
             return
         if self._texts is None and encoded.prompts is not None:
-            self._texts = prompts_of(self.pipe, encoded.prompts, self.guidance.needs_text_attention)
+            prompts: Any = encoded.prompts  # of these pipelines, one text each
+            self._texts = prompts_of(self.pipe, prompts, self.guidance.needs_text_attention)
         if self._texts is None:
             raise ValueError(
                 "the prompt is not known, so neither are its words: call the pipeline with a text, or give the text of "
@@ -149,7 +151,7 @@ class Generation:
         call = self._tracker.begin_call(dict(zip(self._parameters, args, strict=False)) | kwargs)
         step, again = call.step, call.step == self._latest_step
         self._latest_step = step
-        if step not in self.guidance.steps or not any(map(self.guidance.applies_to, self._texts)):
+        if step not in self.guidance.steps or not any(map(self.guidance.applies_to, self._texts or ())):
             return None
         part, parts = self._conditional_part(call, again)
         images = len(args[0] if args else kwargs["sample"]) // parts
@@ -161,8 +163,9 @@ class Generation:
         latents = latents[:images] if len(latents) == images else latents[part * images :][:images]
         self._busy = True
         try:
-            inputs = conditional(args, images, part, parts), conditional(kwargs, images, part, parts)
-            updated = self._guide(latents, step, scaling, *inputs).to(latents.dtype)
+            half = conditional(args, images, part, parts)
+            options = conditional(kwargs, images, part, parts)
+            updated = self._guide(latents, step, scaling, half, options).to(latents.dtype)
             sample = self._scale(torch.cat([updated] * parts), *scaling[0], **scaling[1])
         finally:
             self._busy = False
@@ -187,7 +190,8 @@ class Generation:
         steps = max(getattr(self.pipe, "num_timesteps", 0) or len(self.pipe.scheduler.timesteps), step + 1)
         alpha = step_size(self.guidance.alpha, step, steps, self.guidance.step_range)
         dtype = (args[0] if args else kwargs["sample"]).dtype
-        size, layers = map_layers(self.routing, tuple(latents.shape[-2:]), self.guidance.map_size)
+        height, width = latents.shape[-2:]
+        size, layers = map_layers(self.routing, (height, width), self.guidance.map_size)
         length = self._check_length(args, kwargs)
 
         def maps_of(wide: Tensor) -> Tensor:
@@ -196,18 +200,26 @@ class Generation:
 
         return self._descent.step(latents, step, alpha * input_correction(scale, latents), maps_of)
 
+    @property
+    def _known_texts(self) -> list[Prompt]:
+        if self._texts is None:
+            raise RuntimeError("the UNet was called before the pipeline encoded a prompt")
+        return self._texts
+
     def _by_image(self, batch: int) -> list[Prompt]:
         # Pipelines repeat each prompt for its images before they go on to the next.
-        if batch % len(self._texts):
-            raise ValueError(f"{batch} images are generated from {len(self._texts)} prompts: give one prompt per image")
-        return [text for text in self._texts for _ in range(batch // len(self._texts))]
+        if batch % len(self._known_texts):
+            raise ValueError(
+                f"{batch} images are generated from {len(self._known_texts)} prompts: give one prompt per image"
+            )
+        return [text for text in self._known_texts for _ in range(batch // len(self._known_texts))]
 
     def _check_length(self, args: tuple, kwargs: dict[str, Any]) -> int:
         states = args[2] if len(args) > 2 else kwargs["encoder_hidden_states"]
-        if states.shape[1] != len(self._texts[0].text):
+        if states.shape[1] != len(self._known_texts[0].text):
             raise ValueError(
                 f"the prompt embeddings have {states.shape[1]} positions, the tokenizer's text "
-                f"{len(self._texts[0].text)}: embeddings of longer prompts cannot be guided"
+                f"{len(self._known_texts[0].text)}: embeddings of longer prompts cannot be guided"
             )
         return states.shape[1]
 

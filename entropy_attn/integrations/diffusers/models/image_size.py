@@ -44,7 +44,8 @@ def patches(arguments: Mapping[str, Any], config: Mapping[str, Any]) -> ImageSiz
 
 def video(arguments: Mapping[str, Any], config: Mapping[str, Any]) -> ImageSize:
     """(B, C, F, H, W), cut into patches."""
-    return _video(*arguments["hidden_states"].shape[-3:], config)
+    frames, height, width = arguments["hidden_states"].shape[-3:]
+    return _video(frames, height, width, config)
 
 
 def video_frames_first(arguments: Mapping[str, Any], config: Mapping[str, Any]) -> ImageSize:

@@ -28,22 +28,22 @@ def latent_factor(pipe: Any) -> int:
     return 1
 
 
-def of_config(denoiser: nn.Module, pipe: Any) -> Size | None:
+def of_config(denoiser: Any, pipe: Any) -> Size | None:
     return _pair(denoiser.config.sample_size)
 
 
-def of_video_config(denoiser: nn.Module, pipe: Any) -> Size | None:
+def of_video_config(denoiser: Any, pipe: Any) -> Size | None:
     return denoiser.config.sample_height, denoiser.config.sample_width
 
 
-def of_pipeline(denoiser: nn.Module, pipe: Any) -> Size | None:
+def of_pipeline(denoiser: Any, pipe: Any) -> Size | None:
     return _pair(getattr(pipe, "default_sample_size", None))
 
 
 def of_pixels(height: int, width: int) -> TrainSize:
     """A size in pixels, which only a pipeline can turn into latent cells."""
 
-    def latent(denoiser: nn.Module, pipe: Any) -> Size | None:
+    def latent(denoiser: Any, pipe: Any) -> Size | None:
         if pipe is None:
             return None
         factor = latent_factor(pipe)

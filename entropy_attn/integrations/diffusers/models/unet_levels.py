@@ -24,4 +24,5 @@ def layer_halvings(denoiser: ModelMixin) -> dict[str, int]:
     if not model.halves:
         return {}
     names = (name for name, module in denoiser.named_modules() if isinstance(module, AttentionLayer))
-    return {name: halvings(denoiser, name) for name in names if model.rule(name).kind is not None}
+    rules = ((name, model.rule(name)) for name in names)
+    return {name: halvings(denoiser, name) for name, rule in rules if rule is not None and rule.kind is not None}
