@@ -153,7 +153,7 @@ class _MapTaker:
         )
         if (
             result.map is not None and self.layers is not None
-        ):  # not when gradient checkpointing computes the layer again
+        ):  # None: computed again by checkpointing
             self.layers.append(result.map)
         return result.out.transpose(1, 2).contiguous(), None
 
