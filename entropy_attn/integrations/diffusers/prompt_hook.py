@@ -103,7 +103,7 @@ def text_parts(pipe: DiffusionPipeline | None, tokenizers: tuple[str, ...], open
         tokenizer = tokenizer_of(pipe, name)
         encoder = name.replace("tokenizer", "text_encoder")
         if name == "tokenizer_3" and getattr(pipe, encoder, None) is None:
-            tokenizer = None  # Stable Diffusion 3 without T5 has zeros in its place
+            tokenizer = None  # Stable Diffusion 3 without T5 has zeros instead
         elif tokenizer is None:
             return ()
         last = open_ended and name == tokenizers[-1]

@@ -126,7 +126,7 @@ class Remembered:
         return self._of is not None and self._of[0]() is states and self._of[1] == _version(states)
 
     def keep(self, states: States, value: Any) -> Any:
-        # A list is made anew for every call, so two of them cannot be told apart.
+        # A list is made anew for every call, so two of them cannot be distinguished.
         self._of = (weakref.ref(states), _version(states)) if isinstance(states, torch.Tensor) else None
         self.value = value
         return value

@@ -453,7 +453,7 @@ def test_a_threshold_that_is_reached_ends_the_refinement():
 
 def test_refusals():
     pipe = make_text_pipe()
-    with pytest.raises(TypeError, match="pipe="):
+    with pytest.raises(TypeError, match="pipe: expected a diffusers pipeline"):
         ea.guidance.attach(pipe.unet, TSAM())
     for wrong in (TSAM, 3.0, None):
         with pytest.raises(TypeError, match="guidance="):

@@ -125,7 +125,7 @@ MODELS: tuple[Model, ...] = (
         SEPARATE_CALLS,
         text_tokens=512,
         pack=2,
-        refused={"kv_cache": "the cached keys of reference images cannot be told apart"},
+        refused={"kv_cache": "the cached keys of reference images cannot be distinguished"},
         note=_REFERENCES,
     ),
     Model(
@@ -174,8 +174,8 @@ MODELS: tuple[Model, ...] = (
         pack=2,
         pad=True,
         refused={
-            "siglip_feats": "its reference images cannot be told apart",
-            "image_noise_mask": "its reference images cannot be told apart",
+            "siglip_feats": "its reference images cannot be distinguished",
+            "image_noise_mask": "its reference images cannot be distinguished",
         },
         note="Both counts of image tokens are padded to a multiple of 32, as the model pads the sequence.",
     ),
