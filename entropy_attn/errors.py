@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class Unsupported(RuntimeError):
@@ -13,7 +14,7 @@ class Unsupported(RuntimeError):
         self.reasons = list(reasons)
         super().__init__(f"impl={impl!r} cannot serve this call: " + "; ".join(self.reasons))
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.impl, self.reasons)
 
 
@@ -25,5 +26,5 @@ class Unroutable(Unsupported):
         self.reasons = list(reasons)
         RuntimeError.__init__(self, f"cannot route {what}: " + "; ".join(self.reasons))
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.what, self.reasons)

@@ -146,7 +146,8 @@ class JoinedText:
 
     def find(self, word: str) -> Choice:
         """Every occurrence in every part; a ValueError if there is none."""
-        found, missed = [], None
+        found: list[int] = []
+        missed = None
         for start, text in self._texts:
             try:
                 found += _shifted(text.find(word), start).positions
@@ -207,8 +208,10 @@ class TokenSelection:
 
     def of_length(self, length: int) -> tuple[Choice, ...]:
         """The choices in an unknown text of this length."""
-        positions = range(length) if self.tokens is None else self.tokens
-        _check_positions(positions, length)
+        positions: Iterable[int] = range(length)
+        if self.tokens is not None:
+            _check_positions(self.tokens, length)
+            positions = [token for token in self.tokens if isinstance(token, int)]
         return tuple(Choice(str(position), (position,)) for position in positions)
 
 

@@ -291,17 +291,17 @@ def _to_host(tensors: list[torch.Tensor]) -> list[np.ndarray]:
 
 
 def _mean_map(layer: str, calls: list[_Record], branch: str, given: tuple[int, ...] | None) -> np.ndarray:
-    shapes = {(call.per_query[0].shape, call.grid) for call in calls}
+    entropies = [call.per_query[call.branches.index(branch)] for call in calls if call.per_query is not None]
+    shapes = {(each.shape, call.grid) for each, call in zip(entropies, calls, strict=True)}
     if len(shapes) > 1:
         raise ValueError(f"layer {layer!r} was recorded at several sizes or batches: reset() between them")
-    (images, seqlen_q), grid = shapes.pop()
-    grid = grid if given is None else given
+    (images, seqlen_q), recorded = shapes.pop()
+    grid: tuple[int, ...] = recorded if given is None else given
     cells = math.prod(grid)
     if cells > seqlen_q or (given is None and cells != seqlen_q):
         raise ValueError(
             f"layer {layer!r} has {seqlen_q} queries, which are no image of {'x'.join(map(str, grid))} tokens: give "
             "grid=(rows, columns), or (frames, rows, columns) of a video"
         )
-    entropies = torch.stack([call.per_query[call.branches.index(branch)] for call in calls]).mean(dim=0)
-    frames = entropies[:, :cells].reshape(images, -1, *grid[-2:])
+    frames = torch.stack(entropies).mean(dim=0)[:, :cells].reshape(images, -1, *grid[-2:])
     return frames.mean(dim=1).cpu().numpy()

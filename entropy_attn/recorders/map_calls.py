@@ -21,7 +21,7 @@ class SeenCalls:
         if not self.steps:
             return "no call with text among its keys was recorded: run the pipeline inside `with apply(record=...)`"
         if not self.lengths:
-            return f"steps={sorted(steps)}: none of them was run; the last step was {max(self.steps)}"
+            return f"steps={sorted(steps or ())}: none of them was run; the last step was {max(self.steps)}"
         if not sums.layers and self.misfits:
             counts = ", ".join(map(str, sorted(self.misfits)))
             return (

@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,11 +31,13 @@ def save_maps(
         ValueError: the path has another ending.
     """
     if path.suffix == ".npz":
-        steps = {} if None in maps else {"steps": np.array(list(maps))}
+        arrays: dict[str, Any] = {"branches": np.array(branches), "tokens": np.array(tokens)}
         stacked = np.stack(list(maps.values()))
-        np.savez_compressed(
-            path, maps=stacked if steps else stacked[0], branches=np.array(branches), tokens=np.array(tokens), **steps
-        )
+        if None in maps:
+            arrays["maps"] = stacked[0]
+        else:
+            arrays |= {"maps": stacked, "steps": np.array(list(maps))}
+        np.savez_compressed(path, **arrays)
     elif path.suffix == ".csv":
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -50,7 +53,7 @@ def save_maps(
 
 def _rows(
     maps: Mapping[int | None, np.ndarray], branches: tuple[str, ...], tokens: tuple[tuple[str, ...], ...]
-) -> Iterator[tuple]:
+) -> Iterator[tuple[Any, ...]]:
     for step, values in maps.items():
         for (branch, image, token, row, column), value in np.ndenumerate(values):
             label = tokens[image][token]

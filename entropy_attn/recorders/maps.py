@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -69,7 +70,8 @@ class MapRecorder(RecordedMaps, Recorder):
         self.size = checked_token_size("size", size)
         self.steps = checked_steps(steps)
         require_bool("all_branches", all_branches)
-        if branches is not None and "cond" not in self.branches and len(self.branches) > 1 and not all_branches:
+        names = self.branches or ()
+        if len(names) > 1 and "cond" not in names and not all_branches:
             raise ValueError(f"branches: expected 'cond' among them, or all_branches=True, got {branches!r}")
         self.all_branches = all_branches
         self.prompt = None if prompt is None else checked_prompt(prompt)
@@ -107,7 +109,7 @@ class MapRecorder(RecordedMaps, Recorder):
             return
         if self._generation is not None and latent_size != self._generation.latent_size:
             raise ValueError(_other_generation(f"latents of {self._generation.latent_size}", f"of {latent_size}"))
-        size = _image_grid(info, latent_size)
+        size = _image_grid(info.picture_queries, latent_size)
         if size is None:
             self._seen.misfits[info.picture_queries] = latent_size
         else:
@@ -120,7 +122,7 @@ class MapRecorder(RecordedMaps, Recorder):
             return None
         if self.steps is not None and info.step not in self.steps:
             return None
-        size = _image_grid(info, latent_size)
+        size = _image_grid(info.picture_queries, latent_size)
         return self._text.keys() if size is not None and self._sums.wants(size) else None
 
     @torch.no_grad()
@@ -167,10 +169,11 @@ class MapRecorder(RecordedMaps, Recorder):
 _GUIDED = ("uncond", "cond")
 
 
-def _image_grid(info: CallInfo, latent_size: Size) -> Size | None:
-    """(rows, columns) of the call's queries; None if they are no image of these latents."""
-    size = token_grid(info.picture_queries, latent_size)
-    return size if math.prod(size) == info.picture_queries else None
+@functools.lru_cache(maxsize=1024)  # the same few in every call
+def _image_grid(queries: int, latent_size: Size) -> Size | None:
+    """(rows, columns) of an image with this many queries; None if they are no image of these latents."""
+    size = token_grid(queries, latent_size)
+    return size if math.prod(size) == queries else None
 
 
 def _other_generation(held: str, given: str) -> str:

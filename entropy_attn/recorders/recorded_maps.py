@@ -77,8 +77,7 @@ class RecordedMaps:
         Raises:
             ValueError: nothing was recorded, or there is no such image.
         """
-        self._require_recorded()
-        choices = self._text.by_image(self._generation.batch)
+        choices = self._text.by_image(self._require_recorded().batch)
         if not 0 <= picture < len(choices):
             raise ValueError(f"picture: expected an integer from 0 to {len(choices) - 1}, got {picture!r}")
         return tuple(choice.label for choice in choices[picture])
@@ -98,8 +97,7 @@ class RecordedMaps:
     @property
     def map_size(self) -> Size:
         """(rows, columns) of the maps."""
-        self._require_recorded()
-        return self._sums.size(self._generation.latent_size)
+        return self._sums.size(self._require_recorded().latent_size)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -185,7 +183,7 @@ class RecordedMaps:
         Raises:
             ValueError: nothing was recorded, or the path has another ending.
         """
-        tokens = tuple(self.labels(image) for image in range(self._generation.batch if self._generation else 1))
+        tokens = tuple(self.labels(image) for image in range(self._require_recorded().batch))
         steps = [None] if self.steps is None else list(self.recorded_steps)
         return save_maps(Path(path), {step: self.maps(step).cpu().numpy() for step in steps}, self.branch_names, tokens)
 
@@ -196,9 +194,10 @@ class RecordedMaps:
         """(branch, token, row, column) of one image."""
         return self._text.of_image(means, image).unflatten(-1, self.map_size)
 
-    def _require_recorded(self) -> None:
-        if not self._sums:
+    def _require_recorded(self) -> Generation:
+        if self._generation is None or not self._sums:
             raise ValueError(self._seen.why_no_maps(self.steps, self.size, self._text.length, self._sums))
+        return self._generation
 
 
 def _index_of(token: str | int, labels: tuple[str, ...]) -> int:

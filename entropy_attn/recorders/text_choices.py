@@ -29,13 +29,13 @@ class TextChoices:
         self.selection = selection
         self.prompts: list[Prompt] | None = None
         self.length: int | None = None
-        self._given = None if given is None else list(given)
+        self._given: list[Prompt] | None = None if given is None else list(given)
         self._parts: tuple[TextPart, ...] = ()
-        self._of_prompts: tuple[tuple[Choice, ...], ...] | None = None
+        self._of_prompts: tuple[tuple[Choice, ...], ...] = ()  # empty before they are chosen
 
     def __len__(self) -> int:
         """How many prompts there are choices for."""
-        return len(self._of_prompts or ())
+        return len(self._of_prompts)
 
     def attach(self, parts: tuple[TextPart, ...]) -> None:
         """Take the parts of the text that layers attend to."""
@@ -55,21 +55,21 @@ class TextChoices:
 
     def start(self, prompts: list[Prompt] | None) -> None:
         """Forget the choices, and choose from these prompts as soon as possible."""
-        self.prompts, self.length, self._of_prompts = prompts, None, None
+        self.prompts, self.length, self._of_prompts = prompts, None, ()
         if prompts is None or not self._parts:
             return
         stated = sum(part.length or 0 for part in self._parts)
         if all(part.length is not None for part in self._parts):
-            self._read_prompts(stated)
+            self._read(prompts, stated)
         else:  # the first call says the rest; a word that is not in the prompt is refused now
             for prompt in prompts:
                 self.selection.check_words(JoinedText(prompt, self._parts, stated + _LONG))
 
     def observe(self, length: int) -> None:
         """A layer attends to a text of this length: choose, if that was not possible before."""
-        if self._of_prompts is None:
+        if not self._of_prompts:
             if self.prompts is not None and self._parts:
-                self._read_prompts(length)
+                self._read(self.prompts, length)
             elif self.selection.needs_text:
                 raise ValueError(_PROMPT_UNKNOWN)
             else:
@@ -100,7 +100,7 @@ class TextChoices:
             return "prompts that were given as embeddings"
         return f"the prompt {self.prompts[0]!r}" if len(self.prompts) == 1 else f"{len(self.prompts)} prompts"
 
-    def _read_prompts(self, length: int) -> None:
-        self.length = length
-        texts = [JoinedText(prompt, self._parts, length) for prompt in self.prompts]
+    def _read(self, prompts: list[Prompt], length: int) -> None:
+        texts = [JoinedText(prompt, self._parts, length) for prompt in prompts]
         self._of_prompts = tuple(self.selection.of_text(text) for text in texts)
+        self.length = length

@@ -143,11 +143,11 @@ def describe(
     if layer_call.text == "all":
         text_tokens = seqlen_k
     elif layer_call.kind != "cross" and denoiser_call is not None:
-        flat = denoiser_call.image_tokens is not None
+        image_tokens = denoiser_call.image_tokens
         if layer_call.kind == "joint":
             # In a model whose layers differ, all queries belong to the image.
-            text_tokens = seqlen_k - (denoiser_call.image_tokens if flat else seqlen_q)
-        if flat:
+            text_tokens = seqlen_k - (seqlen_q if image_tokens is None else image_tokens)
+        if image_tokens is not None:
             train_tokens = denoiser_call.train_tokens
         elif train_size is not None:
             train_tokens = _training_tokens(
@@ -156,7 +156,6 @@ def describe(
                 train_size,
                 halvings=None if halvings is None else halvings.get(layer_call.layer),
             )
-    in_image = denoiser_call is not None and layer_call.kind != "cross"
     return CallInfo(
         layer=layer_call.layer,
         kind=layer_call.kind,
@@ -167,7 +166,7 @@ def describe(
         train_tokens=train_tokens,
         text_tokens=text_tokens,
         step=denoiser_call.step if denoiser_call is not None else 0,
-        reference_tokens=denoiser_call.reference_tokens if in_image else 0,
+        reference_tokens=0 if denoiser_call is None or layer_call.kind == "cross" else denoiser_call.reference_tokens,
     )
 
 

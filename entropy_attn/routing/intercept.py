@@ -17,7 +17,9 @@ class AttentionCalls(TorchFunctionMode):
         super().__init__()
         self.attend = attend
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         # Torch leaves this mode for the duration of this method, so `attend` may call torch's attention itself.
         if func is F.scaled_dot_product_attention:
             return self.attend(*args, **(kwargs or {}))

@@ -70,19 +70,23 @@ class Recordings:
         if not self.recordable:
             return
         scale = self.info.head_dim**-0.5 if scale is None else scale
-        rows, text_range = self._image_rows(query), self.text_range
+        rows = self._image_rows(query)
         for recorder, request in self.requests:
-            if request == "entropy":
-                measured = result.entropy[..., rows]
-            else:
-                first = text_range[0]
-                measured = result.map[:, rows, request[0] - first : request[1] - first]
+            measured = self._measured(result, request, rows)
             parts = self.denoiser_call.parts if recorder.branches is None else Parts(recorder.branches)
             if self.layer_call.sample is None:
                 measured, branches = parts.sort(measured), parts.names
             else:
                 branches = (parts.name_of(self.layer_call.sample, self.layer_call.samples),)
             recorder.record(self.info, scale, measured, branches, self.denoiser_call.latent_size)
+
+    def _measured(self, result: AttentionOutput, request: Literal["entropy"] | tuple[int, int], rows: slice) -> Tensor:
+        if request == "entropy":
+            assert result.entropy is not None  # it was asked for
+            return result.entropy[..., rows]
+        assert result.map is not None and self.text_range is not None
+        first = self.text_range[0]
+        return result.map[:, rows, request[0] - first : request[1] - first]
 
     def _image_rows(self, query: Tensor) -> slice:
         if self.layer_call.ragged:
