@@ -61,8 +61,11 @@ def write_rows(path: Path, rows: Iterable[Row], fields: Sequence[str] | None = N
 
     Args:
         path: the file; it is replaced.
-        rows: the rows. Values that are not among `fields` are left out.
+        rows: the rows; a missing value is an empty cell.
         fields: the columns; None is those of the first row.
+
+    Raises:
+        ValueError: a row has a value that is not among `fields`.
     """
     rows = list(rows)
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -90,7 +93,7 @@ def write_outputs(args: argparse.Namespace, rows: Sequence[Row], fields: Sequenc
 
 
 def _writer(file: Any, fields: Sequence[str]) -> Any:
-    return csv.DictWriter(file, fields, extrasaction="ignore", lineterminator="\n")
+    return csv.DictWriter(file, fields, lineterminator="\n")
 
 
 def module_command(module: str, *arguments: object) -> list[str]:

@@ -156,7 +156,7 @@ def adopt(results: Path) -> int:
     for row in sorted(chosen, key=lambda row: -float(row["ms"])):
         best[tuple(row[name] for name in KEY)] = row
     rows = [row for row in chosen if any(row is one for one in best.values())]
-    write_rows(FILE, rows, COLUMNS)
+    write_rows(FILE, [{name: row[name] for name in COLUMNS} for row in rows], COLUMNS)
     return len(rows)
 
 
