@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from entropy_attn.kernels.forward.configs import SHARED_MEMORY, TARGETS, ForwardConfig, forward_candidates
+from entropy_attn.kernels.common.targets import SHARED_MEMORY, TARGETS
+from entropy_attn.kernels.forward.configs import ForwardConfig, forward_candidates
 from tests.codegen.aot import Code, compile_call
 from tests.codegen.test_forward import make_call
 

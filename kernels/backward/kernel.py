@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..common.tiles import (
+from ..common.tiles_flat import (
     ADDED_MASK,
     EXCLUDED,
     LN2,

@@ -17,15 +17,19 @@ from ..common.arguments import (
     INT32_MAX,
     allocate,
     allocate_like,
-    broadcast_strides,
+    broadcast,
     compile_options,
+    in_eights,
+    lengths,
     mask_kind,
     on_device,
     scale_arguments,
+    strided,
     tile_span,
 )
 from ..common.plans import Plan, Series, first_launch, launch, layout
 from ..common.support import call_target
+from ..common.tensors import MapParts, Scale
 from ..forward.launch import AUTOTUNE_VARIABLE, ForwardCall
 from .configs import MapConfig, heads_per_program, map_config, map_programs
 
@@ -85,11 +89,11 @@ def attention_forward_with_map(
     parts = allocate(shape, torch.float32, query.device)[..., :columns]
     call = MapCall(query, key, value, out, lse, entropy, parts, map_keys, heads, **given, target=target)
     with on_device(query.device):
-        key, own = call.plan_key(), call.own()
+        key, varying = call.plan_key(), call.varying()
         tune = not config.one_pass and os.environ.get(AUTOTUNE_VARIABLE, "0") == "1"  # the forward kernel
         if tune or not by_table:
             key = (config, tune, *key)
-        launch(key, own, lambda: call.launch(config, own, tune))
+        launch(key, varying, lambda: call.launch(config, varying, tune))
     if return_lse and lse.dim() == 4:
         lse = lse[..., 0] * 4.0 + lse[..., 1] * math.log(2.0)
     return out, lse if return_lse else None, entropy, parts[0] if shape[0] == 1 else parts.sum(0)
@@ -113,82 +117,77 @@ class MapCall:
     scale: float | Tensor | None
     target: str
 
-    def own(self) -> tuple[Any, ...]:
-        """The values that differ between calls of one ``plan_key``."""
+    def varying(self) -> tuple[Any, ...]:
+        """The values that differ between calls with the same `plan_key`."""
         written = (self.out, self.lse, self.entropy, self.map_parts)
         return (self.query, self.key, self.value, *written, self.attn_mask, *self.scaling[:2])
 
     def plan_key(self) -> Hashable:
         """All else that the table's configuration, the arguments and the compiled code depend on."""
-        scale = layout(self.scale) if isinstance(self.scale, Tensor) else self.scaling[1] < 0
+        scale = layout(self.scale) if isinstance(self.scale, Tensor) else self.scaling.factor < 0
         read = (layout(self.query), layout(self.key), layout(self.value), layout(self.attn_mask))
         wanted = (self.lse is not None, self.entropy is not None, self.map_keys, self.heads_per_program)
         return ("map", *read, self.query.device, self.target, self.is_causal, scale, *wanted)
 
-    def launch(self, config: MapConfig, own: tuple[Any, ...], tune: bool = False) -> Plan | Series | None:
+    def launch(self, config: MapConfig, varying: tuple[Any, ...], tune: bool = False) -> Plan | Series | None:
         """Launch the kernel, or the forward kernel and the sweep; and return how to launch it again."""
         if config.one_pass:
-            return self.launch_map(config, own)
+            return self.launch_map(config, varying)
         call = ForwardCall(
             self.query, self.key, self.value, self.out, self.lse, self.entropy,
             self.attn_mask, self.is_causal, self.scale, self.target,
         )  # fmt: skip
         call.scaling = self.scaling  # the same object, by which a plan finds the factor among its arguments
-        first = call.launch(call.tuned_config() if tune else call.table_config(), own)
-        plans = [first, self.launch_map(config, own)]
+        first = call.launch(call.tuned_config() if tune else call.table_config(), varying)
+        plans = [first, self.launch_map(config, varying)]
         return None if None in plans else Series(plans)
 
-    def launch_map(self, config: MapConfig, own: tuple[Any, ...]) -> Plan | None:
-        from . import kernel as maps
-
+    def launch_map(self, config: MapConfig, varying: tuple[Any, ...]) -> Plan | None:
         parts, batch, seqlen_q, columns = self.map_parts.shape
         programs = map_programs(config, batch, parts, seqlen_q, columns)
-        name, arguments, constants = self.arguments(config)
-        kernel, options = getattr(maps, name), compile_options(config, self.target)
-        return first_launch(kernel, programs, arguments, constants, options, own)
+        kernel, arguments = self.arguments(config)
+        return first_launch(kernel, programs, arguments, compile_options(config, self.target), varying)
 
     @functools.cached_property
-    def scaling(self) -> tuple[Tensor | None, float, int]:
-        """``(tensor or None, factor, stride)``"""
+    def scaling(self) -> Scale:
         return scale_arguments(self.scale, self.query.shape[3], self.attn_mask)
 
-    def arguments(self, config: MapConfig) -> tuple[str, list[Any], dict[str, Any]]:
-        """The kernel's name, its run-time arguments in order, and its compile-time ones."""
-        num_heads, seqlen_q, head_dim = self.query.shape[1:]
-        seqlen_k, head_dim_v = self.value.shape[2:]
-        (full_d, tail_d), (full_v, tail_v) = config.split(head_dim), config.split(head_dim_v)
+    def arguments(self, config: MapConfig) -> tuple[Any, dict[str, Any]]:
+        """The kernel, and its arguments by name."""
+        from . import kernel as maps
+
+        mask, (start, stop), map_strides = broadcast(self.attn_mask), self.map_keys, self.map_parts.stride()[:3]
         by_stride = [self.query, self.key, self.value, self.out] if config.one_pass else [self.query, self.key]
-        scale_tensor, factor, scale_stride = self.scaling
-        mask_strides = (0, 0, 0, 0) if self.attn_mask is None else broadcast_strides(self.attn_mask)
-        strides = [s for t in by_stride[:3] for s in t.stride()]
-        strides += self.out.stride()[:3] if config.one_pass else ()
-        lengths = [num_heads, num_heads // self.key.shape[1], self.heads_per_program, seqlen_q, seqlen_k]
-        results = [self.out, self.lse, self.entropy] if config.one_pass else [self.lse]
-        run_time = [
-            *[*by_stride[:3], *results, self.map_parts, self.attn_mask, scale_tensor, factor, 1.0 / num_heads],
-            *[*strides, *self.map_parts.stride()[:3], *mask_strides, scale_stride],
-            *[*lengths, self.map_keys[0], self.map_keys[1] - self.map_keys[0]],
-        ]
-        spans = [tile_span(t, max(config.block_m, config.block_n)) for t in by_stride]
-        spans.append(config.block_m * mask_strides[2] + config.block_n * mask_strides[3])
-        spans.append(config.block_m * self.map_parts.stride(2) + seqlen_k)
-        compile_time = {
-            **{"HEAD_DIM": head_dim, "FULL_D": full_d, "TAIL_D": tail_d},
-            **{"CHUNK": config.chunk, "BLOCK_M": config.block_m},
+        rows = max(config.block_m, config.block_n)
+        spans = [*(tile_span(t, rows) for t in by_stride), config.block_m * mask[3] + config.block_n * mask[4]]
+        spans.append(config.block_m * self.map_parts.stride(2) + self.key.shape[2])
+        arguments = {
+            "q": strided(self.query),
+            "k": strided(self.key),
+            "lse_ptr": self.lse,
+            "parts": MapParts(
+                self.map_parts, *map_strides, start, stop - start, self.heads_per_program, 1.0 / self.query.shape[1]
+            ),
+            "mask": mask,
+            "scale": self.scaling,
+            "lengths": lengths(self.query, self.key),
+            "D": config.in_chunks(self.query.shape[3]),
+            "BLOCK_M": config.block_m,
             "MASK": mask_kind(self.attn_mask),
-            "MASK_PER_QUERY": mask_strides[2] != 0,
+            "MASK_PER_QUERY": mask.stride_row != 0,
             "IS_CAUSAL": self.is_causal,
-            "SCALE_TENSOR": isinstance(self.scale, Tensor),
-            "STRIDES_IN_EIGHTS": all(s % 8 == 0 for t in by_stride for s in t.stride()[:3]),
+            "IN_EIGHTS": in_eights(by_stride),
             "WIDE": max(spans) > INT32_MAX,
         }
         if not config.one_pass:
-            return "attention_map", run_time, compile_time | {"BLOCK_N": config.block_n}
-        compile_time |= {
-            **{"N0": config.key_tiles[0], "N1": config.key_tiles[1]},
-            **{"HEAD_DIM_V": head_dim_v, "FULL_V": full_v, "TAIL_V": tail_v},
-            "RETURN_LSE": self.lse is not None,
-            "RETURN_ENTROPY": self.entropy is not None,
-            "CHECK_KEYS": seqlen_k != config.block_n,
+            return maps.attention_map, arguments | {"BLOCK_N": config.block_n}
+        arguments |= {
+            "v": strided(self.value),
+            "out": strided(self.out),
+            "entropy_ptr": self.entropy,
+            "V": config.in_chunks(self.value.shape[3]),
+            "N0": config.key_tiles[0],
+            "N1": config.key_tiles[1],
+            "CHECK_KEYS": self.key.shape[2] != config.block_n,
         }
-        return "attention_short_keys", run_time, compile_time
+        return maps.attention_short_keys, arguments

@@ -101,6 +101,8 @@ class Compiled:
 
 
 def _seen(argument: Any) -> Any:
+    if isinstance(argument, tuple):
+        return tuple(map(_seen, argument))
     if isinstance(argument, Tensor):
         return ("tensor", argument.data_ptr(), argument.dtype)
     if isinstance(argument, TensorDescriptor):
@@ -120,7 +122,11 @@ def launched(launches: list[Launched], call: Callable[[], object], given: Iterab
     met: dict[int, int] = {}
 
     def named(argument: Any) -> Any:
-        if not isinstance(argument, tuple) or argument[0] != "tensor" or argument[1] in addresses:
+        if not isinstance(argument, tuple):
+            return argument
+        if argument[:1] != ("tensor",):
+            return tuple(map(named, argument))
+        if argument[1] in addresses:
             return argument
         return ("allocated", met.setdefault(argument[1], len(met)), argument[2])
 

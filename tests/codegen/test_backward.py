@@ -13,7 +13,7 @@ from entropy_attn.kernels.backward.configs import ALL_CHUNKS, backward_config
 from entropy_attn.kernels.backward.launch import BackwardCall, Launch
 from entropy_attn.kernels.common.arguments import compile_options
 from entropy_attn.kernels.common.support import backward_unsupported
-from entropy_attn.kernels.forward.configs import TARGETS
+from entropy_attn.kernels.common.targets import TARGETS
 
 from .aot import PACKED, Code, assert_clean, compile_kernel
 from .cases import PARTLY_FILLED, table_cases

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from entropy_attn.kernels.common.arguments import compile_options
-from entropy_attn.kernels.forward.configs import TARGETS
-from entropy_attn.kernels.maps import kernel as maps
+from entropy_attn.kernels.common.targets import TARGETS
 from entropy_attn.kernels.maps.configs import MapConfig, map_config
 from entropy_attn.kernels.maps.launch import MapCall
 
@@ -74,8 +73,7 @@ def compile_map(
     call = MapCall(
         q, k, v, out, lse, entropy, parts, (start, stop), HEADS, attn_mask, is_causal, scale, target
     )  # fmt: skip
-    kernel, arguments, constants = call.arguments(config)
-    return compile_kernel(getattr(maps, kernel), arguments, constants, target, compile_options(config, target)), config
+    return compile_kernel(*call.arguments(config), target, compile_options(config, target)), config
 
 
 def matrix_instructions(code: Code) -> int:

@@ -7,7 +7,7 @@ import torch
 
 from entropy_attn.kernels.backward.configs import backward_config, widest
 from entropy_attn.kernels.common.support import backward_unsupported
-from entropy_attn.kernels.forward.configs import INTERPRETER, TARGETS
+from entropy_attn.kernels.common.targets import INTERPRETER, TARGETS
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 

@@ -5,14 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from entropy_attn.kernels.forward.configs import (
-    MAX_CHUNKS,
-    TARGETS,
-    ForwardConfig,
-    forward_candidates,
-    forward_config,
-    head_dim_chunks,
-)
+from entropy_attn.kernels.common.head_dims import MAX_CHUNKS, head_dim_chunks
+from entropy_attn.kernels.common.targets import TARGETS
+from entropy_attn.kernels.forward.configs import ForwardConfig, forward_candidates, forward_config
 
 HEAD_DIMS = range(16, 257, 8)
 

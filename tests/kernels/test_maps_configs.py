@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from entropy_attn.kernels.forward.configs import TARGETS
-from entropy_attn.kernels.maps.configs import MULTIPROCESSORS, MapConfig, heads_per_program, key_tiles, map_config
+from entropy_attn.kernels.common.targets import MULTIPROCESSORS, TARGETS
+from entropy_attn.kernels.maps.configs import MapConfig, heads_per_program, key_tiles, map_config
 
 
 @pytest.mark.parametrize(
