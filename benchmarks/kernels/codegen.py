@@ -82,7 +82,7 @@ def row(target: str, head_dim: int, entropy: bool, config: ForwardConfig | None 
     memory = sum(n for op, n in code.loop.items() if op.startswith(MEMORY))
     total, matrix = code.loop.total(), code.matrix_instructions
     unit = UNITS[target]
-    width = sum(config.chunks(head_dim))
+    width = config.in_chunks(head_dim).width
     clocks = {
         "tensor_clk": 4 * width / unit.flops,
         "exp_clk": exp / scores / unit.exp,

@@ -29,6 +29,7 @@ import entropy_attn as ea
 from benchmarks.kernels.stub_driver import by_triton, stub_driver
 from entropy_attn.bench.machine import machine
 from entropy_attn.kernels.backward.launch import attention_backward
+from entropy_attn.kernels.common.call import AttentionCall
 
 BURST = 50  # calls between two waits for the GPU: fewer than fit into its queue
 ALONE = (132, 8, 16)  # as many programs as a large card has units: their maps are in one part, with no sum after them
@@ -50,7 +51,7 @@ def calls(tokens: int, device: torch.device, impl: str) -> dict[str, tuple[Call,
     def gradients(**options: object) -> tuple[Call, None]:
         query, key, value, out = tensors(2, 8, *[tokens] * 4, dtype=torch.bfloat16)
         rows = torch.randn(2, 8, tokens, device=device)
-        given = (query, key, value, out, rows, rows.clone())
+        given = (AttentionCall(query, key, value), out, rows, rows.clone())
         return functools.partial(attention_backward, *given, grad_out=torch.randn_like(out), **options), None
 
     alike, text = tensors(2, 8, *[tokens] * 3), tensors(2, 8, tokens, 77, 77)

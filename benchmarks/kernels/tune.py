@@ -30,6 +30,7 @@ from entropy_attn.bench.machine import machine
 from entropy_attn.bench.measure import digits, failure
 from entropy_attn.bench.timing import Clock, clock_of, interleaved, quantiles
 from entropy_attn.bench.workloads import Workload, sweep
+from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.kernels.common.support import call_target
 from entropy_attn.kernels.forward.configs import SCHEDULES, ForwardConfig, forward_candidates
 from entropy_attn.kernels.forward.launch import attention_forward
@@ -53,8 +54,8 @@ def candidates(target: str, workload: Workload, dtype: torch.dtype, schedules: I
 
 
 def by_kernel(config: ForwardConfig, ask: Ask, inputs: Inputs) -> Results:
-    wanted = {"return_entropy": ask.task == "entropy"}
-    out, _, entropy = attention_forward(inputs.query, inputs.key, inputs.value, config=config, **wanted)
+    call = AttentionCall(inputs.query, inputs.key, inputs.value, return_entropy=ask.task == "entropy")
+    out, _, entropy = attention_forward(call, config=config)
     return {"out": out} | ({"entropy": entropy} if entropy is not None else {})
 
 

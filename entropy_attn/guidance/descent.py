@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from entropy_attn.guidance.method import Guidance, Prompt
-from entropy_attn.guidance.similarity import no_autocast
 from entropy_attn.guidance.update import update_latents
+from entropy_attn.ops.autocast import no_autocast
 
 # What the largest gradient on a picture's maps is made to be before it goes back through the model. In float16 most of
 # a gradient would else be lost below the smallest number (6e-8), at a small loss all of it; 256 leaves as much room

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from entropy_attn.guidance.text import Variant, check_variant
+from entropy_attn.ops.autocast import no_autocast
 from entropy_attn.validation import checked_positions, require_bool, require_tensor
 
 # The smoothing that Attend-and-Excite brought in and its followers inherited: exp(-(d / 2 sigma)^2) at sigma = 0.5,
@@ -57,12 +57,6 @@ def attention_similarity(
         cosines = flat @ flat.mT
     weighed = cosines if variant == "paper" else cosines.tril()
     return cosines / weighed.sum(-1, keepdim=True).clamp_min(torch.finfo(cosines.dtype).tiny)
-
-
-def no_autocast(device_type: str) -> AbstractContextManager:
-    """Keeps an autocast region from narrowing what is computed in the block."""
-    known = torch.amp.is_autocast_available(device_type)  # "meta" is not
-    return torch.autocast(device_type, enabled=False) if known else nullcontext()
 
 
 def token_maps(maps: Tensor, size: tuple[int, int], tokens: Sequence[int] | Tensor) -> Tensor:

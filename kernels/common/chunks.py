@@ -64,3 +64,15 @@ def product(a, b, D: tl.constexpr):
     for i in tl.static_range(1, len(D.chunks)):
         c = tl.dot(a[i], tl.trans(b[i]), c, input_precision=PRECISION)
     return c
+
+
+@triton.jit
+def accumulate(acc, a, b, D: tl.constexpr, NEEDED: tl.constexpr):
+    """acc + a b for a tile a [M, N] and rows b [N, D], of the chunks whose bits NEEDED has: [M, width] each."""
+    tiles = ()
+    for i in tl.static_range(len(D.chunks)):
+        acc_i = acc[i]
+        if NEEDED & (1 << i):
+            acc_i = tl.dot(a, b[i], acc_i, input_precision=PRECISION)
+        tiles += (acc_i,)
+    return tiles

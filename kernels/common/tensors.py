@@ -79,6 +79,16 @@ class MapGradient(NamedTuple):
     stop: Any = 0
 
 
+class RowValues(NamedTuple):
+    """One number for each row, in the backward pass: pointers to (B, H, Nq), or what was loaded there, [BLOCK_M]."""
+
+    lse: Any  # in the unit of the scores
+    log2_l: Any  # beside an added mask lse is in two numbers, of which this is the second, in base 2; else None
+    delta: Any  # what dS / P has for all keys of the row
+    g: Any  # the entropy's gradient times ln 2, or None
+    bound: Any  # in float16: the largest |dS|, of each program or of each key head; else None
+
+
 class Chunk(NamedTuple):
     """Columns `start` to `start + width` of a head dim; the width is a power of two, as products want it."""
 
@@ -91,3 +101,8 @@ class HeadDim(NamedTuple):
 
     size: int
     chunks: tuple[Chunk, ...]
+
+    @property
+    def width(self) -> int:
+        """Columns that are held, those beyond the head dim too."""
+        return sum(chunk.width for chunk in self.chunks)

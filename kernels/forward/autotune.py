@@ -53,15 +53,16 @@ def tuning_key(call: ForwardCall) -> str:
     """A readable line, the key of the file on disk."""
     import triton
 
-    batch, num_heads, seqlen_q, _ = call.query.shape
+    query = call.call.query
+    batch, num_heads, seqlen_q, _ = query.shape
     options = call.options()
     seqlen_k = options.pop("seqlen_k")
-    device = torch.cuda.get_device_name(call.query.device) if call.query.device.type == "cuda" else "cpu"
+    device = torch.cuda.get_device_name(query.device) if query.device.type == "cuda" else "cpu"
     parts = {
         "device": device,
         "triton": triton.__version__,
         **options,
-        "is_causal": call.is_causal,
+        "is_causal": call.call.is_causal,
         "lse": call.lse is not None,
         "entropy": call.entropy is not None,
         "seqlen_q": f"2^{length_bucket(seqlen_q)}",

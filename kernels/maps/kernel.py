@@ -122,9 +122,7 @@ def attention_short_keys(
 ):  # fmt: skip
     """Output, statistics and map where two tiles hold all keys. Grid: (batch * parts of the heads * query blocks,)."""
     num_heads, group, seqlen_q, seqlen_k = lengths
-    off_b, part, first_head, end_head, block, _ = _map_program(
-        num_heads, parts.heads_per_program, seqlen_q, 1, BLOCK_M
-    )
+    off_b, part, first_head, end_head, block, _ = _map_program(num_heads, parts.heads_per_program, seqlen_q, 1, BLOCK_M)
     start_m = block * BLOCK_M
     offs_m = start_m + tl.arange(0, BLOCK_M)
     q_b = _one_batch(q, off_b, IN_EIGHTS)

@@ -23,7 +23,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from entropy_attn.kernels.backward import kernel as backward
+from entropy_attn.kernels.backward import key, query, rows
 from entropy_attn.kernels.common import plans, support
 from entropy_attn.kernels.forward import kernel as forward
 from entropy_attn.kernels.maps import kernel as maps
@@ -176,6 +176,6 @@ def recorded(target: str = "sm_90", keep: bool = True) -> Iterator[list[Launched
             yield launches
         finally:
             plans.forget()
-            for kernel in (*vars(forward).values(), *vars(maps).values(), *vars(backward).values()):
+            for kernel in (each for module in (forward, maps, rows, query, key) for each in vars(module).values()):
                 if isinstance(kernel, JITFunction):
                     kernel.device_caches.pop(DEVICE, None)

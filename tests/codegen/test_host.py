@@ -13,6 +13,7 @@ from torch import Tensor
 import entropy_attn as ea
 from entropy_attn.kernels.backward.launch import attention_backward
 from entropy_attn.kernels.common import plans
+from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.kernels.forward import launch
 from entropy_attn.kernels.forward.configs import ForwardConfig, forward_candidates, forward_config
 from entropy_attn.kernels.forward.launch import attention_forward
@@ -170,18 +171,19 @@ def test_calls_with_a_configuration_have_plans(monkeypatch):
     with recorded() as launches:
 
         def seen(config: ForwardConfig) -> list[Launched]:
-            return host.launched(launches, lambda: attention_forward(*inputs, config=config), inputs)
+            return host.launched(launches, lambda: attention_forward(call, config=config), inputs)
 
+        call = AttentionCall(*inputs)
         first = [seen(config) for config in configs]
         assert plans.count() == len(configs)
         assert [seen(config) for config in configs] == first and plans.count() == len(configs)
         assert len({str(each) for each in first}) >= len(configs) - 1  # two split no head dim of 64
-        attention_forward(*inputs)
+        attention_forward(call)
         assert plans.count() == len(configs) + 1
     with recorded(keep=False):
         for config in configs * 2:
-            calls = host_calls(functools.partial(attention_forward, *inputs, config=config))
-            by_table = host_calls(functools.partial(attention_forward, *inputs))
+            calls = host_calls(functools.partial(attention_forward, call, config=config))
+            by_table = host_calls(functools.partial(attention_forward, call))
         assert calls <= by_table + 4, (calls, by_table)  # the configuration's hash
 
 
@@ -194,9 +196,9 @@ def test_maps_with_a_configuration_have_plans(config):
     with recorded() as launches:
 
         def seen(**options: Any) -> list[Launched]:
-            call = lambda: attention_forward_with_map(*inputs, map_keys=(0, 77), **options)  # noqa: E731
-            return host.launched(launches, call, inputs)
+            return host.launched(launches, lambda: attention_forward_with_map(call, **options), inputs)
 
+        call = AttentionCall(*inputs, map_keys=(0, 77))
         first, by_table = seen(config=config), seen()
         assert len(first) == (1 if config.one_pass else 2) and plans.count() == 2
         assert (seen(config=config), seen()) == (first, by_table) and plans.count() == 2
@@ -207,14 +209,15 @@ def every_pass() -> dict[str, Callable[[], object]]:
     q, k, v = tensors(2, 8, 256, 256, 64)
     text = tensors(2, 8, 256, 77, 64)
     rows = torch.randn(2, 8, 256)
+    call = AttentionCall(q, k, v)
     return {
         "forward": lambda: ea.attention(q, k, v, impl="triton"),
-        "configuration": lambda: attention_forward(q, k, v, config=forward_config("sm_90", 64, 64, q.dtype)),
+        "configuration": lambda: attention_forward(call, config=forward_config("sm_90", 64, 64, q.dtype)),
         "map": lambda: ea.attention(*text, map_keys=(0, 77), impl="triton"),
         "map after the forward": lambda: ea.attention(q, k, v, map_keys=(0, 77), return_lse=True, impl="triton"),
-        "backward": lambda: attention_backward(q, k, v, q, rows, None, grad_out=q),
+        "backward": lambda: attention_backward(call, q, rows, None, grad_out=q),
         "map's backward": lambda: attention_backward(
-            q, k, v, None, rows, None, grad_map=torch.ones(2, 256, 9), map_keys=(0, 9)
+            AttentionCall(q, k, v, map_keys=(0, 9)), None, rows, None, grad_map=torch.ones(2, 256, 9)
         ),
     }
 
@@ -239,23 +242,23 @@ def test_only_a_call_seen_before_can_be_captured(monkeypatch, name):
 
 
 def test_a_failed_first_call_is_no_call_seen_before(monkeypatch):
-    inputs = tensors(2, 8, 256, 256, 64)
+    call = AttentionCall(*tensors(2, 8, 256, 256, 64))
     with recorded():
         with monkeypatch.context() as patch:
             patch.setattr(launch, "first_launch", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
-                attention_forward(*inputs)
+                attention_forward(call)
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
         with pytest.raises(RuntimeError, match="once before the capture"):
-            attention_forward(*inputs)
+            attention_forward(call)
 
 
 def test_kernels_without_plans_are_captured_after_their_first_call(monkeypatch):
     """As on AMD, where the compiler's own path is taken each time."""
     monkeypatch.setattr(torch.version, "hip", "6.2")
-    inputs = tensors(2, 8, 256, 256, 64)
+    call = AttentionCall(*tensors(2, 8, 256, 256, 64))
     with recorded() as launches:
-        attention_forward(*inputs)
+        attention_forward(call)
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-        attention_forward(*inputs)
+        attention_forward(call)
         assert len(launches) == 2 and list(plans._plans.values()) == [None]

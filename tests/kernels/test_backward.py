@@ -13,6 +13,7 @@ from torch import Tensor
 
 from entropy_attn.kernels.backward import launch as launch_backward
 from entropy_attn.kernels.backward.configs import BackwardConfig, TileConfig
+from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.kernels.forward import launch
 from tests.kernels.calls import DEVICE, DTYPES
 from tests.kernels.test_addresses import spread
@@ -25,9 +26,12 @@ SMALL = BackwardConfig(TileConfig(32, 16, 4, 1), TileConfig(16, 32, 4, 1))
 
 def backward(query: Tensor, key: Tensor, value: Tensor, grads: dict[str, Any], **options: Any) -> tuple:
     """Forward, then backward; ``config`` and ``needs`` are the backward's."""
-    call = {name: options[name] for name in ("attn_mask", "is_causal", "scale") if name in options}
-    results = launch.attention_forward(query, key, value, return_lse=True, return_entropy=True, **call)
-    return launch_backward.attention_backward(query, key, value, *results, **grads, **options)
+    given = {name: options.pop(name) for name in ("attn_mask", "is_causal", "scale") if name in options}
+    grads = dict(grads)
+    call = AttentionCall(
+        query, key, value, **given, return_lse=True, return_entropy=True, map_keys=grads.pop("map_keys", None)
+    )
+    return launch_backward.attention_backward(call, *launch.attention_forward(call), **grads, **options)
 
 
 def check(
@@ -84,7 +88,9 @@ def test_only_what_is_needed_is_launched(needed, monkeypatch):
     launched = []
     run = launch_backward.Launch.run
     monkeypatch.setattr(
-        launch_backward.Launch, "run", lambda self, *given: (launched.append(self.kernel), run(self, *given))[1]
+        launch_backward.Launch,
+        "run",
+        lambda self, *given: (launched.append(self.kernel.__name__), run(self, *given))[1],
     )
     q, k, v = make_qkv(1, 2, 20, 30, 16)
     grads = random_gradients(q, k, v, (0, 9))

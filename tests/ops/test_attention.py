@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -10,10 +11,10 @@ import torch
 import torch.nn.functional as F
 
 import entropy_attn as ea
+from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.kernels.forward.configs import ForwardConfig
 from entropy_attn.kernels.forward.measured import Measured
-from entropy_attn.ops import api as ops
-from entropy_attn.ops import choice as dispatch
+from entropy_attn.ops import choice
 from entropy_attn.ops.reference import attention_reference
 from tests.support.oracle import assert_matches_oracle, make_qkv
 
@@ -73,19 +74,17 @@ def choices(monkeypatch):
     class OnCuda(torch.Tensor):
         device = torch.device("cuda:0")
 
-    monkeypatch.setattr(dispatch, "call_target", lambda query: "sm_90")
+    monkeypatch.setattr(choice, "call_target", lambda query: "sm_90")
     rows = {10: Measured(ForwardConfig(64, 64, 4, 2), 1.0, 1.1), 11: Measured(ForwardConfig(64, 64, 4, 2), 1.1, 1.0)}
     shipped = {("sm_90", 64, bucket, bucket, False): row for bucket, row in rows.items()}
     monkeypatch.setattr("entropy_attn.kernels.forward.measured.table", lambda: shipped)
-    monkeypatch.setattr(dispatch, "table", lambda: shipped)
+    monkeypatch.setattr(choice, "table", lambda: shipped)
 
-    def choose(
-        length, head_dim=64, *, dtype=torch.float16, reasons=(), attn_mask=None, is_causal=False, scale=None, **on
-    ):
-        monkeypatch.setattr("entropy_attn.kernels.common.support.unsupported_reasons", lambda *a, **k: list(reasons))
+    def choose(length, head_dim=64, *, dtype=torch.float16, reasons=(), **options):
+        triton = dataclasses.replace(choice.TRITON, reasons=lambda call: list(reasons))
+        monkeypatch.setattr(choice, "TRITON", triton)
         t = torch.zeros(1, 2, length, head_dim, dtype=dtype).as_subclass(OnCuda)
-        given = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale}
-        return ops._auto(t, t, t, given, {"return_lse": False, "return_entropy": False} | on)
+        return choice.automatic(AttentionCall(t, t, t, **options)).name
 
     return choose
 

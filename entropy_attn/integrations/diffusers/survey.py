@@ -19,7 +19,7 @@ from entropy_attn.integrations.diffusers.models import image_size as pictures
 from entropy_attn.integrations.diffusers.models.table import LayerRule, Model, latent_factor
 from entropy_attn.integrations.diffusers.models.unet_levels import halvings
 from entropy_attn.integrations.diffusers.private import AttentionLayer
-from entropy_attn.ops import api as ops
+from entropy_attn.ops.choice import chosen_impl
 from entropy_attn.routing.router import LayerSelection, Router
 from entropy_attn.scale import CallInfo, Policy, resolve_scale
 
@@ -174,7 +174,7 @@ def _impl(info: CallInfo, device: str, dtype: torch.dtype, recorded: bool) -> st
         return torch.empty(1, 1, 1, info.head_dim, dtype=dtype, device=device).expand(shape)
 
     query, key = of_length(info.seqlen_q), of_length(info.seqlen_k)
-    return ops.chosen_impl(query, key, key, return_entropy=recorded)
+    return chosen_impl(query, key, key, return_entropy=recorded)
 
 
 def refusals(reports: list[LayerReport]) -> Iterator[tuple[str, list[str]]]:
