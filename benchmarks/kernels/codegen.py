@@ -21,7 +21,8 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.common import add_csv, add_json, new_parser, write_outputs
-from entropy_attn.kernels.forward.configs import SHARED_MEMORY, TARGETS, ForwardConfig, forward_candidates
+from entropy_attn.kernels.common.targets import SHARED_MEMORY, TARGETS
+from entropy_attn.kernels.forward.configs import ForwardConfig, forward_candidates
 from tests.codegen.aot import Code, compile_call
 from tests.codegen.test_forward import make_call
 
@@ -78,7 +79,7 @@ def row(target: str, head_dim: int, entropy: bool, config: ForwardConfig | None 
     memory = sum(n for op, n in code.loop.items() if op.startswith(MEMORY))
     total, matrix = code.loop.total(), code.matrix_instructions
     unit = UNITS[target]
-    width = sum(config.chunks(head_dim))
+    width = config.in_chunks(head_dim).width
     clocks = {
         "tensor_clk": 4 * width / unit.flops,
         "exp_clk": exp / scores / unit.exp,

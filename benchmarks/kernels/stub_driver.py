@@ -15,8 +15,7 @@ from unittest import mock
 import torch
 
 from entropy_attn.kernels.common import plans, support
-from entropy_attn.kernels.forward.configs import SHARED_MEMORY
-from entropy_attn.kernels.maps.configs import MULTIPROCESSORS
+from entropy_attn.kernels.common.targets import MULTIPROCESSORS, SHARED_MEMORY
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 DEVICE = 98  # Triton caches compiled kernels by device; no other device has this index

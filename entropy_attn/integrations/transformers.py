@@ -151,9 +151,7 @@ class _MapTaker:
             enable_gqa=key.shape[1] != query.shape[1],
             map_keys=(0, key.shape[2]) if recorded else None,
         )
-        if (
-            result.map is not None and self.layers is not None
-        ):  # None: computed again by checkpointing
+        if result.map is not None and self.layers is not None:  # None: computed again by checkpointing
             self.layers.append(result.map)
         return result.out.transpose(1, 2).contiguous(), None
 

@@ -15,21 +15,25 @@ from ..common.arguments import (
     INT32_MAX,
     allocate,
     allocate_like,
-    broadcast_strides,
+    broadcast,
     compile_options,
+    in_eights,
+    lengths,
     mask_kind,
     on_device,
-    pipeline_stages,
     scale_arguments,
+    strided,
+    tail_stages,
     tile_span,
 )
 from ..common.call import AttentionCall
 from ..common.plans import Plan, Series, first_launch, launch, layout
 from ..common.support import call_target
+from ..common.tensors import MapGradient, RowValues, Scale
 from .configs import ALL_CHUNKS, BackwardConfig, TileConfig, backward_config
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-OF_VALUE, OF_GRAD_OUT = 2, 3  # indices in BackwardCall.own
+OF_VALUE, OF_GRAD_OUT = 2, 3  # indices in BackwardCall.varying
 
 
 def attention_backward(
@@ -74,18 +78,17 @@ def attention_backward(
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel with its arguments: the run-time ones in order, the compile-time ones by name."""
+    """One kernel with its arguments by name."""
 
     kernel: Any  # a jitted function
     programs: int
-    arguments: list[Any]
-    constants: dict[str, Any]
+    arguments: dict[str, Any]
     config: TileConfig
 
-    def run(self, own: tuple[Any, ...], target: str) -> Plan | None:
+    def run(self, varying: tuple[Any, ...], target: str) -> Plan | None:
         """Launch the kernel, and return how to launch it again."""
         options = compile_options(self.config, target)
-        return first_launch(self.kernel, self.programs, self.arguments, self.constants, options, own)
+        return first_launch(self.kernel, self.programs, self.arguments, options, varying)
 
 
 @dataclass(frozen=True)
@@ -95,10 +98,10 @@ class BackwardPlan:
     rows: Plan
     gradients: Series
 
-    def launch(self, own: tuple[Any, ...]) -> None:
-        largest = value_max(own)
-        self.rows.launch((*own, largest))
-        self.gradients.launch((*own, row_bound(own)))
+    def launch(self, varying: tuple[Any, ...]) -> None:
+        largest = value_max(varying)
+        self.rows.launch((*varying, largest))
+        self.gradients.launch((*varying, row_bound(varying)))
 
 
 @dataclass(frozen=True)
@@ -112,17 +115,17 @@ class Rows:
     bounds: Tensor | None  # (B, Hkv, programs), in float16: the largest |dS| that a program's rows can have
 
 
-def value_max(own: tuple[Any, ...]) -> Tensor | None:
-    """The largest |value| of a call's ``own``, by which float16's rows bound their |dP|."""
-    value, grad_out, bounds = own[OF_VALUE], own[OF_GRAD_OUT], own[-1]
+def value_max(varying: tuple[Any, ...]) -> Tensor | None:
+    """The largest |value| of a call's `varying`, by which float16's rows bound their |dP|."""
+    value, grad_out, bounds = varying[OF_VALUE], varying[OF_GRAD_OUT], varying[-1]
     if bounds is None or grad_out is None:
         return None
     return torch.linalg.vector_norm(value, math.inf, dtype=torch.float32)
 
 
-def row_bound(own: tuple[Any, ...]) -> Tensor | None:
+def row_bound(varying: tuple[Any, ...]) -> Tensor | None:
     """The largest |dS| of each key head, from what the programs of the rows' kernel found; of float16 alone."""
-    bounds = own[-1]
+    bounds = varying[-1]
     return None if bounds is None else bounds.amax(2)
 
 
@@ -156,13 +159,12 @@ class BackwardCall:
         )
 
     @functools.cached_property
-    def scaling(self) -> tuple[Tensor | None, float, int]:
-        """``(tensor or None, factor, stride)``"""
+    def scaling(self) -> Scale:
         call = self.call
         return scale_arguments(call.scale, call.query.shape[3], call.mask)
 
-    def own(self, rows: Rows, parts: Tensor | None) -> tuple[Any, ...]:
-        """The values that differ between calls of one ``plan_key``; ``OF_VALUE`` and its like are places in it."""
+    def varying(self, rows: Rows, parts: Tensor | None) -> tuple[Any, ...]:
+        """The values that differ between calls with the same `plan_key`; `OF_VALUE` and its like are indices of it."""
         call = self.call
         read = (call.query, call.key, call.value, self.grad_out, self.out, self.lse, self.entropy, self.grad_lse)
         read += (self.grad_entropy, self.grad_map, call.mask, *self.scaling[:2])
@@ -193,8 +195,8 @@ class BackwardCall:
 
         chosen = config or self.table_config()
         rows, parts = self.allocate_rows(chosen), self.allocate_scale_parts(chosen)
-        own = self.own(rows, parts)
-        launch(self.plan_key(config), own, lambda: self.launch(chosen, rows, parts, own))
+        varying = self.varying(rows, parts)
+        launch(self.plan_key(config), varying, lambda: self.launch(chosen, rows, parts, varying))
         if self.dv is not None and self.grad_out is None:
             self.dv.zero_()
         if parts is None:
@@ -202,14 +204,14 @@ class BackwardCall:
         return parts.sum((0, 2) if call.scale.dim() else (0, 1, 2)).to(call.scale.dtype)
 
     def launch(
-        self, config: BackwardConfig, rows: Rows, parts: Tensor | None, own: tuple[Any, ...]
+        self, config: BackwardConfig, rows: Rows, parts: Tensor | None, varying: tuple[Any, ...]
     ) -> BackwardPlan | None:
         """Launch the kernels, and return how to launch them again."""
-        largest = value_max(own)
-        first = self.rows_launch(config, rows, largest).run((*own, largest), self.target)
-        bound = row_bound(own)
+        largest = value_max(varying)
+        first = self.rows_launch(config, rows, largest).run((*varying, largest), self.target)
+        bound = row_bound(varying)
         launches = self.gradient_launches(config, rows, bound, parts)
-        plans = [each.run((*own, bound), self.target) for each in launches]
+        plans = [each.run((*varying, bound), self.target) for each in launches]
         return None if first is None or None in plans else BackwardPlan(first, Series(plans))
 
     def allocate_rows(self, config: BackwardConfig) -> Rows:
@@ -239,22 +241,19 @@ class BackwardCall:
 
     def rows_launch(self, config: BackwardConfig, rows: Rows, largest: Tensor | None) -> Launch:
         """The first kernel: what the others read for each row. `largest`: see `value_max`."""
-        from .kernel import attention_backward_rows
+        from .rows import attention_backward_rows
 
-        call = self.call
-        tiles = config.rows
-        scale, factor, scale_stride = self.scaling
-        tensors = [call.query, call.key, self.out, self.grad_out]
-        arguments = [
-            *[*tensors, self.lse, self.entropy, self.grad_lse, self.grad_entropy, self.grad_map, largest],
-            *[rows.lse, rows.log2_l, rows.delta, rows.g, rows.bounds, call.mask, scale, factor],
-            *[s for t in tensors for s in _strides(t, 4)],
-            *[*_strides(self.grad_map, 3), *self.mask_strides(), scale_stride],
-            *[call.query.shape[1], call.query.shape[1] // call.key.shape[1]],
-            *[call.query.shape[2], call.key.shape[2], *self.map_range()],
-        ]
-        constants = {**self.constants(tiles, tensors), "HAS_LSE": self.grad_lse is not None}
-        return Launch(attention_backward_rows, self.query_programs(tiles), arguments, constants, tiles)
+        call, tiles = self.call, config.rows
+        read = {"q": call.query, "k": call.key, "out": self.out, "grad_out": self.grad_out}
+        arguments = {
+            **self.arguments(tiles, rows, rows.bounds, read),
+            "lse_ptr": self.lse,
+            "entropy_ptr": self.entropy,
+            "grad_lse_ptr": self.grad_lse,
+            "grad_entropy_ptr": self.grad_entropy,
+            "value_max_ptr": largest,
+        }
+        return Launch(attention_backward_rows, self.query_programs(tiles), arguments, tiles)
 
     def gradient_launches(
         self, config: BackwardConfig, rows: Rows, bound: Tensor | None, parts: Tensor | None
@@ -275,87 +274,58 @@ class BackwardCall:
     def query_launch(
         self, tiles: TileConfig, rows: Rows, bound: Tensor | None, need_dq: int, parts: Tensor | None
     ) -> Launch:
-        """The chunks of dQ whose bits ``need_dq`` has, and the parts of the scale's gradient."""
-        from .kernel import attention_backward_query
+        """The chunks of dQ whose bits `need_dq` has, and the parts of the scale's gradient."""
+        from .query import attention_backward_query
 
-        dq = self.dq if need_dq else None
-        arguments, tensors = self._arguments(rows, bound, [dq, parts], [dq])
-        constants = {
-            **self.constants(tiles, tensors),
-            "HAS_ENTROPY": self.grad_entropy is not None,
-            "NEED_DQ": need_dq,
-            "NEED_DSCALE": parts is not None,
-        }
-        return Launch(attention_backward_query, self.query_programs(tiles), arguments, constants, tiles)
+        tensors = self.read() | {"dq": self.dq if need_dq else None}
+        arguments = self.arguments(tiles, rows, bound, tensors) | {"dscale_ptr": parts, "NEED_DQ": need_dq}
+        return Launch(attention_backward_query, self.query_programs(tiles), arguments, tiles)
 
     def key_launch(self, tiles: TileConfig, rows: Rows, bound: Tensor | None, need_dk: int, need_dv: int) -> Launch:
         """The chunks of dK and of dV whose bits are given."""
-        from .kernel import attention_backward_key
+        from .key import attention_backward_key
 
-        dk, dv = self.dk if need_dk else None, self.dv if need_dv else None
         batch, heads_kv, seqlen_k, _ = self.call.key.shape
-        arguments, tensors = self._arguments(rows, bound, [dk, dv], [dk, dv], heads_kv)
-        constants = {**self.constants(tiles, tensors), "NEED_DK": need_dk, "NEED_DV": need_dv}
+        tensors = self.read() | {"dk": self.dk if need_dk else None, "dv": self.dv if need_dv else None}
+        needs = {"NEED_DK": need_dk, "NEED_DV": need_dv}
+        arguments = self.arguments(tiles, rows, bound, tensors) | needs | {"num_heads_kv": heads_kv}
         programs = batch * heads_kv * -(-seqlen_k // tiles.block_n)
-        return Launch(attention_backward_key, programs, arguments, constants, tiles)
+        return Launch(attention_backward_key, programs, arguments, tiles)
 
-    def _arguments(
-        self, rows: Rows, bound: Tensor | None, outputs: list[Tensor | None], laid_out: list[Tensor | None], *heads: int
-    ) -> tuple[list[Any], list[Tensor | None]]:
-        """What the two gradient kernels take alike, and the tensors whose rows they reach by pointer."""
-        call = self.call
-        scale, factor, scale_stride = self.scaling
-        read = [call.query, call.key, call.value, self.grad_out]
-        num_heads = call.query.shape[1]
-        arguments = [
-            *[*read, *outputs, self.grad_map],
-            *[rows.lse, rows.log2_l, rows.delta, rows.g, bound, call.mask, scale, factor],
-            *[s for t in read for s in _strides(t, 4)],
-            *[s for t in laid_out for s in _strides(t, 3)],
-            *[*_strides(self.grad_map, 3), *self.mask_strides(), scale_stride],
-            *[num_heads, *heads, num_heads // call.key.shape[1]],
-            *[call.query.shape[2], call.key.shape[2], *self.map_range()],
-        ]
-        return arguments, read + laid_out
+    def read(self) -> dict[str, Tensor | None]:
+        """What the two gradient kernels read by tiles."""
+        return {"q": self.call.query, "k": self.call.key, "v": self.call.value, "grad_out": self.grad_out}
 
     def query_programs(self, tiles: TileConfig) -> int:
         batch, num_heads, seqlen_q, _ = self.call.query.shape
         return batch * num_heads * -(-seqlen_q // tiles.block_m)
 
-    def mask_strides(self) -> tuple[int, ...]:
-        return (0, 0, 0, 0) if self.call.mask is None else broadcast_strides(self.call.mask)
-
-    def map_range(self) -> tuple[int, int]:
-        """The keys of grad_map."""
-        return (0, 0) if self.grad_map is None else self.call.map_keys
-
-    def constants(self, tiles: TileConfig, tensors: list[Tensor | None]) -> dict[str, Any]:
-        """The compile-time arguments that all kernels have, for those of ``tensors`` that are there."""
+    def arguments(
+        self, tiles: TileConfig, rows: Rows, bound: Tensor | None, tensors: dict[str, Tensor | None]
+    ) -> dict[str, Any]:
+        """What all kernels take, by name; `tensors` are those that a kernel reads and writes by tiles."""
         call = self.call
-        head_dim, head_dim_v = call.query.shape[3], call.value.shape[3]
-        d_chunks, v_chunks = tiles.chunks(head_dim), tiles.chunks(head_dim_v)
-        there = [t for t in tensors if t is not None]
-        mask_strides, map_strides = self.mask_strides(), _strides(self.grad_map, 3)
+        there = [t for t in tensors.values() if t is not None]
+        mask, grad_map = broadcast(call.mask), MapGradient(None)
+        if self.grad_map is not None:
+            grad_map = MapGradient(self.grad_map, *self.grad_map.stride(), *call.map_keys)
         spans = [tile_span(t, max(tiles.block_m, tiles.block_n)) for t in there]
-        spans += [tiles.block_m * s[-2] + tiles.block_n * s[-1] for s in (mask_strides, map_strides)]
+        spans += [tiles.block_m * t.stride_row + tiles.block_n * t.stride_col for t in (mask, grad_map)]
         return {
-            **{"HEAD_DIM": head_dim, "D0": d_chunks[0], "D1": d_chunks[1], "D2": d_chunks[2]},
-            **{"HEAD_DIM_V": head_dim_v, "V0": v_chunks[0], "V1": v_chunks[1], "V2": v_chunks[2]},
-            **{"BLOCK_M": tiles.block_m, "BLOCK_N": tiles.block_n},
+            **{name: strided(t) for name, t in tensors.items()},
+            "grad_map": grad_map,
+            "rows": RowValues(rows.lse, rows.log2_l, rows.delta, rows.g, bound),
+            "mask": mask,
+            "scale": self.scaling,
+            "lengths": lengths(call.query, call.key),
+            "D": tiles.in_chunks(call.query.shape[3]),
+            "V": tiles.in_chunks(call.value.shape[3]),
+            "BLOCK_M": tiles.block_m,
+            "BLOCK_N": tiles.block_n,
             "MASK": mask_kind(call.mask),
-            "MASK_PER_QUERY": mask_strides[2] != 0,
+            "MASK_PER_QUERY": mask.stride_row != 0,
             "IS_CAUSAL": call.is_causal,
-            "SCALE_TENSOR": isinstance(call.scale, Tensor),
-            "HAS_DO": self.grad_out is not None,
-            "HAS_ENTROPY": self.grad_entropy is not None,
-            "HAS_MAP": self.grad_map is not None,
-            "RESCALE": call.query.dtype == torch.float16,
-            # the last blocks are few; only with a mask does their pipeline pay, by fetching it in the scores' layout
-            "TAIL_STAGES": 1 if call.mask is None else pipeline_stages(tiles, self.target),
-            "STRIDES_IN_EIGHTS": all(s % 8 == 0 for t in there for s in t.stride()[:3]),
+            "TAIL_STAGES": tail_stages(tiles, self.target, call.mask),
+            "IN_EIGHTS": in_eights(there),
             "WIDE": max(spans) > INT32_MAX,
         }
-
-
-def _strides(t: Tensor | None, axes: int) -> tuple[int, ...]:
-    return (0,) * axes if t is None else t.stride()[:axes]

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ..backward.configs import widest
-from ..forward.configs import INTERPRETER, MAX_HEAD_DIM, MIN_HEAD_DIM
 from ..maps.configs import heads_per_program, map_config, map_programs
 from .call import AttentionCall
+from .head_dims import MAX_HEAD_DIM, MIN_HEAD_DIM
+from .targets import INTERPRETER
 from .tracing import constant_in_graphs
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)

@@ -15,19 +15,23 @@ from ..common.arguments import (
     INT32_MAX,
     allocate,
     allocate_like,
-    broadcast_strides,
+    broadcast,
     compile_options,
     describable,
     descriptors,
+    in_eights,
+    lengths,
     mask_kind,
     on_device,
-    pipeline_stages,
     scale_arguments,
+    strided,
+    tail_stages,
     tile_span,
 )
 from ..common.call import AttentionCall
 from ..common.plans import Plan, first_launch, launch, layout
 from ..common.support import call_target
+from ..common.tensors import Scale
 from .configs import SCHEDULES, ForwardConfig, forward_config
 from .measured import Measured, measured
 
@@ -57,11 +61,11 @@ def attention_forward(
     forward = ForwardCall(call, out, lse, entropy, call_target(query))
     with on_device(query.device):
         if config is not None:
-            launch((config, *forward.plan_key()), forward.own(), lambda: forward.launch(config))
+            launch((config, *forward.plan_key()), forward.varying(), lambda: forward.launch(config))
         elif autotune:
-            launch(("tuned", *forward.plan_key()), forward.own(), lambda: forward.launch(forward.tuned_config()))
+            launch(("tuned", *forward.plan_key()), forward.varying(), lambda: forward.launch(forward.tuned_config()))
         else:
-            launch(forward.plan_key(), forward.own(), lambda: forward.launch(forward.table_config()))
+            launch(forward.plan_key(), forward.varying(), lambda: forward.launch(forward.table_config()))
     return out, lse, entropy
 
 
@@ -91,8 +95,7 @@ class ForwardCall:
         }
 
     @functools.cached_property
-    def scaling(self) -> tuple[Tensor | None, float, int]:
-        """``(tensor or None, factor, stride)``"""
+    def scaling(self) -> Scale:
         call = self.call
         return scale_arguments(call.scale, call.query.shape[3], call.mask)
 
@@ -123,8 +126,8 @@ class ForwardCall:
     def descriptors_allowed(self) -> bool:
         return describable(self.call.key) and describable(self.call.value)
 
-    def own(self) -> tuple[Any, ...]:
-        """The values that differ between calls of one ``plan_key``."""
+    def varying(self) -> tuple[Any, ...]:
+        """The values that differ between calls with the same `plan_key`."""
         call = self.call
         tensors = (call.query, call.key, call.value, self.out, self.lse, self.entropy, call.mask)
         return (*tensors, *self.scaling[:2])
@@ -136,88 +139,80 @@ class ForwardCall:
     def plan_key(self) -> Hashable:
         """All else that the table's configuration, the arguments and the compiled code depend on."""
         call = self.call
-        scale = layout(call.scale) if isinstance(call.scale, Tensor) else self.scaling[1] < 0
+        scale = layout(call.scale) if isinstance(call.scale, Tensor) else self.scaling.factor < 0
         wanted = (self.lse_numbers(), self.entropy is not None)
         tensors = (layout(call.query), layout(call.key), layout(call.value), layout(call.mask))
         return ("forward", *tensors, call.query.device, self.target, call.is_causal, scale, *wanted)
 
-    def launch(self, config: ForwardConfig, own: tuple[Any, ...] | None = None) -> Plan | None:
-        """Launch the kernel, and return how to launch it again; with another `own` than this call's, if given."""
+    def launch(self, config: ForwardConfig, varying: tuple[Any, ...] | None = None) -> Plan | None:
+        """Launch the kernel, and return how to launch it again, with the given `varying` or this call's."""
         batch, num_heads, seqlen_q, _ = self.call.query.shape
         programs = batch * num_heads * -(-seqlen_q // config.block_m)
-        kernel, arguments, constants = self.arguments(config)
+        kernel, arguments = self.arguments(config)
         options = compile_options(config, self.target, by_pointer=not config.descriptors)
         scratch = config.schedule == "specialized"  # makes a descriptor on the device
-        own = self.own() if own is None else own
-        return first_launch(kernel, programs, arguments, constants, options, own, scratch)
+        varying = self.varying() if varying is None else varying
+        return first_launch(kernel, programs, arguments, options, varying, scratch)
 
-    def arguments(self, config: ForwardConfig) -> tuple[Any, list[Any], dict[str, Any]]:
-        """The kernel, its run-time arguments in order, and its compile-time ones by name."""
-        from .kernel import attention_forward_descriptors, attention_forward_pointers
-
+    def require_served(self, config: ForwardConfig) -> None:
+        """Raises ValueError where the kernel of a configuration cannot serve this call."""
         call = self.call
-        specialized = config.schedule == "specialized"
         if config.schedule != "plain" and not config.descriptors:
-            raise ValueError(f"schedule={config.schedule!r} needs descriptors; got {config}")
-        if config.schedule == "rotated" and any(config.chunks(t.shape[3])[1] for t in (call.query, call.value)):
+            raise ValueError(f"schedule={config.schedule!r}: expected a configuration with descriptors, got {config}")
+        head_dims = call.query.shape[3], call.value.shape[3]
+        if config.schedule == "rotated" and any(len(config.in_chunks(d).chunks) > 1 for d in head_dims):
             # products of a second chunk would still run while the loop takes over their results
-            raise ValueError(f"schedule='rotated' needs head dims in one chunk; got {call.query.shape[3]} and {config}")
-        if specialized and not (call.mask is None and describable(call.query)):
+            raise ValueError(f"schedule='rotated': expected head dims in one chunk, got {head_dims} and {config}")
+        if config.schedule == "specialized" and not (call.mask is None and describable(call.query)):
             raise ValueError(
-                "schedule='specialized' needs a call without a mask and a query with 16-byte aligned data and strides; "
+                "schedule='specialized': expected no mask and a query with 16-byte aligned data and strides, "
                 f"got {'no' if call.mask is None else 'a'} mask and query strides {call.query.stride()}"
             )
         if config.descriptors and not self.descriptors_allowed():
             raise ValueError(
-                "descriptors need a unit last stride, 16-byte aligned data and strides, and at least one key; "
-                f"key has strides {call.key.stride()}, value {call.value.stride()}"
+                "descriptors: expected a unit last stride, 16-byte aligned data and strides, and at least one key; "
+                f"got key strides {call.key.stride()}, value strides {call.value.stride()}"
             )
-        num_heads, head_dim, head_dim_v = call.query.shape[1], call.query.shape[3], call.value.shape[3]
-        d_chunks, v_chunks = config.chunks(head_dim), config.chunks(head_dim_v)
-        if config.descriptors:
-            kernel = attention_forward_descriptors
-            sources = [
-                *descriptors(call.key, config.block_n, d_chunks),
-                *descriptors(call.value, config.block_n, v_chunks),
-            ]
-            by_pointer = [call.query, self.out]
-        else:
-            kernel = attention_forward_pointers
-            sources = [call.key, call.value]
-            by_pointer = [call.query, call.key, call.value, self.out]
 
-        scale_tensor, factor, scale_stride = self.scaling
-        mask_strides = (0, 0, 0, 0) if call.mask is None else broadcast_strides(call.mask)
-        strides = [s for t in by_pointer[:-1] for s in t.stride()] + list(self.out.stride()[:3])
-        lengths = [num_heads, num_heads // call.key.shape[1], call.query.shape[2], call.key.shape[2]]
-        run_time = [
-            *[call.query, *sources, self.out, self.lse, self.entropy, call.mask],
-            *[scale_tensor, factor, *strides, *mask_strides, scale_stride, *lengths],
-        ]
-        spans = [tile_span(t, max(config.block_m, config.block_n)) for t in by_pointer]
-        spans.append(config.block_m * mask_strides[2] + config.block_n * mask_strides[3])
-        compile_time = {
-            **{"HEAD_DIM": head_dim, "D0": d_chunks[0], "D1": d_chunks[1], "D2": d_chunks[2]},
-            **{"HEAD_DIM_V": head_dim_v, "V0": v_chunks[0], "V1": v_chunks[1], "V2": v_chunks[2]},
-            **{"BLOCK_M": config.block_m, "BLOCK_N": config.block_n},
+    def arguments(self, config: ForwardConfig) -> tuple[Any, dict[str, Any]]:
+        """The kernel, and its arguments by name."""
+        from . import kernel as forward
+
+        call = self.call
+        self.require_served(config)
+        d, v = config.in_chunks(call.query.shape[3]), config.in_chunks(call.value.shape[3])
+        mask = broadcast(call.mask)
+        by_pointer = [call.query, self.out] if config.descriptors else [call.query, call.key, call.value, self.out]
+        rows = max(config.block_m, config.block_n)
+        spans = [*(tile_span(t, rows) for t in by_pointer), config.block_m * mask[3] + config.block_n * mask[4]]
+        arguments = {
+            "q": strided(call.query),
+            "out": strided(self.out),
+            "lse_ptr": self.lse,
+            "entropy_ptr": self.entropy,
+            "mask": mask,
+            "scale": self.scaling,
+            "lengths": lengths(call.query, call.key),
+            "D": d,
+            "V": v,
+            "BLOCK_M": config.block_m,
+            "BLOCK_N": config.block_n,
             "MASK": mask_kind(call.mask),
-            "MASK_PER_QUERY": mask_strides[2] != 0,
+            "MASK_PER_QUERY": mask.stride_row != 0,
             "IS_CAUSAL": call.is_causal,
-            "SCALE_TENSOR": isinstance(call.scale, Tensor),
-            "NEGATIVE": factor < 0,
-            "RETURN_LSE": self.lse_numbers(),
-            "RETURN_ENTROPY": self.entropy is not None,
-            # the last blocks are few; only with a mask does their pipeline pay, by fetching it in the scores' layout
-            "TAIL_STAGES": 1
-            if call.mask is None
-            else pipeline_stages(config, self.target, by_pointer=not config.descriptors),
-            "STRIDES_IN_EIGHTS": all(s % 8 == 0 for t in by_pointer for s in t.stride()[:3]),
+            # 0: unknown, as a tensor's is read on the device
+            "SCALE_SIGN": 0 if isinstance(call.scale, Tensor) else -1 if self.scaling.factor < 0 else 1,
+            "LSE_IN_TWO": self.lse is not None and self.lse.dim() == 4,
+            "TAIL_STAGES": tail_stages(config, self.target, call.mask, by_pointer=not config.descriptors),
+            "IN_EIGHTS": in_eights(by_pointer),
             "WIDE": max(spans) > INT32_MAX,
         }
-        if config.descriptors:  # the other kernel knows one schedule
-            whole = not call.is_causal and call.key.shape[2] % config.block_n == 0
-            compile_time |= {
-                "SCHEDULE": SCHEDULES.index(config.schedule),
-                "FULL_BLOCKS": config.schedule == "specialized" and whole,
-            }
-        return kernel, run_time, compile_time
+        if not config.descriptors:
+            arguments["k"], arguments["v"] = strided(call.key), strided(call.value)
+            return forward.attention_forward_pointers, arguments
+        arguments |= dict(zip(("k0", "k1", "k2"), descriptors(call.key, config.block_n, d), strict=True))
+        arguments |= dict(zip(("v0", "v1", "v2"), descriptors(call.value, config.block_n, v), strict=True))
+        whole = not call.is_causal and call.key.shape[2] % config.block_n == 0
+        arguments["SCHEDULE"] = SCHEDULES.index(config.schedule)
+        arguments["FULL_BLOCKS"] = config.schedule == "specialized" and whole
+        return forward.attention_forward_descriptors, arguments

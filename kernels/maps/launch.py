@@ -17,16 +17,20 @@ from ..common.arguments import (
     INT32_MAX,
     allocate,
     allocate_like,
-    broadcast_strides,
+    broadcast,
     compile_options,
+    in_eights,
+    lengths,
     mask_kind,
     on_device,
     scale_arguments,
+    strided,
     tile_span,
 )
 from ..common.call import AttentionCall
 from ..common.plans import Plan, Series, first_launch, launch, layout
 from ..common.support import call_target
+from ..common.tensors import MapParts, Scale
 from ..forward.launch import AUTOTUNE_VARIABLE, ForwardCall
 from .configs import MapConfig, heads_per_program, map_config, map_programs
 
@@ -72,11 +76,11 @@ def attention_forward_with_map(
     parts = allocate(shape, torch.float32, query.device)[..., :columns]
     mapped = MapCall(call, out, lse, entropy, parts, heads, target)
     with on_device(query.device):
-        plan_key, own = mapped.plan_key(), mapped.own()
+        plan_key, varying = mapped.plan_key(), mapped.varying()
         tune = not config.one_pass and os.environ.get(AUTOTUNE_VARIABLE, "0") == "1"  # the forward kernel
         if tune or not by_table:
             plan_key = (config, tune, *plan_key)
-        launch(plan_key, own, lambda: mapped.launch(config, own, tune))
+        launch(plan_key, varying, lambda: mapped.launch(config, varying, tune))
     if call.return_lse and lse.dim() == 4:
         lse = lse[..., 0] * 4.0 + lse[..., 1] * math.log(2.0)
     return out, lse if call.return_lse else None, entropy, parts[0] if shape[0] == 1 else parts.sum(0)
@@ -94,8 +98,8 @@ class MapCall:
     heads_per_program: int
     target: str
 
-    def own(self) -> tuple[Any, ...]:
-        """The values that differ between calls of one ``plan_key``."""
+    def varying(self) -> tuple[Any, ...]:
+        """The values that differ between calls with the same `plan_key`."""
         call = self.call
         written = (self.out, self.lse, self.entropy, self.map_parts)
         return (call.query, call.key, call.value, *written, call.mask, *self.scaling[:2])
@@ -103,73 +107,69 @@ class MapCall:
     def plan_key(self) -> Hashable:
         """All else that the table's configuration, the arguments and the compiled code depend on."""
         call = self.call
-        scale = layout(call.scale) if isinstance(call.scale, Tensor) else self.scaling[1] < 0
+        scale = layout(call.scale) if isinstance(call.scale, Tensor) else self.scaling.factor < 0
         read = (layout(call.query), layout(call.key), layout(call.value), layout(call.mask))
         wanted = (self.lse is not None, self.entropy is not None, call.map_keys, self.heads_per_program)
         return ("map", *read, call.query.device, self.target, call.is_causal, scale, *wanted)
 
-    def launch(self, config: MapConfig, own: tuple[Any, ...], tune: bool = False) -> Plan | Series | None:
+    def launch(self, config: MapConfig, varying: tuple[Any, ...], tune: bool = False) -> Plan | Series | None:
         """Launch the kernel, or the forward kernel and the sweep; and return how to launch it again."""
         if config.one_pass:
-            return self.launch_map(config, own)
+            return self.launch_map(config, varying)
         forward = ForwardCall(self.call, self.out, self.lse, self.entropy, self.target)
         forward.scaling = self.scaling  # the same object, by which a plan finds the factor among its arguments
-        first = forward.launch(forward.tuned_config() if tune else forward.table_config(), own)
-        plans = [first, self.launch_map(config, own)]
+        first = forward.launch(forward.tuned_config() if tune else forward.table_config(), varying)
+        plans = [first, self.launch_map(config, varying)]
         return None if None in plans else Series(plans)
 
-    def launch_map(self, config: MapConfig, own: tuple[Any, ...]) -> Plan | None:
+    def launch_map(self, config: MapConfig, varying: tuple[Any, ...]) -> Plan | None:
         parts, batch, seqlen_q, columns = self.map_parts.shape
         programs = map_programs(config, batch, parts, seqlen_q, columns)
-        kernel, arguments, constants = self.arguments(config)
-        return first_launch(kernel, programs, arguments, constants, compile_options(config, self.target), own)
+        kernel, arguments = self.arguments(config)
+        return first_launch(kernel, programs, arguments, compile_options(config, self.target), varying)
 
     @functools.cached_property
-    def scaling(self) -> tuple[Tensor | None, float, int]:
-        """``(tensor or None, factor, stride)``"""
+    def scaling(self) -> Scale:
         call = self.call
         return scale_arguments(call.scale, call.query.shape[3], call.mask)
 
-    def arguments(self, config: MapConfig) -> tuple[Any, list[Any], dict[str, Any]]:
-        """The kernel, its run-time arguments in order, and its compile-time ones by name."""
-        from .kernel import attention_map, attention_short_keys
+    def arguments(self, config: MapConfig) -> tuple[Any, dict[str, Any]]:
+        """The kernel, and its arguments by name."""
+        from . import kernel as maps
 
         call = self.call
-        num_heads, seqlen_q, head_dim = call.query.shape[1:]
-        seqlen_k, head_dim_v = call.value.shape[2:]
-        (full_d, tail_d), (full_v, tail_v) = config.split(head_dim), config.split(head_dim_v)
+        mask, (start, stop), map_strides = broadcast(call.mask), call.map_keys, self.map_parts.stride()[:3]
         by_stride = [call.query, call.key, call.value, self.out] if config.one_pass else [call.query, call.key]
-        scale_tensor, factor, scale_stride = self.scaling
-        mask_strides = (0, 0, 0, 0) if call.mask is None else broadcast_strides(call.mask)
-        strides = [s for t in by_stride[:3] for s in t.stride()]
-        strides += self.out.stride()[:3] if config.one_pass else ()
-        lengths = [num_heads, num_heads // call.key.shape[1], self.heads_per_program, seqlen_q, seqlen_k]
-        results = [self.out, self.lse, self.entropy] if config.one_pass else [self.lse]
-        run_time = [
-            *[*by_stride[:3], *results, self.map_parts, call.mask, scale_tensor, factor, 1.0 / num_heads],
-            *[*strides, *self.map_parts.stride()[:3], *mask_strides, scale_stride],
-            *[*lengths, call.map_keys[0], call.map_keys[1] - call.map_keys[0]],
-        ]
-        spans = [tile_span(t, max(config.block_m, config.block_n)) for t in by_stride]
-        spans.append(config.block_m * mask_strides[2] + config.block_n * mask_strides[3])
-        spans.append(config.block_m * self.map_parts.stride(2) + seqlen_k)
-        compile_time = {
-            **{"HEAD_DIM": head_dim, "FULL_D": full_d, "TAIL_D": tail_d},
-            **{"CHUNK": config.chunk, "BLOCK_M": config.block_m},
+        rows = max(config.block_m, config.block_n)
+        spans = [*(tile_span(t, rows) for t in by_stride), config.block_m * mask[3] + config.block_n * mask[4]]
+        spans.append(config.block_m * self.map_parts.stride(2) + call.key.shape[2])
+        arguments = {
+            "q": strided(call.query),
+            "k": strided(call.key),
+            "lse_ptr": self.lse,
+            "parts": MapParts(
+                self.map_parts, *map_strides, start, stop - start, self.heads_per_program, 1.0 / call.query.shape[1]
+            ),
+            "mask": mask,
+            "scale": self.scaling,
+            "lengths": lengths(call.query, call.key),
+            "D": config.in_chunks(call.query.shape[3]),
+            "BLOCK_M": config.block_m,
             "MASK": mask_kind(call.mask),
-            "MASK_PER_QUERY": mask_strides[2] != 0,
+            "MASK_PER_QUERY": mask.stride_row != 0,
             "IS_CAUSAL": call.is_causal,
-            "SCALE_TENSOR": isinstance(call.scale, Tensor),
-            "STRIDES_IN_EIGHTS": all(s % 8 == 0 for t in by_stride for s in t.stride()[:3]),
+            "IN_EIGHTS": in_eights(by_stride),
             "WIDE": max(spans) > INT32_MAX,
         }
         if not config.one_pass:
-            return attention_map, run_time, compile_time | {"BLOCK_N": config.block_n}
-        compile_time |= {
-            **{"N0": config.key_tiles[0], "N1": config.key_tiles[1]},
-            **{"HEAD_DIM_V": head_dim_v, "FULL_V": full_v, "TAIL_V": tail_v},
-            "RETURN_LSE": self.lse is not None,
-            "RETURN_ENTROPY": self.entropy is not None,
-            "CHECK_KEYS": seqlen_k != config.block_n,
+            return maps.attention_map, arguments | {"BLOCK_N": config.block_n}
+        arguments |= {
+            "v": strided(call.value),
+            "out": strided(self.out),
+            "entropy_ptr": self.entropy,
+            "V": config.in_chunks(call.value.shape[3]),
+            "N0": config.key_tiles[0],
+            "N1": config.key_tiles[1],
+            "CHECK_KEYS": call.key.shape[2] != config.block_n,
         }
-        return attention_short_keys, run_time, compile_time
+        return maps.attention_short_keys, arguments

@@ -14,7 +14,8 @@ from entropy_attn.bench.implementations.contract import Ask
 from entropy_attn.bench.timing import CpuClock
 from entropy_attn.bench.workloads import Workload
 from entropy_attn.kernels.common.support import interpreting
-from entropy_attn.kernels.forward.configs import INTERPRETER, SCHEDULES
+from entropy_attn.kernels.common.targets import INTERPRETER
+from entropy_attn.kernels.forward.configs import SCHEDULES
 from entropy_attn.kernels.forward.measured import COLUMNS, table
 
 CPU = torch.device("cpu")

@@ -9,16 +9,14 @@ import torch
 
 from entropy_attn.kernels.backward import launch as launch_backward
 from entropy_attn.kernels.backward.configs import ALL_CHUNKS, backward_config
-from entropy_attn.kernels.backward.kernel import (
-    attention_backward_key,
-    attention_backward_query,
-    attention_backward_rows,
-)
+from entropy_attn.kernels.backward.key import attention_backward_key
 from entropy_attn.kernels.backward.launch import BackwardCall, Launch
+from entropy_attn.kernels.backward.query import attention_backward_query
+from entropy_attn.kernels.backward.rows import attention_backward_rows
 from entropy_attn.kernels.common.arguments import compile_options
 from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.kernels.common.support import backward_unsupported
-from entropy_attn.kernels.forward.configs import TARGETS
+from entropy_attn.kernels.common.targets import TARGETS
 
 from .aot import PACKED, Code, assert_clean, compile_kernel
 from .cases import PARTLY_FILLED, table_cases
@@ -76,20 +74,19 @@ def launches(call: BackwardCall, part: str) -> list[Launch]:
     rows = call.allocate_rows(config)
     bound = None if rows.bounds is None else rows.bounds[..., 0]
     parts = call.allocate_scale_parts(config)
-    largest = launch_backward.value_max(call.own(rows, parts))
+    largest = launch_backward.value_max(call.varying(rows, parts))
     found = [call.rows_launch(config, rows, largest), *call.gradient_launches(config, rows, bound, parts)]
     kernels = {"query": (attention_backward_rows, attention_backward_query), "key": (attention_backward_key,)}
     needs = ("NEED_DQ", "NEED_DK", "NEED_DV")
     return [
         launch
         for launch in found
-        if launch.kernel in kernels[part] and all(launch.constants.get(n, 0) in (0, 1, ALL_CHUNKS) for n in needs)
+        if launch.kernel in kernels[part] and all(launch.arguments.get(n, 0) in (0, 1, ALL_CHUNKS) for n in needs)
     ]
 
 
 def compile_launch(launch: Launch, target: str) -> Code:
-    options = compile_options(launch.config, target)
-    return compile_kernel(launch.kernel, launch.arguments, launch.constants, target, options)
+    return compile_kernel(launch.kernel, launch.arguments, target, compile_options(launch.config, target))
 
 
 def compiled(target: str, head_dim: int, part: str, **options) -> list[tuple[Launch, Code]]:
@@ -99,7 +96,7 @@ def compiled(target: str, head_dim: int, part: str, **options) -> list[tuple[Lau
 
 def assert_good(built: list[tuple[Launch, Code]], target: str, dtype: torch.dtype = torch.float16) -> None:
     for launch, code in built:
-        masked = launch.constants["MASK"] or launch.constants["HAS_MAP"]
+        masked = launch.arguments["MASK"] or launch.arguments["grad_map"].ptr is not None
         assert_clean(code, target)
         if launch.kernel is attention_backward_rows:
             continue

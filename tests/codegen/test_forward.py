@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from entropy_attn.kernels.common.call import AttentionCall
-from entropy_attn.kernels.forward.configs import TARGETS, ForwardConfig, forward_candidates, forward_config
+from entropy_attn.kernels.common.targets import TARGETS
+from entropy_attn.kernels.forward.configs import ForwardConfig, forward_candidates, forward_config
 from entropy_attn.kernels.forward.launch import ForwardCall
 
 from .aot import Code, assert_clean, compile_call

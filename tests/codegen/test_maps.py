@@ -10,7 +10,7 @@ import torch
 
 from entropy_attn.kernels.common.arguments import compile_options
 from entropy_attn.kernels.common.call import AttentionCall
-from entropy_attn.kernels.forward.configs import TARGETS
+from entropy_attn.kernels.common.targets import TARGETS
 from entropy_attn.kernels.maps.configs import MapConfig, map_config
 from entropy_attn.kernels.maps.launch import MapCall
 
@@ -73,8 +73,7 @@ def compile_map(
     entropy = stats if statistics and config.one_pass else None
     given = AttentionCall(q, k, v, attn_mask, is_causal, scale, map_keys=(start, stop))
     call = MapCall(given, out, lse, entropy, parts, HEADS, target)
-    kernel, arguments, constants = call.arguments(config)
-    return compile_kernel(kernel, arguments, constants, target, compile_options(config, target)), config
+    return compile_kernel(*call.arguments(config), target, compile_options(config, target)), config
 
 
 def matrix_instructions(code: Code) -> int:

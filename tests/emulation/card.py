@@ -25,10 +25,9 @@ from triton.runtime import _allocation, driver
 
 from entropy_attn.kernels.backward import launch as launch_backward
 from entropy_attn.kernels.common import arguments, plans, support
+from entropy_attn.kernels.common.targets import MULTIPROCESSORS, SHARED_MEMORY
 from entropy_attn.kernels.forward import launch
-from entropy_attn.kernels.forward.configs import SHARED_MEMORY
 from entropy_attn.kernels.maps import launch as launch_maps
-from entropy_attn.kernels.maps.configs import MULTIPROCESSORS
 
 from . import build, launches, tensormaps
 from .memory import Memory
@@ -145,9 +144,10 @@ class Launcher(nvidia.CudaLauncher):
         own = card()
         own.current, own.finding = (self.source, self.metadata, all_[9:]), None
         for argument in all_[9:]:
-            base = getattr(argument, "base", argument)
-            if isinstance(base, Tensor):
-                own.memory.add(base)
+            for item in argument if isinstance(argument, tuple) else (argument,):
+                base = getattr(item, "base", item)
+                if isinstance(base, Tensor):
+                    own.memory.add(base)
         before = _allocation._allocator.set(own.memory.scratch)
         try:
             super().__call__(*all_)

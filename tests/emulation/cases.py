@@ -13,8 +13,9 @@ from torch import Tensor
 from entropy_attn.kernels.backward import launch as launch_backward
 from entropy_attn.kernels.common import support
 from entropy_attn.kernels.common.call import AttentionCall
+from entropy_attn.kernels.common.targets import INTERPRETER
 from entropy_attn.kernels.forward import launch
-from entropy_attn.kernels.forward.configs import INTERPRETER, ForwardConfig
+from entropy_attn.kernels.forward.configs import ForwardConfig
 from entropy_attn.kernels.maps import launch as launch_maps
 from tests.support.oracle import assert_matches_oracle
 from tests.support.oracle_gradients import GRADS, assert_gradients_match, random_gradients

@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Callable, Iterator
 
 from entropy_attn.kernels.backward.configs import backward_config, widest
-from entropy_attn.kernels.forward.configs import MAX_HEAD_DIM, MIN_HEAD_DIM, forward_config
+from entropy_attn.kernels.common.head_dims import MAX_HEAD_DIM, MIN_HEAD_DIM
+from entropy_attn.kernels.forward.configs import forward_config
 from entropy_attn.kernels.maps.configs import map_config
 
 from .cases import DTYPES, GRADS, LAYOUTS, MASKS, SCALES, Case

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from entropy_attn.kernels.common.call import AttentionCall
+from entropy_attn.kernels.common.head_dims import MAX_HEAD_DIM
+from entropy_attn.kernels.common.targets import TARGETS
 from entropy_attn.kernels.forward import measured as module
-from entropy_attn.kernels.forward.configs import MAX_HEAD_DIM, SCHEDULES, TARGETS, ForwardConfig, forward_config
+from entropy_attn.kernels.forward.configs import SCHEDULES, ForwardConfig, forward_config
 from entropy_attn.kernels.forward.launch import ForwardCall
 from entropy_attn.kernels.forward.measured import COLUMNS, FILE, Measured, length_bucket, measured, table
 

@@ -57,14 +57,14 @@ def test_a_rotated_loop_with_a_mask(half):
 def test_what_a_schedule_needs():
     q, k, v = make_qkv(2, 2, 70, 100, 64)
     for schedule in ("specialized", "rotated"):
-        with pytest.raises(ValueError, match=f"schedule='{schedule}' needs descriptors"):
+        with pytest.raises(ValueError, match=f"schedule='{schedule}': expected a configuration with descriptors"):
             launch.attention_forward(AttentionCall(q, k, v), config=ForwardConfig(32, 32, 4, 1, schedule=schedule))
     for widths in ({"head_dim": 40}, {"head_dim_v": 80}):
-        with pytest.raises(ValueError, match="schedule='rotated' needs head dims in one chunk"):
+        with pytest.raises(ValueError, match="schedule='rotated': expected head dims in one chunk"):
             call = AttentionCall(*make_qkv(2, 2, 70, 100, **{"head_dim": 64} | widths))
             launch.attention_forward(call, config=scheduled("rotated"))
     mask = torch.ones(70, 100, dtype=torch.bool, device=DEVICE)
-    with pytest.raises(ValueError, match="schedule='specialized' needs a call without a mask"):
+    with pytest.raises(ValueError, match="schedule='specialized': expected no mask"):
         launch.attention_forward(AttentionCall(q, k, v, mask), config=scheduled("specialized"))
     skewed = q.new_empty(2, 2, 70, 65)[..., :64]  # rows that are not aligned
     with pytest.raises(ValueError, match="query with 16-byte aligned"):
