@@ -42,14 +42,14 @@ codegen: $(STAMP)  ## every row of the kernels' tables, compiled for every GPU: 
 newest: $(STAMP)  ## the routing tests on the newest diffusers, the kernels on the newest Triton, where those are not the pinned ones
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .newest diffusers
 	@old=$$($(BIN)/python -c 'import diffusers; print(diffusers.__version__)'); \
-	new=$$(PYTHONPATH=.newest $(BIN)/python -c 'import diffusers; print(diffusers.__version__)'); \
+	new=$$(PYTHONPATH=$(CURDIR)/.newest $(BIN)/python -c 'import diffusers; print(diffusers.__version__)'); \
 	if [ "$$old" = "$$new" ]; then echo "diffusers $$new is the pinned one, which 'make test' runs on"; \
-	else PYTHONPATH=.newest $(PYTEST) tests/routing; fi
+	else PYTHONPATH=$(CURDIR)/.newest $(PYTEST) tests/routing; fi
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .newest-triton triton
 	@old=$$($(BIN)/python -c 'import triton; print(triton.__version__)'); \
-	new=$$(PYTHONPATH=.newest-triton $(BIN)/python -c 'import triton; print(triton.__version__)'); \
+	new=$$(PYTHONPATH=$(CURDIR)/.newest-triton $(BIN)/python -c 'import triton; print(triton.__version__)'); \
 	if [ "$$old" = "$$new" ]; then echo "Triton $$new is the pinned one, which 'make test' runs on"; \
-	else PYTHONPATH=.newest-triton $(PYTEST) tests/emulation --ignore=tests/emulation/test_gluon.py -k "not random_calls"; fi
+	else PYTHONPATH=$(CURDIR)/.newest-triton $(PYTEST) tests/emulation --ignore=tests/emulation/test_gluon.py -k "not random_calls"; fi
 
 lint: $(STAMP)  ## style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import entropy_attn
 
 from . import build
+from .parse import parse
 
 ROOT = Path(entropy_attn.__file__).parents[1]
 # What stands in a file of the kernels, the fault in its place, a call that meets it, what is found, and at which line:
@@ -53,11 +55,40 @@ def test_the_line_of_a_fault_is_named(name, copied):
     assert text.count(sound) == 1
     path.write_text(text.replace(sound, faulty))
     command = [sys.executable, "-m", "tests.emulation.fuzz", "--repro", call]
+    path_here = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))  # by which another Triton is found
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, path_here))}
     try:
-        told = subprocess.run(command, cwd=copied, capture_output=True, text=True, timeout=120)
+        told = subprocess.run(command, cwd=copied, env=environment, capture_output=True, text=True, timeout=120)
     finally:
         path.write_text(text)
     at = [f"{p.name}:{k}:" for p in path.parent.glob("*.py") for k, line in enumerate(p.read_text().split("\n"), 1)
           if (shows or sound) in line]  # fmt: skip
     assert told.returncode == 1 and f"Finding: {kind}" in told.stdout, told.stdout + told.stderr
     assert any(place in told.stdout for place in at), f"{at} not in {told.stdout}"
+
+
+INLINE = """
+.target sm_80
+.visible .entry kernel(
+)
+.reqntid 32
+{
+	.reg .b32 %r<3>;
+	.loc	1 298 5 // forward.py:298:5
+	.loc	2 65 20, function_name $L__info_string0, inlined_at 1 298 5 // tiles.py:65:20
+	// begin inline asm
+	.loc	2 65 20, function_name $L__info_string0, inlined_at 1 298 5 // tiles.py:65:20
+	mov.u32 %r1, 0x0;
+	.loc	2 66 20, function_name $L__info_string0, inlined_at 1 298 5 // tiles.py:66:20
+	mov.u32 %r2, 0x0;
+	// end inline asm
+	.loc	1 299 5 // forward.py:299:5
+	ret;
+}
+"""
+
+
+def test_lines_of_inline_assembly_are_none_of_the_source():
+    """Triton 3.9's LLVM counts on: a load whose assembly has five lines would be four lines further down."""
+    told = [instruction.source for instruction in parse(INLINE).code]
+    assert told == ["tiles.py:65:20 @[ forward.py:298:5 ]"] * 2 + ["forward.py:299:5"]
