@@ -75,16 +75,16 @@ def outcome(case: Case, on: str) -> str:
     from .card import emulated
 
     device = "cuda" if on == "gpu" else "cpu"
-    with emulated(case.target) if on == "emulated" else contextlib.nullcontext():
-        # elsewhere the target is what is there
-        case = dataclasses.replace(case, target=call_target(torch.empty(0, device=device)))
-        why = refused(case, device)
-        if why:
-            return f"refused: {why[0]}"
-        try:
+    try:
+        with emulated(case.target) if on == "emulated" else contextlib.nullcontext():
+            # elsewhere the target is what is there
+            case = dataclasses.replace(case, target=call_target(torch.empty(0, device=device)))
+            why = refused(case, device)
+            if why:
+                return f"refused: {why[0]}"
             run(case, device)
-        except Exception as error:  # whatever it is, the others are to run, and its line is printed
-            return f"{type(error).__name__}: {error}"
+    except Exception as error:  # whatever it is, the others are to run, and its line is printed
+        return f"{type(error).__name__}: {error}"
     return "ok"
 
 
