@@ -6,6 +6,10 @@ STAMP   := $(VENV)/.installed
 # One process per core, one thread each.
 PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 RESULTS ?= benchmarks/results
+# The tests of the kernels that also run on an emulated card.
+EMULATED := tests/kernels/test_forward.py tests/kernels/test_schedules.py tests/kernels/test_addresses.py \
+            tests/kernels/test_backward.py tests/kernels/test_maps.py tests/kernels/test_properties.py \
+            tests/kernels/test_autotune.py
 COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 
 .PHONY: help install demo test codegen emulate newest lint fix wheel-test gpu clean
@@ -34,7 +38,7 @@ emulate: $(STAMP)  ## run every configuration on emulated cards, with planted fa
 	$(BIN)/python -m tests.emulation.sweep --anew --out $(RESULTS)/emulation.csv
 	$(BIN)/python -m tests.emulation.mutants --out $(RESULTS)/mutants.csv
 	$(BIN)/python -m tests.emulation.fuzz --num 200 --variations 9 --work 5e6
-	$(PYTEST) tests/kernels/test_forward.py tests/kernels/test_schedules.py tests/kernels/test_addresses.py --on sm_90
+	$(PYTEST) $(EMULATED) --on sm_90
 
 codegen: $(STAMP)  ## compile every configuration of the kernels for every GPU: 15 minutes
 	$(PYTEST) tests/codegen --every-row
@@ -42,14 +46,14 @@ codegen: $(STAMP)  ## compile every configuration of the kernels for every GPU: 
 newest: $(STAMP)  ## test against the newest diffusers and Triton, where they differ from the pinned ones
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .newest diffusers
 	@old=$$($(BIN)/python -c 'import diffusers; print(diffusers.__version__)'); \
-	new=$$(PYTHONPATH=.newest $(BIN)/python -c 'import diffusers; print(diffusers.__version__)'); \
+	new=$$(PYTHONPATH=$(CURDIR)/.newest $(BIN)/python -c 'import diffusers; print(diffusers.__version__)'); \
 	if [ "$$old" = "$$new" ]; then echo "diffusers $$new is the pinned version, which 'make test' covers"; \
-	else PYTHONPATH=.newest $(PYTEST) tests/integrations tests/pipelines; fi
+	else PYTHONPATH=$(CURDIR)/.newest $(PYTEST) tests/integrations tests/pipelines; fi
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .newest-triton triton
 	@old=$$($(BIN)/python -c 'import triton; print(triton.__version__)'); \
-	new=$$(PYTHONPATH=.newest-triton $(BIN)/python -c 'import triton; print(triton.__version__)'); \
+	new=$$(PYTHONPATH=$(CURDIR)/.newest-triton $(BIN)/python -c 'import triton; print(triton.__version__)'); \
 	if [ "$$old" = "$$new" ]; then echo "Triton $$new is the pinned version, which 'make test' covers"; \
-	else PYTHONPATH=.newest-triton $(PYTEST) tests/emulation --ignore=tests/emulation/test_gluon.py -k "not random_calls"; fi
+	else PYTHONPATH=$(CURDIR)/.newest-triton $(PYTEST) tests/emulation --ignore=tests/emulation/test_gluon.py -k "not random_calls"; fi
 
 lint: $(STAMP)  ## check style and types: ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
