@@ -31,7 +31,7 @@ class Child:
         self.say, self.answers = say, collections.deque[Any]()
         reader, writer = os.pipe()
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        variables = {
+        env = {
             **os.environ,
             "PYTHONPATH": path,
             "PYTHONUNBUFFERED": "1",

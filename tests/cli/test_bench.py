@@ -110,10 +110,10 @@ def test_the_shapes_of_a_transformers_calls():
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (["--preset", "huge"], "unknown preset 'huge'"),
+        (["--preset", "huge"], "preset: expected one of quick, paper, full, got 'huge'"),
         (["--tasks", "speed"], "--tasks: expected some of plain, lse, entropy, map, got 'speed'"),
         (["--passes", "backward"], "--passes: expected some of forward, both, got 'backward'"),
-        (["--implementations", "magic"], "unknown implementation 'magic'"),
+        (["--implementations", "magic"], "got 'magic'"),
         (["--size", "512"], "--size: expected --model with it"),
         (["--model", "no/such/thing/here"], "unknown model"),
         (["--model", "sd15", "--size", "100"], "multiples of 64"),

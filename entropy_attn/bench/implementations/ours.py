@@ -1,4 +1,4 @@
-"""This package's own implementations, as the benchmark calls them."""
+"""The implementations of this package, as the benchmark calls them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from entropy_attn.bench.implementations.contract import TASKS, Ask, Implementation, Results
 from entropy_attn.ops.api import attention, unsupported_reasons
 
-ORACLE_SCORES = 1024**2  # the oracle holds a dozen float64 matrices: beyond this it only takes time
+ORACLE_SCORES = 1024**2  # the reference has a dozen float64 matrices: larger calls only take time
 
 
 def _options(ask: Ask) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def _attend(impl: str, query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> R
 def _reasons(impl: str, query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[str]:
     reasons = []
     if impl == "reference" and query.shape[2] * key.shape[2] > ORACLE_SCORES:
-        reasons.append(f"{query.shape[2]} x {key.shape[2]} scores: the oracle is for calls up to 1024 x 1024")
+        reasons.append(f"expected at most 1024 x 1024 scores, got {query.shape[2]} x {key.shape[2]}")
     with torch.enable_grad():
         query, key, value = (t.detach().requires_grad_(ask.gradient) for t in (query, key, value))
         return reasons + unsupported_reasons(query, key, value, **_options(ask), impl=impl)
@@ -40,6 +40,6 @@ def _ours(name: str, impl: str, tasks: tuple[str, ...] = TASKS, matrices: float 
 OURS = (
     _ours("auto", "auto"),
     _ours("triton", "triton"),
-    _ours("ours-sdpa", "sdpa", TASKS[1:]),  # without statistics it is torch's own call, which has a row
+    _ours("ours-sdpa", "sdpa", TASKS[1:]),  # a plain call would be torch's own, which has a row
     _ours("reference", "reference", matrices=12.0),
 )
