@@ -22,7 +22,7 @@ pytest.importorskip("triton")
 CALLS = """
 import torch
 import entropy_attn as ea
-from tests.oracle import assert_matches_oracle, make_qkv
+from tests.support.oracle import assert_matches_oracle, make_qkv
 
 def check(dtype, statistics=True, **options):
     gqa = {"enable_gqa": True} if options.pop("grouped", False) else {}
