@@ -20,7 +20,7 @@ import torch
 
 from entropy_attn.bench.machine import machine
 from entropy_attn.integrations.diffusers import apply
-from entropy_attn.routing.router import DenoiserCall
+from entropy_attn.routing.calls import DenoiserCall
 from entropy_attn.scale import Fixed, LogN
 
 RESULTS = Path(__file__).parents[1] / "results" / "overhead.csv"

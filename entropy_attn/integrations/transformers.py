@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from entropy_attn.errors import Unroutable
 from entropy_attn.ops import api as ops
-from entropy_attn.routing.router import Unroutable
 
 _NUMBERS = itertools.count()  # encoders may be inside `text_attention_maps` at the same time
 

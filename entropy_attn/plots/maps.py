@@ -107,7 +107,7 @@ def draw_maps(
     lines = bands * len(rows)
     aspect = max(picture.height / picture.width for picture, _ in rows.values())
     bar = figure.colorbar(
-        ScalarMappable(Normalize(low, high), ListedColormap(heat.colour_table() / 255)),
+        ScalarMappable(Normalize(low, high), ListedColormap(heat.color_table() / 255)),
         ax=grid.ravel().tolist(),
         shrink=min(1.0, 2.2 / (lines * aspect) if lines > 1 else 0.9),
         aspect=16,

@@ -14,8 +14,8 @@ from transformers import (
     T5EncoderModel,
 )
 
+from entropy_attn.errors import Unroutable
 from entropy_attn.integrations.transformers import text_attention_maps, text_self_attention_maps
-from entropy_attn.routing.router import Unroutable
 
 LENGTH, LAYERS = 9, 3
 T5_IS_OFFERED = T5EncoderModel._supports_sdpa  # older releases of transformers have eager T5 only

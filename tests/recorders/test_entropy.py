@@ -183,7 +183,7 @@ def test_save(tmp_path, unet):
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "entropy.csv"), table)
     recorder.save(str(tmp_path / "entropy.json"))
     pd.testing.assert_frame_equal(pd.DataFrame(json.loads((tmp_path / "entropy.json").read_text())), table)
-    with pytest.raises(ValueError, match=r"entropy\.txt.*\.csv or \.json"):
+    with pytest.raises(ValueError, match=r"\.csv or \.json, got .*entropy\.txt"):
         recorder.save(tmp_path / "entropy.txt")
 
 
@@ -221,13 +221,13 @@ def test_spatial_refuses(unet):
     recorder = EntropyRecorder(per_query=True, branches=("a", "b"))
     with apply(unet, record=recorder):
         denoise(unet, batch=2)
-        with pytest.raises(ValueError, match=r"branch=None.*\['a', 'b'\]"):
+        with pytest.raises(ValueError, match=r"branch: .*\['a', 'b'\].*got None"):
             recorder.spatial()
-        with pytest.raises(ValueError, match=r"branch='cond'.*\['a', 'b'\]"):
+        with pytest.raises(ValueError, match=r"branch: .*\['a', 'b'\].*got 'cond'"):
             recorder.spatial(branch="cond")
         with pytest.raises(ValueError, match="at step 7"):
             recorder.spatial(step=7)
-        with pytest.raises(ValueError, match="kind='other'"):
+        with pytest.raises(ValueError, match=r"kind: .*got 'other'"):
             recorder.spatial(kind="other")
         denoise(unet, 8, 8, batch=2)
         with pytest.raises(ValueError, match="several sizes"):
@@ -238,8 +238,8 @@ def test_spatial_refuses(unet):
     ("options", "error", "message"),
     [
         ({"per_query": "yes"}, TypeError, "per_query='yes'"),
-        ({"branches": "cond"}, TypeError, "branches='cond'"),
-        ({"branches": (1, 2)}, TypeError, "branches="),
+        ({"branches": "cond"}, TypeError, "branches: .*'cond'"),
+        ({"branches": (1, 2)}, TypeError, "branches: "),
         ({"branches": ()}, ValueError, "at least one"),
         ({"branches": ("a", "a")}, ValueError, "each once"),
     ],

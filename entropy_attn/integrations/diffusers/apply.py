@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from diffusers import DiffusionPipeline, ModelMixin, UNet2DConditionModel
 
+from entropy_attn.errors import Unroutable
 from entropy_attn.integrations.diffusers.branches import check_guidance
 from entropy_attn.integrations.diffusers.handle import Handle, check_parallel, handle_of
 from entropy_attn.integrations.diffusers.layers import refusal_of
@@ -13,7 +14,8 @@ from entropy_attn.integrations.diffusers.models import layer_halvings
 from entropy_attn.integrations.diffusers.prompt_hook import text_parts
 from entropy_attn.integrations.diffusers.target import latent_train_size, resolve_target
 from entropy_attn.recorders.base import Recorder
-from entropy_attn.routing.router import LayerSelection, Router, Rows, Unroutable
+from entropy_attn.routing.calls import LayerSelection, Rows
+from entropy_attn.routing.router import Router
 from entropy_attn.scale import LogN, Policy
 
 

@@ -12,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from torch import nn
 
+from entropy_attn.errors import Unroutable
 from entropy_attn.integrations.diffusers.branches import parts_for
 from entropy_attn.integrations.diffusers.compiled import NUMBER, number_of, trace_layer
 from entropy_attn.integrations.diffusers.generation import GenerationTracker
@@ -24,7 +25,8 @@ from entropy_attn.integrations.diffusers.processors import COPY, SwappedProcesso
 from entropy_attn.integrations.diffusers.prompt_hook import add_prompt_hook, remove_prompt_hook
 from entropy_attn.integrations.diffusers.row_texts import Encoded
 from entropy_attn.recorders.base import Parts, Recorder
-from entropy_attn.routing.router import DenoiserCall, LayerCall, Router, Unroutable
+from entropy_attn.routing.calls import DenoiserCall, LayerCall
+from entropy_attn.routing.router import Router
 from entropy_attn.scale import Kind
 
 _ALL = Parts(("all",))

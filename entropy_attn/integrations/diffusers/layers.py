@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from entropy_attn.errors import Unroutable
 from entropy_attn.integrations.diffusers.models import LayerRule
 from entropy_attn.integrations.diffusers.private import (
     TORCH_BACKENDS,
@@ -17,7 +18,9 @@ from entropy_attn.integrations.diffusers.private import (
     other_processors,
 )
 from entropy_attn.integrations.diffusers.processors import calling, has_copy
-from entropy_attn.routing.router import AttentionCalls, LayerCall, Router, Unroutable
+from entropy_attn.routing.calls import AttentionArguments, LayerCall
+from entropy_attn.routing.intercept import AttentionCalls
+from entropy_attn.routing.router import Router
 from entropy_attn.scale import Kind
 
 _REMEDY = (
@@ -49,21 +52,22 @@ class _Attend:
         self.count = self.recorded = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        arguments = AttentionArguments(*args, **kwargs)
         call = self.calls(self.count)
         self.count += 1
         if not self.router.watching:
-            return self.router.attention(call or self.calls(0), *args, **kwargs)
+            return self.router.attention(call or self.calls(0), arguments)
         if self.text_keys is not None:
-            key = args[1] if len(args) > 1 else kwargs["key"]
+            key = arguments.key
             if key.shape != self.text_keys.shape or not torch.allclose(key, self.text_keys, rtol=1e-2, atol=1e-3):
-                return self.router.attention(self.calls(0), *args, record=False, **kwargs)
+                return self.router.attention(self.calls(0), arguments, record=False)
             call = self.calls(0)
             if self.recorded:
                 raise Unroutable(f"layer {call.layer!r}", [self.several()])
         if call is None:
             raise Unroutable(f"layer {self.calls(0).layer!r}", [self.several()])
         self.recorded += 1
-        return self.router.attention(call, *args, **kwargs)
+        return self.router.attention(call, arguments)
 
     def several(self) -> str:
         return (

@@ -18,13 +18,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from entropy_attn.errors import Unroutable
 from entropy_attn.integrations.diffusers.private import (
     PICKED_BACKENDS,
     TORCH_BACKENDS,
     active_backend,
     dispatch_attention_fn,
 )
-from entropy_attn.routing.router import AttentionCalls, Unroutable
+from entropy_attn.routing.intercept import AttentionCalls
 
 _TORCHS, _DISPATCHER = "scaled_dot_product_attention", "dispatch_attention_fn"
 COPY = "_entropy_attn_processor"  # (the original processor, its copy)

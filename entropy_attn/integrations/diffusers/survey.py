@@ -20,7 +20,8 @@ from entropy_attn.integrations.diffusers.models.image_size import padded
 from entropy_attn.integrations.diffusers.private import AttentionLayer
 from entropy_attn.integrations.diffusers.target import Size, latent_train_size, resolve_target
 from entropy_attn.ops import api as ops
-from entropy_attn.routing.router import LayerSelection, Router
+from entropy_attn.routing.calls import LayerSelection
+from entropy_attn.routing.router import Router
 from entropy_attn.scale import CallInfo, Policy, resolve_scale
 
 

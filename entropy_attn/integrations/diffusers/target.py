@@ -8,8 +8,8 @@ import torch._dynamo
 from diffusers import DiffusionPipeline, ModelMixin
 from torch import nn
 
+from entropy_attn.errors import Unroutable
 from entropy_attn.integrations.diffusers.models import MODELS, latent_factor, model_of
-from entropy_attn.routing.router import Unroutable
 
 Size = tuple[int, int]
 
