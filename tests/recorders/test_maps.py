@@ -152,7 +152,7 @@ def test_without_guidance_and_with_the_prompt_given():
 
 
 def test_masks_count():
-    unet, recorder = make_unet(), MapRecorder(special=True, size=(16, 16), branches=("all",))
+    unet, recorder = make_unet(), MapRecorder(special=True, size=(16, 16))
     notes = watch(unet)
     mask = torch.ones(2, TEXT_TOKENS)
     mask[:, 3:] = 0
