@@ -43,7 +43,8 @@ def apply(
         scale: a scale policy for the chosen layers: any callable (CallInfo) -> float, tensor or None. None keeps the
             model's default scale in all layers.
         record: an `EntropyRecorder`, a `MapRecorder`, or a list of recorders. They see all layers, whatever `layers`
-            is.
+            is. Only with a pipeline do they find the branches of a batch; with a denoiser alone each batch is one part,
+            unless they state `branches`.
         layers: the layers that the policy is for: "self", "cross", "all", or a regular expression that is searched for
             in the layer's name ("up_blocks", r"mid_block.*attn1$"). The others keep the model's default scale.
         train_size: the size of the images that the model was trained on, an int or (height, width): in pixels for a

@@ -132,22 +132,24 @@ class GenerationTracker:
         return self._matches.keep(states, found)
 
     def _unmatched(self, run: PipelineRun | None, states: States) -> Parts:
-        """No row of this batch is of a known text: it must be of one text, and the only call of its step."""
+        """No row of this batch is of a known text: it must be of one text, and the only call of its step.
+
+        A denoiser that was routed without a pipeline has no known texts: each of its batches is one part.
+        """
+        if (pipe := self._pipe()) is None:
+            return _ALL
         alone = all(same_rows(states, call.states) for call in self._step_calls)
         if alone and same_text(states):
             self._step_calls.append(_Call(_ALL, None, states))
             return _ALL
         what = "a batch whose rows are" if alone else "several calls a step, which are"
-        pipe = self._pipe()
         if run is not None:
             why = f"{type(pipe).__name__} does not show which texts it encodes"
-        elif pipe is not None:
+        else:
             why = (
                 f"the denoiser is not called by {type(pipe).__name__}, the pipeline that was routed: apply to the "
                 "pipeline that calls it"
             )
-        else:
-            why = "the denoiser was routed without a pipeline, so its texts are not known: apply to the pipeline"
         raise UnknownParts(f"{what} of different texts, and {why}")
 
     def _is_repeat(self, call: _Call, name: str) -> bool:

@@ -59,7 +59,7 @@ def test_fused_projections(name: str):
 @pytest.mark.parametrize("record", [False, True])
 def test_gradient_checkpointing(name: str, record: bool):
     denoiser = CASES[name].make().train()
-    recorder = EntropyRecorder(branches=("all",))
+    recorder = EntropyRecorder()
 
     def gradients() -> torch.Tensor:
         denoiser.zero_grad()

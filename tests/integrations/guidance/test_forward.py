@@ -165,7 +165,7 @@ def test_nothing_stays_behind_when_it_fails(error):
 
 def test_a_users_routing_keeps_its_scale_and_its_recorders_their_calls():
     unet, (latents, text) = make_deep(), inputs()
-    plain, spy, recorder = maps_of(unet, latents, text), Spy(lambda info: 0.05), EntropyRecorder(branches=("all",))
+    plain, spy, recorder = maps_of(unet, latents, text), Spy(lambda info: 0.05), EntropyRecorder()
     with apply(unet, scale=spy, record=recorder, layers="all") as handle:
         routed = maps_of(unet, latents, text)
         assert handle.active and handle_of(unet) is handle and len(recorder) == 0
