@@ -9,7 +9,7 @@ import triton.language as tl
 
 from ..common.chunks import accumulate, load_chunks, product, store_chunks, zeros
 from ..common.tensors import RowValues
-from ..common.tiles import ADDED_MASK, NO_MASK, head_factor, head_of, in_nats, program
+from ..common.tiles import ADDED_MASK, NO_MASK, batch_of, head_factor, head_in_batch, head_of, in_nats, program
 from .scores import (
     UNSHIFT,
     load_map_tile,
@@ -121,6 +121,8 @@ def attention_backward_key(
     num_heads, group, seqlen_q, seqlen_k = lengths
     off_b, off_h_kv, _, off_bh_kv, block = program(num_heads_kv, 1, seqlen_k, BLOCK_N, LAST_FIRST=False)
     start_n = block * BLOCK_N
+    q_b = batch_of(q, off_b, IN_EIGHTS)
+    do_b = batch_of(grad_out, off_b, IN_EIGHTS)
     HAS_MAP: tl.constexpr = grad_map.ptr is not None
     SCALED: tl.constexpr = rows.bound is not None or scale.ptr is not None
 
@@ -148,8 +150,8 @@ def attention_backward_key(
             end_plain = full
     for i_h in tl.range(0, group):
         off_h = off_h_kv * group + i_h
-        q_h = head_of(q, off_b, off_h, IN_EIGHTS)
-        do_h = head_of(grad_out, off_b, off_h, IN_EIGHTS)
+        q_h = head_in_batch(q_b, q, off_h, IN_EIGHTS)
+        do_h = head_in_batch(do_b, grad_out, off_h, IN_EIGHTS)
         mask_h = head_of(mask, off_b, off_h)
         rows_h = row_values_of(rows, (off_b.to(tl.int64) * num_heads + off_h.to(tl.int64)) * seqlen_q)
         factors = _head_factors(scale, largest, up, off_h, num_heads, MASK, HAS_MAP)

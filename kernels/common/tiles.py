@@ -64,6 +64,25 @@ def head_of(x, off_b, off_h, IN_EIGHTS: tl.constexpr = False):
 
 
 @triton.jit
+def batch_of(x, off_b, IN_EIGHTS: tl.constexpr):
+    """The pointer to the first element of a `Strided` in one image of the batch, for loops over heads."""
+    if x.ptr is None:
+        return None
+    else:
+        return x.ptr + off_b.to(tl.int64) * in_eights(x.stride_b, IN_EIGHTS)
+
+
+@triton.jit
+def head_in_batch(ptr, x, off_h, IN_EIGHTS: tl.constexpr):
+    """One head of a `Strided` as a `Matrix`; `ptr` comes from `batch_of`."""
+    if x.ptr is None:
+        return Matrix(None, None, None)
+    else:
+        ptr += tl.cast(off_h, tl.int64) * in_eights(x.stride_h, IN_EIGHTS)
+        return Matrix(ptr, in_eights(x.stride_row, IN_EIGHTS), x.stride_col)
+
+
+@triton.jit
 def tile_offsets(rows, cols, stride_row, stride_col, WIDE: tl.constexpr):
     if WIDE:  # even one tile spans more than 2**31 elements
         rows = rows.to(tl.int64)

@@ -10,15 +10,15 @@ import triton
 import triton.language as tl
 
 from ..common.chunks import load_chunk
-from ..common.tensors import Matrix
 from ..common.tiles import (
     ADDED_MASK,
     LOG2E,
     PRECISION,
+    batch_of,
     head_factor,
+    head_in_batch,
     head_of,
     in_base_2,
-    in_eights,
     masked_scores,
     store_statistics,
     store_tile,
@@ -39,19 +39,6 @@ def _map_program(num_heads, heads_per_program, seqlen_q, key_blocks, BLOCK_M: tl
     part = rest % parts
     first = part * heads_per_program
     return rest // parts, part, first, tl.minimum(first + heads_per_program, num_heads), block, key_block
-
-
-@triton.jit
-def _one_batch(x, off_b, IN_EIGHTS: tl.constexpr):
-    """A `Strided` from its batch's first element on."""
-    return x.ptr + off_b.to(tl.int64) * in_eights(x.stride_b, IN_EIGHTS)
-
-
-@triton.jit
-def _one_head(ptr, x, off_h, IN_EIGHTS: tl.constexpr):
-    """One head as a `Matrix`, from the pointer to its batch."""
-    ptr += tl.cast(off_h, tl.int64) * in_eights(x.stride_h, IN_EIGHTS)
-    return Matrix(ptr, in_eights(x.stride_row, IN_EIGHTS), x.stride_col)
 
 
 @triton.jit
@@ -125,17 +112,17 @@ def attention_short_keys(
     off_b, part, first_head, end_head, block, _ = _map_program(num_heads, parts.heads_per_program, seqlen_q, 1, BLOCK_M)
     start_m = block * BLOCK_M
     offs_m = start_m + tl.arange(0, BLOCK_M)
-    q_b = _one_batch(q, off_b, IN_EIGHTS)
-    k_b = _one_batch(k, off_b, IN_EIGHTS)
-    v_b = _one_batch(v, off_b, IN_EIGHTS)
-    out_b = _one_batch(out, off_b, IN_EIGHTS)
+    q_b = batch_of(q, off_b, IN_EIGHTS)
+    k_b = batch_of(k, off_b, IN_EIGHTS)
+    v_b = batch_of(v, off_b, IN_EIGHTS)
+    out_b = batch_of(out, off_b, IN_EIGHTS)
 
     sum0 = tl.zeros([BLOCK_M, N0], tl.float32)
     sum1 = tl.zeros([BLOCK_M, N1 if N1 > 0 else 16], tl.float32)
     for off_h in tl.range(first_head, end_head, disable_licm=True):  # hoisted addresses would cost spills
         off_h_kv = off_h // group
         z0, z1 = _head_scores(
-            _one_head(q_b, q, off_h, IN_EIGHTS), _one_head(k_b, k, off_h_kv, IN_EIGHTS),
+            head_in_batch(q_b, q, off_h, IN_EIGHTS), head_in_batch(k_b, k, off_h_kv, IN_EIGHTS),
             head_of(mask, off_b, off_h), scale, off_h, start_m, 0, seqlen_q, seqlen_k,
             D, BLOCK_M, N0, N1, MASK, MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, WIDE,
         )  # fmt: skip
@@ -167,8 +154,8 @@ def attention_short_keys(
             store_statistics(lse_ptr, entropy_ptr, off_row, offs_m, seqlen_q, m_i, l_i, e_i, inv, empty, MASK,
                              LSE_IN_TWO=False)  # fmt: skip
 
-        v_h = _one_head(v_b, v, off_h_kv, IN_EIGHTS)
-        out_h = _one_head(out_b, out, off_h, IN_EIGHTS)
+        v_h = head_in_batch(v_b, v, off_h_kv, IN_EIGHTS)
+        out_h = head_in_batch(out_b, out, off_h, IN_EIGHTS)
         for i in tl.static_range(len(V.chunks)):
             _store_values(out_h, v_h, p0, p1, inv, i, start_m, seqlen_q, seqlen_k, V, BLOCK_M, N0, N1, CHECK_KEYS,
                           WIDE)  # fmt: skip
@@ -194,15 +181,15 @@ def attention_map(
     start_m = block * BLOCK_M
     start_n = parts.start + key_block * BLOCK_N
     offs_m = start_m + tl.arange(0, BLOCK_M)
-    q_b = _one_batch(q, off_b, IN_EIGHTS)
-    k_b = _one_batch(k, off_b, IN_EIGHTS)
+    q_b = batch_of(q, off_b, IN_EIGHTS)
+    k_b = batch_of(k, off_b, IN_EIGHTS)
     if IS_CAUSAL:  # above the diagonal there is nothing to add
         end_head = tl.where(start_n < start_m + BLOCK_M, end_head, first_head)
 
     sum_p = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for off_h in tl.range(first_head, end_head, disable_licm=True):
         z, _ = _head_scores(
-            _one_head(q_b, q, off_h, IN_EIGHTS), _one_head(k_b, k, off_h // group, IN_EIGHTS),
+            head_in_batch(q_b, q, off_h, IN_EIGHTS), head_in_batch(k_b, k, off_h // group, IN_EIGHTS),
             head_of(mask, off_b, off_h), scale, off_h, start_m, start_n, seqlen_q, seqlen_k,
             D, BLOCK_M, BLOCK_N, 0, MASK, MASK_PER_QUERY, IS_CAUSAL, True, WIDE,
         )  # fmt: skip  # [BLOCK_M, BLOCK_N]
