@@ -126,10 +126,12 @@ def attention_backward_key(
     HAS_MAP: tl.constexpr = grad_map.ptr is not None
     SCALED: tl.constexpr = rows.bound is not None or scale.ptr is not None
 
-    k_i = load_chunks(head_of(k, off_b, off_h_kv, IN_EIGHTS), start_n, seqlen_k, D, BLOCK_N, True, WIDE)
+    k_h = head_of(k, off_b, off_h_kv, IN_EIGHTS)
+    v_h = head_of(v, off_b, off_h_kv, IN_EIGHTS)
+    k_i = load_chunks(k_h, start_n, seqlen_k, D, BLOCK_N, True, WIDE)
     v_i = None
     if grad_out.ptr is not None and NEED_DK:
-        v_i = load_chunks(head_of(v, off_b, off_h_kv, IN_EIGHTS), start_n, seqlen_k, V, BLOCK_N, True, WIDE)
+        v_i = load_chunks(v_h, start_n, seqlen_k, V, BLOCK_N, True, WIDE)
     sums = Sums(dk=zeros(D, BLOCK_N), dv=zeros(V, BLOCK_N))
     largest = _largest_scale(scale, off_h_kv, group, MASK)
     up, down = powers(rows.bound, off_bh_kv)
@@ -150,10 +152,10 @@ def attention_backward_key(
             end_plain = full
     for i_h in tl.range(0, group):
         off_h = off_h_kv * group + i_h
-        q_h = head_in_batch(q_b, q, off_h, IN_EIGHTS)
-        do_h = head_in_batch(do_b, grad_out, off_h, IN_EIGHTS)
-        mask_h = head_of(mask, off_b, off_h)
         rows_h = row_values_of(rows, (off_b.to(tl.int64) * num_heads + off_h.to(tl.int64)) * seqlen_q)
+        q_h = head_in_batch(q_b, off_h)
+        do_h = head_in_batch(do_b, off_h)
+        mask_h = head_of(mask, off_b, off_h)
         factors = _head_factors(scale, largest, up, off_h, num_heads, MASK, HAS_MAP)
         for start_m in tl.range(full, end_plain, BLOCK_M):
             sums = _gradient_block(sums, k_i, v_i, q_h, do_h, grad_map, mask_h, rows_h, factors, start_m, start_n,

@@ -130,16 +130,13 @@ class Plan:
 
         self.run, self.arguments, self.scratch = compiled[programs, 1, 1], list(arguments), scratch
         self.values: list[tuple[int, int]] = []  # (position, index in varying)
-        self.tuples: list[tuple[int, list[Any], list[tuple[int, int]]]] = []  # (position, template, values in it)
+        self.items: list[tuple[int, int, int]] = []  # (position, position in the tuple there, index in varying)
         self.descriptors: list[tuple[int, int, Any]] = []  # (position, index in varying, template)
         for position, argument in enumerate(arguments):
             if isinstance(argument, tuple):
-                found = [(i, index) for i, item in enumerate(argument) if (index := find(item)) is not None]
-                if found:
-                    places = dict(found)
-                    template = [None if i in places else item for i, item in enumerate(argument)]
-                    self.tuples.append((position, template, found))
-                    self.arguments[position] = None
+                found = {i: index for i, item in enumerate(argument) if (index := find(item)) is not None}
+                self.items += [(position, i, index) for i, index in found.items()]
+                self.arguments[position] = tuple(None if i in found else item for i, item in enumerate(argument))
             elif isinstance(argument, TensorDescriptor):
                 index = find(argument.base)
                 if index is not None:
@@ -157,11 +154,9 @@ class Plan:
         arguments = self.arguments.copy()
         for position, index in self.values:
             arguments[position] = varying[index]
-        for position, template, values in self.tuples:
-            items = template.copy()
-            for i, index in values:
-                items[i] = varying[index]
-            arguments[position] = tuple(items)
+        for position, i, index in self.items:  # without a call, each of which costs the host as much as the rest
+            items = arguments[position]
+            arguments[position] = (*items[:i], varying[index], *items[i + 1 :])
         for position, index, template in self.descriptors:
             arguments[position] = descriptor = object.__new__(type(template))  # checked when the template was made
             descriptor.__dict__.update(template.__dict__)

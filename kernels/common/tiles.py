@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tensors import Matrix
+from .tensors import Matrix, Strided
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -65,21 +65,21 @@ def head_of(x, off_b, off_h, IN_EIGHTS: tl.constexpr = False):
 
 @triton.jit
 def batch_of(x, off_b, IN_EIGHTS: tl.constexpr):
-    """The pointer to the first element of a `Strided` in one image of the batch, for loops over heads."""
+    """A `Strided` from the first element of one image of the batch on, for loops over its heads."""
     if x.ptr is None:
-        return None
+        return x
     else:
-        return x.ptr + off_b.to(tl.int64) * in_eights(x.stride_b, IN_EIGHTS)
+        ptr = x.ptr + off_b.to(tl.int64) * in_eights(x.stride_b, IN_EIGHTS)
+        return Strided(ptr, 0, in_eights(x.stride_h, IN_EIGHTS), in_eights(x.stride_row, IN_EIGHTS), x.stride_col)
 
 
 @triton.jit
-def head_in_batch(ptr, x, off_h, IN_EIGHTS: tl.constexpr):
-    """One head of a `Strided` as a `Matrix`; `ptr` comes from `batch_of`."""
+def head_in_batch(x, off_h):
+    """One head of what `batch_of` gives, as a `Matrix`."""
     if x.ptr is None:
         return Matrix(None, None, None)
     else:
-        ptr += tl.cast(off_h, tl.int64) * in_eights(x.stride_h, IN_EIGHTS)
-        return Matrix(ptr, in_eights(x.stride_row, IN_EIGHTS), x.stride_col)
+        return Matrix(x.ptr + tl.cast(off_h, tl.int64) * x.stride_h, x.stride_row, x.stride_col)
 
 
 @triton.jit

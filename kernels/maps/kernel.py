@@ -122,7 +122,7 @@ def attention_short_keys(
     for off_h in tl.range(first_head, end_head, disable_licm=True):  # hoisted addresses would cost spills
         off_h_kv = off_h // group
         z0, z1 = _head_scores(
-            head_in_batch(q_b, q, off_h, IN_EIGHTS), head_in_batch(k_b, k, off_h_kv, IN_EIGHTS),
+            head_in_batch(q_b, off_h), head_in_batch(k_b, off_h_kv),
             head_of(mask, off_b, off_h), scale, off_h, start_m, 0, seqlen_q, seqlen_k,
             D, BLOCK_M, N0, N1, MASK, MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, WIDE,
         )  # fmt: skip
@@ -154,8 +154,8 @@ def attention_short_keys(
             store_statistics(lse_ptr, entropy_ptr, off_row, offs_m, seqlen_q, m_i, l_i, e_i, inv, empty, MASK,
                              LSE_IN_TWO=False)  # fmt: skip
 
-        v_h = head_in_batch(v_b, v, off_h_kv, IN_EIGHTS)
-        out_h = head_in_batch(out_b, out, off_h, IN_EIGHTS)
+        v_h = head_in_batch(v_b, off_h_kv)
+        out_h = head_in_batch(out_b, off_h)
         for i in tl.static_range(len(V.chunks)):
             _store_values(out_h, v_h, p0, p1, inv, i, start_m, seqlen_q, seqlen_k, V, BLOCK_M, N0, N1, CHECK_KEYS,
                           WIDE)  # fmt: skip
@@ -189,7 +189,7 @@ def attention_map(
     sum_p = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for off_h in tl.range(first_head, end_head, disable_licm=True):
         z, _ = _head_scores(
-            head_in_batch(q_b, q, off_h, IN_EIGHTS), head_in_batch(k_b, k, off_h // group, IN_EIGHTS),
+            head_in_batch(q_b, off_h), head_in_batch(k_b, off_h // group),
             head_of(mask, off_b, off_h), scale, off_h, start_m, start_n, seqlen_q, seqlen_k,
             D, BLOCK_M, BLOCK_N, 0, MASK, MASK_PER_QUERY, IS_CAUSAL, True, WIDE,
         )  # fmt: skip  # [BLOCK_M, BLOCK_N]
