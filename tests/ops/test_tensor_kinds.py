@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 
 import entropy_attn as ea
-from entropy_attn.ops import operator as autograd
+from entropy_attn.ops import operator
 from entropy_attn.ops.reference import attention_reference
 from tests.support.oracle import assert_matches_oracle, make_qkv
 
@@ -148,7 +148,7 @@ def test_a_plain_tensor_inside_a_transform_is_served():
 
 def test_the_operator_itself_has_no_rule_for_vmap():
     def call(q):
-        return autograd._attention(q, K, V, None, None, False, True, 0, 0, "sdpa")[0]
+        return operator._attention(q, K, V, None, None, False, True, 0, 0, "sdpa")[0]
 
     with pytest.raises(ea.Unsupported, match=r"torch\.vmap: put that dimension into the batch"):
         torch.vmap(call)(Q[None])
