@@ -309,7 +309,8 @@ class BackwardCall:
         there = [t for t in tensors.values() if t is not None]
         mask, grad_map = broadcast(call.mask), MapGradient(None)
         if self.grad_map is not None:
-            grad_map = MapGradient(self.grad_map, *self.grad_map.stride(), *call.map_range)
+            stride_b, stride_row, stride_col = self.grad_map.stride()
+            grad_map = MapGradient(self.grad_map, stride_b, stride_row, stride_col, *call.map_range)
         spans = [tile_span(t, max(tiles.block_m, tiles.block_n)) for t in there]
         spans += [tiles.block_m * t.stride_row + tiles.block_n * t.stride_col for t in (mask, grad_map)]
         return {

@@ -99,7 +99,7 @@ def _default_timer() -> Timer:
     return _wall_clock if interpreting() else _gpu_clock
 
 
-def _gpu_clock(run: Callable[[], None]) -> float:
+def _gpu_clock(run: Callable[[], object]) -> float:
     """Milliseconds on the current device with a cold level-2 cache, the median of at most MOST_RUNS."""
     cache = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
     run()  # compiles
@@ -109,7 +109,7 @@ def _gpu_clock(run: Callable[[], None]) -> float:
     return statistics.median(watch.time().gpu for _ in range(count))
 
 
-def _wall_clock(run: Callable[[], None]) -> float:
+def _wall_clock(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start

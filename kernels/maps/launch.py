@@ -104,7 +104,7 @@ class MapCall:
         written = (self.out, self.lse, self.entropy, self.map_parts)
         return (call.query, call.key, call.value, *written, call.mask, *self.scaling[:2])
 
-    def plan_key(self) -> Hashable:
+    def plan_key(self) -> tuple[Hashable, ...]:
         """All else that the table's configuration, the arguments and the compiled code depend on."""
         call = self.call
         scale = layout(call.scale) if isinstance(call.scale, Tensor) else self.scaling.factor < 0
@@ -156,7 +156,7 @@ class MapCall:
                 stop - start,
                 self.heads_per_program,
                 1.0 / call.query.shape[1],
-            ),  # fmt: skip
+            ),
             "mask": mask,
             "scale": self.scaling,
             "lengths": lengths(call.query, call.key),
