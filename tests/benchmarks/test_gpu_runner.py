@@ -175,7 +175,7 @@ def test_resuming_measures_what_is_missing(tmp_path):
 
 
 def started(tmp_path: Path, parts: list[Part], *options: str, until: str) -> tuple[subprocess.Popen, Path]:
-    """The runner in a process of its own, which has just printed a line with ``until``; and its folder."""
+    """The runner in another process, which has just printed a line with `until`; and its folder."""
     out, script = tmp_path / "out", tmp_path / "drive.py"
     script.write_text(
         "import sys\nfrom benchmarks.gpu.__main__ import main\nfrom benchmarks.gpu.parts import Part\n"
