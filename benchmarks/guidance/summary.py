@@ -61,12 +61,12 @@ def summarize(values: dict[str, dict[Key, dict[str, float]]], resamples: int = R
         resamples: number of bootstrap samples.
     """
     rows = []
-    for arm, pictures in values.items():
+    for arm, images in values.items():
         for split in SPLITS:
             for metric in METRICS:
                 marks: dict[tuple[str, str], list[float]] = defaultdict(list)
                 changes: dict[tuple[str, str], list[float]] = defaultdict(list)
-                for key, found in pictures.items():
+                for key, found in images.items():
                     if split not in (key[0], "all") or metric not in found:
                         continue
                     marks[key[:2]].append(found[metric])
@@ -79,7 +79,7 @@ def summarize(values: dict[str, dict[Key, dict[str, float]]], resamples: int = R
                     names = ("difference", "difference_low", "difference_high")
                     row |= dict(zip(names, interval(changes.values(), resamples), strict=True))
                 row = {name: f"{value:.4f}" for name, value in row.items()}
-                seeds = len({key[2] for key in pictures if split in (key[0], "all")})
+                seeds = len({key[2] for key in images if split in (key[0], "all")})
                 about = {"captions": len(marks), "seeds": seeds, "pictures": sum(map(len, marks.values()))}
                 rows.append({"arm": arm, "split": split, "metric": metric, **row, **about})
     return rows
@@ -96,9 +96,9 @@ def read(path: Path, selection: Path) -> dict[str, dict[Key, dict[str, float]]]:
         if (row["arm"], row["alpha"], row["gamma"]) in chosen:
             scores = {name: float(row[name]) for name in METRICS if row[name]}
             values[row["arm"]][row["split"], row["caption"], row["seed"]] = scores
-    drawn = {arm: pictures for arm, pictures in values.items() if pictures}
-    shared = set.intersection(*(set(pictures) for pictures in drawn.values()))
-    return {arm: {key: pictures[key] for key in sorted(shared)} for arm, pictures in drawn.items()}
+    drawn = {arm: images for arm, images in values.items() if images}
+    shared = set.intersection(*(set(images) for images in drawn.values()))
+    return {arm: {key: images[key] for key in sorted(shared)} for arm, images in drawn.items()}
 
 
 def draw(rows: list[dict], path: Path) -> None:

@@ -147,7 +147,7 @@ def test_commands_that_fail_hang_and_leave_processes_behind(tmp_path):
     assert found["fails"] == ("failed", "exit code 5") and found["dies"] == ("failed", "signal SIGKILL")
     lacks = "this machine does not have the package no_such_package and the program no-such-program"
     assert found["lacks"] == ("skipped", lacks)
-    assert found["long"][0] == "skipped" and found["long"][1].startswith("it needs 1000 s, and its share")
+    assert found["long"][0] == "skipped" and found["long"][1].startswith("it needs 1000 s, but its share")
     assert found["absent"][0] == "failed" and "no/such/program" in found["absent"][1]
     assert found["hangs"] == ("unfinished", "its share of the time was used up")
     assert "no program" not in found
@@ -175,7 +175,7 @@ def test_resuming_measures_what_is_missing(tmp_path):
 
 
 def started(tmp_path: Path, parts: list[Part], *options: str, until: str) -> tuple[subprocess.Popen, Path]:
-    """The runner in a process of its own, which has just printed a line with ``until``; and its folder."""
+    """The runner in another process, which has just printed a line with `until`; and its folder."""
     out, script = tmp_path / "out", tmp_path / "drive.py"
     script.write_text(
         "import sys\nfrom benchmarks.gpu.__main__ import main\nfrom benchmarks.gpu.parts import Part\n"

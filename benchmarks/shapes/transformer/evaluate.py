@@ -26,7 +26,7 @@ from benchmarks.shapes.transformer.paired import FIELDS, best_strength, summary
 from entropy_attn.shapes.checker import check
 from entropy_attn.shapes.scenes import Request, held_out, random_request
 
-PICTURE = ("split", "size", "policy", "caption", "seed", "asked", "found", "presence", "count", "binding")
+IMAGE_FIELDS = ("split", "size", "policy", "caption", "seed", "asked", "found", "presence", "count", "binding")
 STRENGTHS = (1.0, 2.0, 3.0, 4.0, 6.0)
 BATCH = 20
 
@@ -99,7 +99,7 @@ class Images:
                 rows.append({"split": split, "size": size, "policy": name, "caption": request.caption(), "seed": i,
                              "asked": request.total, "found": len(score.found), "presence": int(score.presence),
                              "count": int(score.count), "binding": int(score.binding)})  # fmt: skip
-            append_rows(self.path, rows, PICTURE)
+            append_rows(self.path, rows, IMAGE_FIELDS)
             self.rows |= {self._key(row): row for row in rows}
             bar.update(len(batch))
         return [self.rows[split, size, name, r.caption()] for r in wanted]
