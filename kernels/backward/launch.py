@@ -160,7 +160,7 @@ class BackwardCall:
         )
 
     @functools.cached_property
-    def scaling(self) -> Scale:
+    def scaling(self) -> tuple[Tensor | None, float, int]:
         call = self.call
         return scale_arguments(call.scale, call.query.shape[3], call.mask)
 
@@ -318,7 +318,7 @@ class BackwardCall:
             "grad_map": grad_map,
             "rows": RowValues(rows.lse, rows.log2_l, rows.delta, rows.g, bound),
             "mask": mask,
-            "scale": self.scaling,
+            "scale": Scale(*self.scaling),
             "lengths": lengths(call.query, call.key),
             "D": tiles.in_chunks(call.query.shape[3]),
             "V": tiles.in_chunks(call.value.shape[3]),

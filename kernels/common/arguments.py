@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .head_dims import MAX_CHUNKS
 from .support import lacks_fence
-from .tensors import HeadDim, Lengths, Scale, Strided
+from .tensors import HeadDim, Lengths, Strided
 
 LOG2E = math.log2(math.e)
 NO_MASK, BOOL_MASK, ADDED_MASK = 0, 1, 2
@@ -130,15 +130,18 @@ def mask_kind(mask: Tensor | None) -> int:
     return BOOL_MASK if mask.dtype == torch.bool else ADDED_MASK
 
 
-def scale_arguments(scale: float | Tensor | None, head_dim: int, mask: Tensor | None) -> Scale:
-    """A tensor stays on the device, as reading it would wait for the GPU.
+def scale_arguments(
+    scale: float | Tensor | None, head_dim: int, mask: Tensor | None
+) -> tuple[Tensor | None, float, int]:
+    """What a `Scale` holds. A tensor stays on the device, as reading it would wait for the GPU.
 
-    The factor brings products to the unit of the scores: base 2, or quarters of a nat beside a mask that is added.
+    A plain tuple, since calls with a plan make it too, and a NamedTuple takes the host longer. The factor brings
+    products to the unit of the scores: base 2, or quarters of a nat beside a mask that is added.
     """
     if isinstance(scale, Tensor):
-        return Scale(scale, 0.0, scale.stride(0) if scale.dim() else 0)
+        return scale, 0.0, scale.stride(0) if scale.dim() else 0
     unit = 0.25 if mask is not None and mask_kind(mask) == ADDED_MASK else LOG2E
     factor = (1.0 / math.sqrt(head_dim) if scale is None else scale) * unit
     if -LEAST_NORMAL < factor < LEAST_NORMAL:
         factor = 0.0  # as the GPU has what is below the normal float32 range; Triton's interpreter computes in float64
-    return Scale(None, factor, 0)
+    return None, factor, 0

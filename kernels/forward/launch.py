@@ -95,7 +95,7 @@ class ForwardCall:
         }
 
     @functools.cached_property
-    def scaling(self) -> Scale:
+    def scaling(self) -> tuple[Tensor | None, float, int]:
         call = self.call
         return scale_arguments(call.scale, call.query.shape[3], call.mask)
 
@@ -139,7 +139,7 @@ class ForwardCall:
     def plan_key(self) -> tuple[Hashable, ...]:
         """All else that the table's configuration, the arguments and the compiled code depend on."""
         call = self.call
-        scale = layout(call.scale) if isinstance(call.scale, Tensor) else self.scaling.factor < 0
+        scale = layout(call.scale) if isinstance(call.scale, Tensor) else self.scaling[1] < 0
         wanted = (self.lse_numbers(), self.entropy is not None)
         tensors = (layout(call.query), layout(call.key), layout(call.value), layout(call.mask))
         return ("forward", *tensors, call.query.device, self.target, call.is_causal, scale, *wanted)
@@ -191,7 +191,7 @@ class ForwardCall:
             "lse_ptr": self.lse,
             "entropy_ptr": self.entropy,
             "mask": mask,
-            "scale": self.scaling,
+            "scale": Scale(*self.scaling),
             "lengths": lengths(call.query, call.key),
             "D": d,
             "V": v,
@@ -201,7 +201,7 @@ class ForwardCall:
             "MASK_PER_QUERY": mask.stride_row != 0,
             "IS_CAUSAL": call.is_causal,
             # 0: unknown, as a tensor's is read on the device
-            "SCALE_SIGN": 0 if isinstance(call.scale, Tensor) else -1 if self.scaling.factor < 0 else 1,
+            "SCALE_SIGN": 0 if isinstance(call.scale, Tensor) else -1 if self.scaling[1] < 0 else 1,
             "LSE_IN_TWO": self.lse is not None and self.lse.dim() == 4,
             "TAIL_STAGES": tail_stages(config, self.target, call.mask, by_pointer=not config.descriptors),
             "IN_EIGHTS": in_eights(by_pointer),

@@ -107,7 +107,7 @@ class MapCall:
     def plan_key(self) -> tuple[Hashable, ...]:
         """All else that the table's configuration, the arguments and the compiled code depend on."""
         call = self.call
-        scale = layout(call.scale) if isinstance(call.scale, Tensor) else self.scaling.factor < 0
+        scale = layout(call.scale) if isinstance(call.scale, Tensor) else self.scaling[1] < 0
         read = (layout(call.query), layout(call.key), layout(call.value), layout(call.mask))
         wanted = (self.lse is not None, self.entropy is not None, call.map_keys, self.heads_per_program)
         return ("map", *read, call.query.device, self.target, call.is_causal, scale, *wanted)
@@ -128,7 +128,7 @@ class MapCall:
         return first_launch(kernel, programs, arguments, compile_options(config, self.target), varying)
 
     @functools.cached_property
-    def scaling(self) -> Scale:
+    def scaling(self) -> tuple[Tensor | None, float, int]:
         call = self.call
         return scale_arguments(call.scale, call.query.shape[3], call.mask)
 
@@ -158,7 +158,7 @@ class MapCall:
                 1.0 / call.query.shape[1],
             ),
             "mask": mask,
-            "scale": self.scaling,
+            "scale": Scale(*self.scaling),
             "lengths": lengths(call.query, call.key),
             "D": config.in_chunks(call.query.shape[3]),
             "BLOCK_M": config.block_m,
