@@ -1,1 +1,1 @@
-"""Measurements; README.md lists questions and scripts. A package, so that `python -m benchmarks...` finds this folder."""
+"""Measurements; README.md lists questions and scripts. A package, so that `python -m benchmarks...` finds it."""
