@@ -38,9 +38,7 @@ def generate(
         typer.Option(help="What to draw. Give it several times for several images, in files numbered from 0."),
     ],
     sampling: SamplingOptions,
-    out: Annotated[Path, typer.Option(help="Image file to write; its folder is created if it is missing.")] = Path(
-        "picture.png"
-    ),
+    out: Annotated[Path, typer.Option(help="Image file to write; creates its folder.")] = Path("picture.png"),
     guidance: Annotated[str | None, typer.Option(help=f"Guidance: {GUIDANCE_HELP}")] = None,
     show_maps: Annotated[
         Path | None,

@@ -44,9 +44,7 @@ def maps(
     loading: Loading,
     prompt: Annotated[str, typer.Option(help="What to draw.")],
     sampling: SamplingOptions,
-    out: Annotated[Path, typer.Option(help="Image file to write; its folder is created if it is missing.")] = Path(
-        "maps.png"
-    ),
+    out: Annotated[Path, typer.Option(help="Image file to write; creates its folder.")] = Path("maps.png"),
     words: Annotated[
         str | None,
         typer.Option(

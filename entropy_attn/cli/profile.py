@@ -52,9 +52,7 @@ EXAMPLE = (
 @takes_options(loading=Loading)
 def profile(
     loading: Loading,
-    out: Annotated[Path, typer.Option(help="Folder for tables and images; created if it is missing.")] = Path(
-        "profile"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder for tables and images; created if missing.")] = Path("profile"),
     sizes: Annotated[
         str | None,
         typer.Option(
