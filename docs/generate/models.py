@@ -13,8 +13,8 @@ TEXT = """# Will it work with my pipeline?
 
 `ea.apply(pipe)` serves every diffusers pipeline around one of these denoisers. `entropy-attn info --model PATH` answers
 for one pipeline: each attention layer with its route, its tokens at a size, its scale, and what is refused and why.
-[The tests of diffusers](diffusers-suite.md) for these models pass when they are routed. [How calls are
-routed](routing.md) is a page of its own.
+[The tests of diffusers](diffusers-suite.md) for these models pass when they are routed. See also
+[how calls are routed](routing.md).
 
 {table}
 

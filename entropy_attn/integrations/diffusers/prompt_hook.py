@@ -58,7 +58,9 @@ class _HookedMethod:
         given = inspect.signature(original).bind(*args, **kwargs)
         given.apply_defaults()
         arguments = given.arguments
-        text = arguments.get("prompt") if arguments.get("prompt") is not None else arguments.get("prompt_embeds")
+        # Embeddings are what is encoded where both are given: Flux 2 passes an empty text with them.
+        given_embeds = arguments.get("prompt_embeds") is not None
+        text = arguments["prompt_embeds"] if given_embeds else arguments.get("prompt")
         run = running(pipe)
         names = () if run is None else run.names_of(text)
         result = (self.previous or original)(*args, **kwargs)

@@ -56,10 +56,12 @@ def test_guidance_is_arranged_as_the_table_says(name: str):
 
 def test_steps_and_branches(name: str):
     case = PIPELINES[name]
-    pipe, recorder = case.make(), EntropyRecorder()
+    # LDM calls its text encoder without encode_prompt, see `test_texts_that_are_not_shown`.
+    branches = {"branches": ("uncond", "cond")} if name == "ldm" else {}
+    pipe, recorder = case.make(), EntropyRecorder(**branches)
     guidance = model_of(getattr(pipe, case.component)).guidance
     with apply(pipe, scale=None, record=recorder) as handle:
-        for options in ({}, case.off, {}):
+        for options in ({}, case.off, {}) if name != "ldm" else ({}, {}):
             recorder.reset()
             case.run(pipe, **options)
             table = recorder.to_dataframe()
@@ -143,13 +145,30 @@ def test_a_transformer_that_does_not_say_its_training_size():
         apply(PIPELINES["flux"].make().transformer)
 
 
-def test_calls_of_the_denoiser_that_are_no_pipelines():
+def test_texts_that_are_not_shown():
+    """LDM's pipeline calls its text encoder without encode_prompt."""
+    case = PIPELINES["ldm"]
+    pipe, recorder = case.make(), EntropyRecorder()
+    with apply(pipe, scale=None, record=recorder):
+        with pytest.raises(ValueError, match=r"LDMTextToImagePipeline does not show.*EntropyRecorder\(branches="):
+            case.run(pipe)
+        case.run(pipe, **case.off)
+    assert set(recorder.to_dataframe()["branch"]) == {"all"}
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["pipeline", "denoiser"])
+def test_calls_of_the_denoiser_that_are_no_pipelines(alone: bool):
     """By hand nobody says what a batch is of; its timestep says the step."""
     from tests.support.tiny_denoisers import CASES
 
-    pipe, recorder = PIPELINES["flux"].make(), EntropyRecorder()
-    with apply(pipe, scale=None, record=recorder), torch.no_grad():
+    pipe, call = PIPELINES["flux"].make(), CASES["flux"].call(8, 8)
+    target = pipe.transformer if alone else pipe
+    recorder = EntropyRecorder(branches=None if alone else ("all",))
+    with apply(target, scale=None, record=recorder), torch.no_grad():
         for _ in range(3):
-            pipe.transformer(**CASES["flux"].call(8, 8))
+            pipe.transformer(**call)
     seen = recorder.to_dataframe()[["step", "branch"]].drop_duplicates().to_numpy().tolist()
     assert seen == [[0, "all"]]
+    with apply(pipe, scale=None, record=EntropyRecorder()), torch.no_grad():
+        with pytest.raises(ValueError, match=r"not called by FluxPipeline.*apply to the pipeline that calls it"):
+            pipe.transformer(**call)
