@@ -441,7 +441,7 @@ class Merged(AttnProcessor2_0):
         (Windows(), ea.EntropyRecorder(), r"attn1'.* 4 rows and the denoiser's batch 2.*branches=\('all',\)"),
         (Windows(), ea.EntropyRecorder(branches=("uncond", "cond")), r"attn1'.* 4 rows and the denoiser's batch 2"),
         (HeadsAsRows(), ea.EntropyRecorder(), r"query of shape \(8, 256, 16\).*apply without record"),
-        (Merged(), ea.MapRecorder(3), r"one query a token of the picture: there were 8, 32, 128 queries"),
+        (Merged(), ea.MapRecorder(3), r"one query for each token of the image: there were 8, 32, 128 queries"),
     ],
     ids=["windows", "stated", "heads", "merged"],
 )
