@@ -14,7 +14,7 @@ from entropy_attn.integrations.diffusers import apply
 from entropy_attn.integrations.diffusers.models import MODELS, model_of
 from entropy_attn.recorders.entropy import EntropyRecorder
 from entropy_attn.scale import Fixed, LogN
-from tests.integrations.diffusers.test_apply import footprint
+from tests.support.footprint import footprint
 from tests.support.tiny_models import Spy
 from tests.support.tiny_pipelines import PIPELINES
 

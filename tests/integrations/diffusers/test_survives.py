@@ -24,7 +24,7 @@ from entropy_attn.integrations.diffusers import apply
 from entropy_attn.integrations.diffusers.processors import COPY
 from entropy_attn.recorders.entropy import EntropyRecorder
 from entropy_attn.scale import Fixed
-from tests.integrations.diffusers.test_apply import footprint
+from tests.support.footprint import footprint
 from tests.support.tiny_denoisers import CASES
 from tests.support.tiny_models import Spy, make_unet
 from tests.support.tiny_pipelines import PIPELINES
