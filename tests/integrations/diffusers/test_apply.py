@@ -23,13 +23,13 @@ MID = "mid_block.attentions.0.transformer_blocks.0"
 
 
 @pytest.mark.parametrize("record", [False, True])
-def test_fixed_scale_gives_the_same_picture(pipe, record: bool):
+def test_fixed_scale_gives_the_same_image(pipe, record: bool):
     expected = sample(pipe)
     with apply(pipe, scale=Fixed(), record=EntropyRecorder() if record else None, layers="all"):
         torch.testing.assert_close(sample(pipe), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_scale_changes_the_picture_and_removal_restores_it(pipe):
+def test_a_scale_changes_the_image_and_removal_restores_it(pipe):
     before, expected = footprint(pipe.unet), sample(pipe, 48, 48)
     handle = apply(pipe, scale=LogN(strength=3))
     assert not torch.allclose(sample(pipe, 48, 48), expected, atol=1e-3)
@@ -132,11 +132,11 @@ def test_only_the_denoiser_is_routed():
     others = {"vae": pipe.vae, "text_encoder": pipe.text_encoder}
     before = {name: footprint(module) for name, module in others.items()}
     ids = torch.zeros(1, TEXT_TOKENS, dtype=torch.long)
-    text, picture = pipe.text_encoder(ids)[0], pipe.vae.decode(torch.ones(1, 4, 8, 8)).sample
+    text, image = pipe.text_encoder(ids)[0], pipe.vae.decode(torch.ones(1, 4, 8, 8)).sample
     spy = Spy(lambda info: 0.0)
     with apply(pipe, scale=spy, layers="all"):
         assert torch.equal(pipe.text_encoder(ids)[0], text)
-        assert torch.equal(pipe.vae.decode(torch.ones(1, 4, 8, 8)).sample, picture)
+        assert torch.equal(pipe.vae.decode(torch.ones(1, 4, 8, 8)).sample, image)
         assert {name: footprint(module) for name, module in others.items()} == before
     assert not spy.calls
 

@@ -184,11 +184,11 @@ def test_semantic_guidance_is_refused(shapes: Any):
 def test_the_two_texts_of_an_edit_mask_are_refused(shapes: Any):
     inverse = diffusers.DDIMInverseScheduler.from_config(shapes.scheduler.config)
     pipe = relative(shapes, "StableDiffusionDiffEditPipeline", "image_encoder", inverse_scheduler=inverse)
-    picture = Image.new("RGB", (64, 64), "red")
+    image = Image.new("RGB", (64, 64), "red")
     with ea.apply(pipe, scale=None, record=ea.EntropyRecorder()):
         with pytest.raises(ValueError, match=r"(source|target)_prompt.*EntropyRecorder\(branches"):
             pipe.generate_mask(
-                image=picture, source_prompt="a red circle", target_prompt="a blue circle", num_inference_steps=2
+                image=image, source_prompt="a red circle", target_prompt="a blue circle", num_inference_steps=2
             )
 
 
@@ -198,7 +198,7 @@ def test_what_was_stated_is_held_against_the_texts(shapes: Any):
             run(shapes, PROMPT)
 
 
-def test_pictures_are_told_apart_by_their_texts(shapes: Any):
+def test_images_are_told_apart_by_their_texts(shapes: Any):
     """However the rows lie: here the conditional ones come between the others, and in another order."""
     prompts = ["a red circle", "a blue square"]
 
@@ -223,7 +223,7 @@ def test_pictures_are_told_apart_by_their_texts(shapes: Any):
     torch.testing.assert_close(found[1], found[0])
 
 
-def test_several_pictures_a_prompt(shapes: Any):
+def test_several_images_a_prompt(shapes: Any):
     recorder = ea.MapRecorder("square")
     with ea.apply(shapes, scale=None, record=recorder):
         run(shapes, ["a red square", "a blue square and a red circle"], num_images_per_prompt=2)
@@ -261,12 +261,12 @@ def test_another_pipeline_of_the_same_denoiser(shapes: Any):
     assert steps == [0, 1] * 3
 
 
-@pytest.mark.parametrize("pictures", [1, 2])
-def test_guess_mode_of_a_controlnet_is_guided(shapes: Any, pictures: int):
+@pytest.mark.parametrize("images", [1, 2])
+def test_guess_mode_of_a_controlnet_is_guided(shapes: Any, images: int):
     net = diffusers.ControlNetModel.from_unet(shapes.unet, conditioning_embedding_out_channels=(16, 32, 96))
     pipe = relative(shapes, "StableDiffusionControlNetPipeline", controlnet=net)
     options = {"image": Image.new("RGB", (64, 64)), "height": 64, "width": 64, "guess_mode": True}
-    options["num_images_per_prompt"] = pictures
+    options["num_images_per_prompt"] = images
     plain = run(pipe, PROMPT, **options).images
     with attach(pipe, TSAM(alpha=0.0)):
         assert torch.equal(run(pipe, PROMPT, **options).images, plain)

@@ -86,7 +86,7 @@ def test_the_training_size_is_found(name: str):
     assert torch.equal(case.run(pipe), output)
 
 
-def test_the_picture_is_the_same_and_nothing_is_left(name: str):
+def test_the_image_is_the_same_and_nothing_is_left(name: str):
     case = PIPELINES[name]
     pipe = case.make()
     others = {key: each for key, each in pipe.components.items() if isinstance(each, torch.nn.Module)}
@@ -101,7 +101,7 @@ def test_the_picture_is_the_same_and_nothing_is_left(name: str):
 
 
 def test_the_factor_of_lumina_is_replaced():
-    """Its pipeline asks for the very factor of LogN, from the default size of the picture: then nothing changes."""
+    """Its pipeline asks for the very factor of LogN, from the default size of the image: then nothing changes."""
     case = PIPELINES["lumina"]
     pipe, recorder = case.make(), EntropyRecorder()
     own = case.run(pipe)

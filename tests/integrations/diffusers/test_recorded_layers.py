@@ -17,7 +17,7 @@ from tests.support.tiny_pipelines import PIPELINES
 @pytest.mark.parametrize(
     "recorder", [ea.MapRecorder(tokens=(1,)), ea.EntropyRecorder(per_query=True)], ids=["maps", "entropies"]
 )
-def test_reference_pictures_are_not_the_picture(recorder: Any):
+def test_reference_images_are_not_the_image(recorder: Any):
     net = PIPELINES["flux"].make().transformer
     count = 24
     rows = torch.arange(count) // 4
@@ -88,7 +88,7 @@ def test_another_text_in_the_same_layer_is_not_the_prompt(shapes: Any, region_fi
 
 
 class Halves(AttnProcessor2_0):
-    """Self-attention in two calls, as for large pictures: which rows are which, nobody says."""
+    """Self-attention in two calls, as for large images: which rows are which, nobody says."""
 
     def __call__(self, attn: Attention, hidden_states: Any, encoder_hidden_states: Any = None, **kwargs: Any) -> Any:
         text = hidden_states if encoder_hidden_states is None else encoder_hidden_states
@@ -102,7 +102,7 @@ class Halves(AttnProcessor2_0):
 
 
 class Windows(AttnProcessor2_0):
-    """Self-attention within the halves of a picture, which are rows of the batch: all first ones, then all others."""
+    """Self-attention within the halves of an image, which are rows of the batch: all first ones, then all others."""
 
     def __call__(self, attn: Attention, hidden_states: Any, encoder_hidden_states: Any = None, **kwargs: Any) -> Any:
         if encoder_hidden_states is not None:
@@ -132,7 +132,7 @@ class Merged(AttnProcessor2_0):
         (Windows(), ea.EntropyRecorder(), r"attn1'.* 4 rows and the denoiser's batch 2.*branches=\('all',\)"),
         (Windows(), ea.EntropyRecorder(branches=("uncond", "cond")), r"attn1'.* 4 rows and the denoiser's batch 2"),
         (HeadsAsRows(), ea.EntropyRecorder(), r"query of shape \(8, 256, 16\).*apply without record"),
-        (Merged(), ea.MapRecorder(3), r"one query a token of the picture: there were 8, 32, 128 queries"),
+        (Merged(), ea.MapRecorder(3), r"one query for each token of the image: there were 8, 32, 128 queries"),
     ],
     ids=["windows", "stated", "heads", "merged"],
 )

@@ -1,4 +1,4 @@
-"""Guided generations: the parent's picture at alpha = 0, a falling loss, every scheduler, and nothing left behind."""
+"""Guided generations: the parent's image at alpha = 0, a falling loss, every scheduler, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.tiny_models import make_pipe, make_text_pipe, sample
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
-def test_alpha_zero_is_the_parents_picture_exactly(scheduler, guidance_scale):
+def test_alpha_zero_is_the_parents_image_exactly(scheduler, guidance_scale):
     pipe = make_text_pipe()
     pipe.scheduler = make_scheduler(pipe, scheduler)
     expected = draw(pipe, guidance_scale=guidance_scale)
@@ -164,7 +164,7 @@ def test_t_is_the_text_encoders():
     torch.testing.assert_close(TSAM().text_matrix(handle.prompts[0]), expected)
 
 
-def test_pictures_of_a_batch_are_guided_each_by_itself():
+def test_images_of_a_batch_are_guided_each_by_itself():
     pipe, prompts = make_text_pipe(), ["ab c d", "c d"]
     generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
     with ea.guidance.attach(pipe, TSAM(alpha=20.0)):
@@ -231,7 +231,7 @@ def test_no_warning_in_a_usual_generation():
 
 
 def test_float16_keeps_a_small_gradient():
-    """Of a loss of any size: a picture's gradient is brought to the middle of float16 on its way through the model."""
+    """Of a loss of any size: an image's gradient is brought to the middle of float16 on its way through the model."""
     moved = {}
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
     for dtype, size in ((torch.float32, 1.0), (torch.float16, 1.0), (torch.float16, 2.0**-16)):
@@ -251,7 +251,7 @@ def test_float16_keeps_a_small_gradient():
 
 
 def test_the_maps_are_those_that_a_recorder_sees():
-    """Of every layer of that size, in the conditional half, at each picture's own size."""
+    """Of every layer of that size, in the conditional half, at each image's own size."""
     pipe, recorder = ea.shapes.load_pipeline(), ea.MapRecorder(special=True)
     with ea.apply(pipe, scale=None, record=recorder), ea.guidance.attach(pipe, TSAM(alpha=0.0)) as handle:
         pipe(["a red circle", "a blue square"], num_inference_steps=1, height=96, width=64, output_type="latent",
