@@ -63,8 +63,8 @@ class EntropyRecorder(Recorder):
         branches: names of the equal parts of the denoiser's batch, in order. None finds them out, call by call: rows
             with the text of the prompt are "cond", those with the text of the negative prompt "uncond", and if the
             pipeline encodes neither, or runs without guidance, the batch is "all". A batch with rows of other texts
-            is refused at its first call. Where a denoiser is routed without its pipeline, no text is known: each batch
-            is "all" unless its parts are named here, as ("uncond", "cond").
+            is refused at its first call. A denoiser that is routed without a pipeline does not say what its batch is:
+            it is "all" unless it is named here, as ("uncond", "cond").
 
     Raises:
         TypeError: `per_query` is no bool, or `branches` no tuple of strings.

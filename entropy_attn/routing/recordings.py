@@ -16,12 +16,13 @@ from entropy_attn.scale import CallInfo
 
 @dataclass(frozen=True)
 class Recordings:
-    """The requests of the recorders for one attention call; false if there are none.
+    """The requests of the recorders for one attention call, at least one.
 
     Attributes:
         layer_call, info: the call.
         denoiser_call: the pass of the denoiser that the call belongs to.
-        recordable: False for a layer that is called outside of a pass: requests are then computed but not recorded.
+        recordable: False for a layer that is called outside of a pass. The requests are computed all the same, because
+            gradient checkpointing has to recompute what the first call computed, but they are not recorded.
         requests: each recorder with its request.
     """
 
@@ -30,9 +31,6 @@ class Recordings:
     denoiser_call: DenoiserCall
     recordable: bool
     requests: tuple[tuple[Recorder, Literal["entropy"] | tuple[int, int]], ...]
-
-    def __bool__(self) -> bool:
-        return bool(self.requests)
 
     @property
     def entropy(self) -> bool:

@@ -62,11 +62,11 @@ def test_recorded_entropy_is_that_of_the_probabilities():
         for kind, suffix in (("self", "attn1"), ("cross", "attn2")):
             maps = recorder.spatial(branch=branch, kind=kind)
             assert set(maps) == {layer for layer in oracles if layer.endswith(suffix)}
-            for layer, picture in maps.items():
+            for layer, image in maps.items():
                 halves = [entropy.chunk(2)[branch != "uncond"].mean(1) for entropy in oracles[layer].entropies]
                 grid = (16, 24) if halves[0].shape[1] == 16 * 24 else (8, 12)
                 expected = torch.stack(halves).mean(0).reshape(2, *grid)
-                torch.testing.assert_close(torch.from_numpy(picture), expected.float(), rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(torch.from_numpy(image), expected.float(), rtol=1e-4, atol=1e-4)
     first = recorder.spatial(step=1)["mid_block.attentions.0.transformer_blocks.0.attn1"]
     last = oracles["mid_block.attentions.0.transformer_blocks.0.attn1"].entropies[1].chunk(2)[1].mean(1)
     torch.testing.assert_close(torch.from_numpy(first), last.reshape(2, 8, 12).float(), rtol=1e-4, atol=1e-4)
@@ -130,7 +130,7 @@ def test_other_guidance_asks_for_the_branches():
         apply(pipe).remove()
 
 
-def test_recording_does_not_change_the_picture(pipe):
+def test_recording_does_not_change_the_image(pipe):
     with apply(pipe, scale=Fixed(0.3)):
         expected = sample(pipe)
     with apply(pipe, scale=Fixed(0.3), record=EntropyRecorder()):
@@ -142,8 +142,8 @@ def test_per_head_scales_are_recorded(unet):
     with apply(unet, scale=lambda info: torch.linspace(0.1, 0.4, info.num_heads), record=recorder):
         denoise(unet)
     table = recorder.to_dataframe()
-    own = table[table["kind"] == "self"]
-    assert own["scale"].to_numpy() == pytest.approx(0.1 + 0.1 * own["head"].to_numpy())
+    routed = table[table["kind"] == "self"]
+    assert routed["scale"].to_numpy() == pytest.approx(0.1 + 0.1 * routed["head"].to_numpy())
     cross = table[table["kind"] == "cross"]
     assert cross["scale"].nunique() == 2 and (cross["scale"] > 0.1).all()
 
@@ -212,7 +212,7 @@ def test_spatial_of_odd_sizes(unet):
     recorder = EntropyRecorder(per_query=True)
     with apply(unet, record=recorder):
         denoise(unet, 13, 21, batch=3)
-    assert {picture.shape for picture in recorder.spatial().values()} == {(3, 13, 21), (3, 7, 11)}
+    assert {image.shape for image in recorder.spatial().values()} == {(3, 13, 21), (3, 7, 11)}
 
 
 def test_spatial_refuses(unet):

@@ -234,7 +234,7 @@ def test_memory_does_not_grow_with_steps_layers_or_heads():
             sample(pipe, steps=steps)
         sizes.append(held(recorder))
         assert len(recorder._sums.held) == 1
-    assert set(sizes) == {256 * 3 * 4}  # one float32 a token of the picture and position from 2 to 4
+    assert set(sizes) == {256 * 3 * 4}  # one float32 per image token and position from 2 to 4
     recorder = MapRecorder((2, 4), (16, 16), steps=range(5))
     with apply(pipe, scale=None, record=recorder):
         sample(pipe, steps=6)
@@ -317,7 +317,7 @@ def test_inference_mode_and_then_not():
     assert not recorder.maps().requires_grad
 
 
-def test_the_pipeline_is_listened_to_and_then_not():
+def test_the_pipeline_is_hooked_and_then_not():
     pipe, recorder = make_text_pipe(), MapRecorder("c", (8, 12))
     handle = apply(pipe, scale=None, record=recorder)
     twin = copy.deepcopy(pipe)
@@ -396,12 +396,12 @@ def test_heat_maps_and_overlays():
         large = recorder.heat_map("c", (32, 48), mode=mode)
         assert large.shape == (32, 48) and small.min() <= large.min() and large.max() <= small.max()
     assert torch.equal(recorder.heat_map("c", (16, 24), mode="nearest")[::2, ::2], small)
-    picture = Image.new("RGB", (48, 32), "white")
-    laid = recorder.overlay(picture, "c", strength=1.0, mode="nearest")
-    assert laid.size == picture.size
+    image = Image.new("RGB", (48, 32), "white")
+    laid = recorder.overlay(image, "c", strength=1.0, mode="nearest")
+    assert laid.size == image.size
     row, column = divmod(int(small.argmax()), 12)
     assert laid.getpixel((column * 4 + 1, row * 4 + 1)) == (252, 255, 164)
-    assert np.array_equal(np.asarray(recorder.overlay(picture, "c", strength=0.0)), np.asarray(picture))
+    assert np.array_equal(np.asarray(recorder.overlay(image, "c", strength=0.0)), np.asarray(image))
     for options, message in (
         ({"token": "x"}, r"token: expected one of \('ab', 'c'\).*got 'x'"),
         ({"token": 2}, "token: .*got 2"),
@@ -414,7 +414,7 @@ def test_heat_maps_and_overlays():
             recorder.heat_map(**{"size": (4, 4), **options})
     for options, message in (({"strength": 2}, "strength: .*got 2"), ({"limits": (1.0, 0.0)}, "limits: ")):
         with pytest.raises(ValueError, match=message):
-            recorder.overlay(picture, "c", **options)
+            recorder.overlay(image, "c", **options)
 
 
 def test_a_label_that_is_there_twice_needs_its_index():
@@ -446,7 +446,7 @@ def test_save(tmp_path):
         recorders[0].save(tmp_path / "maps.png")
 
 
-def test_recording_does_not_change_the_picture(pipe):
+def test_recording_does_not_change_the_image(pipe):
     with apply(pipe, scale=Fixed(0.3), layers="all"):
         expected = sample(pipe)
     with apply(pipe, scale=Fixed(0.3), layers="all", record=MapRecorder(1)):
