@@ -133,8 +133,7 @@ class Remembered:
 
 
 def _version(states: States) -> int:
-    tracked = isinstance(states, torch.Tensor) and not states.is_inference()
-    return states._version if tracked else 0
+    return states._version if isinstance(states, torch.Tensor) and not states.is_inference() else 0
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
