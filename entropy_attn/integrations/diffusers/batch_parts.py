@@ -61,9 +61,9 @@ def parts_of(
     if strangers:
         raise UnknownParts(f"rows of its batch are of a text other than the prompt, {', '.join(strangers)}")
     if not all(roles):
-        unknown = ", ".join(str(row) for row, names in enumerate(roles) if not names)
+        listed = ", ".join(str(row) for row, names in enumerate(roles) if not names)
         raise UnknownParts(
-            f"its batch of {len(roles)} has rows whose text was not encoded in this generation ({unknown})"
+            f"its batch of {len(roles)} has rows whose text was not encoded in this generation ({listed})"
         )
     names = _decide(roles, order, seen)
     rows = {name: [row for row, branch in enumerate(names) if branch == name] for name in dict.fromkeys(names)}
@@ -72,7 +72,7 @@ def parts_of(
         counted = " and ".join(f"{len(each)} of {name!r}" for name, each in rows.items())
         raise UnknownParts(f"its batch of {len(names)} is {counted}, so the branches are not equal parts")
     sorted_rows = [row for name, each in rows.items() for row in _by_image(found, name, each)]
-    branches = tuple(rows)
+    branches: tuple[str, ...] = tuple(rows)
     if branches == (_COND,) and not known.guided:
         branches = ("all",)
     return Parts(branches, None if sorted_rows == list(range(len(names))) else tuple(sorted_rows))

@@ -22,7 +22,7 @@ from entropy_attn.integrations.diffusers.module_calls import unwrap_call, wrap_c
 from entropy_attn.integrations.diffusers.pipeline_calls import follow, unfollow
 from entropy_attn.integrations.diffusers.private import AttentionLayer, is_context_parallel
 from entropy_attn.integrations.diffusers.processors import COPY, SwappedProcessor, forget_copy, has_copy
-from entropy_attn.integrations.diffusers.prompt_hook import add_prompt_hook, remove_prompt_hook
+from entropy_attn.integrations.diffusers.prompt_hook import add_prompt_hook
 from entropy_attn.integrations.diffusers.row_texts import Encoded
 from entropy_attn.recorders.base import Parts, Recorder
 from entropy_attn.routing.calls import DenoiserCall, LayerCall
@@ -61,6 +61,7 @@ class Handle:
         self._pipe = weakref.ref(pipe) if pipe is not None else lambda: None
         null_label = getattr(denoiser.config, "num_embeds_ada_norm", None)
         self._generation = GenerationTracker(self.model, pipe, null_label)
+        self._remove_prompt_hook: Callable[[], None] = lambda: None
         self._isolated_step: int | None = None
         self._active = False
         self._entered = False
@@ -83,7 +84,7 @@ class Handle:
         if self._active:
             self._uninstall()
             if self.recorders and (pipe := self._pipe()) is not None:
-                remove_prompt_hook(pipe, self._add_text)
+                self._remove_prompt_hook()
                 unfollow(pipe)
 
     def reset_steps(self) -> None:
@@ -120,7 +121,7 @@ class Handle:
         self._install()
         if self.recorders and (pipe := self._pipe()) is not None:
             follow(pipe)
-            add_prompt_hook(pipe, self._add_text, self.model.tokenizers)
+            self._remove_prompt_hook = add_prompt_hook(pipe, self._add_text, self.model.tokenizers)
 
     def _install(self) -> None:
         self._active = True  # from the first wrapped module on, there is something to undo

@@ -46,13 +46,13 @@ class PipelineRun:
         the arguments tell them apart.
         """
         found = tuple(name for name, value in self.arguments.items() if _same_text(value, text))
-        if found or _texts(text) != ("",):
+        if set(found) - {"prompt"} or _texts(text) != ("",):
             return found or (UNNAMED,)
-        # The empty text that a pipeline encodes for a prompt that it was not given.
+        # The empty text is what a pipeline encodes for a prompt that it was not given.
         given = {name for name, value in self.arguments.items() if value is not None}
-        missing = [] if given & {"prompt", "prompt_embeds"} else ["prompt"]
-        missing += [] if given & {"negative_prompt", "negative_prompt_embeds"} else ["negative_prompt"]
-        return tuple(missing) or (UNNAMED,)
+        missing = () if given & {"prompt", "prompt_embeds"} else ("prompt",)
+        missing += () if given & {"negative_prompt", "negative_prompt_embeds"} else ("negative_prompt",)
+        return found + missing or (UNNAMED,)
 
 
 _threads = threading.local()

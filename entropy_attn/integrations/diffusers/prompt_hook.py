@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
 
 from entropy_attn.integrations.diffusers.pipeline_calls import running
@@ -21,27 +22,47 @@ _TOKENIZERS = ("tokenizer",)
 OnText = Callable[[Encoded], None]
 
 
-def add_prompt_hook(pipe: DiffusionPipeline, on_text: OnText, tokenizers: tuple[str, ...] = _TOKENIZERS) -> None:
-    """From now on `on_text(encoded)` is called whenever `pipe` has encoded a prompt, a negative one or another text."""
+def add_prompt_hook(
+    pipe: DiffusionPipeline, on_text: OnText, tokenizers: tuple[str, ...] = _TOKENIZERS
+) -> Callable[[], None]:
+    """From now on `on_text(encoded)` is called whenever `pipe` has encoded a prompt, a negative one or another text.
+
+    Returns a function that undoes it.
+    """
     if not hasattr(type(pipe), _METHOD):
-        return
+        return _add_encoder_hook(pipe, on_text)
     hooked = pipe.__dict__.get(_METHOD)
     if not isinstance(hooked, _HookedMethod):
         hooked = _HookedMethod(pipe)
         setattr(pipe, _METHOD, hooked)
     hooked.hooks.append((on_text, tokenizers or _TOKENIZERS))
+    return hooked.latest_remover()
 
 
-def remove_prompt_hook(pipe: DiffusionPipeline, on_text: OnText) -> None:
-    """Undo `add_prompt_hook`; does nothing where there is no such hook."""
-    hooked = pipe.__dict__.get(_METHOD)
-    if not isinstance(hooked, _HookedMethod):
-        return
-    hooked.hooks = [hook for hook in hooked.hooks if hook[0] != on_text]
-    if not hooked.hooks:
-        delattr(pipe, _METHOD)
-        if hooked.previous is not None:
-            setattr(pipe, _METHOD, hooked.previous)
+def _add_encoder_hook(pipe: DiffusionPipeline, on_text: OnText) -> Callable[[], None]:
+    """The same for LDM, whose pipeline calls its text encoder itself; the tokens of a text tell which one it is."""
+    encoder = getattr(pipe, "bert", None)
+    if encoder is None:
+        return lambda: None
+    of_pipe = weakref.ref(pipe)
+
+    def after(encoder: Any, args: tuple, output: Any) -> None:
+        if (run := running(of_pipe())) is None:
+            return
+        texts = run.arguments.get("prompt"), ""
+        text = next((text for text in texts if _same_tokens(run.pipe, text, args[0])), None)
+        names = run.names_of(text)  # UNNAMED for None
+        on_text(Encoded(names, None, None, output[0], None))
+
+    return encoder.register_forward_hook(after).remove
+
+
+def _same_tokens(pipe: DiffusionPipeline, text: Any, ids: torch.Tensor) -> bool:
+    """Whether these are the tokens of a text, or of one that is repeated."""
+    found = pipe.tokenizer(
+        text, padding="max_length", max_length=ids.shape[1], truncation=True, return_tensors="pt"
+    ).input_ids
+    return found.shape[1] == ids.shape[1] and len(found) in (1, len(ids)) and bool((ids.cpu() == found).all())
 
 
 class _HookedMethod:
@@ -69,6 +90,20 @@ class _HookedMethod:
             prompts = _tokenized_prompts(pipe, arguments, tokenizers)
             on_text(Encoded(names, prompts, guided, *encoded_states(result)))
         return result
+
+    def latest_remover(self) -> Callable[[], None]:
+        """A function that removes the latest hook; with the last hook, the method is restored."""
+        hook = self.hooks[-1]
+
+        def remove() -> None:
+            self.hooks.remove(hook)
+            pipe = self.pipe()
+            if not self.hooks and pipe is not None:
+                delattr(pipe, _METHOD)
+                if self.previous is not None:
+                    setattr(pipe, _METHOD, self.previous)
+
+        return remove
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         # Copies of the pipeline have no hooks. The copy is in `memo` already, because this is one of its attributes.

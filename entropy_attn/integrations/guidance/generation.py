@@ -28,7 +28,7 @@ from entropy_attn.integrations.diffusers.apply import plain_routing
 from entropy_attn.integrations.diffusers.generation import GenerationTracker, TrackedCall
 from entropy_attn.integrations.diffusers.models import model_of
 from entropy_attn.integrations.diffusers.pipeline_calls import run_of
-from entropy_attn.integrations.diffusers.prompt_hook import add_prompt_hook, remove_prompt_hook
+from entropy_attn.integrations.diffusers.prompt_hook import add_prompt_hook
 from entropy_attn.integrations.diffusers.row_texts import Encoded
 from entropy_attn.integrations.guidance.forward import conditional, cross_attention_maps, map_layers
 from entropy_attn.integrations.guidance.prompts import prompts_of
@@ -47,10 +47,11 @@ def guided(
     generation = Generation(pipe, guidance, prompt)
     scheduler, names = pipe.scheduler, ("scale_model_input", "step")
     before = {name: scheduler.__dict__[name] for name in names if name in scheduler.__dict__}
-    hook = None
+    undo: list[Callable[[], None]] = []
     try:
-        add_prompt_hook(pipe, generation.add_text)
+        undo.append(add_prompt_hook(pipe, generation.add_text))
         hook = pipe.unet.register_forward_pre_hook(generation.before_denoiser, with_kwargs=True)
+        undo.append(hook.remove)
         scheduler.scale_model_input = generation.scale_model_input
         scheduler.step = generation.scheduler_step
         with run_of(pipe, args, kwargs):
@@ -59,9 +60,8 @@ def guided(
         for name in names:
             scheduler.__dict__.pop(name, None)
         scheduler.__dict__.update(before)
-        if hook is not None:
-            hook.remove()
-        remove_prompt_hook(pipe, generation.add_text)
+        for each in undo:
+            each()
         generation.close()
 
 

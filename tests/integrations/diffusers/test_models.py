@@ -17,7 +17,7 @@ from entropy_attn.integrations.diffusers.models import MODELS
 from entropy_attn.recorders.base import Recorder
 from entropy_attn.recorders.entropy import EntropyRecorder
 from entropy_attn.scale import Fixed, LogN
-from tests.integrations.diffusers.test_apply import footprint
+from tests.support.footprint import footprint
 from tests.support.tiny_denoisers import CASES, Case, Layer
 from tests.support.tiny_models import Spy
 

@@ -72,6 +72,8 @@ def test_the_empty_text_is_a_prompt_that_was_not_given():
     embeds = torch.ones(1, 3, 4)
     assert run(prompt="c").names_of("") == ("negative_prompt",)
     assert run(prompt=["c", "d"]).names_of(["", ""]) == ("negative_prompt",)
+    assert run(prompt="").names_of("") == ("prompt", "negative_prompt")
+    assert run(prompt="", negative_prompt="d").names_of("") == ("prompt",)
     assert run(prompt=None).names_of([""]) == ("prompt", "negative_prompt")
     assert run(prompt=None, prompt_embeds=embeds).names_of("") == ("negative_prompt",)
     assert run(prompt="c", negative_prompt="d").names_of("") == (UNNAMED,)

@@ -14,7 +14,7 @@ from entropy_attn.integrations.diffusers import apply
 from entropy_attn.integrations.diffusers.models import MODELS, model_of
 from entropy_attn.recorders.entropy import EntropyRecorder
 from entropy_attn.scale import Fixed, LogN
-from tests.integrations.diffusers.test_apply import footprint
+from tests.support.footprint import footprint
 from tests.support.tiny_models import Spy
 from tests.support.tiny_pipelines import PIPELINES
 
@@ -56,12 +56,10 @@ def test_guidance_is_arranged_as_the_table_says(name: str):
 
 def test_steps_and_branches(name: str):
     case = PIPELINES[name]
-    # LDM calls its text encoder without encode_prompt, see `test_texts_that_are_not_shown`.
-    branches = {"branches": ("uncond", "cond")} if name == "ldm" else {}
-    pipe, recorder = case.make(), EntropyRecorder(**branches)
+    pipe, recorder = case.make(), EntropyRecorder()
     guidance = model_of(getattr(pipe, case.component)).guidance
     with apply(pipe, scale=None, record=recorder) as handle:
-        for options in ({}, case.off, {}) if name != "ldm" else ({}, {}):
+        for options in ({}, case.off, {}):
             recorder.reset()
             case.run(pipe, **options)
             table = recorder.to_dataframe()
@@ -88,7 +86,7 @@ def test_the_training_size_is_found(name: str):
     assert torch.equal(case.run(pipe), output)
 
 
-def test_the_picture_is_the_same_and_nothing_is_left(name: str):
+def test_the_image_is_the_same_and_nothing_is_left(name: str):
     case = PIPELINES[name]
     pipe = case.make()
     others = {key: each for key, each in pipe.components.items() if isinstance(each, torch.nn.Module)}
@@ -103,7 +101,7 @@ def test_the_picture_is_the_same_and_nothing_is_left(name: str):
 
 
 def test_the_factor_of_lumina_is_replaced():
-    """Its pipeline asks for the very factor of LogN, from the default size of the picture: then nothing changes."""
+    """Its pipeline asks for the very factor of LogN, from the default size of the image: then nothing changes."""
     case = PIPELINES["lumina"]
     pipe, recorder = case.make(), EntropyRecorder()
     own = case.run(pipe)
@@ -145,15 +143,20 @@ def test_a_transformer_that_does_not_say_its_training_size():
         apply(PIPELINES["flux"].make().transformer)
 
 
-def test_texts_that_are_not_shown():
-    """LDM's pipeline calls its text encoder without encode_prompt."""
+def test_texts_of_a_pipeline_without_encode_prompt():
+    """LDM's pipeline calls its text encoder itself."""
     case = PIPELINES["ldm"]
-    pipe, recorder = case.make(), EntropyRecorder()
-    with apply(pipe, scale=None, record=recorder):
-        with pytest.raises(ValueError, match=r"LDMTextToImagePipeline does not show.*EntropyRecorder\(branches="):
+    pipe = case.make()
+    before = footprint(pipe.bert)
+    for prompts, branches in ((["a b", "c"], {"cond", "uncond"}), ("", {"cond", "uncond"})):
+        with apply(pipe, scale=None, record=(recorder := EntropyRecorder())):
+            case.run(pipe, prompt=prompts)
+        assert set(recorder.to_dataframe()["branch"]) == branches
+    assert footprint(pipe.bert) == before
+    pipe.bert.register_forward_pre_hook(lambda module, args: (args[0].flip(1),))  # other texts than the pipeline's
+    with apply(pipe, scale=None, record=EntropyRecorder()):
+        with pytest.raises(ValueError, match=r"rows of its batch are of a text other than the prompt"):
             case.run(pipe)
-        case.run(pipe, **case.off)
-    assert set(recorder.to_dataframe()["branch"]) == {"all"}
 
 
 @pytest.mark.parametrize("alone", [False, True], ids=["pipeline", "denoiser"])

@@ -50,8 +50,7 @@ MODELS: tuple[Model, ...] = (
         latents="sample",
         halves=True,
         note="In DeepFloyd IF the keys are text and image, the text first: joint attention, with queries of the image "
-        "alone. LDM's pipeline does not show which texts it encodes: with guidance, its recorders need "
-        '`branches=("uncond", "cond")`. Its text encoder is not routed.',
+        "alone. The text encoder of LDM is not routed.",
     ),
     Model(
         "UNet2DModel",
