@@ -20,7 +20,7 @@ MASK = torch.rand(33, 47, generator=torch.Generator().manual_seed(0)) > 0.4
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("return_lse", [False, True])
 @pytest.mark.parametrize("return_entropy", [False, True])
-def test_returns_what_was_asked_for(impl, dtype, return_lse, return_entropy):
+def test_returns_what_the_call_requests(impl, dtype, return_lse, return_entropy):
     q, k, v = make_qkv(heads=4, heads_kv=2, head_dim_v=16, dtype=dtype)
     options = {"attn_mask": MASK, "scale": torch.tensor([0.1, 0.2, -0.3, 0.0]), "enable_gqa": True}
     r = ea.attention(q, k, v, **options, return_lse=return_lse, return_entropy=return_entropy, impl=impl)

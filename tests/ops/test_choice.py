@@ -42,7 +42,7 @@ def choices(monkeypatch):
 def test_auto_follows_the_measured_table_for_plain_calls(choices):
     assert choices(1024) == choices(513) == "triton"
     assert choices(1024, scale=0.3) == "triton"
-    assert choices(1025) == "sdpa"  # measured, and torch is the faster
+    assert choices(1025) == "sdpa"  # measured, and torch is faster
     assert choices(512) == choices(1024, head_dim=40) == "sdpa"  # not measured
     assert choices(1024, dtype=torch.float32) == choices(1024, is_causal=True) == "sdpa"
     assert choices(1024, attn_mask=torch.ones(1, 1, dtype=torch.bool)) == "sdpa"
