@@ -170,12 +170,14 @@ def attention_backward_key(
             for start_m in tl.range(end_plain, end_full, BLOCK_M):
                 sums = _gradient_block(sums, k_i, v_i, q_h, do_h, grad_map, mask_h, rows, off_row, factors,
                                        start_m, start_n, seqlen_q, seqlen_k, D, V, BLOCK_M, BLOCK_N, MASK,
-                                       MASK_PER_QUERY, IS_CAUSAL, False, True, SCALED, NEED_DK, NEED_DV, WIDE)  # fmt: skip
+                                       MASK_PER_QUERY, IS_CAUSAL, False, True, SCALED, NEED_DK, NEED_DV,
+                                       WIDE)  # fmt: skip
         for i in tl.range(0, full - first + end_m - end_full, BLOCK_M, num_stages=TAIL_STAGES):
             start_m = i + tl.where(i < full - first, first, end_full - full + first)
             sums = _gradient_block(sums, k_i, v_i, q_h, do_h, grad_map, mask_h, rows, off_row, factors,
                                    start_m, start_n, seqlen_q, seqlen_k, D, V, BLOCK_M, BLOCK_N, MASK,
-                                   MASK_PER_QUERY, IS_CAUSAL, True, HAS_MAP, SCALED, NEED_DK, NEED_DV, WIDE)  # fmt: skip
+                                   MASK_PER_QUERY, IS_CAUSAL, True, HAS_MAP, SCALED, NEED_DK, NEED_DV,
+                                   WIDE)  # fmt: skip
 
     if NEED_DK:
         dk_h = head_of(dk, off_b, off_h_kv, IN_EIGHTS)
