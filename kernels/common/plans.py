@@ -128,12 +128,19 @@ class Plan:
         def find(value: Any) -> int | None:
             return next((i for i, each in enumerate(varying) if each is value and value is not None), None)
 
+        def hidden(item: Any) -> bool:
+            if isinstance(item, TensorDescriptor):
+                return find(item.base) is not None
+            return isinstance(item, tuple) and any(find(each) is not None or hidden(each) for each in item)
+
         self.run, self.arguments, self.scratch = compiled[programs, 1, 1], list(arguments), scratch
         self.values: list[tuple[int, int]] = []  # (position, index in varying)
         self.items: list[tuple[int, int, int]] = []  # (position, position in the tuple there, index in varying)
         self.descriptors: list[tuple[int, int, Any]] = []  # (position, index in varying, template)
         for position, argument in enumerate(arguments):
             if isinstance(argument, tuple):
+                if any(hidden(item) for item in argument):
+                    raise ValueError(f"arguments: expected what varies at most one tuple deep, got {argument}")
                 found = {i: index for i, item in enumerate(argument) if (index := find(item)) is not None}
                 self.items += [(position, i, index) for i, index in found.items()]
                 self.arguments[position] = tuple(None if i in found else item for i, item in enumerate(argument))
