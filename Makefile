@@ -6,6 +6,8 @@ STAMP   := $(VENV)/.installed
 # One process a core; more threads inside each would only wait for one another.
 PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 RESULTS ?= benchmarks/results
+# of the tests of the kernels, those that an emulated card runs as well
+EMULATED := forward schedules addresses backward maps properties autotune
 COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 
 .PHONY: help install demo test codegen emulate newest lint wheel-test gpu clean
@@ -34,7 +36,7 @@ emulate: $(STAMP)  ## every row and option on emulated cards, faults planted in 
 	$(BIN)/python -m tests.emulation.sweep --anew --out $(RESULTS)/emulation.csv
 	$(BIN)/python -m tests.emulation.mutants --out $(RESULTS)/mutants.csv
 	$(BIN)/python -m tests.emulation.fuzz --num 200 --variations 9 --work 5e6
-	$(PYTEST) tests/kernels/test_forward.py tests/kernels/test_schedules.py tests/kernels/test_addresses.py --on sm_90
+	$(PYTEST) $(addprefix tests/kernels/test_,$(EMULATED:=.py)) --on sm_90
 
 codegen: $(STAMP)  ## every row of the kernels' tables, compiled for every GPU: 15 minutes
 	$(PYTEST) tests/codegen --every-row
@@ -42,14 +44,14 @@ codegen: $(STAMP)  ## every row of the kernels' tables, compiled for every GPU: 
 newest: $(STAMP)  ## the routing tests on the newest diffusers, the kernels on the newest Triton, where those are not the pinned ones
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .newest diffusers
 	@old=$$($(BIN)/python -c 'import diffusers; print(diffusers.__version__)'); \
-	new=$$(PYTHONPATH=.newest $(BIN)/python -c 'import diffusers; print(diffusers.__version__)'); \
+	new=$$(PYTHONPATH=$(CURDIR)/.newest $(BIN)/python -c 'import diffusers; print(diffusers.__version__)'); \
 	if [ "$$old" = "$$new" ]; then echo "diffusers $$new is the pinned one, which 'make test' runs on"; \
-	else PYTHONPATH=.newest $(PYTEST) tests/routing; fi
+	else PYTHONPATH=$(CURDIR)/.newest $(PYTEST) tests/routing; fi
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .newest-triton triton
 	@old=$$($(BIN)/python -c 'import triton; print(triton.__version__)'); \
-	new=$$(PYTHONPATH=.newest-triton $(BIN)/python -c 'import triton; print(triton.__version__)'); \
+	new=$$(PYTHONPATH=$(CURDIR)/.newest-triton $(BIN)/python -c 'import triton; print(triton.__version__)'); \
 	if [ "$$old" = "$$new" ]; then echo "Triton $$new is the pinned one, which 'make test' runs on"; \
-	else PYTHONPATH=.newest-triton $(PYTEST) tests/emulation --ignore=tests/emulation/test_gluon.py -k "not random_calls"; fi
+	else PYTHONPATH=$(CURDIR)/.newest-triton $(PYTEST) tests/emulation --ignore=tests/emulation/test_gluon.py -k "not random_calls"; fi
 
 lint: $(STAMP)  ## style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -88,7 +88,7 @@ def gradient_rounding(
 
     That is: of the logits, which near ties amplify so much that the error of any one computation is luck; of lse, which
     scales a row's P and with it all that the row contributes; of out, lse and entropy in the sum over a row that dS
-    subtracts, where a change works as a gradient of lse does.
+    subtracts, and of its order, where a change works as a gradient of lse does.
     """
     group = query.shape[1] // key.shape[1]
     scale = softmax_scale(options.get("scale"), query)
@@ -115,6 +115,10 @@ def gradient_rounding(
             changed["grad_out"] = changed["grad_out"] * (1 + of_row[..., None])
             rounded = torch.finfo(query.dtype).eps / 2 * out * _signs(out, g)
             delta += (grads["grad_out"].double() * rounded).sum(-1)
+            # The order of its terms besides, and of those of dP: by luck of its formula torch's dP - delta is 0 where
+            # one key takes a row. For each of the two one rounding of the sum of magnitudes; 4 times this is taken.
+            magnitudes = (grads["grad_out"].double() * out).abs().sum(-1)
+            delta += unit / 2 * magnitudes * _signs(magnitudes, g)
         if "grad_entropy" in grads:
             changed["grad_entropy"] = changed["grad_entropy"] * (1 + of_row)
             delta += unit * grads["grad_entropy"].double() * (entropy + lse.abs()) * _signs(lse, g)
