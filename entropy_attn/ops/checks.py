@@ -174,6 +174,8 @@ def _check_mask(attn_mask: Tensor, query: Tensor, shape: tuple[int, ...]) -> Non
         )
     if attn_mask.device != query.device:
         raise ValueError(f"attn_mask: expected the query's device {query.device}, got {attn_mask.device}")
+    if attn_mask.shape == shape[4 - attn_mask.ndim :]:  # nothing broadcasts, or only whole dimensions
+        return
     sizes = zip(reversed(attn_mask.shape), reversed(shape), strict=False)
     if attn_mask.ndim > 4 or not all(have in (1, want) for have, want in sizes):
         raise ValueError(

@@ -83,7 +83,7 @@ def _target(device: torch.device) -> str | None:
 
 def unsupported_reasons(call: AttentionCall) -> list[str]:
     """Every reason why the kernels cannot serve a call; empty where they can."""
-    query, key, value, mask, scale = call.query, call.key, call.value, call.mask, call.scale
+    query, key, value, mask, scale = call.query, call.key, call.value, call.attn_mask, call.scale
     reasons = list(_environment_reasons(query.device))
     if query.dtype not in DTYPES:
         reasons.append(f"dtype {query.dtype} of the query is not float16, bfloat16 or float32")
@@ -118,7 +118,8 @@ def _map_grid_reasons(call: AttentionCall) -> list[str]:
     columns = stop - start
     if batch * num_heads * -(-seqlen_q // LEAST_BLOCK) * -(-columns // LEAST_BLOCK) <= MAX_PROGRAMS:
         return []
-    per_query = call.mask is not None and call.mask.shape[2] > 1
+    mask = call.attn_mask
+    per_query = mask is not None and mask.ndim > 1 and mask.shape[-2] > 1
     target, widths = call_target(query), (head_dim, call.value.shape[3])
     config = map_config(target, *widths, query.dtype, seqlen_k=call.key.shape[2], mask_per_query=per_query)
     heads = heads_per_program(target, num_heads, map_programs(config, batch, 1, seqlen_q, columns))
@@ -131,11 +132,11 @@ def _map_grid_reasons(call: AttentionCall) -> list[str]:
 
 
 def _gradient_reasons(call: AttentionCall) -> list[str]:
-    query, key, mask = call.query, call.key, call.mask
+    query, key, mask = call.query, call.key, call.attn_mask
     reasons = []
     if key.shape[0] * key.shape[1] * -(-key.shape[2] // LEAST_BLOCK) > MAX_PROGRAMS:
         reasons.append(f"the gradient of key with shape {tuple(key.shape)} needs more than {MAX_PROGRAMS} programs")
-    if call.attn_mask is not None and call.attn_mask.requires_grad:
+    if mask is not None and mask.requires_grad:
         reasons.append('the kernels have no gradient of attn_mask: use attn_mask.detach(), or impl="sdpa"')
     target = _target(query.device)
     if target is not None:

@@ -1,4 +1,4 @@
-"""The operator with torch's own operations behind it."""
+"""The operator that computes by torch's operations."""
 
 from __future__ import annotations
 

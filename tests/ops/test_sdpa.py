@@ -113,7 +113,7 @@ def test_shapes_and_masks(data):
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_empty_sizes(sizes, is_causal):
     q, k, v = make_qkv(*sizes, 8, requires_grad=True)
-    map_keys = (0, 2) if sizes[3] else None  # a range of no keys is refused before
+    map_keys = (0, 2) if sizes[3] else None  # an earlier check refuses a range without keys
     out, lse, entropy, head_mean = run(q, k, v, is_causal=is_causal, map_keys=map_keys)
     assert map_keys is None or head_mean.shape == (sizes[0], sizes[2], 2)
     assert out.shape == q.shape and lse.shape == entropy.shape == q.shape[:3]
@@ -163,7 +163,7 @@ def test_gradients_of_each_output(wanted, gain, seed):
     ):
         loss = (result[index].masked_fill(result[index].isinf(), 0.0) * weight).sum()
         results.append(torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True))
-    # dS is P times a difference that one-hot rows bring to 0: what rounds is the size of its terms, not of the result,
+    # dS is P times a difference, 0 for one-hot rows: rounding is relative to the size of its terms, not of the result,
     # and at large logits P itself, by the rounding of the logits.
     largest_dp = (weight @ v.mT if wanted == "out" else weight).abs().max()
     logits = (q.abs() @ k.abs().mT).max() * 40**-0.5

@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 
 import entropy_attn as ea
-from entropy_attn.ops import operator as autograd
+from entropy_attn.ops import operator
 from entropy_attn.ops.reference import attention_reference
 from tests.support.oracle import assert_matches_oracle, make_qkv
 
@@ -35,7 +35,7 @@ class Overriding(Tensor):
 @pytest.mark.parametrize("impl", ["auto", "sdpa", "reference"])
 @pytest.mark.parametrize("bias, diagonal", [(causal_upper_left, 0), (causal_lower_right, 1)])
 @pytest.mark.parametrize("length", [6, 7])
-def test_a_causal_bias_is_what_it_stands_for(impl, bias, diagonal, length):
+def test_a_causal_bias_is_converted(impl, bias, diagonal, length):
     k, v = K[:, :, :length], V[:, :, :length]
     keep = torch.ones(6, length, dtype=torch.bool).tril(diagonal * (length - 6))
     made = bias(6, length)
@@ -94,7 +94,7 @@ def test_what_no_kernel_can_read_is_refused_by_name(impl):
     assert ea.unsupported_reasons(NESTED, NESTED, NESTED, return_entropy=True, impl=impl)
 
 
-def test_what_torch_serves_of_these_is_torchs():
+def test_torch_serves_the_kinds_that_it_knows():
     overriding = Q.as_subclass(Overriding)
     for ours, theirs in (
         (ea.attention(*[NESTED] * 3).out.values(), F.scaled_dot_product_attention(*[NESTED] * 3).values()),
@@ -125,7 +125,7 @@ PLACES = {
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("kind", TRANSFORMS)
-def test_functorchs_transforms_are_refused_but_by_the_reference(kind, place, monkeypatch):
+def test_only_the_reference_takes_functorch_transforms(kind, place, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
 
     def call(t, **options):
@@ -148,15 +148,15 @@ def test_a_plain_tensor_inside_a_transform_is_served():
 
 def test_the_operator_itself_has_no_rule_for_vmap():
     def call(q):
-        return autograd._attention(q, K, V, None, None, False, True, 0, 0, "sdpa")[0]
+        return operator._attention(q, K, V, None, None, False, True, 0, 0, "sdpa")[0]
 
     with pytest.raises(ea.Unsupported, match=r"torch\.vmap: put that dimension into the batch"):
         torch.vmap(call)(Q[None])
 
 
 @pytest.mark.parametrize("impl", ["sdpa", "reference"])
-def test_what_writes_calls_down_sees_the_call(impl):
-    """A trace made of one input holds for another, and for another scale."""
+def test_tracers_see_the_call(impl):
+    """A trace of one input is right for another input and scale."""
 
     def call(q, scale):
         return ea.attention(q, K, V, scale=scale, return_entropy=True, impl=impl).entropy
@@ -204,7 +204,7 @@ def test_a_sparse_tensor_is_refused_with_the_remedy(impl):
 @pytest.mark.parametrize("impl", ["auto", "sdpa", "reference", "triton"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 10**400], ids=["nan", "inf", "large"])
 def test_a_scale_that_is_not_finite_is_refused_also_as_a_tensor(bad, impl):
-    """Torch's own attention makes zeros of it."""
+    """torch's attention returns zeros for it."""
     scales = [bad]
     if isinstance(bad, float):
         scales += [torch.tensor(bad), torch.tensor(bad, requires_grad=True), torch.tensor([1.0, bad])]
