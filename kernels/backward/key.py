@@ -46,7 +46,7 @@ def _gradient_block(
     """One block of queries for all keys of this program; tiles of scores are [BLOCK_N, BLOCK_M].
 
     Keys beyond the last make rows that are not stored. Queries beyond the last have rows of zeros. So a score needs a
-    CHECK on the diagonal alone, and where a mask could be read beyond its end.
+    CHECK only on the diagonal, and where a mask could be read beyond its end.
     """
     q_i = load_chunks(q, start_m, seqlen_q, D, BLOCK_M, CHECK, WIDE)  # [BLOCK_M, width] each
     lse_i = load_values(rows.lse + off_row, start_m, seqlen_q, BLOCK_M, CHECK)  # [BLOCK_M], as all values of rows

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 MOST = 4096  # plans kept; a program that keeps meeting new shapes drops all of them and starts again
-_plans: dict[Hashable, Planned | None] = {}  # None: seen before, but launched by Triton's own path each time
+_plans: dict[Hashable, Planned | None] = {}  # None: seen before, but launched by Triton's usual path each time
 
 
 class Planned(Protocol):
@@ -31,7 +31,7 @@ def launch(key: Hashable, varying: tuple[Any, ...], prepare: Callable[[], Planne
     Args:
         varying: The values that differ between calls with the same key: tensors, and the scale where it is a number. A
             plan finds them in the arguments of its first launch by identity. Where two of them are one object, as in
-            attention of a tensor to itself, the call has a plan for that case alone.
+            attention of a tensor to itself, the call has a separate plan.
     """
     present = [id(value) for value in varying if value is not None]
     if len(set(present)) < len(present):
@@ -69,7 +69,7 @@ def first_launch(
     kernel: Any, programs: int, arguments: dict[str, Any], options: dict[str, Any], varying: tuple[Any, ...],
     scratch: bool = False,
 ) -> Plan | None:  # fmt: skip
-    """Launch a jitted kernel by Triton's own path, and return its plan.
+    """Launch a jitted kernel by Triton's usual path, and return its plan.
 
     Args:
         arguments: All of the kernel's arguments by name, compile-time ones too.
@@ -95,7 +95,7 @@ def count() -> int:
 
 
 def forget() -> None:
-    """Drop all plans: the next launches take Triton's own path again."""
+    """Drop all plans: the next launches take Triton's usual path again."""
     _plans.clear()
 
 
@@ -177,7 +177,7 @@ class Plan:
 def _with_scratch(run: Callable[[], Any]) -> Any:
     """Run a launch that makes descriptors on the device, whose memory Triton asks its user for.
 
-    In a context of its own, so that the allocator that the user set stays.
+    In a separate context, so that the allocator that the user set stays.
     """
 
     def run_there() -> Any:

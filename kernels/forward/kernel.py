@@ -165,7 +165,7 @@ def _attend_rows(
         end_n = tl.minimum(seqlen_k, start_m + BLOCK_M)
         end_full = tl.minimum(seqlen_k, start_m + 1)
     end_full = (end_full // BLOCK_N) * BLOCK_N
-    if SCHEDULE == SPECIALIZED:  # the compiler gives the fetching to warps of their own, in one loop and no second
+    if SCHEDULE == SPECIALIZED:  # some warps only fetch; the compiler takes one loop, not two
         for start_n in tl.range(0, end_n, BLOCK_N, warp_specialize=True):
             sums = _attend_block(sums, q_i, k, v, factor, mask, start_m, start_n, seqlen_q, seqlen_k, D, V,
                                  BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, not FULL_BLOCKS, SCALE_SIGN,

@@ -1,4 +1,4 @@
-"""Head-averaged attention maps in Triton: in one pass where tiles hold all keys, else by a sweep over those asked for.
+"""Head-averaged attention maps in Triton: in one pass where tiles hold all keys, else by a sweep over the map's keys.
 
 Both kernels loop over the heads inside a program and add up the probabilities in registers, so a map is written once,
 without atomics, and no map of a single head exists. kernels/README.md derives the formulas.
@@ -174,7 +174,7 @@ def attention_map(
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
     IS_CAUSAL: tl.constexpr, IN_EIGHTS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """The map alone, from each row's lse. Grid: (batch * parts of the heads * query blocks * key blocks,).
+    """Only the map, from each row's lse. Grid: (batch * parts of the heads * query blocks * key blocks,).
 
     Beside an added mask, which can be larger than the sum by any power, lse comes in two numbers.
     """
