@@ -85,7 +85,7 @@ def _accumulate(
     DESCRIPTORS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """The softmax of one block's products [BLOCK_M, BLOCK_N], and its values into the sums."""
-    if MASK != NO_MASK or CHECK_KEYS or SCALE_SIGN == 0:
+    if MASK != NO_MASK or CHECK_KEYS or SCALE_SIGN == 0:  # 0: the scale is read from memory, its sign not known here
         z = masked_scores(s, factor, mask, start_m, start_n, seqlen_q, seqlen_k, BLOCK_M, BLOCK_N, MASK,
                           MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, WIDE)  # fmt: skip
         p, alpha, m, l, e = _online_softmax(z, 1.0, sums, False, WITH_ENTROPY, MASK)  # noqa: E741
