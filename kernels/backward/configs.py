@@ -46,7 +46,7 @@ class BackwardConfig:
 
     query: TileConfig  # dQ: a program has block_m queries and passes over the keys
     key: TileConfig  # dK and dV: a program has block_n keys and passes over the queries
-    separate: bool = False  # dK and dV by programs of their own: scores once more, but half of the accumulators
+    separate: bool = False  # dK and dV by two launches: scores once more, but half of the accumulators
 
     @functools.cached_property
     def rows(self) -> TileConfig:
@@ -207,7 +207,7 @@ _FLOAT32_AMD: tuple[list[_Row], list[_Row]] = (
 def backward_config(
     target: str, head_dim: int, head_dim_v: int, dtype: torch.dtype, *, has_mask: bool = False, has_map: bool = False
 ) -> BackwardConfig:
-    """The table's configuration for a call that ``support.backward_unsupported`` lets pass.
+    """The table's configuration for a call that `support.backward_unsupported` accepts.
 
     Every row serves causal calls, any gradients and any scale.
     """

@@ -17,7 +17,6 @@ from .scores import (
     map_gradient_of,
     powers,
     probabilities,
-    row_values_of,
     score_gradient,
 )
 
@@ -39,7 +38,7 @@ class Factors(NamedTuple):
 
 @triton.jit
 def _gradient_block(
-    sums, k, v, q, grad_out, grad_map, mask, rows, factors, start_m, start_n, seqlen_q, seqlen_k,
+    sums, k, v, q, grad_out, grad_map, mask, rows, off_row, factors, start_m, start_n, seqlen_q, seqlen_k,
     D: tl.constexpr, V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr,
     MASK_PER_QUERY: tl.constexpr, IS_CAUSAL: tl.constexpr, CHECK: tl.constexpr, WITH_MAP: tl.constexpr,
     SCALED: tl.constexpr, NEED_DK: tl.constexpr, NEED_DV: tl.constexpr, WIDE: tl.constexpr,
@@ -47,13 +46,13 @@ def _gradient_block(
     """One block of queries for all keys of this program; tiles of scores are [BLOCK_N, BLOCK_M].
 
     Keys beyond the last make rows that are not stored. Queries beyond the last have rows of zeros. So a score needs a
-    CHECK on the diagonal alone, and where a mask could be read beyond its end.
+    CHECK only on the diagonal, and where a mask could be read beyond its end.
     """
     q_i = load_chunks(q, start_m, seqlen_q, D, BLOCK_M, CHECK, WIDE)  # [BLOCK_M, width] each
-    lse_i = load_values(rows.lse, start_m, seqlen_q, BLOCK_M, CHECK)  # [BLOCK_M], as all values of rows
+    lse_i = load_values(rows.lse + off_row, start_m, seqlen_q, BLOCK_M, CHECK)  # [BLOCK_M], as all values of rows
     log2_l = None
     if MASK == ADDED_MASK:
-        log2_l = load_values(rows.log2_l, start_m, seqlen_q, BLOCK_M, CHECK)
+        log2_l = load_values(rows.log2_l + off_row, start_m, seqlen_q, BLOCK_M, CHECK)
     s = product(k, q_i, D)  # [BLOCK_N, BLOCK_M]
     p, x = probabilities(s, factors.scores, RowValues(lse_i, log2_l, None, None, None), mask, start_m, start_n,
                          seqlen_q, seqlen_k, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL,
@@ -69,10 +68,10 @@ def _gradient_block(
         if NEED_DK:
             dp = product(v, do, V)  # [BLOCK_N, BLOCK_M]
     if NEED_DK:
-        delta = load_values(rows.delta, start_m, seqlen_q, BLOCK_M, CHECK) * factors.up
+        delta = load_values(rows.delta + off_row, start_m, seqlen_q, BLOCK_M, CHECK) * factors.up
         g = None
         if rows.g is not None:
-            g = load_values(rows.g, start_m, seqlen_q, BLOCK_M, CHECK) * factors.up
+            g = load_values(rows.g + off_row, start_m, seqlen_q, BLOCK_M, CHECK) * factors.up
         dmap = None
         if WITH_MAP:
             dmap = load_map_tile(grad_map, start_m, start_n, seqlen_q, BLOCK_M, BLOCK_N, True, WIDE)
@@ -122,7 +121,9 @@ def attention_backward_key(
     off_b, off_h_kv, _, off_bh_kv, block = program(num_heads_kv, 1, seqlen_k, BLOCK_N, LAST_FIRST=False)
     start_n = block * BLOCK_N
     q_b = batch_of(q, off_b, IN_EIGHTS)
-    do_b = batch_of(grad_out, off_b, IN_EIGHTS)
+    do_b = grad_out
+    if grad_out.ptr is not None:
+        do_b = batch_of(grad_out, off_b, IN_EIGHTS)
     HAS_MAP: tl.constexpr = grad_map.ptr is not None
     SCALED: tl.constexpr = rows.bound is not None or scale.ptr is not None
 
@@ -146,31 +147,37 @@ def attention_backward_key(
         first = tl.minimum((start_n // BLOCK_M) * BLOCK_M, end_full)
         full = tl.minimum(tl.cdiv(start_n + BLOCK_N - 1, BLOCK_M) * BLOCK_M, end_full)
     end_plain = end_full
-    grad_map = map_gradient_of(grad_map, off_b)
     if HAS_MAP:
+        grad_map = map_gradient_of(grad_map, off_b)
         if (start_n < grad_map.stop) & (start_n + BLOCK_N > grad_map.start):
             end_plain = full
     for i_h in tl.range(0, group):
         off_h = off_h_kv * group + i_h
-        rows_h = row_values_of(rows, (off_b.to(tl.int64) * num_heads + off_h.to(tl.int64)) * seqlen_q)
+        off_row = (off_b.to(tl.int64) * num_heads + off_h.to(tl.int64)) * seqlen_q
         q_h = head_in_batch(q_b, off_h)
-        do_h = head_in_batch(do_b, off_h)
-        mask_h = head_of(mask, off_b, off_h)
+        do_h = do_b
+        if grad_out.ptr is not None:
+            do_h = head_in_batch(do_b, off_h)
+        mask_h = mask
+        if MASK != NO_MASK:
+            mask_h = head_of(mask, off_b, off_h)
         factors = _head_factors(scale, largest, up, off_h, num_heads, MASK, HAS_MAP)
         for start_m in tl.range(full, end_plain, BLOCK_M):
-            sums = _gradient_block(sums, k_i, v_i, q_h, do_h, grad_map, mask_h, rows_h, factors, start_m, start_n,
-                                   seqlen_q, seqlen_k, D, V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL,
-                                   False, False, SCALED, NEED_DK, NEED_DV, WIDE)  # fmt: skip
+            sums = _gradient_block(sums, k_i, v_i, q_h, do_h, grad_map, mask_h, rows, off_row, factors,
+                                   start_m, start_n, seqlen_q, seqlen_k, D, V, BLOCK_M, BLOCK_N, MASK,
+                                   MASK_PER_QUERY, IS_CAUSAL, False, False, SCALED, NEED_DK, NEED_DV, WIDE)  # fmt: skip
         if HAS_MAP:
             for start_m in tl.range(end_plain, end_full, BLOCK_M):
-                sums = _gradient_block(sums, k_i, v_i, q_h, do_h, grad_map, mask_h, rows_h, factors, start_m, start_n,
-                                       seqlen_q, seqlen_k, D, V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL,
-                                       False, True, SCALED, NEED_DK, NEED_DV, WIDE)  # fmt: skip
+                sums = _gradient_block(sums, k_i, v_i, q_h, do_h, grad_map, mask_h, rows, off_row, factors,
+                                       start_m, start_n, seqlen_q, seqlen_k, D, V, BLOCK_M, BLOCK_N, MASK,
+                                       MASK_PER_QUERY, IS_CAUSAL, False, True, SCALED, NEED_DK, NEED_DV,
+                                       WIDE)  # fmt: skip
         for i in tl.range(0, full - first + end_m - end_full, BLOCK_M, num_stages=TAIL_STAGES):
             start_m = i + tl.where(i < full - first, first, end_full - full + first)
-            sums = _gradient_block(sums, k_i, v_i, q_h, do_h, grad_map, mask_h, rows_h, factors, start_m, start_n,
-                                   seqlen_q, seqlen_k, D, V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL,
-                                   True, HAS_MAP, SCALED, NEED_DK, NEED_DV, WIDE)  # fmt: skip
+            sums = _gradient_block(sums, k_i, v_i, q_h, do_h, grad_map, mask_h, rows, off_row, factors,
+                                   start_m, start_n, seqlen_q, seqlen_k, D, V, BLOCK_M, BLOCK_N, MASK,
+                                   MASK_PER_QUERY, IS_CAUSAL, True, HAS_MAP, SCALED, NEED_DK, NEED_DV,
+                                   WIDE)  # fmt: skip
 
     if NEED_DK:
         dk_h = head_of(dk, off_b, off_h_kv, IN_EIGHTS)

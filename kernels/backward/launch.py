@@ -125,7 +125,7 @@ def value_max(varying: tuple[Any, ...]) -> Tensor | None:
 
 
 def row_bound(varying: tuple[Any, ...]) -> Tensor | None:
-    """The largest |dS| of each key head, from what the programs of the rows' kernel found; of float16 alone."""
+    """The largest |dS| of each key head, from what the programs of the rows' kernel found; only in float16."""
     bounds = varying[-1]
     return None if bounds is None else bounds.amax(2)
 
@@ -185,7 +185,7 @@ class BackwardCall:
         return ("backward", *tensors, *of_out, *of_rows, *needs, *about)
 
     def run(self, config: BackwardConfig | None) -> Tensor | None:
-        """Runs what is needed, and returns the scale's gradient. ``config`` overrides the table's choice."""
+        """Runs what is needed, and returns the scale's gradient. `config` overrides the table's choice."""
         call = self.call
         no_gradient = self.grad_out is self.grad_lse is self.grad_entropy is self.grad_map is None
         if no_gradient or call.key.shape[2] == 0 or call.query.numel() == 0:

@@ -9,14 +9,13 @@ import triton.language as tl
 
 from ..common.chunks import accumulate, load_chunks, product, store_chunks, zeros
 from ..common.tensors import RowValues
-from ..common.tiles import ADDED_MASK, head_factor, head_of, in_nats, program
+from ..common.tiles import ADDED_MASK, NO_MASK, head_factor, head_of, in_nats, program
 from .scores import (
     load_map_tile,
     load_values,
     map_gradient_of,
     powers,
     probabilities,
-    row_values_of,
     score_gradient,
 )
 
@@ -73,7 +72,8 @@ def attention_backward_query(
     start_m = block * BLOCK_M
     k_h = head_of(k, off_b, off_h_kv, IN_EIGHTS)
     v_h = head_of(v, off_b, off_h_kv, IN_EIGHTS)
-    mask_h = head_of(mask, off_b, off_h)
+    if MASK != NO_MASK:
+        mask = head_of(mask, off_b, off_h)
     factor = head_factor(scale, off_h, MASK)
     up, down = powers(rows.bound, off_bh // group)
     RESCALE: tl.constexpr = rows.bound is not None
@@ -84,15 +84,15 @@ def attention_backward_query(
     do = None
     if grad_out.ptr is not None:
         do = load_chunks(head_of(grad_out, off_b, off_h, IN_EIGHTS), start_m, seqlen_q, V, BLOCK_M, True, WIDE)
-    here = row_values_of(rows, off_bh.to(tl.int64) * seqlen_q)
-    lse_i = load_values(here.lse, start_m, seqlen_q, BLOCK_M, True)  # [BLOCK_M], as all values of rows
-    delta = load_values(here.delta, start_m, seqlen_q, BLOCK_M, True) * up
+    off_row = off_bh.to(tl.int64) * seqlen_q
+    lse_i = load_values(rows.lse + off_row, start_m, seqlen_q, BLOCK_M, True)  # [BLOCK_M], as all values of rows
+    delta = load_values(rows.delta + off_row, start_m, seqlen_q, BLOCK_M, True) * up
     log2_l = None
     if MASK == ADDED_MASK:
-        log2_l = load_values(here.log2_l, start_m, seqlen_q, BLOCK_M, True)
+        log2_l = load_values(rows.log2_l + off_row, start_m, seqlen_q, BLOCK_M, True)
     g = None
     if rows.g is not None:
-        g = load_values(here.g, start_m, seqlen_q, BLOCK_M, True) * up
+        g = load_values(rows.g + off_row, start_m, seqlen_q, BLOCK_M, True) * up
     values = RowValues(lse_i, log2_l, delta, g, None)
     sums = Sums(dq=zeros(D, BLOCK_M), dscale=tl.zeros([BLOCK_M], tl.float32))
 
@@ -106,8 +106,8 @@ def attention_backward_query(
     first = 0
     width = 0
     up_map = up
-    grad_map = map_gradient_of(grad_map, off_b)
     if HAS_MAP:
+        grad_map = map_gradient_of(grad_map, off_b)
         up_map = up * (1.0 / num_heads)
         first = tl.minimum((grad_map.start // BLOCK_N) * BLOCK_N, end_full)
         width = tl.minimum(tl.cdiv(grad_map.stop, BLOCK_N) * BLOCK_N, end_full) - first
@@ -115,14 +115,14 @@ def attention_backward_query(
         start_n = i
         if HAS_MAP:
             start_n = i + tl.where(i < first, 0, width)
-        sums = _gradient_block(sums, q_i, do, k_h, v_h, grad_map, mask_h, factor, values, up, up_map, start_m, start_n,
+        sums = _gradient_block(sums, q_i, do, k_h, v_h, grad_map, mask, factor, values, up, up_map, start_m, start_n,
                                seqlen_q, seqlen_k, D, V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, False,
                                False, RESCALE, NEED_DQ, NEED_DSCALE, WIDE)  # fmt: skip
     for i in tl.range(0, width + end_n - end_full, BLOCK_N, num_stages=TAIL_STAGES):
         start_n = end_full + i
         if HAS_MAP:
             start_n = i + tl.where(i < width, first, end_full - width)
-        sums = _gradient_block(sums, q_i, do, k_h, v_h, grad_map, mask_h, factor, values, up, up_map, start_m, start_n,
+        sums = _gradient_block(sums, q_i, do, k_h, v_h, grad_map, mask, factor, values, up, up_map, start_m, start_n,
                                seqlen_q, seqlen_k, D, V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, True,
                                HAS_MAP, RESCALE, NEED_DQ, NEED_DSCALE, WIDE)  # fmt: skip
 

@@ -12,6 +12,7 @@ from ..common.tiles import (
     EXCLUDED,
     LN2,
     LOG2E,
+    NO_MASK,
     QUARTER,
     head_factor,
     head_of,
@@ -126,7 +127,8 @@ def attention_backward_rows(
     log2_l = tl.zeros([BLOCK_M], tl.float32)
     if grad_map.ptr is not None or MASK == ADDED_MASK:
         k_h = head_of(k, off_b, off_h_kv, IN_EIGHTS)
-        mask_h = head_of(mask, off_b, off_h)
+        if MASK != NO_MASK:
+            mask = head_of(mask, off_b, off_h)
         factor = head_factor(scale, off_h, MASK)
         q_i = load_chunks(head_of(q, off_b, off_h, IN_EIGHTS), start_m, seqlen_q, D, BLOCK_M, True, WIDE)
         end_n = seqlen_k
@@ -137,13 +139,13 @@ def attention_backward_rows(
         # powers of two: maximum and sum anew, in two numbers.
         large = (tl.abs(lse) > LARGE_LSE) & (lse > float("-inf"))
         end_large = tl.where(tl.max(large.to(tl.int32), 0) > 0, end_n, 0)
-        m_i, l_i = _maximum_and_sum(q_i, k_h, mask_h, factor, start_m, end_large, seqlen_q, seqlen_k, D, BLOCK_M,
+        m_i, l_i = _maximum_and_sum(q_i, k_h, mask, factor, start_m, end_large, seqlen_q, seqlen_k, D, BLOCK_M,
                                     BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, TAIL_STAGES, WIDE)  # fmt: skip
         lse_i = tl.where(large, m_i, lse_i)
         log2_l = tl.where(large, tl.math.log2(l_i), 0.0)
     if grad_map.ptr is not None:
         delta, largest = _map_terms(
-            q_i, k_h, map_gradient_of(grad_map, off_b), mask_h, factor, RowValues(lse_i, log2_l, delta, None, None),
+            q_i, k_h, map_gradient_of(grad_map, off_b), mask, factor, RowValues(lse_i, log2_l, delta, None, None),
             1.0 / num_heads, start_m, end_n, seqlen_q, seqlen_k, D, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL,
             RESCALE, TAIL_STAGES, WIDE,
         )  # fmt: skip

@@ -5,21 +5,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..common.tensors import MapGradient, RowValues
+from ..common.tensors import MapGradient
 from ..common.tiles import ADDED_MASK, NO_MASK, VANISHED, by_query, in_base_2, masked_scores, score_offsets
 
 # In float16, P is held 2**SHIFT times as large: 1/N of a long row would lose bits there, or vanish. P is at most 1, and
 # the sixteenth of float16's range that is left is far more than rounding can add.
 SHIFT = tl.constexpr(12.0)
 UNSHIFT = tl.constexpr(2.0**-12)
-
-
-@triton.jit
-def row_values_of(rows, off_row):
-    """The pointers from a head's first row on; what is None stays so."""
-    log2_l = None if rows.log2_l is None else rows.log2_l + off_row
-    g = None if rows.g is None else rows.g + off_row
-    return RowValues(rows.lse + off_row, log2_l, rows.delta + off_row, g, rows.bound)
 
 
 @triton.jit
@@ -35,12 +27,8 @@ def load_values(ptr, start, seqlen, ROWS: tl.constexpr, CHECK: tl.constexpr):
 @triton.jit
 def map_gradient_of(grad_map, off_b):
     """The map's gradient of one image of the batch."""
-    if grad_map.ptr is None:
-        return grad_map
-    else:
-        ptr = grad_map.ptr + off_b.to(tl.int64) * grad_map.stride_b
-        return MapGradient(ptr, grad_map.stride_b, grad_map.stride_row, grad_map.stride_col, grad_map.start,
-                           grad_map.stop)  # fmt: skip
+    ptr = grad_map.ptr + off_b.to(tl.int64) * grad_map.stride_b
+    return MapGradient(ptr, 0, grad_map.stride_row, grad_map.stride_col, grad_map.start, grad_map.stop)
 
 
 @triton.jit

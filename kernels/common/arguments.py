@@ -32,7 +32,7 @@ class Compiled(Protocol):
 
 
 def pipeline_stages(config: Compiled, target: str, *, by_pointer: bool = True) -> int:
-    """In how many stages a loop fetches its tiles; ``by_pointer`` rather than by descriptor.
+    """In how many stages a loop fetches its tiles, by pointer or by descriptor.
 
     Triton makes loads by pointer copies that pass the registers by, and before 3.7.1 it leaves out the fence that sm_90
     needs between such a copy and wgmma. In one stage tiles go by way of the registers, behind which there is a fence:
@@ -65,7 +65,7 @@ def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -
 
 
 def allocate_like(t: Tensor, width: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Laid out as ``t`` is: heads inside or outside of tokens, so that undoing a transpose stays free."""
+    """Laid out as `t` is: heads inside or outside of tokens, so that undoing a transpose stays free."""
     batch, num_heads, seqlen, _ = t.shape
     dtype = t.dtype if dtype is None else dtype
     if t.stride(1) < t.stride(2):

@@ -13,7 +13,7 @@ def load_chunk(x, i: tl.constexpr, start, seqlen, D: tl.constexpr, ROWS: tl.cons
                WIDE: tl.constexpr, DESCRIPTORS: tl.constexpr = False):  # fmt: skip
     """Chunk i of rows start .. start + ROWS, zero beyond the last row and column: [ROWS, width].
 
-    From a `Matrix`, which is CHECKed for rows beyond the last only where that is asked for, or from a `Described`.
+    From a `Matrix`, with a check for rows beyond the last where CHECK is set, or from a `Described`.
     """
     if DESCRIPTORS:
         return _load_described(x, i, start, D.chunks[i].start, ROWS, D.chunks[i].width)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 MOST = 4096  # plans kept; a program that keeps meeting new shapes drops all of them and starts again
-_plans: dict[Hashable, Planned | None] = {}  # None: seen before, but launched by Triton's own path each time
+_plans: dict[Hashable, Planned | None] = {}  # None: seen before, but launched by Triton's usual path each time
 
 
 class Planned(Protocol):
@@ -31,7 +31,7 @@ def launch(key: Hashable, varying: tuple[Any, ...], prepare: Callable[[], Planne
     Args:
         varying: The values that differ between calls with the same key: tensors, and the scale where it is a number. A
             plan finds them in the arguments of its first launch by identity. Where two of them are one object, as in
-            attention of a tensor to itself, the call has a plan for that case alone.
+            attention of a tensor to itself, the call has a separate plan.
     """
     present = [id(value) for value in varying if value is not None]
     if len(set(present)) < len(present):
@@ -69,7 +69,7 @@ def first_launch(
     kernel: Any, programs: int, arguments: dict[str, Any], options: dict[str, Any], varying: tuple[Any, ...],
     scratch: bool = False,
 ) -> Plan | None:  # fmt: skip
-    """Launch a jitted kernel by Triton's own path, and return its plan.
+    """Launch a jitted kernel by Triton's usual path, and return its plan.
 
     Args:
         arguments: All of the kernel's arguments by name, compile-time ones too.
@@ -95,7 +95,7 @@ def count() -> int:
 
 
 def forget() -> None:
-    """Drop all plans: the next launches take Triton's own path again."""
+    """Drop all plans: the next launches take Triton's usual path again."""
     _plans.clear()
 
 
@@ -135,12 +135,19 @@ class Plan:
         def find(value: Any) -> int | None:
             return next((i for i, each in enumerate(varying) if each is value and value is not None), None)
 
+        def hidden(item: Any) -> bool:
+            if isinstance(item, TensorDescriptor):
+                return find(item.base) is not None
+            return isinstance(item, tuple) and any(find(each) is not None or hidden(each) for each in item)
+
         self.run, self.arguments, self.scratch = compiled[programs, 1, 1], list(arguments), scratch
         self.values: list[tuple[int, int]] = []  # (position, index in varying)
         self.items: list[tuple[int, int, int]] = []  # (position, position in the tuple there, index in varying)
         self.descriptors: list[tuple[int, int, Any]] = []  # (position, index in varying, template)
         for position, argument in enumerate(arguments):
             if isinstance(argument, tuple):
+                if any(hidden(item) for item in argument):
+                    raise ValueError(f"arguments: expected what varies at most one tuple deep, got {argument}")
                 found = {i: index for i, item in enumerate(argument) if (index := find(item)) is not None}
                 self.items += [(position, i, index) for i, index in found.items()]
                 self.arguments[position] = tuple(None if i in found else item for i, item in enumerate(argument))
@@ -177,7 +184,7 @@ class Plan:
 def _with_scratch(run: Callable[[], Any]) -> Any:
     """Run a launch that makes descriptors on the device, whose memory Triton asks its user for.
 
-    In a context of its own, so that the allocator that the user set stays.
+    In a separate context, so that the allocator that the user set stays.
     """
 
     def run_there() -> Any:

@@ -54,32 +54,23 @@ def in_eights(stride, IN_EIGHTS: tl.constexpr):
 @triton.jit
 def head_of(x, off_b, off_h, IN_EIGHTS: tl.constexpr = False):
     """One head of a `Strided` as a `Matrix`. IN_EIGHTS: 8 divides all strides but the columns'."""
-    if x.ptr is None:
-        return Matrix(None, None, None)
-    else:
-        b = tl.cast(off_b, tl.int64)
-        h = tl.cast(off_h, tl.int64)
-        ptr = x.ptr + (b * in_eights(x.stride_b, IN_EIGHTS) + h * in_eights(x.stride_h, IN_EIGHTS))
-        return Matrix(ptr, in_eights(x.stride_row, IN_EIGHTS), x.stride_col)
+    b = tl.cast(off_b, tl.int64)
+    h = tl.cast(off_h, tl.int64)
+    ptr = x.ptr + (b * in_eights(x.stride_b, IN_EIGHTS) + h * in_eights(x.stride_h, IN_EIGHTS))
+    return Matrix(ptr, in_eights(x.stride_row, IN_EIGHTS), x.stride_col)
 
 
 @triton.jit
 def batch_of(x, off_b, IN_EIGHTS: tl.constexpr):
     """A `Strided` from the first element of one image of the batch on, for loops over its heads."""
-    if x.ptr is None:
-        return x
-    else:
-        ptr = x.ptr + off_b.to(tl.int64) * in_eights(x.stride_b, IN_EIGHTS)
-        return Strided(ptr, 0, in_eights(x.stride_h, IN_EIGHTS), in_eights(x.stride_row, IN_EIGHTS), x.stride_col)
+    ptr = x.ptr + off_b.to(tl.int64) * in_eights(x.stride_b, IN_EIGHTS)
+    return Strided(ptr, 0, in_eights(x.stride_h, IN_EIGHTS), in_eights(x.stride_row, IN_EIGHTS), x.stride_col)
 
 
 @triton.jit
 def head_in_batch(x, off_h):
     """One head of what `batch_of` gives, as a `Matrix`."""
-    if x.ptr is None:
-        return Matrix(None, None, None)
-    else:
-        return Matrix(x.ptr + tl.cast(off_h, tl.int64) * x.stride_h, x.stride_row, x.stride_col)
+    return Matrix(x.ptr + tl.cast(off_h, tl.int64) * x.stride_h, x.stride_row, x.stride_col)
 
 
 @triton.jit

@@ -34,7 +34,7 @@ _remembered: dict[tuple[Path, str], ForwardConfig] = {}
 def tuned_config(call: ForwardCall, timer: Timer | None = None, folder: Path | None = None) -> ForwardConfig:
     """The fastest candidate for a call: from this process, else from the disk, else by measuring them all.
 
-    ``timer`` runs the function it is given and returns its time; the default is the median on a GPU, without the
+    `timer` runs the function it is given and returns its time; the default is the median on a GPU, without the
     host's part. Each candidate writes the whole result, so measuring leaves the call's outputs correct.
     """
     path = (folder or cache_folder()) / "forward.json"

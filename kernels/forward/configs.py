@@ -17,7 +17,7 @@ from ..common.tensors import HeadDim
 
 SHORT_KEYS = 128  # up to here a program sees one or two key blocks, and preparing descriptors costs more than they save
 
-# "specialized": warps of their own fetch, and the others only compute; with descriptors, without a mask.
+# "specialized": some warps only fetch, and the others only compute; with descriptors, without a mask.
 # "rotated": the next block's products run while this block's exponentials are taken; for a head dim in one chunk.
 # Neither has run on a card yet, so they are for autotuning to choose.
 SCHEDULES = ("plain", "specialized", "rotated")
@@ -118,7 +118,7 @@ def forward_config(
 ) -> ForwardConfig:
     """The table's configuration for a call.
 
-    ``seqlen_k`` None means long. ``descriptors`` False: the strides do not allow them. Every row serves causal calls,
+    `seqlen_k` None means long. `descriptors` False: the strides do not allow them. Every row serves causal calls,
     statistics and any scale.
     """
     return forward_candidates(

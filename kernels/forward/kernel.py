@@ -85,7 +85,7 @@ def _accumulate(
     DESCRIPTORS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """The softmax of one block's products [BLOCK_M, BLOCK_N], and its values into the sums."""
-    if MASK != NO_MASK or CHECK_KEYS or SCALE_SIGN == 0:
+    if MASK != NO_MASK or CHECK_KEYS or SCALE_SIGN == 0:  # 0: the scale is read from memory, its sign not known here
         z = masked_scores(s, factor, mask, start_m, start_n, seqlen_q, seqlen_k, BLOCK_M, BLOCK_N, MASK,
                           MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, WIDE)  # fmt: skip
         p, alpha, m, l, e = _online_softmax(z, 1.0, sums, False, WITH_ENTROPY, MASK)  # noqa: E741
@@ -165,7 +165,7 @@ def _attend_rows(
         end_n = tl.minimum(seqlen_k, start_m + BLOCK_M)
         end_full = tl.minimum(seqlen_k, start_m + 1)
     end_full = (end_full // BLOCK_N) * BLOCK_N
-    if SCHEDULE == SPECIALIZED:  # the compiler gives the fetching to warps of their own, in one loop and no second
+    if SCHEDULE == SPECIALIZED:  # some warps only fetch; the compiler takes one loop, not two
         for start_n in tl.range(0, end_n, BLOCK_N, warp_specialize=True):
             sums = _attend_block(sums, q_i, k, v, factor, mask, start_m, start_n, seqlen_q, seqlen_k, D, V,
                                  BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, not FULL_BLOCKS, SCALE_SIGN,
@@ -214,14 +214,14 @@ def attention_forward_pointers(
     off_b, off_h, off_h_kv, off_bh, block = program(
         lengths.num_heads, lengths.group, lengths.seqlen_q, BLOCK_M, LAST_FIRST=IS_CAUSAL
     )
+    if MASK != NO_MASK:
+        mask = head_of(mask, off_b, off_h)
     _attend_rows(
         head_of(q, off_b, off_h, IN_EIGHTS),
         head_of(k, off_b, off_h_kv, IN_EIGHTS),
         head_of(v, off_b, off_h_kv, IN_EIGHTS),
         head_of(out, off_b, off_h, IN_EIGHTS),
-        lse_ptr, entropy_ptr,
-        head_of(mask, off_b, off_h),
-        head_factor(scale, off_h, MASK), off_bh.to(tl.int64) * lengths.seqlen_q, block,
+        lse_ptr, entropy_ptr, mask, head_factor(scale, off_h, MASK), off_bh.to(tl.int64) * lengths.seqlen_q, block,
         lengths.seqlen_q, lengths.seqlen_k,
         D, V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, SCALE_SIGN, LSE_IN_TWO, TAIL_STAGES,
         DESCRIPTORS=False, SCHEDULE=PLAIN, FULL_BLOCKS=False, WIDE=WIDE,
@@ -240,14 +240,14 @@ def attention_forward_descriptors(
     off_b, off_h, off_h_kv, off_bh, block = program(
         lengths.num_heads, lengths.group, lengths.seqlen_q, BLOCK_M, LAST_FIRST=IS_CAUSAL
     )
+    if MASK != NO_MASK:
+        mask = head_of(mask, off_b, off_h)
     _attend_rows(
         head_of(q, off_b, off_h, IN_EIGHTS),
         Described((k0, k1, k2), off_b, off_h_kv),  # Triton's launcher finds no descriptor inside of a tuple
         Described((v0, v1, v2), off_b, off_h_kv),
         head_of(out, off_b, off_h, IN_EIGHTS),
-        lse_ptr, entropy_ptr,
-        head_of(mask, off_b, off_h),
-        head_factor(scale, off_h, MASK), off_bh.to(tl.int64) * lengths.seqlen_q, block,
+        lse_ptr, entropy_ptr, mask, head_factor(scale, off_h, MASK), off_bh.to(tl.int64) * lengths.seqlen_q, block,
         lengths.seqlen_q, lengths.seqlen_k,
         D, V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, SCALE_SIGN, LSE_IN_TWO, TAIL_STAGES,
         DESCRIPTORS=True, SCHEDULE=SCHEDULE, FULL_BLOCKS=FULL_BLOCKS, WIDE=WIDE,

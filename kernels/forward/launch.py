@@ -82,7 +82,7 @@ class ForwardCall:
     target: str
 
     def options(self) -> dict[str, Any]:
-        """What the configuration depends on, as arguments of ``forward_config``."""
+        """What the configuration depends on, as arguments of `forward_config`."""
         call = self.call
         return {
             "target": self.target,

@@ -24,7 +24,7 @@ Key = tuple[str, int, int, int, bool]
 
 @dataclass(frozen=True)
 class Measured:
-    """The fastest configuration of one shape; ``torch_ms`` of torch's own choice is None where it has no such call."""
+    """The fastest configuration of one shape; `torch_ms` of torch's choice is None where it has no such call."""
 
     config: ForwardConfig
     ms: float

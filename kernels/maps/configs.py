@@ -87,7 +87,7 @@ _SWEEP: dict[str, list[_Sweep]] = {
     "sm_120": [_Sweep(64, 64, 64, 4, 2, 64), _Sweep(256, 64, 32, 4, 2, 32)],
     "gfx942": [_Sweep(256, 64, 64, 4, 1, 64)],
 }
-# A mask with a row for each query is a tile of its own, fetched element by element where its rows are not aligned.
+# A mask with a row for each query is one more tile, fetched element by element where its rows are not aligned.
 _MASKED: dict[str, list[_Sweep]] = {
     "sm_80": [_Sweep(160, 64, 32, 4, 2, 32), _Sweep(256, 64, 16, 4, 2, 32)],
     "sm_89": [_Sweep(160, 64, 32, 4, 2, 32), _Sweep(256, 64, 16, 4, 2, 32)],
@@ -138,6 +138,6 @@ def heads_per_program(target: str, num_heads: int, programs: int) -> int:
 
 
 def map_programs(config: MapConfig, batch: int, parts: int, seqlen_q: int, columns: int) -> int:
-    """How many programs of the map's kernel run, for ``parts`` of the heads and so many keys of the map."""
+    """How many programs of the map's kernel run, for `parts` of the heads and so many keys of the map."""
     blocks = -(-seqlen_q // config.block_m) * (1 if config.one_pass else -(-columns // config.block_n))
     return batch * parts * blocks

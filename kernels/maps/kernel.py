@@ -1,4 +1,4 @@
-"""Head-averaged attention maps in Triton: in one pass where tiles hold all keys, else by a sweep over those asked for.
+"""Head-averaged attention maps in Triton: in one pass where tiles hold all keys, else by a sweep over the map's keys.
 
 Both kernels loop over the heads inside a program and add up the probabilities in registers, so a map is written once,
 without atomics, and no map of a single head exists. kernels/README.md derives the formulas.
@@ -13,6 +13,7 @@ from ..common.chunks import load_chunk
 from ..common.tiles import (
     ADDED_MASK,
     LOG2E,
+    NO_MASK,
     PRECISION,
     batch_of,
     head_factor,
@@ -121,9 +122,12 @@ def attention_short_keys(
     sum1 = tl.zeros([BLOCK_M, N1 if N1 > 0 else 16], tl.float32)
     for off_h in tl.range(first_head, end_head, disable_licm=True):  # hoisted addresses would cost spills
         off_h_kv = off_h // group
+        mask_h = mask
+        if MASK != NO_MASK:
+            mask_h = head_of(mask, off_b, off_h)
         z0, z1 = _head_scores(
             head_in_batch(q_b, off_h), head_in_batch(k_b, off_h_kv),
-            head_of(mask, off_b, off_h), scale, off_h, start_m, 0, seqlen_q, seqlen_k,
+            mask_h, scale, off_h, start_m, 0, seqlen_q, seqlen_k,
             D, BLOCK_M, N0, N1, MASK, MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, WIDE,
         )  # fmt: skip
 
@@ -170,7 +174,7 @@ def attention_map(
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
     IS_CAUSAL: tl.constexpr, IN_EIGHTS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """The map alone, from each row's lse. Grid: (batch * parts of the heads * query blocks * key blocks,).
+    """Only the map, from each row's lse. Grid: (batch * parts of the heads * query blocks * key blocks,).
 
     Beside an added mask, which can be larger than the sum by any power, lse comes in two numbers.
     """
@@ -188,9 +192,12 @@ def attention_map(
 
     sum_p = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for off_h in tl.range(first_head, end_head, disable_licm=True):
+        mask_h = mask
+        if MASK != NO_MASK:
+            mask_h = head_of(mask, off_b, off_h)
         z, _ = _head_scores(
             head_in_batch(q_b, off_h), head_in_batch(k_b, off_h // group),
-            head_of(mask, off_b, off_h), scale, off_h, start_m, start_n, seqlen_q, seqlen_k,
+            mask_h, scale, off_h, start_m, start_n, seqlen_q, seqlen_k,
             D, BLOCK_M, BLOCK_N, 0, MASK, MASK_PER_QUERY, IS_CAUSAL, True, WIDE,
         )  # fmt: skip  # [BLOCK_M, BLOCK_N]
         row = (off_b.to(tl.int64) * num_heads + tl.cast(off_h, tl.int64)) * seqlen_q + offs_m  # [BLOCK_M]

@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 import entropy_attn as ea
 from entropy_attn.kernels.backward.launch import attention_backward
 from entropy_attn.kernels.common import plans
 from entropy_attn.kernels.common.call import AttentionCall
+from entropy_attn.kernels.common.head_dims import in_chunks
+from entropy_attn.kernels.common.tensors import Strided
 from entropy_attn.kernels.forward import launch
 from entropy_attn.kernels.forward.configs import ForwardConfig, forward_candidates, forward_config
 from entropy_attn.kernels.forward.launch import attention_forward
@@ -143,6 +146,33 @@ def test_a_plan_keeps_no_tensor_alive():
         del inputs, result
         gc.collect()
         assert not any(ref() is not None for ref in seen)
+
+
+class Recorder:
+    """In place of a compiled kernel: the arguments of its last launch."""
+
+    def __getitem__(self, grid: tuple[int, int, int]) -> Callable[..., None]:
+        return lambda *arguments: setattr(self, "arguments", arguments)
+
+
+def test_a_plan_replaces_what_varies_inside_of_arguments():
+    """In a tuple, twice in one, and as the tensor of a descriptor; all else stays."""
+    first, other = (tuple(torch.zeros(4, 16) for _ in range(2)) for _ in range(2))
+    described = TensorDescriptor.from_tensor(first[1], [4, 16])
+    compiled = Recorder()
+    arguments = [first[0], Strided(first[1], 16, 1), (first[0], 7, first[1], None), described, in_chunks(80), 3]
+    plans.Plan(compiled, 1, arguments, first, scratch=False).launch(other)
+    seen = compiled.arguments
+    assert seen[0] is other[0] and seen[1] == (other[1], 16, 1, 0, 0) and seen[4:] == (in_chunks(80), 3)
+    assert seen[2][0] is other[0] and seen[2][2] is other[1] and seen[2][1::2] == (7, None)
+    assert seen[3].base is other[1] and seen[3].block_shape == [4, 16] and described.base is first[1]
+
+
+@pytest.mark.parametrize("hide", [lambda t: (0, (t,)), lambda t: (0, TensorDescriptor.from_tensor(t, [4, 16]))])
+def test_a_plan_does_not_overlook_what_varies_deeper(hide):
+    tensor = torch.zeros(4, 16)
+    with pytest.raises(ValueError, match="expected what varies at most one tuple deep"):
+        plans.Plan(Recorder(), 1, [hide(tensor)], (tensor,), scratch=False)
 
 
 def test_plans_are_bounded(monkeypatch):
