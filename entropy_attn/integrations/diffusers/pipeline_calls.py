@@ -50,7 +50,7 @@ class PipelineRun:
             return found or (UNNAMED,)
         # The empty text is what a pipeline encodes for a prompt that it was not given.
         given = {name for name, value in self.arguments.items() if value is not None}
-        missing = () if given & {"prompt", "prompt_embeds"} else ("prompt",)
+        missing: tuple[str, ...] = () if given & {"prompt", "prompt_embeds"} else ("prompt",)
         missing += () if given & {"negative_prompt", "negative_prompt_embeds"} else ("negative_prompt",)
         return found + missing or (UNNAMED,)
 
