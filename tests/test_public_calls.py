@@ -258,14 +258,14 @@ CALLS = {
             "rows": [WRONG, "text", None],
         },
     ),
-    "guidance.attach": (
-        ea.guidance.attach,
+    "attach": (
+        ea.attach,
         "pipe",
         {"pipe": [WRONG, None], "guidance": [WRONG, None, "tsam", ea.guidance.TSAM], "prompt": [WRONG, 3, [], [3]]},
     ),
 }  # fmt: skip
 # Second names of the same objects.
-ALIASES = {"attach": "guidance.attach", "scale.CallInfo": "CallInfo"}
+ALIASES = {"guidance.attach": "attach", "scale.CallInfo": "CallInfo"}
 # Classes of diffusers, or tested in another file.
 ELSEWHERE = {"TSAMStableDiffusionPipeline", "TSAMStableDiffusionXLPipeline", "profile", "scale.EntropyAdaptive"}
 # Results and types: records, made once per call and inside compiled code, an exception, and type aliases.
@@ -325,7 +325,7 @@ def test_the_right_values_are_taken(name, pipe):
         CALLS[name][0](*given["policies"])
         return
     made = CALLS[name][0](**given)
-    if name in ("apply", "guidance.attach"):
+    if name in ("apply", "attach"):
         made.remove()
 
 
@@ -333,6 +333,7 @@ def test_every_public_callable_and_parameter_is_here():
     public = {name: getattr(ea, name) for name in ea.__all__ if name not in ("scale", "guidance", "shapes")}
     for module in (ea.scale, ea.guidance, ea.shapes):
         public |= {f"{module.__name__.split('.')[1]}.{name}": getattr(module, name) for name in module.__all__}
+    assert ea.guidance.attach is ea.attach
     callables = {name: value for name, value in public.items() if callable(value)}
     assert all(public[alias] is public[name] for alias, name in ALIASES.items())
     assert set(callables) - ELSEWHERE - RESULTS - set(CALLS) - set(ALIASES) == set()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from entropy_attn.guidance.method import Guidance, Prompt
-from entropy_attn.guidance.similarity import no_autocast
 from entropy_attn.guidance.update import update_latents
+from entropy_attn.ops.autocast import no_autocast
 
 # The largest gradient on an image's maps is scaled to this magnitude before it goes back through the model. Without
 # scaling, most of a float16 gradient underflows (below 6e-8), and all of it at a small loss; 256 leaves as much room

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from entropy_attn.guidance.text import Variant, check_variant
+from entropy_attn.ops.autocast import no_autocast
 from entropy_attn.validation import checked_positions, expected, require_bool, require_tensor
 
 # The smoothing of Attend-and-Excite and the methods after it: exp(-(d / 2 sigma)^2) at sigma = 0.5, which is a Gaussian
@@ -60,12 +60,6 @@ def attention_similarity(
         cosines = flat @ flat.mT
     weighed = cosines if variant == "paper" else cosines.tril()
     return cosines / weighed.sum(-1, keepdim=True).clamp_min(torch.finfo(cosines.dtype).tiny)
-
-
-def no_autocast(device_type: str) -> AbstractContextManager:
-    """Disables autocast in the block."""
-    known = torch.amp.is_autocast_available(device_type)  # not on "meta"
-    return torch.autocast(device_type, enabled=False) if known else nullcontext()
 
 
 def token_maps(maps: Tensor, size: tuple[int, int], tokens: Sequence[int] | Tensor) -> Tensor:

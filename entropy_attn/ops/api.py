@@ -1,41 +1,53 @@
-"""The public calls: argument checks, the choice of an implementation, and nothing else."""
+"""The public calls: argument checks and the choice of an implementation."""
 
 from __future__ import annotations
 
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from entropy_attn.errors import Unsupported
-from entropy_attn.ops.checks import check_attention, check_finite, check_map_keys, check_scale
-from entropy_attn.ops.choice import may_choose, measured_choice
-from entropy_attn.ops.operator import attention_operator
-from entropy_attn.ops.reference import attention_reference
-from entropy_attn.ops.sdpa import attention_sdpa, has_autocast, torch_attention
-from entropy_attn.ops.tensor_kinds import (
-    as_causal,
-    is_plain,
-    subclass_reasons,
-    traced,
-    transform_reasons,
-    without_class,
+from entropy_attn.ops.autocast import as_autocast
+from entropy_attn.ops.checks import check_scale, checked_call
+from entropy_attn.ops.choice import (
+    AUTO,
+    IMPLS,
+    TORCH,
+    check_impl,
+    implementation,
+    kind_reasons,
+    may_be_measured,
+    may_choose,
+    takes_shapes,
 )
+from entropy_attn.ops.implementations import IMPLEMENTATIONS
+from entropy_attn.ops.sdpa import torch_attention
+from entropy_attn.ops.tensor_kinds import as_causal, is_plain, without_class
 from entropy_attn.validation import require_bool
-
-IMPLS = ("auto", "triton", "sdpa", "reference")
-TORCHS = ("auto", "sdpa")  # torch's own attention, where no statistics are asked for
 
 
 class AttentionOutput(NamedTuple):
-    """What :func:`attention` returns; a statistic that was not asked for is None."""
+    """The result of `attention`. A statistic that was not requested is None.
 
-    out: Tensor  # (B, H, Nq, Dv), the query's dtype
-    lse: Tensor | None  # (B, H, Nq) float32, natural logarithm; -inf for a row with no key to attend
-    entropy: Tensor | None  # (B, H, Nq) float32, nats; 0 for a row with no key to attend
-    map: Tensor | None  # (B, Nq, stop - start) float32, probabilities, mean over heads; 0 for a row with no key
+    Statistics are float32, or float64 where the query is float64.
+
+    Attributes:
+        out: (B, H, Nq, Dv), in the query's dtype. 0 for a row without keys to attend.
+        lse: (B, H, Nq), the natural logarithm of the sum of exponentials of a row's logits (scaled scores plus mask).
+            -inf for a row without keys.
+        entropy: (B, H, Nq), -sum_j P_ij ln P_ij of a row's probabilities P_ij, in nats, from 0 to ln(Nk). 0 for a row
+            without keys.
+        map: (B, Nq, stop - start), the probabilities of the keys of `map_keys`, mean over heads. 0 for a row without
+            keys.
+    """
+
+    out: Tensor
+    lse: Tensor | None
+    entropy: Tensor | None
+    map: Tensor | None
 
 
 def attention(
@@ -52,78 +64,66 @@ def attention(
     map_keys: tuple[int, int] | slice | None = None,
     impl: str = "auto",
 ) -> AttentionOutput:
-    """Softmax attention with a scale chosen per call, and on request its log-sum-exp, entropy and head-averaged map.
+    """Softmax attention with a scale per call, and on request its log-sum-exp, entropy and head-averaged map.
+
+    out = P @ value with P = softmax(scale * query @ key^T + attn_mask), computed block by block with an online softmax
+    (Dao et al., FlashAttention, NeurIPS 2022), so that P is never stored. The entropy of each row of P comes from the
+    same sums. Jin et al. (Training-free Diffusion Model Adaptation for Variable-Sized Text-to-Image Synthesis, NeurIPS
+    2023) derive a scale from the number of tokens, to keep this entropy at other image sizes.
+
+    Every result is differentiable in query, key and value, and in a mask or scale that is a floating-point tensor.
 
     Args:
-        query: (B, H, Nq, D); key: (B, Hkv, Nk, D); value: (B, Hkv, Nk, Dv). Any strides; float16 to float64.
-        attn_mask: broadcasts to (B, H, Nq, Nk), with 0 to 4 dimensions; boolean (True = attend), or of any
-            floating-point dtype (added to the logits as it is, never rounded to the query's dtype; -inf excludes the
-            key), or torch's ``CausalBias``.
-        is_causal: query i attends keys 0..i, also where Nq != Nk. Excludes ``attn_mask``.
-        scale: factor on QK^T. None is 1/sqrt(D); else any finite number, a 0-d tensor, or an (H,) tensor, one a head.
-            Of a tensor on a GPU it is not checked, as that would wait for it: NaN there makes its heads NaN.
-        enable_gqa: allow the heads of key and of value, which may differ, to be divisors of H; each key or value head
-            then serves as many consecutive query heads.
-        return_lse, return_entropy: fill ``lse``, ``entropy`` of the result (float64 where the query is float64).
-        map_keys: ``(start, stop)`` or a slice of the keys; fills ``map`` with the probabilities of these keys, which
-            are normalised over all keys and averaged over the heads. Negative numbers count from the end.
-        impl: "triton" (the fused kernel), "sdpa" (torch's own operations), "reference" (float64, holds the whole
-            matrix), or "auto". A name other than "auto" never falls back: it raises :class:`Unsupported`.
+        query: (B, H, Nq, D), float16, bfloat16, float32 or float64, with any strides.
+        key: (B, Hkv, Nk, D), with the query's dtype and device.
+        value: (B, Hkv, Nk, Dv), with the query's dtype and device.
+        attn_mask: broadcasts to (B, H, Nq, Nk), with 0 to 4 dimensions. Boolean: True = attend. Of any floating-point
+            dtype: added to the logits as it is, never rounded to the query's dtype; -inf excludes a key. Or torch's
+            `CausalBias`.
+        is_causal: query i attends keys 0 to i, also where Nq != Nk. Excludes `attn_mask`.
+        scale: factor on query @ key^T. None is 1 / sqrt(D); otherwise any finite number, a 0-d tensor, or an (H,)
+            tensor with one factor per head. A tensor on a GPU is not checked, since the host would have to wait for it:
+            NaN there makes its heads NaN.
+        enable_gqa: allow numbers of key and value heads that divide H, and may differ. Each key or value head then
+            serves as many consecutive query heads.
+        return_lse: fill `lse` of the result.
+        return_entropy: fill `entropy` of the result.
+        map_keys: `(start, stop)` or a slice of the keys; fills `map` with their probabilities, which are normalized
+            over all keys and averaged over heads. Negative numbers count from the end.
+        impl: "triton" (the fused kernels), "sdpa" (torch's operations), "reference" (float64, holds the whole matrix),
+            or "auto": the fused kernels on a GPU for what torch's attention does not offer and where they were measured
+            to be faster, else torch. A name other than "auto" never falls back to another implementation.
 
-    A row with no key to attend has out 0, lse -inf, entropy 0, map 0 and no gradient. NaN in a row's logits makes its
-    statistics NaN.
+    Returns:
+        The output and the requested statistics. A row without keys to attend has out 0, lse -inf, entropy 0, map 0 and
+        no gradient. NaN in a row's logits makes its statistics NaN.
 
     Raises:
-        TypeError, ValueError: an argument has no meaning here; the message names it, its value and what is allowed.
-        Unsupported: ``impl`` cannot serve the call, or a tensor is of a kind that it cannot read: nested, a subclass
-            with operations of its own, inside of a functorch transform. Without statistics torch's own attention
-            serves what it can of these.
+        TypeError: an argument has a type or dtype that is not allowed.
+        ValueError: an argument has a shape, device or value that is not allowed.
+        Unsupported: `impl` cannot serve the call, or a tensor is of a kind that it cannot read: nested, a subclass with
+            other operations, or inside a functorch transform. Without statistics torch's attention serves those that
+            it knows.
     """
-    if impl not in IMPLS:  # asked here too: a call in order costs the host no function for it
-        _check_impl(impl)
+    if impl not in IMPLS:  # asked here too: a correct call costs the host no function call for it
+        check_impl(impl)
     if type(return_lse) is not bool or type(return_entropy) is not bool:
         require_bool("return_lse", return_lse)
         require_bool("return_entropy", return_entropy)
-    statistics = return_lse or return_entropy or map_keys is not None
     if attn_mask is not None:
         attn_mask, is_causal = as_causal(attn_mask, is_causal, query, key)
     if not torch.compiler.is_compiling() and not is_plain(query, key, value, attn_mask, scale):
-        reasons = _kind_reasons(impl, statistics, query, key, value, attn_mask, scale)
-        if reasons and (statistics or impl not in TORCHS):
+        tensors = (query, key, value, attn_mask, scale)
+        reasons = kind_reasons(impl, *tensors)
+        if reasons and (return_lse or return_entropy or map_keys is not None or impl not in TORCH):
             raise Unsupported(impl, reasons)
         if reasons:
-            given = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
-            return AttentionOutput(_torch_or_refuse(query, key, value, given, reasons), None, None, None)
-        query, key, value, attn_mask, scale = map(without_class, (query, key, value, attn_mask, scale))
-    query, key, value = _autocast(query, key, value)
-    check_attention(query, key, value, attn_mask, is_causal, scale, enable_gqa)
-    scale = _plain_scale(scale, query)
-    given = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale}
-    map_keys = check_map_keys(map_keys, key.shape[2])
-    wanted = {"return_lse": return_lse, "return_entropy": return_entropy, "map_keys": map_keys}
-    if impl == "auto":
-        impl = _auto(query, key, value, given, wanted)
-    else:
-        reasons = _reasons(impl, query, key, value, given, wanted)
-        if reasons:
-            raise Unsupported(impl, reasons)
-
-    if impl == "triton" or (impl == "sdpa" and statistics and torch.compiler.is_compiling()):
-        result = attention_operator(query, key, value, **given, **wanted, impl=impl)
-    elif impl == "sdpa":
-        result = attention_sdpa(query, key, value, **given, **wanted, enable_gqa=enable_gqa)
-    else:
-        out, lse, entropy, head_mean = attention_reference(
-            query, key, value, **given, enable_gqa=enable_gqa, map_keys=map_keys
-        )
-        stats_dtype = torch.promote_types(query.dtype, torch.float32)
-        result = (
-            out.to(query.dtype),
-            lse.to(stats_dtype) if return_lse else None,
-            entropy.to(stats_dtype) if return_entropy else None,
-            None if head_mean is None else head_mean.to(stats_dtype),
-        )
-    return AttentionOutput(*result)
+            return AttentionOutput(_by_torch(*tensors, is_causal, enable_gqa, reasons), None, None, None)
+        query, key, value, attn_mask, scale = map(without_class, tensors)
+    call = checked_call(
+        query, key, value, attn_mask, is_causal, scale, enable_gqa, return_lse, return_entropy, map_keys
+    )  # fmt: skip
+    return AttentionOutput(*implementation(impl, call).run(call))
 
 
 def scaled_dot_product_attention(
@@ -136,25 +136,44 @@ def scaled_dot_product_attention(
     scale: float | Tensor | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """``torch.nn.functional.scaled_dot_product_attention`` with its signature, results and errors, for any scale.
+    """`torch.nn.functional.scaled_dot_product_attention` with its signature, results and errors, for any scale.
 
-    ``scale`` may also be zero or negative together with ``is_causal``, any 0-d tensor, or an (H,) tensor with one
-    factor a head. Everything else is torch's to serve or to refuse, but where a measurement on this card says that the
-    fused kernel is the faster.
+    torch serves or refuses the call, except where a measurement on this GPU shows that the fused kernel is faster, and
+    for scales that torch does not take.
+
+    Args:
+        query: (..., H, Nq, D), as for torch.
+        key: (..., Hkv, Nk, D).
+        value: (..., Hkv, Nk, Dv).
+        attn_mask: as for torch: boolean (True = attend), or added to the logits.
+        dropout_p: probability of dropout, applied whenever it is above 0.
+        is_causal: query i attends keys 0 to i.
+        scale: None or a number as for torch, also zero or negative together with `is_causal`; or a 0-d tensor; or an
+            (H,) tensor with one factor per head. See `attention`.
+        enable_gqa: allow fewer heads of key and value than of query, as for torch.
+
+    Returns:
+        (..., H, Nq, Dv), in the query's dtype.
+
+    Raises:
+        TypeError: `scale` is a tensor with an integer or boolean dtype.
+        ValueError: `scale` is a tensor that is neither 0-d nor (H,), or is not finite.
+        RuntimeError: torch refuses the arguments.
     """
-    options = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+    options: dict[str, Any] = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
     if isinstance(scale, Tensor):
-        if dropout_p == 0.0 and _is_plain(query, key, value, enable_gqa):
+        if dropout_p == 0.0 and takes_shapes(query, key, value, enable_gqa):
             return attention(query, key, value, **options).out
-        query, key, value = _autocast(query, key, value)
+        query, key, value = as_autocast(query, key, value)
         check_scale(scale, query)
         return torch_attention(query, key, value, dropout_p=dropout_p, **options)
     if isinstance(scale, Real) and not isinstance(scale, bool):
         options["scale"] = float(scale)  # NumPy's numbers too
         if scale <= 0:
             return torch_attention(query, key, value, dropout_p=dropout_p, **options)
-    if dropout_p == 0.0 and isinstance(query, Tensor) and may_choose(query) and _measured(query, key, value, options):
-        return attention(query, key, value, **options).out
+    if dropout_p == 0.0 and isinstance(query, Tensor) and may_choose(query):
+        if attn_mask is None and may_be_measured(query, key, value):
+            return attention(query, key, value, **options).out
     return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, **options)
 
 
@@ -172,123 +191,60 @@ def unsupported_reasons(
     map_keys: tuple[int, int] | slice | None = None,
     impl: str = "triton",
 ) -> list[str]:
-    """Every reason why ``impl`` cannot serve this :func:`attention` call; empty where it can."""
-    _check_impl(impl)
+    """Every reason why `impl` cannot serve this call of `attention`. Nothing is computed.
+
+    Args:
+        query: (B, H, Nq, D). The arguments have the same meanings as those of `attention`.
+        key: (B, Hkv, Nk, D).
+        value: (B, Hkv, Nk, Dv).
+        attn_mask: broadcasts to (B, H, Nq, Nk).
+        is_causal: query i attends keys 0 to i.
+        scale: factor on query @ key^T.
+        enable_gqa: allow fewer heads of key and value than of query.
+        return_lse: whether the call requests `lse`.
+        return_entropy: whether the call requests `entropy`.
+        map_keys: the keys whose map the call requests.
+        impl: "triton", "sdpa", "reference" or "auto".
+
+    Returns:
+        One sentence per reason; an empty list where `impl` serves the call.
+
+    Raises:
+        TypeError: an argument has a type or dtype that is not allowed.
+        ValueError: an argument has a shape, device or value that is not allowed.
+    """
+    check_impl(impl)
     require_bool("return_lse", return_lse)
     require_bool("return_entropy", return_entropy)
     if attn_mask is not None:
         attn_mask, is_causal = as_causal(attn_mask, is_causal, query, key)
     if not is_plain(query, key, value, attn_mask, scale):
-        statistics = return_lse or return_entropy or map_keys is not None
-        reasons = _kind_reasons(impl, statistics, query, key, value, attn_mask, scale)
+        tensors = (query, key, value, attn_mask, scale)
+        reasons = kind_reasons(impl, *tensors)
         if reasons:
-            return reasons if statistics or impl not in TORCHS else []
-        query, key, value, attn_mask, scale = map(without_class, (query, key, value, attn_mask, scale))
-    query, key, value = _autocast(query, key, value)
-    check_attention(query, key, value, attn_mask, is_causal, scale, enable_gqa)
-    map_keys = check_map_keys(map_keys, key.shape[2])
-    if impl == "auto":
-        return []
-    given = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": _plain_scale(scale, query)}
-    wanted = {"return_lse": return_lse, "return_entropy": return_entropy, "map_keys": map_keys}
-    return _reasons(impl, query, key, value, given, wanted)
+            return reasons if return_lse or return_entropy or map_keys is not None or impl not in TORCH else []
+        query, key, value, attn_mask, scale = map(without_class, tensors)
+    call = checked_call(
+        query, key, value, attn_mask, is_causal, scale, enable_gqa, return_lse, return_entropy, map_keys
+    )  # fmt: skip
+    return [] if impl == AUTO else IMPLEMENTATIONS[impl].reasons(call)
 
 
-def chosen_impl(query: Tensor, key: Tensor, value: Tensor, *, return_entropy: bool = False) -> str:
-    """What ``impl="auto"`` takes for a call without a mask, with a scale that is a number."""
-    given = {"attn_mask": None, "is_causal": False, "scale": None}
-    wanted = {"return_lse": False, "return_entropy": return_entropy, "map_keys": None}
-    return _auto(query, key, value, given, wanted)
-
-
-def _reasons(impl: str, query: Tensor, key: Tensor, value: Tensor, given: dict, wanted: dict) -> list[str]:
-    if impl == "triton":
-        import entropy_attn.kernels.common.support as support
-
-        return support.unsupported_reasons(query, key, value, **given, **wanted)
-    if impl == "reference" and query.device.type == "mps":
-        return ["the reference computes in float64, which device mps does not have"]
-    return []
-
-
-def _check_impl(impl: str) -> None:
-    if impl not in IMPLS:
-        raise ValueError(f"impl must be one of {', '.join(map(repr, IMPLS))}; got {impl!r}")
-
-
-def _kind_reasons(impl: str, statistics: bool, *tensors: object) -> list[str]:
-    """What speaks against tensors that are more than their memory; torch's own attention may know them all the same."""
-    named = dict(zip(("query", "key", "value", "attn_mask", "scale"), tensors, strict=True))
-    reasons = subclass_reasons(named)
-    return reasons if impl == "reference" else reasons + transform_reasons(named)
-
-
-def _torch_or_refuse(query: Tensor, key: Tensor, value: Tensor, given: dict, reasons: list[str]) -> Tensor:
+def _by_torch(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    scale: float | Tensor | None,
+    is_causal: bool,
+    enable_gqa: bool,
+    reasons: list[str],
+) -> Tensor:
+    """The output of torch's attention for tensors that no implementation reads, for these reasons."""
+    options: dict[str, Any] = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
     try:
-        return torch_attention(query, key, value, **given)
+        return torch_attention(query, key, value, **options)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, TypeError) as error:  # NotImplementedError is one
-        raise Unsupported("sdpa", [*reasons, f"nor does torch's attention serve it: {error}"]) from error
-
-
-def _auto(query: Tensor, key: Tensor, value: Tensor, given: dict, wanted: dict) -> str:
-    """Never slower than torch for a plain call; the fused kernel for what torch's attention does not take."""
-    if query.device.type != "cuda":
-        return "sdpa"
-    if not any(wanted.values()) and not isinstance(given["scale"], Tensor) and not _wider(given["attn_mask"], query):
-        choice = measured_choice(query, key, value, given["attn_mask"], given["is_causal"])
-    else:
-        choice = "triton"
-    return "sdpa" if choice == "triton" and _reasons("triton", query, key, value, given, wanted) else choice
-
-
-def _plain_scale(scale: float | Tensor | None, query: Tensor) -> float | Tensor | None:
-    """Numbers (NumPy's too) as float; a 0-d tensor on the query's device, as a float where that needs no waiting."""
-    if scale is None:
-        return None
-    if isinstance(scale, Real):
-        return float(scale)
-    if scale.device.type == "cpu" and not torch.compiler.is_compiling() and is_plain(scale) and not traced():
-        if scale.dim() == 0 and not scale.requires_grad:
-            return check_finite(scale.item())
-        if not scale.detach().isfinite().all():  # of a scale on another device, the host would have to wait for it
-            raise ValueError(f"scale must be finite, got {scale.tolist()}")
-    if scale.dim() == 0 and (scale.requires_grad or scale.device.type != "cpu"):
-        return scale.to(query.device)
-    return scale
-
-
-def _is_plain(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> bool:
-    """Whether the shapes are those :func:`attention` takes; torch's attention also broadcasts and takes other ranks."""
-    if not query.dim() == key.dim() == value.dim() == 4:
-        return False
-    q, k, v = query.shape, key.shape, value.shape
-    return q[0] == k[0] == v[0] and (enable_gqa or q[1] == k[1] == v[1])
-
-
-def _measured(query: Tensor, key: Tensor, value: Tensor, options: dict) -> bool:
-    """Whether a call is one that was measured, so that nothing in it is to be refused."""
-    tensors = query, key, value
-    if options["attn_mask"] is not None or not (all(isinstance(t, Tensor) for t in tensors) and is_plain(*tensors)):
-        return False
-    tensors = _autocast(*tensors)
-    one_kind = len({(t.device, t.dtype) for t in tensors}) == 1 and key.shape[:3] == value.shape[:3]
-    return one_kind and _is_plain(*tensors, False) and 0 < query.shape[3] == key.shape[3]
-
-
-def _wider(attn_mask: Tensor | None, query: Tensor) -> bool:
-    """A mask to add that torch's fused attention does not take with this query."""
-    return attn_mask is not None and attn_mask.dtype not in (torch.bool, query.dtype)
-
-
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """What autocast does to the arguments of torch's attention: float64 stays, other floats take the region's dtype."""
-    device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
-    if not (has_autocast(device) and torch.is_autocast_enabled(device)):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(
-        t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t
-        for t in tensors
-    )
+    except (RuntimeError, TypeError) as error:  # NotImplementedError is a RuntimeError
+        raise Unsupported("sdpa", [*reasons, f"torch's attention does not serve it either: {error}"]) from error

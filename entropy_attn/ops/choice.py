@@ -1,41 +1,117 @@
-"""Which implementation ``impl="auto"`` takes for a call that wants no statistics: the faster one, if both were timed.
+"""Which implementation serves a call.
 
-The rows are those of `kernels/forward/measured.csv`, in fp16 or bf16 without mask, causality or grouped heads. A call
-without a row goes to torch, so that nobody gets slower than they were.
+`impl="auto"` takes the faster one for a call without statistics, if both were timed. The rows are those of
+`kernels/forward/measured.csv`: fp16 or bf16 without a mask, causality or grouped heads. A call without a row goes to
+torch, so that nobody becomes slower.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
+from entropy_attn.errors import Unsupported
+from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.kernels.common.support import call_target
 from entropy_attn.kernels.forward.measured import measured, table
+from entropy_attn.ops.autocast import as_autocast
+from entropy_attn.ops.implementations import IMPLEMENTATIONS, SDPA, TRITON, Implementation
+from entropy_attn.ops.tensor_kinds import is_plain, subclass_reasons, transform_reasons
+
+AUTO = "auto"
+IMPLS = (AUTO, *IMPLEMENTATIONS)
+TORCH = (AUTO, SDPA.name)  # without statistics these take torch's attention, which may know more kinds of tensors
+
+
+def check_impl(impl: str) -> None:
+    if impl not in IMPLS:
+        names = [repr(name) for name in IMPLS]
+        raise ValueError(f"impl: expected {', '.join(names[:-1])} or {names[-1]}, got {impl!r}")
+
+
+def implementation(impl: str, call: AttentionCall) -> Implementation:
+    """The named one, or for "auto" the one that the call is served best by.
+
+    Raises:
+        Unsupported: the named one cannot serve the call.
+    """
+    if impl == AUTO:
+        return automatic(call)
+    named = IMPLEMENTATIONS[impl]
+    reasons = named.reasons(call)
+    if reasons:
+        raise Unsupported(impl, reasons)
+    return named
+
+
+def automatic(call: AttentionCall) -> Implementation:
+    """Never slower than torch for a plain call; the fused kernel for what torch's attention does not take."""
+    if call.query.device.type != "cuda":
+        return SDPA
+    if call.statistics or isinstance(call.scale, Tensor) or _wider(call.attn_mask, call.query):
+        choice = TRITON
+    else:
+        choice = _measured_choice(call)
+    return SDPA if choice is TRITON and TRITON.reasons(call) else choice
+
+
+def chosen_impl(query: Tensor, key: Tensor, value: Tensor, *, return_entropy: bool = False) -> str:
+    """The name of what `impl="auto"` takes for a call without a mask and with a number as scale."""
+    return automatic(AttentionCall(query, key, value, return_entropy=return_entropy)).name
 
 
 def may_choose(query: Tensor) -> bool:
-    """Whether there is a choice at all; asked first, for it costs less than to make it."""
+    """Whether there is a choice for calls without statistics. It costs less than making the choice."""
     return query.device.type == "cuda" and not torch.compiler.is_compiling() and bool(table())
 
 
-def measured_choice(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
-) -> Literal["triton", "sdpa"]:
-    """What was measured of a call without statistics; "sdpa" where nothing was.
+def may_be_measured(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether `attention` takes these arguments of torch's attention, and a measured row could hold for them."""
+    tensors = query, key, value
+    if not (all(isinstance(t, Tensor) for t in tensors) and is_plain(*tensors)):
+        return False
+    cast = as_autocast(query, key, value)
+    one_kind = len({(t.device, t.dtype) for t in cast}) == 1 and key.shape[:3] == value.shape[:3]
+    return one_kind and takes_shapes(query, key, value) and 0 < query.shape[3] == key.shape[3]
+
+
+def takes_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool = False) -> bool:
+    """Whether `attention` takes these shapes; torch's attention also broadcasts and takes other ranks."""
+    if not query.dim() == key.dim() == value.dim() == 4:
+        return False
+    q, k, v = query.shape, key.shape, value.shape
+    return q[0] == k[0] == v[0] and (enable_gqa or q[1] == k[1] == v[1])
+
+
+def kind_reasons(impl: str, *tensors: object) -> list[str]:
+    """Why `impl` cannot read these five tensors as memory. torch's attention may serve them all the same."""
+    named = dict(zip(("query", "key", "value", "attn_mask", "scale"), tensors, strict=True))
+    reasons = subclass_reasons(named)
+    if impl != AUTO and IMPLEMENTATIONS[impl].takes_transforms:
+        return reasons
+    return reasons + transform_reasons(named)
+
+
+def _measured_choice(call: AttentionCall) -> Implementation:
+    """The faster one of a row for a call without statistics; torch's attention where there is no row.
 
     A compiled graph takes torch's: the choice would be of one length.
     """
+    query, key = call.query, call.key
     covered = (
         may_choose(query)
         and query.dtype in (torch.float16, torch.bfloat16)
-        and attn_mask is None
-        and not is_causal
+        and call.attn_mask is None
+        and not call.is_causal
         and query.shape[1] == key.shape[1]
-        and query.shape[3] == value.shape[3]
+        and query.shape[3] == call.value.shape[3]
     )
     if not covered:
-        return "sdpa"
+        return SDPA
     row = measured(call_target(query), query.shape[3], query.shape[2], key.shape[2], entropy=False)
-    return "triton" if row is not None and row.faster_than_torch else "sdpa"
+    return TRITON if row is not None and row.faster_than_torch else SDPA
+
+
+def _wider(attn_mask: Tensor | None, query: Tensor) -> bool:
+    """Whether a mask is added that torch's fused attention does not take with this query."""
+    return attn_mask is not None and attn_mask.dtype not in (torch.bool, query.dtype)

@@ -1,89 +1,90 @@
 """The operator that autograd and torch.compile see: attention with its statistics as one opaque, differentiable call.
 
-A kernel launch cannot be traced, and neither can a loop over row blocks be, without unrolling it for one length. As a
-`torch.library.custom_op` the call is a single node of the graph whatever the lengths are, with a gradient of its own.
+A kernel launch cannot be traced, and a loop over blocks of rows cannot be traced without unrolling it for one length.
+As a `torch.library.custom_op` the call is a single node of the graph for every length, with a registered gradient.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from entropy_attn.errors import Unsupported
 from entropy_attn.kernels.common.arguments import allocate_like
+from entropy_attn.kernels.common.call import AttentionCall, Results
+from entropy_attn.ops.fused import attention_fused, attention_fused_backward
 from entropy_attn.ops.sdpa import attention_sdpa, attention_sdpa_backward
 from entropy_attn.ops.tensor_kinds import traced
 
-Results = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]  # out, lse, entropy, map
+
+class Computation(NamedTuple):
+    """What the operator runs."""
+
+    forward: Callable[[AttentionCall], Results]
+    backward: Callable[..., tuple[Tensor | None, ...]]
 
 
-def attention_operator(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    attn_mask: Tensor | None,
-    is_causal: bool,
-    scale: float | Tensor | None,
-    return_lse: bool,
-    return_entropy: bool,
-    map_keys: tuple[int, int] | None,
-    impl: str,
-) -> Results:
-    """``(out, lse, entropy, map)`` by "triton" or "sdpa" for a call that was checked; None for what was not asked for.
+# Operators take strings, not functions: these name them.
+COMPUTATIONS = {
+    "triton": Computation(attention_fused, attention_fused_backward),
+    "sdpa": Computation(attention_sdpa, attention_sdpa_backward),
+}
 
-    Grouped heads are told from the shapes. Without a gradient, and where nothing writes the call down, it goes straight
-    to the kernels, whose launch on a GPU costs less than the operator around it.
+
+def run_fused(call: AttentionCall) -> Results:
+    """The fused kernels, by the operator only where autograd or a tracer needs it.
+
+    A launch on a GPU costs less than the operator around it.
     """
-    if impl == "triton" and key.shape[1] != value.shape[1]:
-        heads = math.lcm(key.shape[1], value.shape[1])  # the kernels know one size of group
-        key, value = (t.repeat_interleave(heads // t.shape[1], dim=1) for t in (key, value))
-    tensors = (query, key, value, attn_mask, scale)
-    wants_grad = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
-    options = {"attn_mask": attn_mask, "is_causal": is_causal, "map_keys": map_keys, "impl": impl}
-    if not wants_grad and not torch.compiler.is_compiling() and type(query) is Tensor and not traced():
-        return _compute(query, key, value, scale=scale, return_lse=return_lse, return_entropy=return_entropy, **options)
+    if call.key.shape[1] != call.value.shape[1]:
+        call = _one_group_size(call)
+    if call.needs_gradient or torch.compiler.is_compiling() or type(call.query) is not Tensor or traced():
+        return attention_operator(call, "triton")
+    if call.scale is not None:
+        call.scale = _on_the_host(call.scale)
+    return attention_fused(call)
+
+
+def run_sdpa(call: AttentionCall) -> Results:
+    """torch's operations; a compiled graph holds the statistics as one operator."""
+    if call.statistics and torch.compiler.is_compiling():
+        return attention_operator(call, "sdpa")
+    return attention_sdpa(call)
+
+
+def attention_operator(call: AttentionCall, impl: str) -> Results:
+    """The call as one node, which computes by `COMPUTATIONS[impl]`."""
+    scale = call.scale
     if isinstance(scale, float):
         # Times a tensor: a number would be compiled into the graph, and a new one compile it anew.
         scale = torch.ones((), dtype=torch.float64) * scale
-    start, stop = map_keys or (0, 0)
+    start, stop = call.map_keys or (0, 0)
     out, lse, entropy, head_mean = _attention(
-        query, key, value, attn_mask, scale, is_causal, return_entropy, start, stop, impl
+        call.query, call.key, call.value, call.attn_mask, scale, call.is_causal, call.return_entropy, start, stop,
+        impl,
+    )  # fmt: skip
+    return (
+        out,
+        lse if call.return_lse else None,
+        entropy if call.return_entropy else None,
+        head_mean if call.map_keys else None,
     )
-    return out, lse if return_lse else None, entropy if return_entropy else None, head_mean if map_keys else None
 
 
-def _compute(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    attn_mask: Tensor | None,
-    is_causal: bool,
-    scale: float | Tensor | None,
-    return_lse: bool,
-    return_entropy: bool,
-    map_keys: tuple[int, int] | None,
-    impl: str,
-) -> Results:
-    given = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": _on_the_host(scale)}
-    wanted = {"return_lse": return_lse, "return_entropy": return_entropy}
-    if impl == "sdpa":
-        grouped = query.shape[1] != key.shape[1]
-        return attention_sdpa(query, key, value, **given, **wanted, map_keys=map_keys, enable_gqa=grouped)
-    if map_keys:
-        from entropy_attn.kernels.maps.launch import attention_forward_with_map
-
-        return attention_forward_with_map(query, key, value, **given, **wanted, map_keys=map_keys)
-    from entropy_attn.kernels.forward.launch import attention_forward
-
-    return *attention_forward(query, key, value, **given, **wanted), None
+def _one_group_size(call: AttentionCall) -> AttentionCall:
+    """Key and value with as many heads each: the kernels take one number of query heads per key head."""
+    heads = math.lcm(call.key.shape[1], call.value.shape[1])
+    key, value = (t.repeat_interleave(heads // t.shape[1], dim=1) for t in (call.key, call.value))
+    return replace(call, key=key, value=value)
 
 
 def _on_the_host(scale: float | Tensor | None) -> float | Tensor | None:
-    """A 0-d tensor of the CPU as its number, which the kernels take as an argument; reading it waits for nothing."""
+    """A 0-d tensor on the CPU as its number, which the kernels take as an argument; reading it waits for nothing."""
     if isinstance(scale, Tensor) and scale.dim() == 0 and scale.device.type == "cpu":
         return scale.item()
     return scale
@@ -102,25 +103,26 @@ def _attention(
     map_stop: int,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    map_keys = (map_start, map_stop) if map_stop > map_start else None
+    call = AttentionCall(
+        query, key, value, attn_mask, is_causal, _on_the_host(scale), return_lse=True, return_entropy=return_entropy,
+        map_keys=(map_start, map_stop) if map_stop > map_start else None,
+    )  # fmt: skip
     with torch.no_grad():
-        results = _compute(
-            query, key, value, attn_mask=attn_mask, is_causal=is_causal, scale=scale, return_lse=True,
-            return_entropy=return_entropy, map_keys=map_keys, impl=impl,
-        )  # fmt: skip
+        results = COMPUTATIONS[impl].forward(call)
     # As the fake below promises; the map's rows may be padded for wide stores.
     out = _laid_out(results[0], query)
-    return (out, *(_absent(query) if t is None else t.contiguous() for t in results[1:]))
+    lse, entropy, head_mean = (_absent(query) if t is None else t.contiguous() for t in results[1:])
+    return out, lse, entropy, head_mean
 
 
 def _laid_out(t: Tensor, like: Tensor) -> Tensor:
-    """Results of the operators have the one layout that the kernels and the fakes allocate, whoever computed them."""
+    """Results of the operators have the layout that the kernels and the fakes allocate, whoever computed them."""
     empty = allocate_like(like, t.shape[3], t.dtype)
     return t if t.stride() == empty.stride() else empty.copy_(t)
 
 
 def _absent(query: Tensor) -> Tensor:
-    """An operator must return a tensor also where there is nothing to return."""
+    """An operator returns a tensor even where there is nothing to return."""
     return query.new_empty(0, dtype=_statistics_dtype(query))
 
 
@@ -129,7 +131,18 @@ def _statistics_dtype(query: Tensor) -> torch.dtype:
 
 
 @_attention.register_fake
-def _(query, key, value, attn_mask, scale, is_causal, return_entropy, map_start, map_stop, impl):
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    scale: Tensor | None,
+    is_causal: bool,
+    return_entropy: bool,
+    map_start: int,
+    map_stop: int,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, heads, seqlen_q, _ = query.shape
     out = allocate_like(query, value.shape[3])
     dtype = _statistics_dtype(query)
@@ -142,19 +155,19 @@ def _(query, key, value, attn_mask, scale, is_causal, return_entropy, map_start,
     return out, lse, entropy, head_mean
 
 
-def _setup(ctx, inputs, output):
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     query, key, value, attn_mask, scale, *ctx.options = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(query, key, value, attn_mask, scale, *output[:3])
 
 
-def _backward(ctx, *grads):
+def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     needs = list(ctx.needs_input_grad[:5])
     is_causal, return_entropy, map_start, map_stop, impl = ctx.options
     wanted = (True, True, return_entropy, map_stop > map_start)
-    grads = [g if want else None for g, want in zip(grads, wanted, strict=True)]
-    results = _attention_backward(*ctx.saved_tensors, *grads, is_causal, map_start, map_stop, impl, needs)
-    results = [t if need else None for t, need in zip(results, needs, strict=True)]
+    given = [g if want else None for g, want in zip(grads, wanted, strict=True)]
+    computed = _attention_backward(*ctx.saved_tensors, *given, is_causal, map_start, map_stop, impl, needs)
+    results = [t if need else None for t, need in zip(computed, needs, strict=True)]
     return *results, None, None, None, None, None
 
 
@@ -179,47 +192,36 @@ def _attention_backward(
     needs: list[bool],
 ) -> list[Tensor]:
     """Gradients of query, key, value, attn_mask and scale."""
-    names = ("grad_out", "grad_lse", "grad_entropy", "grad_map")
-    grads = dict(zip(names, (grad_out, grad_lse, grad_entropy, grad_map), strict=True))
-    map_keys = None if grad_map is None else (map_start, map_stop)
-    given = {"attn_mask": attn_mask, "is_causal": is_causal, "map_keys": map_keys}
-    if impl == "sdpa":
-        results = attention_sdpa_backward(
-            query, key, value, out, entropy, **grads, **given, scale=scale, needs=tuple(needs)
-        )
-    else:
-        from entropy_attn.kernels.backward.launch import attention_backward
-
-        dq, dk, dv, dscale = attention_backward(
-            query, key, value, out, lse, entropy, **grads, **given, scale=scale if needs[4] else _on_the_host(scale),
-            needs=(needs[0], needs[1], needs[2], needs[4]),
-        )  # fmt: skip
-        results = (dq, dk, dv, None, dscale)
-    given = (query, key, value, attn_mask, scale)
-    return [_absent(query) if t is None else _gradient_like(of, t) for t, of in zip(results, given, strict=True)]
+    call = AttentionCall(
+        query, key, value, attn_mask, is_causal, scale if needs[4] else _on_the_host(scale),
+        map_keys=None if grad_map is None else (map_start, map_stop),
+    )  # fmt: skip
+    grads = (grad_out, grad_lse, grad_entropy, grad_map)
+    computed = COMPUTATIONS[impl].backward(call, (out, lse, entropy), grads, tuple(needs))
+    inputs: tuple[Any, ...] = (query, key, value, attn_mask, scale)  # a gradient that is there has an input
+    return [_absent(query) if t is None else _gradient_like(of, t) for t, of in zip(computed, inputs, strict=True)]
 
 
 @_attention_backward.register_fake
-def _(query, key, value, attn_mask, scale, *rest):
-    needs = rest[-1]
-    given = (query, key, value, attn_mask, scale)
-    return [_gradient_like(t) if need else _absent(query) for t, need in zip(given, needs, strict=True)]
+def _(query: Tensor, *rest: Any) -> list[Tensor]:
+    inputs, needs = (query, *rest[:4]), rest[-1]
+    return [_gradient_like(t) if need else _absent(query) for t, need in zip(inputs, needs, strict=True)]
 
 
 def _gradient_like(t: Tensor, computed: Tensor | None = None) -> Tensor:
-    """The gradient of ``t`` in the layout that both the operator and its fake give it: of a mask or a scale, dense."""
+    """The gradient of `t` in the layout that both the operator and its fake give it: dense for a mask or a scale."""
     if t.dim() == 4:
         return allocate_like(t, t.shape[3]) if computed is None else _laid_out(computed, t)
     return t.new_empty(t.shape) if computed is None else computed.contiguous()
 
 
-def _no_second_order(ctx, *grads):
+def _no_second_order(ctx: Any, *grads: Tensor | None) -> None:
     raise NotImplementedError("the fused attention has no second derivative; impl='reference' has")
 
 
-def _no_vmap(info, in_dims, *arguments):
+def _no_vmap(info: Any, in_dims: Any, *arguments: Any) -> None:
     raise Unsupported(
-        "triton or sdpa", ['inside of torch.vmap: put that dimension into the batch, or use impl="reference"']
+        "triton or sdpa", ['inside torch.vmap: put that dimension into the batch, or use impl="reference"']
     )
 
 

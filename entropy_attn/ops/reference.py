@@ -29,21 +29,21 @@ def attention_reference(
     map_keys: tuple[int, int] | None = None,
     compute_dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """``(out, lse, entropy, map)`` in ``compute_dtype``, from q (B, H, Nq, D), k (B, Hkv, Nk, D), v (B, Hkv, Nk, Dv).
+    """Out, lse, entropy and map in `compute_dtype`, from q (B, H, Nq, D), k (B, Hkv, Nk, D), v (B, Hkv, Nk, Dv).
 
-    The map, (B, Nq, stop - start), is the mean over heads of the probabilities of the keys ``start <= j < stop``; None
-    without ``map_keys``. A row with no key to attend has out 0, lse -inf, entropy 0, map 0 and no gradient. Every step
+    The map, (B, Nq, stop - start), is the mean over heads of the probabilities of the keys start <= j < stop; None
+    without `map_keys`. A row without keys to attend has out 0, lse -inf, entropy 0, map 0 and no gradient. Every step
     is a plain differentiable operation, so autograd is the reference for gradients too.
     """
     q, k, v = (t.to(compute_dtype) for t in (query, key, value))
-    if enable_gqa:  # key and value may differ in it
+    if enable_gqa:  # numbers of key and value heads may differ
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
     sm_scale = softmax_scale(scale, q)
     if isinstance(sm_scale, Tensor):
         sm_scale = sm_scale.to(compute_dtype)
 
     s = (q @ k.mT) * sm_scale  # [B, H, Nq, Nk]
-    if attn_mask is not None:  # what it excludes is out, whatever the score is
+    if attn_mask is not None:  # it excludes a key whatever the score is, NaN too
         if attn_mask.dtype != torch.bool:
             s = s + attn_mask.to(compute_dtype)
         s = s.masked_fill(~attn_mask if attn_mask.dtype == torch.bool else attn_mask == -math.inf, -math.inf)
@@ -52,7 +52,7 @@ def attention_reference(
         s = s.masked_fill(~keep, -math.inf)
 
     # Only finite scores enter the arithmetic below: -inf - -inf and 0 * -inf are NaN, in values and in gradients.
-    broken = (s.isnan() | (s == math.inf)).any(dim=-1, keepdim=True)  # by a NaN: such a row is NaN throughout
+    broken = (s.isnan() | (s == math.inf)).any(dim=-1, keepdim=True)  # such a row is NaN throughout
     masked = (s == -math.inf) & ~broken
     empty = masked.all(dim=-1, keepdim=True)  # [B, H, Nq, 1]; also true for Nk = 0
     m = s.detach().amax(dim=-1, keepdim=True) if s.shape[-1] else s.new_zeros(empty.shape)
@@ -64,6 +64,6 @@ def attention_reference(
 
     out = p @ v
     lse = (m.masked_fill(empty, 0.0) + log_l).masked_fill(empty, -math.inf)
-    entropy = 0.0 - (p * log_p).sum(dim=-1)  # not -(...): a one-hot row shall read 0.0, never -0.0
+    entropy = 0.0 - (p * log_p).sum(dim=-1)  # not -(...): a one-hot row has 0.0, never -0.0
     head_mean = None if map_keys is None else p[..., slice(*map_keys)].mean(dim=1)
     return out, lse.squeeze(-1), entropy, head_mean

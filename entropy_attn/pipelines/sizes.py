@@ -7,19 +7,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from entropy_attn.integrations.diffusers.models.table import Model, denoiser_of, latent_factor, model_of, pixels_a_token
+from entropy_attn.integrations.diffusers.models import Model, latent_factor, model_of
+from entropy_attn.integrations.diffusers.pipeline_calls import call_parameters as class_parameters
+from entropy_attn.integrations.diffusers.target import denoiser_of, pixels_a_token, train_size
 from entropy_attn.pipelines.memory import check_memory
 
 
 def call_parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
     """The parameters of the pipeline's call, also where a subclass passes all of them to its parent."""
-    found: Mapping[str, inspect.Parameter] = {}
-    for kind in type(pipe).__mro__:
-        if "__call__" in vars(kind):
-            found = inspect.signature(vars(kind)["__call__"]).parameters
-            if any(p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in list(found.values())[1:]):
-                break
-    return found
+    return class_parameters(type(pipe))
 
 
 def size_multiple(pipe: Any) -> int:
@@ -34,25 +30,6 @@ def size_multiple(pipe: Any) -> int:
     else:
         joined = model.cells_a_token(denoiser.config)
     return math.lcm(8, latent_factor(pipe) * joined)
-
-
-def train_size(pipe: Any) -> tuple[int, int]:
-    """The training size of the model.
-
-    Args:
-        pipe: a diffusers pipeline.
-
-    Returns:
-        (height, width) in pixels.
-
-    Raises:
-        ValueError: neither the pipeline nor its configuration states it.
-    """
-    denoiser, model = _denoiser(pipe)
-    cells = model.train_size(denoiser, pipe)
-    if cells is None:
-        raise ValueError(f"{type(pipe).__name__} does not state its training size: give the sizes")
-    return cells[0] * latent_factor(pipe), cells[1] * latent_factor(pipe)
 
 
 def fixed_size(pipe: Any) -> tuple[int, int] | None:
@@ -102,7 +79,4 @@ def _check_positions(pipe: Any, size: tuple[int, int]) -> None:
 def _denoiser(pipe: Any) -> tuple[Any, Model]:
     """The denoiser and its row of the table."""
     denoiser = denoiser_of(pipe)
-    model = model_of(denoiser)
-    if model is None:
-        raise ValueError(f"pipe: expected a denoiser of docs/models.md, got {type(denoiser).__name__}")
-    return denoiser, model
+    return denoiser, model_of(denoiser)

@@ -11,7 +11,8 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from entropy_attn.guidance.method import Guidance, as_guidance
 from entropy_attn.guidance.tsam import TSAM
-from entropy_attn.integrations.guidance.attach import Generation, check_guided, guided
+from entropy_attn.integrations.guidance.attach import check_guided
+from entropy_attn.integrations.guidance.generation import Generation, guided
 from entropy_attn.validation import checked_prompt
 
 
@@ -51,7 +52,7 @@ class _Guided:
         guidance = as_guidance(guidance)
         check_guided(self)
         prompt = None if guidance_prompt is None else checked_prompt(guidance_prompt)
-        with guided(self, guidance, prompt) as self.last_guidance:
+        with guided(self, guidance, prompt, args, kwargs) as self.last_guidance:
             return super().__call__(*args, **kwargs)
 
     def to_json_string(self) -> str:

@@ -137,8 +137,8 @@ def parse_caption(caption: str) -> Request:
         match = _OBJECT.match(part.strip().lower())
         if match is None:
             raise ValueError(
-                f"caption: expected '<a|two|three> <color> <shape>' with a color of {', '.join(COLOURS)} and a shape of "
-                f"{', '.join(SHAPES)}, got {part!r} in {caption!r}"
+                f"caption: expected '<a|two|three> <color> <shape>' with a color of {', '.join(COLOURS)} and a shape "
+                f"of {', '.join(SHAPES)}, got {part!r} in {caption!r}"
             )
         number, colour, shape = match.groups()
         counts.append((Kind(colour, shape), next(n for n, word in NUMBERS.items() if word == number)))

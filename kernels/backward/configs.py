@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
-from ..forward.configs import INTERPRETER, MAX_CHUNKS, MAX_HEAD_DIM, TARGETS, head_dim_chunks
+from ..common.head_dims import MAX_CHUNKS, MAX_HEAD_DIM, in_chunks, width_held
+from ..common.targets import INTERPRETER, max_registers, require_target
+from ..common.tensors import HeadDim
 
 ALL_CHUNKS = 2**MAX_CHUNKS - 1
 
@@ -28,14 +31,13 @@ class TileConfig:
     by_chunk: bool = False  # a launch for each chunk of the result: scores once more, for fewer accumulators
     max_registers: int | None = None  # NVIDIA: keeps the assembler from its occasional collapse to 32 registers
 
-    def chunks(self, head_dim: int) -> tuple[int, int, int]:
-        """The widths in which the kernel holds a head dim; 0 for a chunk it does not need."""
-        chunks = head_dim_chunks(head_dim, self.max_chunk)
-        return (*chunks, *(0,) * (MAX_CHUNKS - len(chunks)))
+    def in_chunks(self, head_dim: int) -> HeadDim:
+        """A head dim as the kernel holds it."""
+        return in_chunks(head_dim, self.max_chunk)
 
     def launches(self, head_dim: int) -> list[int]:
         """The chunks of a result that each launch sums, as bits."""
-        return [1 << i for i, width in enumerate(self.chunks(head_dim)) if width] if self.by_chunk else [ALL_CHUNKS]
+        return [1 << i for i in range(len(self.in_chunks(head_dim).chunks))] if self.by_chunk else [ALL_CHUNKS]
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class BackwardConfig:
 
     query: TileConfig  # dQ: a program has block_m queries and passes over the keys
     key: TileConfig  # dK and dV: a program has block_n keys and passes over the queries
-    separate: bool = False  # dK and dV by programs of their own: scores once more, but half of the accumulators
+    separate: bool = False  # dK and dV by two launches: scores once more, but half of the accumulators
 
     @functools.cached_property
     def rows(self) -> TileConfig:
@@ -52,125 +54,152 @@ class BackwardConfig:
         return replace(self.query, block_m=max(16, self.query.block_m // 2), num_stages=1)
 
 
-# Rows are (largest width served, block_m, block_n, num_warps, num_stages, widest chunk, how); a width is the sum of a
-# head dim's chunks, of the wider one where value's differs. How: dK and dV TOGETHER, APART, or each BY_CHUNK.
 TOGETHER, APART, BY_CHUNK = range(3)
-_Row = tuple[int, int, int, int, int, int, int]
+
+
+class _Row(NamedTuple):
+    """The tiles of all calls whose `width_held` is at most `widest`, and beyond that of the row before."""
+
+    widest: int
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+    max_chunk: int
+    how: int  # dK and dV TOGETHER, APART, or each BY_CHUNK
+
+
 _QUERY: dict[str, list[_Row]] = {
     "sm_80": [
-        (64, 128, 64, 8, 2, 256, TOGETHER),
-        (96, 128, 32, 8, 2, 64, TOGETHER),
-        (112, 128, 16, 8, 2, 64, TOGETHER),
-        (128, 128, 32, 8, 2, 64, TOGETHER),
-        (192, 128, 16, 8, 2, 64, TOGETHER),
-        (256, 32, 32, 8, 1, 128, BY_CHUNK),
+        _Row(64, 128, 64, 8, 2, 256, TOGETHER),
+        _Row(96, 128, 32, 8, 2, 64, TOGETHER),
+        _Row(112, 128, 16, 8, 2, 64, TOGETHER),
+        _Row(128, 128, 32, 8, 2, 64, TOGETHER),
+        _Row(192, 128, 16, 8, 2, 64, TOGETHER),
+        _Row(256, 32, 32, 8, 1, 128, BY_CHUNK),
     ],
     "sm_89": [
-        (64, 128, 64, 8, 2, 256, TOGETHER),
-        (96, 128, 32, 8, 2, 64, TOGETHER),
-        (112, 128, 16, 8, 2, 64, TOGETHER),
-        (128, 128, 32, 8, 2, 64, TOGETHER),
-        (192, 64, 16, 8, 2, 64, TOGETHER),
-        (256, 32, 32, 8, 1, 128, BY_CHUNK),
+        _Row(64, 128, 64, 8, 2, 256, TOGETHER),
+        _Row(96, 128, 32, 8, 2, 64, TOGETHER),
+        _Row(112, 128, 16, 8, 2, 64, TOGETHER),
+        _Row(128, 128, 32, 8, 2, 64, TOGETHER),
+        _Row(192, 64, 16, 8, 2, 64, TOGETHER),
+        _Row(256, 32, 32, 8, 1, 128, BY_CHUNK),
     ],
-    "sm_90": [(128, 128, 64, 8, 2, 128, TOGETHER), (256, 128, 32, 8, 2, 128, BY_CHUNK)],
+    "sm_90": [_Row(128, 128, 64, 8, 2, 128, TOGETHER), _Row(256, 128, 32, 8, 2, 128, BY_CHUNK)],
     "sm_100": [
-        (64, 128, 64, 8, 2, 128, TOGETHER),
-        (128, 64, 64, 8, 2, 128, TOGETHER),
-        (256, 64, 32, 8, 2, 128, TOGETHER),
+        _Row(64, 128, 64, 8, 2, 128, TOGETHER),
+        _Row(128, 64, 64, 8, 2, 128, TOGETHER),
+        _Row(256, 64, 32, 8, 2, 128, TOGETHER),
     ],
     "sm_120": [
-        (64, 128, 64, 8, 2, 256, TOGETHER),
-        (96, 128, 32, 8, 2, 64, TOGETHER),
-        (112, 128, 16, 8, 2, 64, TOGETHER),
-        (128, 128, 32, 8, 2, 64, TOGETHER),
-        (192, 64, 16, 8, 2, 64, TOGETHER),
-        (256, 32, 32, 8, 1, 128, BY_CHUNK),
+        _Row(64, 128, 64, 8, 2, 256, TOGETHER),
+        _Row(96, 128, 32, 8, 2, 64, TOGETHER),
+        _Row(112, 128, 16, 8, 2, 64, TOGETHER),
+        _Row(128, 128, 32, 8, 2, 64, TOGETHER),
+        _Row(192, 64, 16, 8, 2, 64, TOGETHER),
+        _Row(256, 32, 32, 8, 1, 128, BY_CHUNK),
     ],
-    "gfx942": [(256, 64, 32, 4, 1, 128, TOGETHER)],
+    "gfx942": [_Row(256, 64, 32, 4, 1, 128, TOGETHER)],
 }
 _KEY: dict[str, list[_Row]] = {
     "sm_80": [
-        (64, 32, 128, 8, 2, 64, TOGETHER),
-        (96, 16, 128, 8, 2, 64, TOGETHER),
-        (112, 16, 64, 8, 1, 64, APART),
-        (128, 16, 128, 8, 2, 64, TOGETHER),
-        (192, 16, 64, 8, 1, 64, BY_CHUNK),
-        (256, 16, 128, 8, 1, 128, BY_CHUNK),
+        _Row(64, 32, 128, 8, 2, 64, TOGETHER),
+        _Row(96, 16, 128, 8, 2, 64, TOGETHER),
+        _Row(112, 16, 64, 8, 1, 64, APART),
+        _Row(128, 16, 128, 8, 2, 64, TOGETHER),
+        _Row(192, 16, 64, 8, 1, 64, BY_CHUNK),
+        _Row(256, 16, 128, 8, 1, 128, BY_CHUNK),
     ],
     "sm_89": [
-        (64, 32, 128, 8, 2, 64, TOGETHER),
-        (96, 16, 128, 8, 2, 64, TOGETHER),
-        (112, 16, 64, 8, 1, 64, APART),
-        (128, 16, 128, 8, 2, 64, TOGETHER),
-        (192, 16, 64, 8, 1, 64, BY_CHUNK),
+        _Row(64, 32, 128, 8, 2, 64, TOGETHER),
+        _Row(96, 16, 128, 8, 2, 64, TOGETHER),
+        _Row(112, 16, 64, 8, 1, 64, APART),
+        _Row(128, 16, 128, 8, 2, 64, TOGETHER),
+        _Row(192, 16, 64, 8, 1, 64, BY_CHUNK),
     ],
     "sm_90": [
-        (64, 32, 128, 8, 2, 128, TOGETHER),
-        (80, 32, 128, 8, 2, 64, TOGETHER),
-        (192, 32, 128, 8, 2, 64, APART),
-        (256, 32, 128, 8, 2, 128, BY_CHUNK),
+        _Row(64, 32, 128, 8, 2, 128, TOGETHER),
+        _Row(80, 32, 128, 8, 2, 64, TOGETHER),
+        _Row(192, 32, 128, 8, 2, 64, APART),
+        _Row(256, 32, 128, 8, 2, 128, BY_CHUNK),
     ],
     "sm_100": [
-        (64, 64, 128, 8, 2, 128, TOGETHER),
-        (128, 32, 128, 8, 2, 128, TOGETHER),
-        (256, 32, 128, 8, 2, 128, APART),
+        _Row(64, 64, 128, 8, 2, 128, TOGETHER),
+        _Row(128, 32, 128, 8, 2, 128, TOGETHER),
+        _Row(256, 32, 128, 8, 2, 128, APART),
     ],
     "sm_120": [
-        (64, 32, 128, 8, 2, 64, TOGETHER),
-        (96, 16, 128, 8, 2, 64, TOGETHER),
-        (112, 16, 64, 8, 1, 64, APART),
-        (128, 16, 128, 8, 2, 64, TOGETHER),
-        (192, 16, 64, 8, 1, 64, BY_CHUNK),
+        _Row(64, 32, 128, 8, 2, 64, TOGETHER),
+        _Row(96, 16, 128, 8, 2, 64, TOGETHER),
+        _Row(112, 16, 64, 8, 1, 64, APART),
+        _Row(128, 16, 128, 8, 2, 64, TOGETHER),
+        _Row(192, 16, 64, 8, 1, 64, BY_CHUNK),
     ],
     "gfx942": [
-        (128, 64, 64, 4, 1, 128, TOGETHER),
-        (256, 32, 64, 4, 1, 128, TOGETHER),
+        _Row(128, 64, 64, 4, 1, 128, TOGETHER),
+        _Row(256, 32, 64, 4, 1, 128, TOGETHER),
     ],
 }
 # A tile of the mask or of the map's gradient needs registers as well.
 _QUERY_MASKED: dict[str, list[_Row]] = {
-    "sm_80": [(64, 64, 32, 4, 2, 64, TOGETHER), (128, 64, 16, 8, 2, 64, TOGETHER), (256, 64, 16, 8, 1, 128, BY_CHUNK)],
-    "sm_89": [(128, 64, 16, 8, 2, 64, TOGETHER), (256, 64, 16, 8, 1, 128, BY_CHUNK)],
-    "sm_90": [
-        (64, 64, 32, 4, 2, 128, TOGETHER),
-        (128, 128, 32, 8, 2, 64, TOGETHER),
-        (256, 128, 32, 8, 2, 128, BY_CHUNK),
+    "sm_80": [
+        _Row(64, 64, 32, 4, 2, 64, TOGETHER),
+        _Row(128, 64, 16, 8, 2, 64, TOGETHER),
+        _Row(256, 64, 16, 8, 1, 128, BY_CHUNK),
     ],
-    "sm_100": [(128, 64, 32, 8, 2, 128, TOGETHER), (256, 64, 32, 8, 1, 128, BY_CHUNK)],
-    "sm_120": [(128, 64, 16, 8, 2, 64, TOGETHER), (256, 64, 16, 8, 1, 128, BY_CHUNK)],
-    "gfx942": [(256, 64, 32, 4, 1, 128, TOGETHER)],
+    "sm_89": [_Row(128, 64, 16, 8, 2, 64, TOGETHER), _Row(256, 64, 16, 8, 1, 128, BY_CHUNK)],
+    "sm_90": [
+        _Row(64, 64, 32, 4, 2, 128, TOGETHER),
+        _Row(128, 128, 32, 8, 2, 64, TOGETHER),
+        _Row(256, 128, 32, 8, 2, 128, BY_CHUNK),
+    ],
+    "sm_100": [_Row(128, 64, 32, 8, 2, 128, TOGETHER), _Row(256, 64, 32, 8, 1, 128, BY_CHUNK)],
+    "sm_120": [_Row(128, 64, 16, 8, 2, 64, TOGETHER), _Row(256, 64, 16, 8, 1, 128, BY_CHUNK)],
+    "gfx942": [_Row(256, 64, 32, 4, 1, 128, TOGETHER)],
 }
 _KEY_MASKED: dict[str, list[_Row]] = {
-    "sm_80": [(64, 32, 64, 8, 1, 64, APART), (128, 16, 64, 8, 1, 64, APART), (192, 16, 64, 8, 1, 64, BY_CHUNK)],
-    "sm_89": [(64, 32, 64, 8, 1, 64, APART), (128, 16, 64, 8, 1, 64, APART), (192, 16, 64, 8, 1, 64, BY_CHUNK)],
-    "sm_90": [(64, 16, 128, 8, 2, 128, TOGETHER), (256, 16, 128, 8, 2, 128, BY_CHUNK)],
-    "sm_100": [
-        (64, 32, 128, 8, 2, 128, TOGETHER),
-        (128, 32, 64, 8, 1, 128, APART),
-        (256, 32, 64, 8, 1, 128, BY_CHUNK),
+    "sm_80": [
+        _Row(64, 32, 64, 8, 1, 64, APART),
+        _Row(128, 16, 64, 8, 1, 64, APART),
+        _Row(192, 16, 64, 8, 1, 64, BY_CHUNK),
     ],
-    "sm_120": [(64, 32, 64, 8, 1, 64, APART), (128, 16, 64, 8, 1, 64, APART), (192, 16, 64, 8, 1, 64, BY_CHUNK)],
-    "gfx942": [(64, 64, 64, 4, 1, 128, TOGETHER), (256, 32, 32, 4, 1, 128, APART)],
+    "sm_89": [
+        _Row(64, 32, 64, 8, 1, 64, APART),
+        _Row(128, 16, 64, 8, 1, 64, APART),
+        _Row(192, 16, 64, 8, 1, 64, BY_CHUNK),
+    ],
+    "sm_90": [_Row(64, 16, 128, 8, 2, 128, TOGETHER), _Row(256, 16, 128, 8, 2, 128, BY_CHUNK)],
+    "sm_100": [
+        _Row(64, 32, 128, 8, 2, 128, TOGETHER),
+        _Row(128, 32, 64, 8, 1, 128, APART),
+        _Row(256, 32, 64, 8, 1, 128, BY_CHUNK),
+    ],
+    "sm_120": [
+        _Row(64, 32, 64, 8, 1, 64, APART),
+        _Row(128, 16, 64, 8, 1, 64, APART),
+        _Row(192, 16, 64, 8, 1, 64, BY_CHUNK),
+    ],
+    "gfx942": [_Row(64, 64, 64, 4, 1, 128, TOGETHER), _Row(256, 32, 32, 4, 1, 128, APART)],
 }
 # Exact float32 products run on the plain FMA units of NVIDIA GPUs, which want small tiles; AMD has matrix units.
 _FLOAT32_NVIDIA: tuple[list[_Row], list[_Row]] = (
-    [(64, 32, 32, 8, 1, 256, TOGETHER), (128, 32, 32, 8, 1, 64, TOGETHER)],
-    [(64, 32, 32, 8, 1, 256, TOGETHER), (128, 32, 32, 8, 1, 64, APART)],
+    [_Row(64, 32, 32, 8, 1, 256, TOGETHER), _Row(128, 32, 32, 8, 1, 64, TOGETHER)],
+    [_Row(64, 32, 32, 8, 1, 256, TOGETHER), _Row(128, 32, 32, 8, 1, 64, APART)],
 )
 _FLOAT32_NVIDIA_MASKED: tuple[list[_Row], list[_Row]] = (
     [
-        (64, 32, 32, 8, 1, 256, TOGETHER),
-        (80, 32, 32, 8, 1, 64, TOGETHER),
-        (96, 64, 16, 8, 1, 64, TOGETHER),
-        (112, 16, 32, 8, 1, 64, TOGETHER),
-        (128, 32, 32, 8, 1, 64, TOGETHER),
+        _Row(64, 32, 32, 8, 1, 256, TOGETHER),
+        _Row(80, 32, 32, 8, 1, 64, TOGETHER),
+        _Row(96, 64, 16, 8, 1, 64, TOGETHER),
+        _Row(112, 16, 32, 8, 1, 64, TOGETHER),
+        _Row(128, 32, 32, 8, 1, 64, TOGETHER),
     ],
     _FLOAT32_NVIDIA[1],
 )
 _FLOAT32_AMD: tuple[list[_Row], list[_Row]] = (
-    [(128, 32, 16, 4, 1, 128, TOGETHER), (256, 16, 16, 2, 1, 128, BY_CHUNK)],
-    [(128, 32, 16, 4, 1, 128, APART), (256, 16, 16, 4, 1, 128, BY_CHUNK)],
+    [_Row(128, 32, 16, 4, 1, 128, TOGETHER), _Row(256, 16, 16, 2, 1, 128, BY_CHUNK)],
+    [_Row(128, 32, 16, 4, 1, 128, APART), _Row(256, 16, 16, 4, 1, 128, BY_CHUNK)],
 )
 
 
@@ -178,28 +207,26 @@ _FLOAT32_AMD: tuple[list[_Row], list[_Row]] = (
 def backward_config(
     target: str, head_dim: int, head_dim_v: int, dtype: torch.dtype, *, has_mask: bool = False, has_map: bool = False
 ) -> BackwardConfig:
-    """The table's configuration for a call that ``support.backward_unsupported`` lets pass.
+    """The table's configuration for a call that `support.backward_unsupported` accepts.
 
     Every row serves causal calls, any gradients and any scale.
     """
     if target == INTERPRETER:
         return BackwardConfig(TileConfig(64, 64, 4, 1), TileConfig(64, 64, 4, 1))
-    width = max(sum(head_dim_chunks(head_dim)), sum(head_dim_chunks(head_dim_v)))
-    rows = (_row(rows, width) for rows in _tables(target, dtype, has_mask or has_map))
-    query, key = rows
-    return BackwardConfig(_tiles(target, query), _tiles(target, key), separate=key[-1] == APART)
+    width = width_held(head_dim, head_dim_v)
+    query, key = (_row(rows, width) for rows in _tables(target, dtype, has_mask or has_map))
+    return BackwardConfig(_tiles(target, query), _tiles(target, key), separate=key.how == APART)
 
 
 def widest(target: str, dtype: torch.dtype, *, has_mask: bool = False, has_map: bool = False) -> int:
     """The widest head dim that the table has a row for."""
     if target == INTERPRETER:
         return MAX_HEAD_DIM
-    return min(rows[-1][0] for rows in _tables(target, dtype, has_mask or has_map))
+    return min(rows[-1].widest for rows in _tables(target, dtype, has_mask or has_map))
 
 
 def _tables(target: str, dtype: torch.dtype, masked: bool) -> tuple[list[_Row], list[_Row]]:
-    if target not in TARGETS:
-        raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {target!r}")
+    require_target(target)
     if dtype == torch.float32:
         nvidia = _FLOAT32_NVIDIA_MASKED if masked else _FLOAT32_NVIDIA
         return _FLOAT32_AMD if target.startswith("gfx") else nvidia
@@ -207,10 +234,11 @@ def _tables(target: str, dtype: torch.dtype, masked: bool) -> tuple[list[_Row], 
 
 
 def _row(rows: list[_Row], width: int) -> _Row:
-    return next(row for row in rows if width <= row[0])
+    return next(row for row in rows if width <= row.widest)
 
 
 def _tiles(target: str, row: _Row) -> TileConfig:
-    _, block_m, block_n, num_warps, num_stages, max_chunk, how = row
-    max_registers = None if target.startswith("gfx") else 255
-    return TileConfig(block_m, block_n, num_warps, num_stages, max_chunk, how == BY_CHUNK, max_registers)
+    return TileConfig(
+        row.block_m, row.block_n, row.num_warps, row.num_stages, row.max_chunk,
+        by_chunk=row.how == BY_CHUNK, max_registers=max_registers(target),
+    )  # fmt: skip

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from .head_dims import MAX_CHUNKS
 from .support import lacks_fence
+from .tensors import HeadDim, Lengths, Strided
 
 LOG2E = math.log2(math.e)
 NO_MASK, BOOL_MASK, ADDED_MASK = 0, 1, 2
@@ -20,19 +23,30 @@ LEAST_NORMAL = torch.finfo(torch.float32).tiny
 class Compiled(Protocol):
     """The compiler's part of a configuration."""
 
-    num_warps: int
-    num_stages: int
-    max_registers: int | None
+    @property
+    def num_warps(self) -> int: ...
+    @property
+    def num_stages(self) -> int: ...
+    @property
+    def max_registers(self) -> int | None: ...
 
 
 def pipeline_stages(config: Compiled, target: str, *, by_pointer: bool = True) -> int:
-    """In how many stages a loop fetches its tiles; ``by_pointer`` rather than by descriptor.
+    """In how many stages a loop fetches its tiles, by pointer or by descriptor.
 
     Triton makes loads by pointer copies that pass the registers by, and before 3.7.1 it leaves out the fence that sm_90
     needs between such a copy and wgmma. In one stage tiles go by way of the registers, behind which there is a fence:
     right, and slower.
     """
     return 1 if by_pointer and lacks_fence(target) else config.num_stages
+
+
+def tail_stages(config: Compiled, target: str, mask: Tensor | None, *, by_pointer: bool = True) -> int:
+    """Stages of the loop over the last blocks, which are few.
+
+    Only with a mask does their pipeline pay, by fetching the mask in the layout of the scores.
+    """
+    return 1 if mask is None else pipeline_stages(config, target, by_pointer=by_pointer)
 
 
 def compile_options(config: Compiled, target: str, *, by_pointer: bool = True) -> dict[str, Any]:
@@ -51,7 +65,7 @@ def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -
 
 
 def allocate_like(t: Tensor, width: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Laid out as ``t`` is: heads inside or outside of tokens, so that undoing a transpose stays free."""
+    """Laid out as `t` is: heads inside or outside of tokens, so that undoing a transpose stays free."""
     batch, num_heads, seqlen, _ = t.shape
     dtype = t.dtype if dtype is None else dtype
     if t.stride(1) < t.stride(2):
@@ -69,9 +83,26 @@ def on_device(device: torch.device) -> contextlib.AbstractContextManager:
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
-def broadcast_strides(mask: Tensor) -> tuple[int, ...]:
-    """A size of 1 broadcasts by stride 0: nothing is expanded or copied."""
-    return tuple(0 if size == 1 else stride for size, stride in zip(mask.shape, mask.stride(), strict=True))
+def strided(t: Tensor | None) -> Strided:
+    """A tensor (B, H, N, D), or one of three axes without D, as the kernels take it."""
+    return Strided(None) if t is None else Strided(t, *t.stride())
+
+
+def broadcast(mask: Tensor | None) -> Strided:
+    """A mask of four axes: a size of 1 broadcasts by stride 0, and nothing is expanded or copied."""
+    if mask is None:
+        return Strided(None)
+    return Strided(mask, *(0 if n == 1 else stride for n, stride in zip(mask.shape, mask.stride(), strict=True)))
+
+
+def lengths(query: Tensor, key: Tensor) -> Lengths:
+    num_heads = query.shape[1]
+    return Lengths(num_heads, num_heads // key.shape[1], query.shape[2], key.shape[2])
+
+
+def in_eights(tensors: Iterable[Tensor]) -> bool:
+    """Whether 8 divides all strides but those of columns."""
+    return all(stride % 8 == 0 for t in tensors for stride in t.stride()[:3])
 
 
 def describable(t: Tensor) -> bool:
@@ -81,15 +112,16 @@ def describable(t: Tensor) -> bool:
     return t.numel() > 0 and t.stride(3) == 1 and aligned and t.data_ptr() % 16 == 0
 
 
-def descriptors(t: Tensor, rows: int, chunks: tuple[int, int, int]) -> tuple[Any, Any, Any]:
-    """One descriptor a chunk of columns, None for one that is not there: each costs the host time at every launch."""
+def descriptors(t: Tensor, rows: int, head_dim: HeadDim) -> list[Any]:
+    """One descriptor for each chunk of columns, None for a chunk that is not there: each costs the host time."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     # the stride of a size-1 axis is arbitrary in torch, and checked all the same
     legal = 16 // t.element_size()
-    rows_strides = [legal if size == 1 else stride for size, stride in zip(t.shape[:3], t.stride()[:3], strict=True)]
-    strides = [*rows_strides, 1]
-    return tuple(TensorDescriptor(t, list(t.shape), strides, [1, 1, rows, n]) if n else None for n in chunks)
+    row_strides = [legal if size == 1 else stride for size, stride in zip(t.shape[:3], t.stride()[:3], strict=True)]
+    strides, shape = [*row_strides, 1], list(t.shape)
+    made = [TensorDescriptor(t, shape, strides, [1, 1, rows, chunk.width]) for chunk in head_dim.chunks]
+    return [*made, *[None] * (MAX_CHUNKS - len(made))]
 
 
 def mask_kind(mask: Tensor | None) -> int:
@@ -101,9 +133,10 @@ def mask_kind(mask: Tensor | None) -> int:
 def scale_arguments(
     scale: float | Tensor | None, head_dim: int, mask: Tensor | None
 ) -> tuple[Tensor | None, float, int]:
-    """``(tensor or None, factor, stride)``: a tensor stays on the device, as reading it would wait for it.
+    """What a `Scale` holds. A tensor stays on the device, as reading it would wait for the GPU.
 
-    The factor brings products to the unit of the scores: base 2, or quarters of a nat beside a mask that is added.
+    A plain tuple, since calls with a plan make it too, and a NamedTuple takes the host longer. The factor brings
+    products to the unit of the scores: base 2, or quarters of a nat beside a mask that is added.
     """
     if isinstance(scale, Tensor):
         return scale, 0.0, scale.stride(0) if scale.dim() else 0

@@ -1,42 +1,44 @@
-"""A launch with shapes that were seen before: all that does not depend on addresses is looked up.
+"""Launches that were seen before: everything that does not depend on addresses is looked up.
 
 Working out strides, constants and what the compiler specialises on takes the host longer than a small attention takes
-the GPU. A plan keeps the compiled kernel and its arguments, without any tensor; to launch it again, this call's own
-values are put in their places.
+the GPU. A plan keeps the compiled kernel and its arguments, without any tensor. To launch it again, the values of the
+new call replace those of the first.
 """
 
 from __future__ import annotations
 
 import contextvars
 import copy
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-MOST = 4096  # plans kept; who meets ever new shapes begins anew rather than grows
-_plans: dict[Hashable, Planned | None] = {}  # None: seen before, and launched by way of the compiler each time
+MOST = 4096  # plans kept; a program that keeps meeting new shapes drops all of them and starts again
+_plans: dict[Hashable, Planned | None] = {}  # None: seen before, but launched by Triton's usual path each time
 
 
 class Planned(Protocol):
     """One launch or several."""
 
-    def launch(self, own: tuple[Any, ...]) -> None: ...
+    def launch(self, varying: tuple[Any, ...]) -> None: ...
 
 
-def launch(key: Hashable, own: tuple[Any, ...], prepare: Callable[[], Planned | None]) -> None:
-    """Launch the plan of ``key``. Where there is none, ``prepare`` launches and returns what to keep, if anything.
+def launch(key: Hashable, varying: tuple[Any, ...], prepare: Callable[[], Planned | None]) -> None:
+    """Launch the plan of `key`. Where there is none, `prepare` launches and returns the plan to keep, if any.
 
-    ``own`` are the values in which calls of one key differ. Where one of them stands in several places, as in attention
-    of a tensor to itself, the plan finds it in all, and serves such calls alone.
+    Args:
+        varying: The values that differ between calls with the same key: tensors, and the scale where it is a number. A
+            plan finds them in the arguments of its first launch by identity. Where two of them are one object, as in
+            attention of a tensor to itself, the call has a separate plan.
     """
-    present = [id(value) for value in own if value is not None]
+    present = [id(value) for value in varying if value is not None]
     if len(set(present)) < len(present):
         key = (key, *map(present.index, present))
     plan = _plans.get(key)
     if plan is not None:
-        plan.launch(own)
+        plan.launch(varying)
         return
     if key not in _plans:
         refuse_to_be_captured()
@@ -50,7 +52,7 @@ def refuse_to_be_captured() -> None:
     """For a call that was not seen before.
 
     Raises:
-        RuntimeError: where the current stream is being captured into a CUDA graph.
+        RuntimeError: The current stream is being captured into a CUDA graph.
     """
     try:
         capturing = torch.cuda.is_current_stream_capturing()
@@ -64,22 +66,27 @@ def refuse_to_be_captured() -> None:
 
 
 def first_launch(
-    kernel: Any, programs: int, arguments: list[Any], constants: dict[str, Any], options: dict[str, Any],
-    own: tuple[Any, ...], scratch: bool = False,
+    kernel: Any, programs: int, arguments: dict[str, Any], options: dict[str, Any], varying: tuple[Any, ...],
+    scratch: bool = False,
 ) -> Plan | None:  # fmt: skip
-    """Launch a jitted kernel by way of the compiler, and return its plan. ``scratch``: it makes descriptors by itself.
+    """Launch a jitted kernel by Triton's usual path, and return its plan.
 
-    There is none for an interpreted kernel, nor on AMD, where the compiler also asks how large a tensor's storage is.
+    Args:
+        arguments: All of the kernel's arguments by name, compile-time ones too.
+        options: The compiler's.
+        scratch: The kernel makes descriptors on the device.
+
+    Returns:
+        None for an interpreted kernel, and on AMD, where the compiler also asks how large a tensor's storage is.
     """
 
     def run() -> Any:
-        return kernel[(programs,)](*arguments, **constants, **options)
+        return kernel[(programs,)](**arguments, **options)
 
     compiled = _with_scratch(run) if scratch else run()
     if compiled is None or torch.version.hip:
         return None
-    names = kernel.arg_names[len(arguments) :]
-    return Plan(compiled, programs, [*arguments, *(constants[name] for name in names)], own, scratch)
+    return Plan(compiled, programs, [arguments[name] for name in kernel.arg_names], varying, scratch)
 
 
 def count() -> int:
@@ -88,7 +95,7 @@ def count() -> int:
 
 
 def forget() -> None:
-    """Drop all plans: the next launches go by way of the compiler again."""
+    """Drop all plans: the next launches take Triton's usual path again."""
     _plans.clear()
 
 
@@ -98,48 +105,76 @@ def layout(t: Tensor | None) -> Hashable:
 
 
 class Series:
-    """Launches of the same ``own``, in order."""
+    """Launches with the same `varying`, in order."""
 
     def __init__(self, plans: list[Plan]):
         self.plans = plans
 
-    def launch(self, own: tuple[Any, ...]) -> None:
+    @classmethod
+    def of(cls, plans: Iterable[Plan | None]) -> Series | None:
+        """None where one of the launches has no plan."""
+        found = list(plans)
+        kept = [plan for plan in found if plan is not None]
+        return cls(kept) if len(kept) == len(found) else None
+
+    def launch(self, varying: tuple[Any, ...]) -> None:
         for plan in self.plans:
-            plan.launch(own)
+            plan.launch(varying)
 
 
 class Plan:
-    """A compiled kernel, its grid, and its arguments with the places where a call's own values go."""
+    """A compiled kernel, its grid, and its arguments, with the positions of those that vary.
 
-    def __init__(self, compiled: Any, programs: int, arguments: list[Any], own: tuple[Any, ...], scratch: bool):
-        """``own`` are found among the arguments by identity, and as the tensors of descriptors."""
+    A varying value is an argument, an item of an argument that is a tuple, or the tensor of a descriptor.
+    """
+
+    def __init__(self, compiled: Any, programs: int, arguments: list[Any], varying: tuple[Any, ...], scratch: bool):
+        """`varying` are those of the first launch, found among the arguments by identity."""
         from triton.tools.tensor_descriptor import TensorDescriptor
 
-        self.run, self.arguments, self.scratch = compiled[programs, 1, 1], list(arguments), scratch
-        self.values: list[tuple[int, int]] = []  # (place, index in own)
-        self.descriptors: list[tuple[int, int, Any]] = []  # (place, index in own, template)
-        for place, argument in enumerate(arguments):
-            described = isinstance(argument, TensorDescriptor)
-            value = argument.base if described else argument
-            index = next((i for i, each in enumerate(own) if each is value and each is not None), None)
-            if index is None:
-                continue
-            self.arguments[place] = None
-            if described:
-                template = copy.copy(argument)
-                template.base = None
-                self.descriptors.append((place, index, template))
-            else:
-                self.values.append((place, index))
+        def find(value: Any) -> int | None:
+            return next((i for i, each in enumerate(varying) if each is value and value is not None), None)
 
-    def launch(self, own: tuple[Any, ...]) -> None:
+        def hidden(item: Any) -> bool:
+            if isinstance(item, TensorDescriptor):
+                return find(item.base) is not None
+            return isinstance(item, tuple) and any(find(each) is not None or hidden(each) for each in item)
+
+        self.run, self.arguments, self.scratch = compiled[programs, 1, 1], list(arguments), scratch
+        self.values: list[tuple[int, int]] = []  # (position, index in varying)
+        self.items: list[tuple[int, int, int]] = []  # (position, position in the tuple there, index in varying)
+        self.descriptors: list[tuple[int, int, Any]] = []  # (position, index in varying, template)
+        for position, argument in enumerate(arguments):
+            if isinstance(argument, tuple):
+                if any(hidden(item) for item in argument):
+                    raise ValueError(f"arguments: expected what varies at most one tuple deep, got {argument}")
+                found = {i: index for i, item in enumerate(argument) if (index := find(item)) is not None}
+                self.items += [(position, i, index) for i, index in found.items()]
+                self.arguments[position] = tuple(None if i in found else item for i, item in enumerate(argument))
+            elif isinstance(argument, TensorDescriptor):
+                index = find(argument.base)
+                if index is not None:
+                    template = copy.copy(argument)
+                    template.base = None
+                    self.descriptors.append((position, index, template))
+                    self.arguments[position] = None
+            else:
+                index = find(argument)
+                if index is not None:
+                    self.values.append((position, index))
+                    self.arguments[position] = None
+
+    def launch(self, varying: tuple[Any, ...]) -> None:
         arguments = self.arguments.copy()
-        for place, index in self.values:
-            arguments[place] = own[index]
-        for place, index, template in self.descriptors:
-            arguments[place] = descriptor = object.__new__(type(template))  # as one that was checked when it was made
+        for position, index in self.values:
+            arguments[position] = varying[index]
+        for position, i, index in self.items:  # without a call, each of which costs the host as much as the rest
+            items = arguments[position]
+            arguments[position] = (*items[:i], varying[index], *items[i + 1 :])
+        for position, index, template in self.descriptors:
+            arguments[position] = descriptor = object.__new__(type(template))  # checked when the template was made
             descriptor.__dict__.update(template.__dict__)
-            descriptor.base = own[index]
+            descriptor.base = varying[index]
         if self.scratch:
             _with_scratch(lambda: self.run(*arguments))
         else:
@@ -149,7 +184,7 @@ class Plan:
 def _with_scratch(run: Callable[[], Any]) -> Any:
     """Run a launch that makes descriptors on the device, whose memory Triton asks its user for.
 
-    In a context of its own, so that what the user set stays.
+    In a separate context, so that the allocator that the user set stays.
     """
 
     def run_there() -> Any:

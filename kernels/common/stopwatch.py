@@ -27,7 +27,7 @@ class Stopwatch:
     """Times one piece of work again and again, on the current device and stream."""
 
     def __init__(self, run: Callable[[], object], before: Callable[[], object] = lambda: None):
-        """``before`` each run, something that is not timed, such as emptying caches."""
+        """`before` each run, something that is not timed, such as emptying caches."""
         self.run, self.before, self.delay = run, before, FIRST_MS
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()

@@ -1,4 +1,4 @@
-"""What the Triton kernels can serve, and on which compile target: answers without importing Triton."""
+"""Which calls the Triton kernels serve, and on which compile target; this does not import Triton."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ import torch
 from torch import Tensor
 
 from ..backward.configs import widest
-from ..forward.configs import INTERPRETER, MAX_HEAD_DIM, MIN_HEAD_DIM
 from ..maps.configs import heads_per_program, map_config, map_programs
+from .call import AttentionCall
+from .head_dims import MAX_HEAD_DIM, MIN_HEAD_DIM
+from .targets import INTERPRETER
 from .tracing import constant_in_graphs
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-MAX_PROGRAMS = 2**31 - 1  # of a grid's first axis, the only one that the kernels use
+MAX_PROGRAMS = 2**31 - 1  # on a grid's first axis, the only one that the kernels use
 LEAST_BLOCK = 16  # queries or keys a program: the fewest of any configuration
-MAX_SCALE = 1e15  # times the largest product of float16 vectors it stays below what marks excluded keys
-# Earlier releases leave out the fence between a copy into shared memory and its reading by Hopper's and Blackwell's
-# matrix units (triton-lang/triton#10537); tests/emulation finds that in the kernels with 3.5.1, 3.6.0 and 3.7.0.
+MAX_SCALE = 1e15  # times the largest product of float16 vectors, it is below the mark of excluded keys
+# Earlier releases omit the fence between a copy into shared memory and its reading by Hopper's and Blackwell's matrix
+# units (triton-lang/triton#10537); tests/emulation finds that in the kernels with 3.5.1, 3.6.0 and 3.7.0.
 FENCED_TRITON = (3, 7, 1)
-UNFENCED_TARGETS = ("sm_90", "sm_100")  # on the first there is a way round: arguments.pipeline_stages
+UNFENCED_TARGETS = ("sm_90", "sm_100")  # the first has a workaround: arguments.pipeline_stages
 MAX_SEQLEN = 2**30  # block starts and lengths are 32-bit integers in the kernel
 
 
 def interpreting() -> bool:
-    """Whether Triton's interpreter was asked for; Triton reads the variable when it is imported."""
+    """Whether the environment turns Triton's interpreter on; Triton reads the variable at its import."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
@@ -39,7 +41,7 @@ def has_triton() -> bool:
 
 @functools.cache
 def triton_version() -> tuple[int, ...]:
-    """Major, minor and patch number of the Triton that is installed; nothing where its release cannot be told."""
+    """Major, minor and patch number of the installed Triton; empty where its release is unknown."""
     for name in ("triton", "pytorch-triton"):
         try:
             numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", importlib.metadata.version(name))
@@ -51,13 +53,13 @@ def triton_version() -> tuple[int, ...]:
 
 
 def lacks_fence(target: str) -> bool:
-    """Whether the Triton that is installed leaves out a fence that the target needs."""
+    """Whether the installed Triton omits a fence that the target needs."""
     return target in UNFENCED_TARGETS and () < triton_version() < FENCED_TRITON
 
 
 @functools.cache
 def device_target(device: torch.device) -> str | None:
-    """The row of the configuration table for a CUDA or ROCm device; None where there is none for it."""
+    """The row of the configuration table for a CUDA or ROCm device; None where the table has no row."""
     if torch.version.hip:
         arch = torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
         return "gfx942" if arch in ("gfx90a", "gfx942", "gfx950") else None
@@ -68,48 +70,33 @@ def device_target(device: torch.device) -> str | None:
 
 
 def call_target(query: Tensor) -> str:
-    """The configuration table's row for a call that :func:`unsupported_reasons` lets pass."""
+    """The configuration table's row for a call that `unsupported_reasons` accepts."""
     return str(_target(query.device))
 
 
-@constant_in_graphs  # of no concern to a graph; older torch cannot trace what is asked here
+@constant_in_graphs  # a graph has one target; older torch cannot trace the function
 def _target(device: torch.device) -> str | None:
     if interpreting():
         return INTERPRETER
     return device_target(_with_index(device)) if device.type == "cuda" else None
 
 
-def unsupported_reasons(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    attn_mask: Tensor | None = None,
-    is_causal: bool = False,
-    scale: float | Tensor | None = None,
-    return_lse: bool = False,
-    return_entropy: bool = False,
-    map_keys: tuple[int, int] | None = None,
-) -> list[str]:
-    """Every reason why the kernels cannot serve a call whose arguments make sense; empty where they can.
-
-    ``is_causal``, the statistics and the map are always served; they are taken so that a call can be passed as it is.
-    """
+def unsupported_reasons(call: AttentionCall) -> list[str]:
+    """Every reason why the kernels cannot serve a call; empty where they can."""
+    query, key, value, mask, scale = call.query, call.key, call.value, call.attn_mask, call.scale
     reasons = list(_environment_reasons(query.device))
     if query.dtype not in DTYPES:
-        reasons.append(f"dtype {query.dtype} of the query is none of float16, bfloat16, float32")
+        reasons.append(f"dtype {query.dtype} of the query is not float16, bfloat16 or float32")
     elif query.dtype == torch.bfloat16 and interpreting():
         reasons.append(
             "Triton's interpreter multiplies bfloat16 wrongly: use float16 or float32 with TRITON_INTERPRET=1"
         )
     for name, dim in (("query and key", query.shape[3]), ("value", value.shape[3])):
         if not MIN_HEAD_DIM <= dim <= MAX_HEAD_DIM or dim % 8:
-            reasons.append(
-                f"head_dim {dim} of {name} is no multiple of 8 from {MIN_HEAD_DIM} to {MAX_HEAD_DIM}"
-            )  # fmt: skip
-    if attn_mask is not None and attn_mask.dtype not in (torch.bool, *DTYPES):
-        reasons.append(f"attn_mask of {attn_mask.dtype} is neither boolean nor float16, bfloat16 or float32")
-    elif attn_mask is not None and attn_mask.dtype == torch.bfloat16 and interpreting():
+            reasons.append(f"head_dim {dim} of {name} is not a multiple of 8 from {MIN_HEAD_DIM} to {MAX_HEAD_DIM}")
+    if mask is not None and mask.dtype not in (torch.bool, *DTYPES):
+        reasons.append(f"attn_mask of {mask.dtype} is neither boolean nor float16, bfloat16 or float32")
+    elif mask is not None and mask.dtype == torch.bfloat16 and interpreting():
         reasons.append("Triton's interpreter cannot add a bfloat16 attn_mask: use float16 or float32")
     if isinstance(scale, float) and abs(scale) > MAX_SCALE:
         reasons.append(f"scale {scale} is beyond {MAX_SCALE:.0e}, where logits leave the range of float32")
@@ -117,49 +104,45 @@ def unsupported_reasons(
         reasons.append(f"more than {MAX_SEQLEN} tokens: query has {query.shape[2]}, key {key.shape[2]}")
     elif query.shape[0] * query.shape[1] * -(-query.shape[2] // LEAST_BLOCK) > MAX_PROGRAMS:
         reasons.append(f"query of shape {tuple(query.shape)} needs more than {MAX_PROGRAMS} programs")
-    elif map_keys is not None and not reasons:
-        reasons += _map_grid_reasons(query, key, value, attn_mask, map_keys)
-    differentiable = (query, key, value, scale, attn_mask)
-    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in differentiable):
-        reasons += _gradient_reasons(query, key, value, attn_mask, map_keys)
+    elif call.map_keys is not None and not reasons:
+        reasons += _map_grid_reasons(call)
+    if call.needs_gradient:
+        reasons += _gradient_reasons(call)
     return reasons
 
 
-def _map_grid_reasons(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, map_keys: tuple[int, int]
-) -> list[str]:
-    """Of a call whose map alone could need more programs than a grid has: at most one for each head and small tile."""
+def _map_grid_reasons(call: AttentionCall) -> list[str]:
+    """A call's map needs at most one program for each head and small tile, which may be more than a grid has."""
+    query, (start, stop) = call.query, call.map_range
     batch, num_heads, seqlen_q, head_dim = query.shape
-    columns = map_keys[1] - map_keys[0]
+    columns = stop - start
     if batch * num_heads * -(-seqlen_q // LEAST_BLOCK) * -(-columns // LEAST_BLOCK) <= MAX_PROGRAMS:
         return []
-    per_query = attn_mask is not None and attn_mask.dim() > 1 and attn_mask.shape[-2] > 1
-    target, widths = call_target(query), (head_dim, value.shape[3])
-    config = map_config(target, *widths, query.dtype, seqlen_k=key.shape[2], mask_per_query=per_query)
+    mask = call.attn_mask
+    per_query = mask is not None and mask.ndim > 1 and mask.shape[-2] > 1
+    target, widths = call_target(query), (head_dim, call.value.shape[3])
+    config = map_config(target, *widths, query.dtype, seqlen_k=call.key.shape[2], mask_per_query=per_query)
     heads = heads_per_program(target, num_heads, map_programs(config, batch, 1, seqlen_q, columns))
     if map_programs(config, batch, -(-num_heads // heads), seqlen_q, columns) <= MAX_PROGRAMS:
         return []
     return [
-        f"map_keys {map_keys} of query with shape {tuple(query.shape)} needs more than {MAX_PROGRAMS} programs: "
-        "ask for fewer keys or queries a call"
+        f"map_keys {call.map_keys} of query with shape {tuple(query.shape)} needs more than {MAX_PROGRAMS} programs: "
+        "use fewer keys or queries a call"
     ]
 
 
-def _gradient_reasons(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, map_keys: tuple[int, int] | None
-) -> list[str]:
+def _gradient_reasons(call: AttentionCall) -> list[str]:
+    query, key, mask = call.query, call.key, call.attn_mask
     reasons = []
     if key.shape[0] * key.shape[1] * -(-key.shape[2] // LEAST_BLOCK) > MAX_PROGRAMS:
         reasons.append(f"the gradient of key with shape {tuple(key.shape)} needs more than {MAX_PROGRAMS} programs")
-    if attn_mask is not None and attn_mask.requires_grad:
-        reasons.append(
-            'a gradient is asked for attn_mask, which the kernels do not give: use attn_mask.detach(), or impl="sdpa"'
-        )
+    if mask is not None and mask.requires_grad:
+        reasons.append('the kernels have no gradient of attn_mask: use attn_mask.detach(), or impl="sdpa"')
     target = _target(query.device)
     if target is not None:
-        has_mask, has_map = attn_mask is not None, map_keys is not None
+        has_mask, has_map = mask is not None, call.map_keys is not None
         reasons += backward_unsupported(
-            target, query.shape[3], value.shape[3], query.dtype, has_mask=has_mask, has_map=has_map
+            target, query.shape[3], call.value.shape[3], query.dtype, has_mask=has_mask, has_map=has_map
         )
     return reasons
 
@@ -169,10 +152,10 @@ def backward_unsupported(
 ) -> list[str]:
     """Every reason why the backward kernels cannot serve a call that the forward serves; empty where they can."""
     limit = widest(target, dtype, has_mask=has_mask, has_map=has_map)
-    options = [name for name, asked in (("a mask", has_mask), ("a gradient of the map", has_map)) if asked]
+    options = [name for name, given in (("a mask", has_mask), ("a gradient of the map", has_map)) if given]
     call = f"{dtype} on {target}" + (f" with {' and '.join(options)}" if options else "")
     return [
-        f"head_dim {dim} of {name} is beyond {limit}, the widest that the backward kernels hold in registers for {call}"
+        f"head_dim {dim} of {name} is beyond {limit}, the most that the backward kernels hold in registers for {call}"
         for name, dim in (("query and key", head_dim), ("value", head_dim_v))
         if dim > limit
     ]
@@ -191,13 +174,13 @@ def _environment_reasons(device: torch.device) -> tuple[str, ...]:
     target = device_target(_with_index(device))
     if target is None:
         name = torch.cuda.get_device_name(device)
-        return (f"{name} is not supported: NVIDIA from compute capability 8.0 and AMD CDNA 2 to 4 are",)
+        return (f"{name} is not supported: expected NVIDIA of compute capability 8.0 or later, or AMD CDNA 2 to 4",)
     if target != "sm_90" and lacks_fence(target):
         have, need = (".".join(map(str, v)) for v in (triton_version(), FENCED_TRITON))
-        return (f"Triton {have} leaves out a fence that {target} needs, so results may be wrong: use {need} or later",)
+        return (f"Triton {have} omits a fence that {target} needs, so results may be wrong: use {need} or later",)
     return ()
 
 
 def _with_index(device: torch.device) -> torch.device:
-    """``cuda`` names whichever device is current, so it is no key for a cache."""
+    """The device with an index: `cuda` is whichever device is current, so it cannot be the key of a cache."""
     return device if device.index is not None else torch.device(device.type, torch.cuda.current_device())

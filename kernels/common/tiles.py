@@ -1,9 +1,11 @@
-"""What the forward and the backward kernels share: tiles of rows in and out, scores with the mask, the grid."""
+"""What the kernels share: tiles of rows in and out, scores with their mask, a row's statistics, the grid."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from .tensors import Matrix, Strided
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -16,7 +18,7 @@ EXCLUDED = tl.constexpr(-2.0e38)
 EMPTY_ROW = tl.constexpr(-1.5e38)
 QUARTER = tl.constexpr(0.25)
 LOG2_OF_QUARTERS = tl.constexpr(4 * 1.4426950408889634)
-# Below, 2**x is 0 in float32; a way down as far as EXCLUDED overflows when it meets a sum or a gradient.
+# Below, 2**x is 0 in float32; a value as low as EXCLUDED overflows in a product with a sum or a gradient.
 VANISHED = tl.constexpr(-1.0e4)
 
 PRECISION = tl.constexpr("ieee")  # float32 as torch multiplies it by default; the other dtypes know no other way
@@ -27,13 +29,48 @@ ADDED_MASK = tl.constexpr(2)
 
 
 @triton.jit
-def in_eights(stride, STRIDES_IN_EIGHTS: tl.constexpr):
-    # Triton knows of a stride only whether 16 divides it. Head dim 40 has stride 40: telling it that 8 does is what
-    # keeps 16-byte loads, asynchronous copies and with them the software pipeline.
-    if STRIDES_IN_EIGHTS:
+def program(num_heads, group, seqlen, BLOCK: tl.constexpr, LAST_FIRST: tl.constexpr):
+    """(batch, head, key head, batch and head in one, block of rows) of this program, from a grid with one axis."""
+    num_blocks = tl.cdiv(seqlen, BLOCK)
+    pid = tl.program_id(0)
+    off_bh = pid // num_blocks
+    block = pid % num_blocks
+    if LAST_FIRST:  # the queries with the most keys, where calls are causal
+        block = num_blocks - 1 - block
+    off_h = off_bh % num_heads
+    return off_bh // num_heads, off_h, off_h // group, off_bh, block
+
+
+@triton.jit
+def in_eights(stride, IN_EIGHTS: tl.constexpr):
+    # Triton knows of a stride only whether 16 divides it. Head dim 40 has stride 40: the compiler keeps 16-byte loads,
+    # asynchronous copies and with them the software pipeline only where it sees that 8 does.
+    if IN_EIGHTS:
         return (stride // 8) * 8
     else:
         return stride
+
+
+@triton.jit
+def head_of(x, off_b, off_h, IN_EIGHTS: tl.constexpr = False):
+    """One head of a `Strided` as a `Matrix`. IN_EIGHTS: 8 divides all strides but the columns'."""
+    b = tl.cast(off_b, tl.int64)
+    h = tl.cast(off_h, tl.int64)
+    ptr = x.ptr + (b * in_eights(x.stride_b, IN_EIGHTS) + h * in_eights(x.stride_h, IN_EIGHTS))
+    return Matrix(ptr, in_eights(x.stride_row, IN_EIGHTS), x.stride_col)
+
+
+@triton.jit
+def batch_of(x, off_b, IN_EIGHTS: tl.constexpr):
+    """A `Strided` from the first element of one image of the batch on, for loops over its heads."""
+    ptr = x.ptr + off_b.to(tl.int64) * in_eights(x.stride_b, IN_EIGHTS)
+    return Strided(ptr, 0, in_eights(x.stride_h, IN_EIGHTS), in_eights(x.stride_row, IN_EIGHTS), x.stride_col)
+
+
+@triton.jit
+def head_in_batch(x, off_h):
+    """One head of what `batch_of` gives, as a `Matrix`."""
+    return Matrix(x.ptr + tl.cast(off_h, tl.int64) * x.stride_h, x.stride_row, x.stride_col)
 
 
 @triton.jit
@@ -45,51 +82,47 @@ def tile_offsets(rows, cols, stride_row, stride_col, WIDE: tl.constexpr):
 
 
 @triton.jit
-def load_rows(
-    src, off_b, off_h, start, stride_row, stride_col, seqlen,
+def load_tile(
+    x, start, seqlen,
     OFF_D: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, DIM: tl.constexpr,
-    CHECK_ROWS: tl.constexpr, DESCRIPTORS: tl.constexpr, WIDE: tl.constexpr,
+    CHECK_ROWS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Rows start .. start+ROWS, columns OFF_D .. OFF_D+COLS of one head, zero beyond seqlen and DIM.
-
-    ``src`` is a descriptor over (batch, head, row, column), or a pointer to the head's first element.
-    """
-    if DESCRIPTORS:
-        return src.load([off_b, off_h, start, OFF_D]).reshape(ROWS, COLS)
+    """Rows start .. start + ROWS, columns OFF_D .. OFF_D + COLS of a `Matrix`, zero beyond seqlen and DIM."""
+    base = x.ptr + tl.cast(start, tl.int64) * x.stride_row + OFF_D * tl.cast(x.stride_col, tl.int64)
+    ptrs = base + tile_offsets(tl.arange(0, ROWS), tl.arange(0, COLS), x.stride_row, x.stride_col, WIDE)
+    inside_rows = (start + tl.arange(0, ROWS) < seqlen)[:, None]  # [ROWS, 1]
+    inside_cols = (OFF_D + tl.arange(0, COLS) < DIM)[None, :]  # [1, COLS]
+    if CHECK_ROWS and OFF_D + COLS > DIM:
+        return tl.load(ptrs, mask=inside_rows & inside_cols, other=0.0)  # [ROWS, COLS]
+    elif CHECK_ROWS:
+        return tl.load(ptrs, mask=inside_rows, other=0.0)
+    elif OFF_D + COLS > DIM:
+        return tl.load(ptrs, mask=inside_cols, other=0.0)
     else:
-        base = src + tl.cast(start, tl.int64) * stride_row + OFF_D * tl.cast(stride_col, tl.int64)
-        ptrs = base + tile_offsets(tl.arange(0, ROWS), tl.arange(0, COLS), stride_row, stride_col, WIDE)
-        inside_rows = (start + tl.arange(0, ROWS) < seqlen)[:, None]
-        inside_cols = (OFF_D + tl.arange(0, COLS) < DIM)[None, :]
-        if CHECK_ROWS and OFF_D + COLS > DIM:
-            return tl.load(ptrs, mask=inside_rows & inside_cols, other=0.0)
-        elif CHECK_ROWS:
-            return tl.load(ptrs, mask=inside_rows, other=0.0)
-        elif OFF_D + COLS > DIM:
-            return tl.load(ptrs, mask=inside_cols, other=0.0)
-        else:
-            return tl.load(ptrs)
+        return tl.load(ptrs)
 
 
 @triton.jit
-def store_rows(
-    out_ptr, x, start, stride_row, stride_col, seqlen,
+def store_tile(
+    x, tile, start, seqlen,
     OFF_D: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, DIM: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    base = out_ptr + tl.cast(start, tl.int64) * stride_row + OFF_D * tl.cast(stride_col, tl.int64)
+    """A tile [ROWS, COLS] to rows start .. start + ROWS, columns OFF_D .. OFF_D + COLS, as far as these are there."""
+    base = x.ptr + tl.cast(start, tl.int64) * x.stride_row + OFF_D * tl.cast(x.stride_col, tl.int64)
     inside = (start + tl.arange(0, ROWS) < seqlen)[:, None] & (OFF_D + tl.arange(0, COLS) < DIM)[None, :]
-    ptrs = base + tile_offsets(tl.arange(0, ROWS), tl.arange(0, COLS), stride_row, stride_col, WIDE)
-    tl.store(ptrs, x.to(out_ptr.dtype.element_ty), mask=inside)
+    ptrs = base + tile_offsets(tl.arange(0, ROWS), tl.arange(0, COLS), x.stride_row, x.stride_col, WIDE)
+    tl.store(ptrs, tile.to(x.ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def by_query(x, TRANSPOSED: tl.constexpr):
-    """One value a query, beside a tile of scores: [BLOCK_M, BLOCK_N], or TRANSPOSED."""
+    """One value a query, beside a tile of scores: [BLOCK_M, 1], or [1, BLOCK_M] where TRANSPOSED."""
     return x[None, :] if TRANSPOSED else x[:, None]
 
 
 @triton.jit
 def by_key(x, TRANSPOSED: tl.constexpr):
+    """One value a key, beside a tile of scores: [1, BLOCK_N], or [BLOCK_N, 1] where TRANSPOSED."""
     return x[:, None] if TRANSPOSED else x[None, :]
 
 
@@ -97,19 +130,29 @@ def by_key(x, TRANSPOSED: tl.constexpr):
 def score_offsets(rows, cols, stride_m, stride_n, TRANSPOSED: tl.constexpr, WIDE: tl.constexpr):
     """Offsets of a tile of something that has one element a score."""
     if TRANSPOSED:
-        return tile_offsets(cols, rows, stride_n, stride_m, WIDE)
+        return tile_offsets(cols, rows, stride_n, stride_m, WIDE)  # [BLOCK_N, BLOCK_M]
     else:
-        return tile_offsets(rows, cols, stride_m, stride_n, WIDE)
+        return tile_offsets(rows, cols, stride_m, stride_n, WIDE)  # [BLOCK_M, BLOCK_N]
+
+
+@triton.jit
+def head_factor(scale, off_h, MASK: tl.constexpr):
+    """What brings a head's products to the unit of the scores: the argument does; a scale in memory is multiplied."""
+    if scale.ptr is None:
+        return scale.factor
+    else:
+        unit = QUARTER if MASK == ADDED_MASK else LOG2E
+        return tl.load(scale.ptr + off_h * scale.stride).to(tl.float32) * unit
 
 
 @triton.jit
 def masked_scores(
-    s, factor, mask_ptr, start_m, start_n, stride_mask_m, stride_mask_n, seqlen_q, seqlen_k,
+    s, factor, mask, start_m, start_n, seqlen_q, seqlen_k,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
     IS_CAUSAL: tl.constexpr, CHECK_KEYS: tl.constexpr, WIDE: tl.constexpr, TRANSPOSED: tl.constexpr = False,
     ONE_ROUNDING: tl.constexpr = False,
 ):  # fmt: skip
-    """Scaled scores with the mask applied, EXCLUDED where the key is not attended; ``factor`` sets their unit.
+    """Scaled scores with the mask applied, EXCLUDED where the key is not attended; `factor` sets their unit.
 
     ONE_ROUNDING: the sum with the mask rounds alike wherever this is compiled, for kernels that have to agree on it.
     """
@@ -117,13 +160,13 @@ def masked_scores(
     offs_n = start_n + tl.arange(0, BLOCK_N)
     z = s * factor  # [BLOCK_M, BLOCK_N], or TRANSPOSED
     if MASK != NO_MASK:
-        base = mask_ptr + tl.cast(start_n, tl.int64) * stride_mask_n
+        base = mask.ptr + tl.cast(start_n, tl.int64) * mask.stride_col
         if MASK_PER_QUERY:  # rows beyond the last read the last one, which needs no check
-            base += tl.cast(start_m, tl.int64) * stride_mask_m
+            base += tl.cast(start_m, tl.int64) * mask.stride_row
             rows = tl.minimum(tl.arange(0, BLOCK_M), seqlen_q - 1 - start_m)
-            offsets = score_offsets(rows, tl.arange(0, BLOCK_N), stride_mask_m, stride_mask_n, TRANSPOSED, WIDE)
-        else:
-            offsets = score_offsets(tl.arange(0, 1), tl.arange(0, BLOCK_N), 0, stride_mask_n, TRANSPOSED, WIDE)
+            offsets = score_offsets(rows, tl.arange(0, BLOCK_N), mask.stride_row, mask.stride_col, TRANSPOSED, WIDE)
+        else:  # [1, BLOCK_N], or [BLOCK_N, 1]
+            offsets = score_offsets(tl.arange(0, 1), tl.arange(0, BLOCK_N), 0, mask.stride_col, TRANSPOSED, WIDE)
         ptrs = base + offsets
         if CHECK_KEYS:
             bias = tl.load(ptrs, mask=by_key(offs_n < seqlen_k, TRANSPOSED), other=0)
@@ -147,15 +190,6 @@ def masked_scores(
 
 
 @triton.jit
-def head_factor(score_scale, scale_ptr, off_h, stride_scale, SCALE_TENSOR: tl.constexpr, MASK: tl.constexpr):
-    """What brings a head's products to the unit of the scores: the argument has it, a scale in memory has not."""
-    factor = score_scale
-    if SCALE_TENSOR:
-        factor = tl.load(scale_ptr + off_h * stride_scale).to(tl.float32) * (QUARTER if MASK == ADDED_MASK else LOG2E)
-    return factor
-
-
-@triton.jit
 def in_base_2(x, MASK: tl.constexpr):
     """A difference of scores, in base 2."""
     if MASK == ADDED_MASK:
@@ -174,13 +208,31 @@ def in_nats(x, MASK: tl.constexpr):
 
 
 @triton.jit
-def program(num_heads, group, seqlen, BLOCK: tl.constexpr, LAST_FIRST: tl.constexpr):
-    """(batch, head, key head, batch and head in one, block of rows) of this program, from a grid with one axis."""
-    num_blocks = tl.cdiv(seqlen, BLOCK)
-    pid = tl.program_id(0)
-    off_bh = pid // num_blocks
-    block = pid % num_blocks
-    if LAST_FIRST:  # the queries with the most keys, where calls are causal
-        block = num_blocks - 1 - block
-    off_h = off_bh % num_heads
-    return off_bh // num_heads, off_h, off_h // group, off_bh, block
+def without_keys(m_i, l_i):
+    """Which rows attended no key. The maximum passes over NaN, the sum does not: a row of NaN is not one of them."""
+    return (m_i < EMPTY_ROW) & (l_i == l_i)
+
+
+@triton.jit
+def store_statistics(
+    lse_ptr, entropy_ptr, off_row, offs_m, seqlen_q, m_i, l_i, e_i, inv, empty,
+    MASK: tl.constexpr, LSE_IN_TWO: tl.constexpr,
+):  # fmt: skip
+    """The log-sum-exp and the entropy of rows [BLOCK_M], where their pointers are given, in nats.
+
+    `inv` is 1 / l_i. LSE_IN_TWO: m in the unit of the scores and log2(l), for whoever subtracts one after the other.
+    """
+    inside = offs_m < seqlen_q
+    log2_l = tl.math.log2(l_i)
+    if lse_ptr is not None:  # lse = m + ln l
+        if LSE_IN_TWO:
+            pairs = lse_ptr + (off_row + offs_m) * 2
+            tl.store(pairs, tl.where(empty, 0.0, m_i), mask=inside)
+            tl.store(pairs + 1, tl.where(empty, float("-inf"), log2_l), mask=inside)
+        else:
+            lse = tl.where(empty, float("-inf"), in_nats(m_i, MASK) + log2_l * LN2)
+            tl.store(lse_ptr + off_row + offs_m, lse, mask=inside)
+    if entropy_ptr is not None:  # H = ln l - e / l
+        entropy = log2_l * LN2 - in_nats(e_i * inv, MASK)
+        entropy = tl.where(empty | (entropy <= 0.0), 0.0, entropy)  # rounding; a NaN stays one
+        tl.store(entropy_ptr + off_row + offs_m, entropy, mask=inside)

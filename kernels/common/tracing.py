@@ -1,4 +1,4 @@
-"""What torch.compile is told about our functions, without importing the compiler."""
+"""What torch.compile has to know about this package's functions, without importing the compiler."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ F = TypeVar("F", bound=Callable)
 
 
 def constant_in_graphs(function: F) -> F:
-    """Torch.compile calls ``function`` while tracing, and takes what it returns as a constant.
+    """Torch.compile calls `function` while tracing, and takes what it returns as a constant.
 
     This is `torch.compiler.assume_constant_result`, which would import the compiler: a second for everyone who imports
     this package.
     """
-    function._dynamo_marked_constant = True
+    vars(function)["_dynamo_marked_constant"] = True
     return function

@@ -7,6 +7,7 @@ powers of two, so that a new resolution seldom tunes again.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import statistics
@@ -26,14 +27,14 @@ from .measured import length_bucket
 
 FLUSH_BYTES = 256 * 2**20  # beyond twice the cache of any card so far
 WARMUPS, MOST_RUNS, MEASURED_MS = 3, 100, 50.0
-Timer = Callable[[Callable[[], None]], float]
+Timer = Callable[[Callable[[], object]], float]
 _remembered: dict[tuple[Path, str], ForwardConfig] = {}
 
 
 def tuned_config(call: ForwardCall, timer: Timer | None = None, folder: Path | None = None) -> ForwardConfig:
     """The fastest candidate for a call: from this process, else from the disk, else by measuring them all.
 
-    ``timer`` runs the function it is given and returns its time; the default is the median on a GPU, without the
+    `timer` runs the function it is given and returns its time; the default is the median on a GPU, without the
     host's part. Each candidate writes the whole result, so measuring leaves the call's outputs correct.
     """
     path = (folder or cache_folder()) / "forward.json"
@@ -53,15 +54,16 @@ def tuning_key(call: ForwardCall) -> str:
     """A readable line, the key of the file on disk."""
     import triton
 
-    batch, num_heads, seqlen_q, _ = call.query.shape
+    query = call.call.query
+    batch, num_heads, seqlen_q, _ = query.shape
     options = call.options()
     seqlen_k = options.pop("seqlen_k")
-    device = torch.cuda.get_device_name(call.query.device) if call.query.device.type == "cuda" else "cpu"
+    device = torch.cuda.get_device_name(query.device) if query.device.type == "cuda" else "cpu"
     parts = {
         "device": device,
         "triton": triton.__version__,
         **options,
-        "is_causal": call.is_causal,
+        "is_causal": call.call.is_causal,
         "lse": call.lse is not None,
         "entropy": call.entropy is not None,
         "seqlen_q": f"2^{length_bucket(seqlen_q)}",
@@ -85,7 +87,7 @@ def _fastest(call: ForwardCall, timer: Timer) -> ForwardConfig:
     failures: list[str] = []
     for config in forward_candidates(**call.options()):
         try:
-            times[config] = timer(lambda config=config: call.launch(config))
+            times[config] = timer(functools.partial(call.launch, config))
         except (OutOfResources, PTXASError) as error:  # more shared memory or registers than the device has
             failures.append(f"{config}: {error!r}")
     if not times:
@@ -97,7 +99,7 @@ def _default_timer() -> Timer:
     return _wall_clock if interpreting() else _gpu_clock
 
 
-def _gpu_clock(run: Callable[[], None]) -> float:
+def _gpu_clock(run: Callable[[], object]) -> float:
     """Milliseconds on the current device with a cold level-2 cache, the median of at most MOST_RUNS."""
     cache = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
     run()  # compiles
@@ -107,7 +109,7 @@ def _gpu_clock(run: Callable[[], None]) -> float:
     return statistics.median(watch.time().gpu for _ in range(count))
 
 
-def _wall_clock(run: Callable[[], None]) -> float:
+def _wall_clock(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start

@@ -17,64 +17,55 @@ from ..common.arguments import (
     INT32_MAX,
     allocate,
     allocate_like,
-    broadcast_strides,
+    broadcast,
     compile_options,
+    in_eights,
+    lengths,
     mask_kind,
     on_device,
     scale_arguments,
+    strided,
     tile_span,
 )
+from ..common.call import AttentionCall
 from ..common.plans import Plan, Series, first_launch, launch, layout
 from ..common.support import call_target
+from ..common.tensors import MapParts, Scale
 from ..forward.launch import AUTOTUNE_VARIABLE, ForwardCall
 from .configs import MapConfig, heads_per_program, map_config, map_programs
 
 
 def attention_forward_with_map(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    map_keys: tuple[int, int],
-    attn_mask: Tensor | None = None,
-    is_causal: bool = False,
-    scale: float | Tensor | None = None,
-    return_lse: bool = False,
-    return_entropy: bool = False,
-    config: MapConfig | None = None,
+    call: AttentionCall, *, config: MapConfig | None = None
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
-    """``(out, lse, entropy, map)`` for a call that ``support.unsupported_reasons`` lets pass.
+    """Output, lse, entropy and map for a call with `map_keys` that `support.unsupported_reasons` accepts.
 
-    ``map_keys`` is ``0 <= start < stop <= keys``. ``config`` overrides the table's choice.
+    `config` overrides the table's choice.
     """
-    if attn_mask is not None:
-        attn_mask = attn_mask[(None,) * (4 - attn_mask.dim())]
+    query, key, (start, stop) = call.query, call.key, call.map_range
     target, by_table = call_target(query), config is None
-    if by_table:
-        mask_per_query = attn_mask is not None and attn_mask.shape[2] > 1
-        widths = query.shape[3], value.shape[3]
+    if config is None:
+        mask_per_query = call.mask is not None and call.mask.shape[2] > 1
+        widths = query.shape[3], call.value.shape[3]
         config = map_config(target, *widths, query.dtype, seqlen_k=key.shape[2], mask_per_query=mask_per_query)
     first, second = config.key_tiles
     if config.one_pass and not (first if second else 0) < key.shape[2] <= first + second:
-        raise ValueError(
-            f"one pass needs tiles that {key.shape[2]} keys fill, but for the end of the last; got {config}"
-        )
+        raise ValueError(f"config: expected tiles whose last one the {key.shape[2]} keys reach, got {config}")
     batch, num_heads, seqlen_q, _ = query.shape
-    columns = map_keys[1] - map_keys[0]
-    given = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale}
-    out = allocate_like(query, value.shape[3])
-    stats = (batch, num_heads, seqlen_q)
+    columns = stop - start
+    out = allocate_like(query, call.value.shape[3])
+    rows = (batch, num_heads, seqlen_q)
     # a sweep reads lse; with an added mask in two numbers, since one keeps too little of a large one
-    in_two = (2,) if not config.one_pass and mask_kind(attn_mask) == ADDED_MASK else ()
-    with_lse = return_lse or not config.one_pass
-    lse = allocate((*stats, *in_two), torch.float32, query.device) if with_lse else None
-    entropy = allocate(stats, torch.float32, query.device) if return_entropy else None
+    in_two = (2,) if not config.one_pass and mask_kind(call.mask) == ADDED_MASK else ()
+    with_lse = call.return_lse or not config.one_pass
+    lse = allocate((*rows, *in_two), torch.float32, query.device) if with_lse else None
+    entropy = allocate(rows, torch.float32, query.device) if call.return_entropy else None
 
     if out.numel() == 0:
         empty = allocate((batch, seqlen_q, columns), torch.float32, query.device).zero_()
-        if return_lse and lse.dim() == 4:
+        if lse is not None and lse.dim() == 4:
             lse = lse[..., 0]  # of no row
-        return out, lse if return_lse else None, entropy, empty
+        return out, lse if call.return_lse else None, entropy, empty
     # A part of the heads for each program, where there are too few blocks to keep the device busy.
     programs = batch * -(-seqlen_q // config.block_m)
     if not config.one_pass:
@@ -83,112 +74,109 @@ def attention_forward_with_map(
     # Rows of 16 elements start at aligned addresses, so that the tile is stored in wide pieces.
     shape = (-(-num_heads // heads), batch, seqlen_q, -(-columns // 16) * 16)
     parts = allocate(shape, torch.float32, query.device)[..., :columns]
-    call = MapCall(query, key, value, out, lse, entropy, parts, map_keys, heads, **given, target=target)
+    mapped = MapCall(call, out, lse, entropy, parts, heads, target)
     with on_device(query.device):
-        key, own = call.plan_key(), call.own()
+        plan_key, varying = mapped.plan_key(), mapped.varying()
         tune = not config.one_pass and os.environ.get(AUTOTUNE_VARIABLE, "0") == "1"  # the forward kernel
         if tune or not by_table:
-            key = (config, tune, *key)
-        launch(key, own, lambda: call.launch(config, own, tune))
-    if return_lse and lse.dim() == 4:
+            plan_key = (config, tune, *plan_key)
+        launch(plan_key, varying, functools.partial(mapped.launch, config, varying, tune))
+    if call.return_lse and lse is not None and lse.dim() == 4:
         lse = lse[..., 0] * 4.0 + lse[..., 1] * math.log(2.0)
-    return out, lse if return_lse else None, entropy, parts[0] if shape[0] == 1 else parts.sum(0)
+    return out, lse if call.return_lse else None, entropy, parts[0] if shape[0] == 1 else parts.sum(0)
 
 
 @dataclass(eq=False)  # frozen, it would take the host longer to fill
 class MapCall:
-    """One call's tensors, and the arguments that the map kernels take for them."""
+    """A call with its outputs, and the arguments that the map kernels take for them."""
 
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    out: Tensor
-    lse: Tensor | None  # read where the map is swept, written in one pass
-    entropy: Tensor | None
+    call: AttentionCall  # with map_keys
+    out: Tensor  # (B, H, Nq, Dv)
+    lse: Tensor | None  # as of a ForwardCall; read where the map is swept, written in one pass
+    entropy: Tensor | None  # (B, H, Nq)
     map_parts: Tensor  # (parts of the heads, B, Nq, stop - start): their sum is the map
-    map_keys: tuple[int, int]
     heads_per_program: int
-    attn_mask: Tensor | None  # 4-D
-    is_causal: bool
-    scale: float | Tensor | None
     target: str
 
-    def own(self) -> tuple[Any, ...]:
-        """The values that differ between calls of one ``plan_key``."""
+    def varying(self) -> tuple[Any, ...]:
+        """The values that differ between calls with the same `plan_key`."""
+        call = self.call
         written = (self.out, self.lse, self.entropy, self.map_parts)
-        return (self.query, self.key, self.value, *written, self.attn_mask, *self.scaling[:2])
+        return (call.query, call.key, call.value, *written, call.mask, *self.scaling[:2])
 
-    def plan_key(self) -> Hashable:
+    def plan_key(self) -> tuple[Hashable, ...]:
         """All else that the table's configuration, the arguments and the compiled code depend on."""
-        scale = layout(self.scale) if isinstance(self.scale, Tensor) else self.scaling[1] < 0
-        read = (layout(self.query), layout(self.key), layout(self.value), layout(self.attn_mask))
-        wanted = (self.lse is not None, self.entropy is not None, self.map_keys, self.heads_per_program)
-        return ("map", *read, self.query.device, self.target, self.is_causal, scale, *wanted)
+        call = self.call
+        scale = layout(call.scale) if isinstance(call.scale, Tensor) else self.scaling[1] < 0
+        read = (layout(call.query), layout(call.key), layout(call.value), layout(call.mask))
+        wanted = (self.lse is not None, self.entropy is not None, call.map_keys, self.heads_per_program)
+        return ("map", *read, call.query.device, self.target, call.is_causal, scale, *wanted)
 
-    def launch(self, config: MapConfig, own: tuple[Any, ...], tune: bool = False) -> Plan | Series | None:
+    def launch(self, config: MapConfig, varying: tuple[Any, ...], tune: bool = False) -> Plan | Series | None:
         """Launch the kernel, or the forward kernel and the sweep; and return how to launch it again."""
         if config.one_pass:
-            return self.launch_map(config, own)
-        call = ForwardCall(
-            self.query, self.key, self.value, self.out, self.lse, self.entropy,
-            self.attn_mask, self.is_causal, self.scale, self.target,
-        )  # fmt: skip
-        call.scaling = self.scaling  # the same object, by which a plan finds the factor among its arguments
-        first = call.launch(call.tuned_config() if tune else call.table_config(), own)
-        plans = [first, self.launch_map(config, own)]
-        return None if None in plans else Series(plans)
+            return self.launch_map(config, varying)
+        forward = ForwardCall(self.call, self.out, self.lse, self.entropy, self.target)
+        forward.scaling = self.scaling  # the same object, by which a plan finds the factor among its arguments
+        first = forward.launch(forward.tuned_config() if tune else forward.table_config(), varying)
+        return Series.of((first, self.launch_map(config, varying)))
 
-    def launch_map(self, config: MapConfig, own: tuple[Any, ...]) -> Plan | None:
-        from . import kernel as maps
-
+    def launch_map(self, config: MapConfig, varying: tuple[Any, ...]) -> Plan | None:
         parts, batch, seqlen_q, columns = self.map_parts.shape
         programs = map_programs(config, batch, parts, seqlen_q, columns)
-        name, arguments, constants = self.arguments(config)
-        kernel, options = getattr(maps, name), compile_options(config, self.target)
-        return first_launch(kernel, programs, arguments, constants, options, own)
+        kernel, arguments = self.arguments(config)
+        return first_launch(kernel, programs, arguments, compile_options(config, self.target), varying)
 
     @functools.cached_property
     def scaling(self) -> tuple[Tensor | None, float, int]:
-        """``(tensor or None, factor, stride)``"""
-        return scale_arguments(self.scale, self.query.shape[3], self.attn_mask)
+        call = self.call
+        return scale_arguments(call.scale, call.query.shape[3], call.mask)
 
-    def arguments(self, config: MapConfig) -> tuple[str, list[Any], dict[str, Any]]:
-        """The kernel's name, its run-time arguments in order, and its compile-time ones."""
-        num_heads, seqlen_q, head_dim = self.query.shape[1:]
-        seqlen_k, head_dim_v = self.value.shape[2:]
-        (full_d, tail_d), (full_v, tail_v) = config.split(head_dim), config.split(head_dim_v)
-        by_stride = [self.query, self.key, self.value, self.out] if config.one_pass else [self.query, self.key]
-        scale_tensor, factor, scale_stride = self.scaling
-        mask_strides = (0, 0, 0, 0) if self.attn_mask is None else broadcast_strides(self.attn_mask)
-        strides = [s for t in by_stride[:3] for s in t.stride()]
-        strides += self.out.stride()[:3] if config.one_pass else ()
-        lengths = [num_heads, num_heads // self.key.shape[1], self.heads_per_program, seqlen_q, seqlen_k]
-        results = [self.out, self.lse, self.entropy] if config.one_pass else [self.lse]
-        run_time = [
-            *[*by_stride[:3], *results, self.map_parts, self.attn_mask, scale_tensor, factor, 1.0 / num_heads],
-            *[*strides, *self.map_parts.stride()[:3], *mask_strides, scale_stride],
-            *[*lengths, self.map_keys[0], self.map_keys[1] - self.map_keys[0]],
-        ]
-        spans = [tile_span(t, max(config.block_m, config.block_n)) for t in by_stride]
-        spans.append(config.block_m * mask_strides[2] + config.block_n * mask_strides[3])
-        spans.append(config.block_m * self.map_parts.stride(2) + seqlen_k)
-        compile_time = {
-            **{"HEAD_DIM": head_dim, "FULL_D": full_d, "TAIL_D": tail_d},
-            **{"CHUNK": config.chunk, "BLOCK_M": config.block_m},
-            "MASK": mask_kind(self.attn_mask),
-            "MASK_PER_QUERY": mask_strides[2] != 0,
-            "IS_CAUSAL": self.is_causal,
-            "SCALE_TENSOR": isinstance(self.scale, Tensor),
-            "STRIDES_IN_EIGHTS": all(s % 8 == 0 for t in by_stride for s in t.stride()[:3]),
+    def arguments(self, config: MapConfig) -> tuple[Any, dict[str, Any]]:
+        """The kernel, and its arguments by name."""
+        from . import kernel as maps
+
+        call = self.call
+        mask, (start, stop) = broadcast(call.mask), call.map_range
+        stride_part, stride_b, stride_row = self.map_parts.stride()[:3]
+        by_stride = [call.query, call.key, call.value, self.out] if config.one_pass else [call.query, call.key]
+        rows = max(config.block_m, config.block_n)
+        spans = [*(tile_span(t, rows) for t in by_stride), config.block_m * mask[3] + config.block_n * mask[4]]
+        spans.append(config.block_m * self.map_parts.stride(2) + call.key.shape[2])
+        arguments = {
+            "q": strided(call.query),
+            "k": strided(call.key),
+            "lse_ptr": self.lse,
+            "parts": MapParts(
+                self.map_parts,
+                stride_part,
+                stride_b,
+                stride_row,
+                start,
+                stop - start,
+                self.heads_per_program,
+                1.0 / call.query.shape[1],
+            ),
+            "mask": mask,
+            "scale": Scale(*self.scaling),
+            "lengths": lengths(call.query, call.key),
+            "D": config.in_chunks(call.query.shape[3]),
+            "BLOCK_M": config.block_m,
+            "MASK": mask_kind(call.mask),
+            "MASK_PER_QUERY": mask.stride_row != 0,
+            "IS_CAUSAL": call.is_causal,
+            "IN_EIGHTS": in_eights(by_stride),
             "WIDE": max(spans) > INT32_MAX,
         }
         if not config.one_pass:
-            return "attention_map", run_time, compile_time | {"BLOCK_N": config.block_n}
-        compile_time |= {
-            **{"N0": config.key_tiles[0], "N1": config.key_tiles[1]},
-            **{"HEAD_DIM_V": head_dim_v, "FULL_V": full_v, "TAIL_V": tail_v},
-            "RETURN_LSE": self.lse is not None,
-            "RETURN_ENTROPY": self.entropy is not None,
-            "CHECK_KEYS": seqlen_k != config.block_n,
+            return maps.attention_map, arguments | {"BLOCK_N": config.block_n}
+        arguments |= {
+            "v": strided(call.value),
+            "out": strided(self.out),
+            "entropy_ptr": self.entropy,
+            "V": config.in_chunks(call.value.shape[3]),
+            "N0": config.key_tiles[0],
+            "N1": config.key_tiles[1],
+            "CHECK_KEYS": call.key.shape[2] != config.block_n,
         }
-        return "attention_short_keys", run_time, compile_time
+        return maps.attention_short_keys, arguments

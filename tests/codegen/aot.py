@@ -26,8 +26,8 @@ from triton.compiler import compile as triton_compile
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from entropy_attn.kernels.common.arguments import compile_options
-from entropy_attn.kernels.forward import kernel as forward
-from entropy_attn.kernels.forward.configs import SHARED_MEMORY, ForwardConfig
+from entropy_attn.kernels.common.targets import SHARED_MEMORY
+from entropy_attn.kernels.forward.configs import ForwardConfig
 from entropy_attn.kernels.forward.launch import ForwardCall
 
 GPU_TARGETS = {f"sm_{arch}": GPUTarget("cuda", arch, 32) for arch in (80, 89, 90, 100, 120)}
@@ -66,22 +66,26 @@ def assert_clean(code: Code, target: str) -> None:
 
 def compile_call(call: ForwardCall, config: ForwardConfig) -> Code:
     """The forward kernel as a call's launch would compile it."""
-    kernel, arguments, constants = call.arguments(config)
+    kernel, arguments = call.arguments(config)
     options = compile_options(config, call.target, by_pointer=not config.descriptors)
-    return compile_kernel(getattr(forward, kernel), arguments, constants, call.target, options)
+    return compile_kernel(kernel, arguments, call.target, options)
 
 
-def compile_kernel(kernel: Any, arguments: list, constants: dict[str, Any], target: str, options: dict) -> Code:
-    """A jitted kernel with the run-time and compile-time arguments of a launch."""
+def compile_kernel(kernel: Any, arguments: dict[str, Any], target: str, options: dict) -> Code:
+    """A jitted kernel with the arguments of a launch by name."""
     hip = target.startswith("gfx")
     signature, constexprs, attributes = {}, {}, {}
-    for i, name in enumerate(kernel.arg_names):
-        value = arguments[i] if i < len(arguments) else constants[name]
-        signature[name], attribute = _argument_type(value, hip) if i < len(arguments) else ("constexpr", [])
-        if signature[name] == "constexpr":
-            constexprs[(i,)] = value
-        elif attribute:
-            attributes[(i,)] = attribute
+    for i, parameter in enumerate(kernel.params):
+        value = arguments[parameter.name]
+        if parameter.is_constexpr:
+            signature[parameter.name], constexprs[(i,)] = "constexpr", value
+        elif isinstance(value, tuple):
+            types = []
+            for j, item in enumerate(value):
+                types.append(_specialized(item, hip, (i, j), constexprs, attributes))
+            signature[parameter.name] = type(value)(*types)
+        else:
+            signature[parameter.name] = _specialized(value, hip, (i,), constexprs, attributes)
     source = ASTSource(kernel, signature, constexprs, attributes)
     log = io.StringIO()
     with knobs.compilation.scope(), knobs.nvidia.scope(), contextlib.redirect_stdout(log):
@@ -92,6 +96,16 @@ def compile_kernel(kernel: Any, arguments: list, constants: dict[str, Any], targ
     if hip:
         return _read_amd(compiled.asm["amdgcn"], shared)
     return _read_nvidia(compiled.asm["cubin"], log.getvalue(), shared)
+
+
+def _specialized(value: object, hip: bool, path: tuple[int, ...], constexprs: dict, attributes: dict) -> str:
+    """The type of a run-time argument, or of an item of one; what is known of its value goes into the dicts."""
+    kind, attribute = _argument_type(value, hip)
+    if kind == "constexpr":
+        constexprs[path] = value
+    elif attribute:
+        attributes[path] = attribute
+    return kind
 
 
 def _argument_type(value: object, hip: bool) -> tuple[str, list]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from entropy_attn.kernels.forward.configs import MAX_HEAD_DIM, MIN_HEAD_DIM, TARGETS
+from entropy_attn.kernels.common.head_dims import MAX_HEAD_DIM, MIN_HEAD_DIM
+from entropy_attn.kernels.common.targets import TARGETS
 
 FAMILY = (40, 64, 80, 128, 160)  # of the Stable Diffusion models and those after them
 PARTLY_FILLED = 224  # held as 256, so that each column is checked

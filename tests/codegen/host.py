@@ -23,7 +23,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from entropy_attn.kernels.backward import kernel as backward
+from entropy_attn.kernels.backward import key, query, rows
 from entropy_attn.kernels.common import plans, support
 from entropy_attn.kernels.forward import kernel as forward
 from entropy_attn.kernels.maps import kernel as maps
@@ -101,6 +101,8 @@ class Compiled:
 
 
 def _seen(argument: Any) -> Any:
+    if isinstance(argument, tuple):
+        return tuple(map(_seen, argument))
     if isinstance(argument, Tensor):
         return ("tensor", argument.data_ptr(), argument.dtype)
     if isinstance(argument, TensorDescriptor):
@@ -120,7 +122,11 @@ def launched(launches: list[Launched], call: Callable[[], object], given: Iterab
     met: dict[int, int] = {}
 
     def named(argument: Any) -> Any:
-        if not isinstance(argument, tuple) or argument[0] != "tensor" or argument[1] in addresses:
+        if not isinstance(argument, tuple):
+            return argument
+        if argument[:1] != ("tensor",):
+            return tuple(map(named, argument))
+        if argument[1] in addresses:
             return argument
         return ("allocated", met.setdefault(argument[1], len(met)), argument[2])
 
@@ -170,6 +176,6 @@ def recorded(target: str = "sm_90", keep: bool = True) -> Iterator[list[Launched
             yield launches
         finally:
             plans.forget()
-            for kernel in (*vars(forward).values(), *vars(maps).values(), *vars(backward).values()):
+            for kernel in (each for module in (forward, maps, rows, query, key) for each in vars(module).values()):
                 if isinstance(kernel, JITFunction):
                     kernel.device_caches.pop(DEVICE, None)

@@ -7,13 +7,16 @@ import functools
 import pytest
 import torch
 
-from entropy_attn.kernels.backward import kernel as backward
 from entropy_attn.kernels.backward import launch as launch_backward
 from entropy_attn.kernels.backward.configs import ALL_CHUNKS, backward_config
+from entropy_attn.kernels.backward.key import attention_backward_key
 from entropy_attn.kernels.backward.launch import BackwardCall, Launch
+from entropy_attn.kernels.backward.query import attention_backward_query
+from entropy_attn.kernels.backward.rows import attention_backward_rows
 from entropy_attn.kernels.common.arguments import compile_options
+from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.kernels.common.support import backward_unsupported
-from entropy_attn.kernels.forward.configs import TARGETS
+from entropy_attn.kernels.common.targets import TARGETS
 
 from .aot import PACKED, Code, assert_clean, compile_kernel
 from .cases import PARTLY_FILLED, table_cases
@@ -57,11 +60,11 @@ def make_call(
 
     rows = torch.empty(2, HEADS, 1000)
     statistics = rows if entropy else None
-    of_map = {"grad_map": torch.empty(2, 1000, 77), "map_keys": (0, 77)} if has_map else {}
+    call = AttentionCall(tensor(), tensor(), tensor(), mask, is_causal, scale, map_keys=(0, 77) if has_map else None)
     return BackwardCall(
-        *(tensor() for _ in range(4)), rows, statistics, tensor(), statistics, statistics,
-        **{"grad_map": None, "map_keys": None, **of_map}, dq=tensor(), dk=tensor(), dv=tensor(),
-        need_dscale=scale is not None, attn_mask=mask, is_causal=is_causal, scale=scale, target=target,
+        call, out=tensor(), lse=rows, entropy=statistics, grad_out=tensor(), grad_lse=statistics,
+        grad_entropy=statistics, grad_map=torch.empty(2, 1000, 77) if has_map else None,
+        dq=tensor(), dk=tensor(), dv=tensor(), need_dscale=scale is not None, target=target,
     )  # fmt: skip
 
 
@@ -71,20 +74,19 @@ def launches(call: BackwardCall, part: str) -> list[Launch]:
     rows = call.allocate_rows(config)
     bound = None if rows.bounds is None else rows.bounds[..., 0]
     parts = call.allocate_scale_parts(config)
-    largest = launch_backward.value_max(call.own(rows, parts))
+    largest = launch_backward.value_max(call.varying(rows, parts))
     found = [call.rows_launch(config, rows, largest), *call.gradient_launches(config, rows, bound, parts)]
-    kernels = {"query": ("attention_backward_rows", "attention_backward_query"), "key": ("attention_backward_key",)}
+    kernels = {"query": (attention_backward_rows, attention_backward_query), "key": (attention_backward_key,)}
     needs = ("NEED_DQ", "NEED_DK", "NEED_DV")
     return [
         launch
         for launch in found
-        if launch.kernel in kernels[part] and all(launch.constants.get(n, 0) in (0, 1, ALL_CHUNKS) for n in needs)
+        if launch.kernel in kernels[part] and all(launch.arguments.get(n, 0) in (0, 1, ALL_CHUNKS) for n in needs)
     ]
 
 
 def compile_launch(launch: Launch, target: str) -> Code:
-    kernel = getattr(backward, launch.kernel)
-    return compile_kernel(kernel, launch.arguments, launch.constants, target, compile_options(launch.config, target))
+    return compile_kernel(launch.kernel, launch.arguments, target, compile_options(launch.config, target))
 
 
 def compiled(target: str, head_dim: int, part: str, **options) -> list[tuple[Launch, Code]]:
@@ -94,9 +96,9 @@ def compiled(target: str, head_dim: int, part: str, **options) -> list[tuple[Lau
 
 def assert_good(built: list[tuple[Launch, Code]], target: str, dtype: torch.dtype = torch.float16) -> None:
     for launch, code in built:
-        masked = launch.constants["MASK"] or launch.constants["HAS_MAP"]
+        masked = launch.arguments["MASK"] or launch.arguments["grad_map"].ptr is not None
         assert_clean(code, target)
-        if launch.kernel == "attention_backward_rows":
+        if launch.kernel is attention_backward_rows:
             continue
         if dtype == torch.float32 and target != "gfx942":
             assert code.loop["FFMA"] + 2 * code.loop["FFMA2"] > 256
@@ -122,8 +124,8 @@ def test_table(target, head_dim, part):
     without = compiled(target, head_dim, part, is_causal=True, entropy=False)
     assert_good(without, target)
     for (launch, on), (_, off) in zip(with_entropy, without, strict=True):
-        if launch.kernel != "attention_backward_rows":
-            assert loop_length(on) <= 1.20 * loop_length(off), f"the entropy's gradient in {launch.kernel}"
+        if launch.kernel is not attention_backward_rows:
+            assert loop_length(on) <= 1.20 * loop_length(off), f"the entropy's gradient in {launch.kernel.__name__}"
 
 
 @pytest.mark.parametrize("target, head_dim, part", cases(PARTLY_FILLED, has_mask=True, has_map=True))

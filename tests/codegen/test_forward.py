@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from entropy_attn.kernels.forward.configs import TARGETS, ForwardConfig, forward_candidates, forward_config
+from entropy_attn.kernels.common.call import AttentionCall
+from entropy_attn.kernels.common.targets import TARGETS
+from entropy_attn.kernels.forward.configs import ForwardConfig, forward_candidates, forward_config
 from entropy_attn.kernels.forward.launch import ForwardCall
 
 from .aot import Code, assert_clean, compile_call
@@ -53,7 +55,7 @@ def make_call(
     stats = torch.empty(2, HEADS, 1000)
     out = torch.empty(2, HEADS, 1000, head_dim, dtype=dtype)
     lse = stats if entropy else None
-    return ForwardCall(q, k, v, out, lse, lse, mask, is_causal, scale, target)
+    return ForwardCall(AttentionCall(q, k, v, mask, is_causal, scale), out, lse, lse, target)
 
 
 def assert_fast(code: Code, target: str, config: ForwardConfig) -> None:

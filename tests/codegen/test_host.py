@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 import entropy_attn as ea
 from entropy_attn.kernels.backward.launch import attention_backward
 from entropy_attn.kernels.common import plans
+from entropy_attn.kernels.common.call import AttentionCall
+from entropy_attn.kernels.common.head_dims import in_chunks
+from entropy_attn.kernels.common.tensors import Strided
 from entropy_attn.kernels.forward import launch
 from entropy_attn.kernels.forward.configs import ForwardConfig, forward_candidates, forward_config
 from entropy_attn.kernels.forward.launch import attention_forward
@@ -144,6 +148,33 @@ def test_a_plan_keeps_no_tensor_alive():
         assert not any(ref() is not None for ref in seen)
 
 
+class Recorder:
+    """In place of a compiled kernel: the arguments of its last launch."""
+
+    def __getitem__(self, grid: tuple[int, int, int]) -> Callable[..., None]:
+        return lambda *arguments: setattr(self, "arguments", arguments)
+
+
+def test_a_plan_replaces_what_varies_inside_of_arguments():
+    """In a tuple, twice in one, and as the tensor of a descriptor; all else stays."""
+    first, other = (tuple(torch.zeros(4, 16) for _ in range(2)) for _ in range(2))
+    described = TensorDescriptor.from_tensor(first[1], [4, 16])
+    compiled = Recorder()
+    arguments = [first[0], Strided(first[1], 16, 1), (first[0], 7, first[1], None), described, in_chunks(80), 3]
+    plans.Plan(compiled, 1, arguments, first, scratch=False).launch(other)
+    seen = compiled.arguments
+    assert seen[0] is other[0] and seen[1] == (other[1], 16, 1, 0, 0) and seen[4:] == (in_chunks(80), 3)
+    assert seen[2][0] is other[0] and seen[2][2] is other[1] and seen[2][1::2] == (7, None)
+    assert seen[3].base is other[1] and seen[3].block_shape == [4, 16] and described.base is first[1]
+
+
+@pytest.mark.parametrize("hide", [lambda t: (0, (t,)), lambda t: (0, TensorDescriptor.from_tensor(t, [4, 16]))])
+def test_a_plan_does_not_overlook_what_varies_deeper(hide):
+    tensor = torch.zeros(4, 16)
+    with pytest.raises(ValueError, match="expected what varies at most one tuple deep"):
+        plans.Plan(Recorder(), 1, [hide(tensor)], (tensor,), scratch=False)
+
+
 def test_plans_are_bounded(monkeypatch):
     monkeypatch.setattr(plans, "MOST", 3)
     with recorded(keep=False):
@@ -170,18 +201,19 @@ def test_calls_with_a_configuration_have_plans(monkeypatch):
     with recorded() as launches:
 
         def seen(config: ForwardConfig) -> list[Launched]:
-            return host.launched(launches, lambda: attention_forward(*inputs, config=config), inputs)
+            return host.launched(launches, lambda: attention_forward(call, config=config), inputs)
 
+        call = AttentionCall(*inputs)
         first = [seen(config) for config in configs]
         assert plans.count() == len(configs)
         assert [seen(config) for config in configs] == first and plans.count() == len(configs)
         assert len({str(each) for each in first}) >= len(configs) - 1  # two split no head dim of 64
-        attention_forward(*inputs)
+        attention_forward(call)
         assert plans.count() == len(configs) + 1
     with recorded(keep=False):
         for config in configs * 2:
-            calls = host_calls(functools.partial(attention_forward, *inputs, config=config))
-            by_table = host_calls(functools.partial(attention_forward, *inputs))
+            calls = host_calls(functools.partial(attention_forward, call, config=config))
+            by_table = host_calls(functools.partial(attention_forward, call))
         assert calls <= by_table + 4, (calls, by_table)  # the configuration's hash
 
 
@@ -194,9 +226,9 @@ def test_maps_with_a_configuration_have_plans(config):
     with recorded() as launches:
 
         def seen(**options: Any) -> list[Launched]:
-            call = lambda: attention_forward_with_map(*inputs, map_keys=(0, 77), **options)  # noqa: E731
-            return host.launched(launches, call, inputs)
+            return host.launched(launches, lambda: attention_forward_with_map(call, **options), inputs)
 
+        call = AttentionCall(*inputs, map_keys=(0, 77))
         first, by_table = seen(config=config), seen()
         assert len(first) == (1 if config.one_pass else 2) and plans.count() == 2
         assert (seen(config=config), seen()) == (first, by_table) and plans.count() == 2
@@ -207,14 +239,15 @@ def every_pass() -> dict[str, Callable[[], object]]:
     q, k, v = tensors(2, 8, 256, 256, 64)
     text = tensors(2, 8, 256, 77, 64)
     rows = torch.randn(2, 8, 256)
+    call = AttentionCall(q, k, v)
     return {
         "forward": lambda: ea.attention(q, k, v, impl="triton"),
-        "configuration": lambda: attention_forward(q, k, v, config=forward_config("sm_90", 64, 64, q.dtype)),
+        "configuration": lambda: attention_forward(call, config=forward_config("sm_90", 64, 64, q.dtype)),
         "map": lambda: ea.attention(*text, map_keys=(0, 77), impl="triton"),
         "map after the forward": lambda: ea.attention(q, k, v, map_keys=(0, 77), return_lse=True, impl="triton"),
-        "backward": lambda: attention_backward(q, k, v, q, rows, None, grad_out=q),
+        "backward": lambda: attention_backward(call, q, rows, None, grad_out=q),
         "map's backward": lambda: attention_backward(
-            q, k, v, None, rows, None, grad_map=torch.ones(2, 256, 9), map_keys=(0, 9)
+            AttentionCall(q, k, v, map_keys=(0, 9)), None, rows, None, grad_map=torch.ones(2, 256, 9)
         ),
     }
 
@@ -239,23 +272,23 @@ def test_only_a_call_seen_before_can_be_captured(monkeypatch, name):
 
 
 def test_a_failed_first_call_is_no_call_seen_before(monkeypatch):
-    inputs = tensors(2, 8, 256, 256, 64)
+    call = AttentionCall(*tensors(2, 8, 256, 256, 64))
     with recorded():
         with monkeypatch.context() as patch:
             patch.setattr(launch, "first_launch", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
-                attention_forward(*inputs)
+                attention_forward(call)
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
         with pytest.raises(RuntimeError, match="once before the capture"):
-            attention_forward(*inputs)
+            attention_forward(call)
 
 
 def test_kernels_without_plans_are_captured_after_their_first_call(monkeypatch):
     """As on AMD, where the compiler's own path is taken each time."""
     monkeypatch.setattr(torch.version, "hip", "6.2")
-    inputs = tensors(2, 8, 256, 256, 64)
+    call = AttentionCall(*tensors(2, 8, 256, 256, 64))
     with recorded() as launches:
-        attention_forward(*inputs)
+        attention_forward(call)
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-        attention_forward(*inputs)
+        attention_forward(call)
         assert len(launches) == 2 and list(plans._plans.values()) == [None]

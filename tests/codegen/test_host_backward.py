@@ -13,14 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from entropy_attn.kernels.backward.launch import attention_backward
+from entropy_attn.kernels.backward.launch import Gradients, attention_backward
 from entropy_attn.kernels.common import plans
+from entropy_attn.kernels.common.call import AttentionCall
 
 from .host import Launched, host_calls, launched, recorded
 from .test_host import random_mask, tensors
 
 GRADS = ("out", "lse", "entropy", "map")
 ALL_NEEDS = (True, True, True, False)
+OF_CALL = ("attn_mask", "is_causal", "scale", "map_keys")
 Call = tuple[tuple[Tensor, ...], dict[str, Any]]
 
 
@@ -35,7 +37,7 @@ def call(
     map_keys: tuple[int, int] = (0, 77), edit: dict[str, Callable[[Tensor], Tensor]] | None = None,
     heads_kv: int | None = None, layout: str = "bhnd", skip: int = 0, **options: Any,
 ) -> Call:  # fmt: skip
-    """The arguments of ``attention_backward``. ``edit``: what is done to some of them by name."""
+    """Tensors and options of a call of `attention_backward`. `edit`: what is done to some of them by name."""
     batch, heads, queries, _, _ = shape
     query, key, value = tensors(*shape, dtype=dtype, heads_kv=heads_kv, layout=layout, skip=skip)
     rows = (batch, heads, queries)
@@ -104,9 +106,16 @@ CALLS: dict[str, Callable[[], Call]] = {
 SAME = {"scale", "negative scale"}  # as "out": numbers are no part of what is compiled
 
 
+def runner(given: Call) -> Callable[[], Gradients]:
+    inputs, options = given
+    about = {name: options[name] for name in OF_CALL if name in options}
+    gradients = {name: value for name, value in options.items() if name not in OF_CALL}
+    return functools.partial(attention_backward, AttentionCall(*inputs[:3], **about), *inputs[3:], **gradients)
+
+
 def seen(launches: list[Launched], given: Call) -> list[Launched]:
     inputs, options = given
-    return launched(launches, lambda: attention_backward(*inputs, **options), (*inputs, *options.values()))
+    return launched(launches, runner(given), (*inputs, *options.values()))
 
 
 def test_a_plan_launches_what_the_compilers_path_does(monkeypatch):
@@ -157,7 +166,7 @@ def test_one_tensor_in_several_places(monkeypatch, names):
 def test_a_plan_keeps_no_tensor_alive():
     with recorded(keep=False):
         inputs, options = call(GRADS, dtype=HALF, scale=torch.rand(8), needs=(True,) * 4)
-        results = attention_backward(*inputs, **options)
+        results = runner((inputs, options))()
         given = [t for t in (*inputs, *options.values(), *results) if isinstance(t, Tensor)]
         alive = [weakref.ref(t) for t in given]
         del inputs, options, results, given
@@ -172,7 +181,7 @@ def test_a_plan_keeps_no_tensor_alive():
 )  # fmt: skip
 def test_a_call_seen_before_costs_the_host_little(options, most):
     with recorded(keep=False), torch.no_grad():
-        inputs, options = call(**options)
+        run = runner(call(**options))
         for _ in range(2):
-            attention_backward(*inputs, **options)
-        assert host_calls(functools.partial(attention_backward, *inputs, **options)) <= most
+            run()
+        assert host_calls(run) <= most

@@ -1,4 +1,4 @@
-"""The benchmark of the host's part: Triton's launcher is the real one, and both paths get to the driver."""
+"""The benchmark of host time: Triton's launcher is the real one, and both launch paths reach the driver."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import pytest
 
 build = pytest.importorskip("tests.emulation.build")
 
-# In a process of its own, since the stub driver stays loaded.
+# In a separate process, because the stub driver stays loaded.
 CODE = """
 import json, torch
-from benchmarks import launch, launch_driver
-from entropy_attn.kernels import plans
+from benchmarks.kernels import host_time, stub_driver
+from entropy_attn.kernels.common import plans
 
 used = []
 really = plans.Plan.launch
 plans.Plan.launch = lambda self, own: (used.append(plans.count()), really(self, own))
-with launch_driver.stub_driver(), torch.no_grad():
+with stub_driver.stub_driver(), torch.no_grad():
     name = "cross, 77 keys"
-    call, _ = launch.calls(64, torch.device("cpu"), "triton")[name]
-    launch.BURST = 5
-    row = launch.measure(name, call, None, 3, lambda: None, launch.time.thread_time)
+    call, _ = host_time.calls(64, torch.device("cpu"), "triton")[name]
+    host_time.BURST = 5
+    row = host_time.measure(name, call, None, 3, lambda: None, host_time.time.thread_time)
 print(json.dumps([row, used, plans.count()]))
 """
 
@@ -35,5 +35,5 @@ def test_both_paths_are_timed():
     row, used, left = json.loads(done.stdout)
     assert row["call"] == "cross, 77 keys" and 0 < row["p20_us"] <= row["p50_us"] <= row["p80_us"]
     assert 0 < row["p20_of_triton"] <= row["p50_of_triton"] <= row["p80_of_triton"]
-    assert len(used) == 5 * (2 + 3) - 1  # ours alone, but for the first call
+    assert len(used) == 5 * (2 + 3) - 1  # only our path, without the first call
     assert set(used) == {1} and left == 0

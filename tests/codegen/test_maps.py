@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from entropy_attn.kernels.common.arguments import compile_options
-from entropy_attn.kernels.forward.configs import TARGETS
-from entropy_attn.kernels.maps import kernel as maps
+from entropy_attn.kernels.common.call import AttentionCall
+from entropy_attn.kernels.common.targets import TARGETS
 from entropy_attn.kernels.maps.configs import MapConfig, map_config
 from entropy_attn.kernels.maps.launch import MapCall
 
@@ -71,11 +71,9 @@ def compile_map(
     stats = torch.empty(2, HEADS, 1000)
     lse = stats if statistics or not config.one_pass else None
     entropy = stats if statistics and config.one_pass else None
-    call = MapCall(
-        q, k, v, out, lse, entropy, parts, (start, stop), HEADS, attn_mask, is_causal, scale, target
-    )  # fmt: skip
-    kernel, arguments, constants = call.arguments(config)
-    return compile_kernel(getattr(maps, kernel), arguments, constants, target, compile_options(config, target)), config
+    given = AttentionCall(q, k, v, attn_mask, is_causal, scale, map_keys=(start, stop))
+    call = MapCall(given, out, lse, entropy, parts, HEADS, target)
+    return compile_kernel(*call.arguments(config), target, compile_options(config, target)), config
 
 
 def matrix_instructions(code: Code) -> int:

@@ -33,33 +33,13 @@ PUBLIC = public_callables(
 )
 # Names whose docstrings are not complete yet.
 NOT_YET: set[str] = {
-    "AttentionOutput",
-    "EntropyRecorder",
-    "EntropyRecorder.attach",
-    "EntropyRecorder.begin",
     "EntropyRecorder.picture_layers",
     "EntropyRecorder.record",
-    "EntropyRecorder.save",
-    "EntropyRecorder.spatial",
     "EntropyRecorder.to_columns",
-    "EntropyRecorder.to_dataframe",
-    "EntropyRecorder.wants",
-    "MapRecorder",
-    "MapRecorder.attach",
     "MapRecorder.begin",
-    "MapRecorder.heat_map",
-    "MapRecorder.labels",
-    "MapRecorder.maps",
-    "MapRecorder.overlay",
+    "MapRecorder.observe",
     "MapRecorder.record",
-    "MapRecorder.save",
     "MapRecorder.wants",
-    "apply",
-    "attach",
-    "attention",
-    "profile",
-    "scaled_dot_product_attention",
-    "unsupported_reasons",
 }
 
 

@@ -25,10 +25,9 @@ from triton.runtime import _allocation, driver
 
 from entropy_attn.kernels.backward import launch as launch_backward
 from entropy_attn.kernels.common import arguments, plans, support
+from entropy_attn.kernels.common.targets import MULTIPROCESSORS, SHARED_MEMORY
 from entropy_attn.kernels.forward import launch
-from entropy_attn.kernels.forward.configs import SHARED_MEMORY
 from entropy_attn.kernels.maps import launch as launch_maps
-from entropy_attn.kernels.maps.configs import MULTIPROCESSORS
 
 from . import build, launches, tensormaps
 from .memory import Memory
@@ -49,6 +48,7 @@ class Launch:
     kernel: str
     grid: tuple[int, int, int]
     counts: Counts
+    source: str  # file and line where the kernel begins
 
 
 @dataclass
@@ -71,6 +71,11 @@ class Card:
     @property
     def shared_memory(self) -> int:
         return SHARED_MEMORY[self.target]
+
+    def told(self) -> str:
+        """Which kernels ran: a wrong result has no line of its own, as a finding has."""
+        ran = dict.fromkeys(f"{one.kernel} ({one.source})" for one in self.launches)
+        return f"launched on {self.target}: {', '.join(ran) or 'nothing'}"
 
 
 _card: Card | None = None
@@ -101,7 +106,9 @@ def _launched(function: int, grid: Any, block: Any, shared: int, stream: int, pl
             raise launches.wrong(made.kernel, f"on stream {stream:#x} instead of the current one")
         size = (grid[0], grid[1], grid[2])
         counts = made.run(size, shared, values, own.memory.table(), own.seed, own.limit)
-        own.launches.append(Launch(made.kernel.name, size, counts))
+        begins = source.fn.fn.__code__
+        begins = f"{Path(begins.co_filename).name}:{begins.co_firstlineno}"
+        own.launches.append(Launch(made.kernel.name, size, counts, begins))
     except BaseException as error:  # nothing can be raised through C: the launcher below does it
         own.finding = error
         return ILLEGAL
@@ -145,9 +152,10 @@ class Launcher(nvidia.CudaLauncher):
         own = card()
         own.current, own.finding = (self.source, self.metadata, all_[9:]), None
         for argument in all_[9:]:
-            base = getattr(argument, "base", argument)
-            if isinstance(base, Tensor):
-                own.memory.add(base)
+            for item in argument if isinstance(argument, tuple) else (argument,):
+                base = getattr(item, "base", item)
+                if isinstance(base, Tensor):
+                    own.memory.add(base)
         before = _allocation._allocator.set(own.memory.scratch)
         try:
             super().__call__(*all_)
@@ -185,7 +193,7 @@ def emulated(
     """CPU tensors within are on a card of this target; what they launch runs at once, and faults are raised (Finding).
 
     ``seed`` other than 0 shuffles the order of warps; ``edit`` gives what is run in place of a launch's program; a
-    launch of more than ``limit`` instructions of warps is taken to be endless.
+    launch of more than ``limit`` instructions of warps is taken to be endless. A failed assertion is told what ran.
     """
     global _card
     if build.compiler() is None:
@@ -205,6 +213,9 @@ def emulated(
         _card = own
         try:
             yield own
+        except AssertionError as error:
+            error.args = (f"{error}\n  {own.told()}",)
+            raise
         finally:
             _card = None
             plans.forget()

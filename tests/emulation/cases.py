@@ -12,8 +12,10 @@ from torch import Tensor
 
 from entropy_attn.kernels.backward import launch as launch_backward
 from entropy_attn.kernels.common import support
+from entropy_attn.kernels.common.call import AttentionCall
+from entropy_attn.kernels.common.targets import INTERPRETER
 from entropy_attn.kernels.forward import launch
-from entropy_attn.kernels.forward.configs import INTERPRETER, ForwardConfig
+from entropy_attn.kernels.forward.configs import ForwardConfig
 from entropy_attn.kernels.maps import launch as launch_maps
 from tests.support.oracle import assert_matches_oracle
 from tests.support.oracle_gradients import GRADS, assert_gradients_match, random_gradients
@@ -120,25 +122,27 @@ def run(case: Case, device: str = "cpu") -> dict[str, tuple[float, float]]:
     config = schedule(case, launch_config(case, q, k, v, given)) if case.schedule != "plain" else None
     statistics = {"return_lse": True, "return_entropy": True}
     map_keys = (case.map_start, case.map_stop) if case.map_stop else None
+    call = AttentionCall(q, k, v, **given, **statistics, map_keys=map_keys)
     if map_keys is None:
-        results = launch.attention_forward(q, k, v, **given, **statistics, config=config)
+        results = launch.attention_forward(call, config=config)
     else:
-        results = launch_maps.attention_forward_with_map(q, k, v, **given, **statistics, map_keys=map_keys)
+        results = launch_maps.attention_forward_with_map(call)
     grouped = {"enable_gqa": True} if case.heads != case.heads_kv else {}
     judged = assert_matches_oracle(results, q, k, v, **given, **grouped, **({"map_keys": map_keys} if map_keys else {}))
     if case.grads:
         names = case.grads.split("+")
         grads = random_gradients(q, k, v, map_keys or (0, case.seqlen_k), names, case.seed + 2)
         needs = (True, True, True, isinstance(given.get("scale"), Tensor))
-        actual = launch_backward.attention_backward(q, k, v, *results[:3], **grads, **given, needs=needs)
+        call.map_keys = grads.get("map_keys")
+        grads_only = {name: grads[name] for name in names}
+        actual = launch_backward.attention_backward(call, *results[:3], **grads_only, needs=needs)
         judged |= assert_gradients_match(actual, q, k, v, grads, **given)
     return judged
 
 
 def launch_config(case: Case, q: Tensor, k: Tensor, v: Tensor, given: dict[str, Any]) -> ForwardConfig:
     """The table's, for the call of a case."""
-    mask, causal, scale = given.get("attn_mask"), case.causal, given.get("scale")
-    return launch.ForwardCall(q, k, v, q, None, None, mask, causal, scale, case.target).table_config()
+    return launch.ForwardCall(AttentionCall(q, k, v, **given), q, None, None, case.target).table_config()
 
 
 def schedule(case: Case, config: ForwardConfig) -> ForwardConfig:
@@ -154,7 +158,7 @@ def refused(case: Case, device: str = "cpu") -> list[str]:
     q, k, v = tensors(case, device)
     given = options(case, device)
     mask = given.get("attn_mask")
-    reasons = support.unsupported_reasons(q, k, v, attn_mask=mask, is_causal=case.causal)
+    reasons = support.unsupported_reasons(AttentionCall(q, k, v, attn_mask=mask, is_causal=case.causal))
     if mask is not None and case.causal:
         reasons.append("a mask and causality exclude each other")
     if case.schedule != "plain" and case.target not in (INTERPRETER, "sm_90"):

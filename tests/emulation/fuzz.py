@@ -75,16 +75,16 @@ def outcome(case: Case, on: str) -> str:
     from .card import emulated
 
     device = "cuda" if on == "gpu" else "cpu"
-    with emulated(case.target) if on == "emulated" else contextlib.nullcontext():
-        # elsewhere the target is what is there
-        case = dataclasses.replace(case, target=call_target(torch.empty(0, device=device)))
-        why = refused(case, device)
-        if why:
-            return f"refused: {why[0]}"
-        try:
+    try:
+        with emulated(case.target) if on == "emulated" else contextlib.nullcontext():
+            # elsewhere the target is what is there
+            case = dataclasses.replace(case, target=call_target(torch.empty(0, device=device)))
+            why = refused(case, device)
+            if why:
+                return f"refused: {why[0]}"
             run(case, device)
-        except Exception as error:  # whatever it is, the others are to run, and its line is printed
-            return f"{type(error).__name__}: {error}"
+    except Exception as error:  # whatever it is, the others are to run, and its line is printed
+        return f"{type(error).__name__}: {error}"
     return "ok"
 
 
@@ -120,32 +120,36 @@ def main() -> None:
     parser.add_argument("--work", type=float, default=math.inf, help="the most products of a call")
     parser.add_argument("--repro")
     parser.add_argument("--on", choices=("emulated", "interpreter", "gpu"), default="emulated")
-    parser.add_argument("--out", type=Path, help="a CSV file to which a line on this run is added")
+    parser.add_argument("--out", type=Path, help="a CSV file to which a line for each target is added")
     given = parser.parse_args()
     check_place(given.on)
     seed = random.SystemRandom().randrange(10**9) if given.seed is None else given.seed
     cases = [Case.parse(given.repro)] if given.repro else drawn(seed, given.num, given.variations, given.work)
     print(f"seed {seed}, {1 if given.repro else given.num} calls", flush=True)
-    tally: collections.Counter[str] = collections.Counter()
+    tallies: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     started = time.time()
     for case in cases:
         result = outcome(case, given.on)
-        tally[result.split(":")[0]] += 1
+        tallies[case.target if given.on == "emulated" else given.on][result.split(":")[0]] += 1
         if not sound(result):
             print(f'{result}\n  again: python -m tests.emulation.fuzz --repro "{case}"', flush=True)
-    seconds = round(time.time() - started)
-    print(f"{dict(tally)}, {seconds} s")
+    total = sum(tallies.values(), collections.Counter())
+    print(f"{dict(total)}, {round(time.time() - started)} s")
     if given.out:
-        fresh = not given.out.exists()
-        bad = sum(n for kind, n in tally.items() if kind not in SOUND)
-        row = {"seed": seed, "calls": given.num, "variations": given.variations, "work": given.work, "on": given.on,
-               "ok": tally["ok"], "refused": tally["refused"], "bad": bad, "seconds": seconds}  # fmt: skip
-        with given.out.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(row), lineterminator="\n")
-            if fresh:
-                writer.writeheader()
-            writer.writerow(row)
-    raise SystemExit(bool(set(tally) - SOUND))
+        drawn_as = {"seed": seed, "variations": given.variations, "work": given.work}
+        add_lines(given.out, drawn_as, tallies)
+    raise SystemExit(bool(set(total) - SOUND))
+
+
+def add_lines(path: Path, drawn_as: dict[str, float], tallies: dict[str, collections.Counter[str]]) -> None:
+    fresh = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if fresh:
+            writer.writerow([*drawn_as, "target", "calls", "ok", "refused", "bad"])
+        for target, tally in sorted(tallies.items()):
+            bad = sum(n for kind, n in tally.items() if kind not in SOUND)
+            writer.writerow([*drawn_as.values(), target, tally.total(), tally["ok"], tally["refused"], bad])
 
 
 def check_place(on: str) -> None:

@@ -58,12 +58,15 @@ def check_arguments(kernel: Kernel, source: Any, metadata: Any, arguments: Seque
 
 def _flat(kernel: Kernel, source: Any, metadata: Any, arguments: Sequence[Any]) -> Any:
     described = list(getattr(metadata, "tensordesc_meta", None) or [])
-    names = list(source.signature)
-    for place, (name, argument) in enumerate(zip(names, arguments, strict=True)):
-        kind = source.signature[name]
-        assumed = ["tt.divisibility", 16] in [list(a) for a in source.attrs.get((place,), [])]
+
+    def flat(path: tuple[int, ...], name: str, kind: Any, argument: Any) -> Any:
+        if isinstance(kind, tuple):  # a NamedTuple
+            for i, field in enumerate(kind._fields):
+                yield from flat((*path, i), f"{name}.{field}", kind[i], argument[i])
+            return
+        assumed = ["tt.divisibility", 16] in [list(a) for a in source.attrs.get(path, [])]
         if kind == "constexpr":
-            known = source.constants.get((place,), argument)
+            known = source.constants.get(path, argument)
             if known is not argument and known != argument:
                 raise wrong(kernel, f"{name} was compiled as {known!r} and launched as {argument!r}")
         elif kind.startswith("*"):
@@ -77,6 +80,9 @@ def _flat(kernel: Kernel, source: Any, metadata: Any, arguments: Sequence[Any]) 
             if assumed and argument % 16:
                 raise wrong(kernel, f"{name} was compiled as a multiple of 16 and is {argument}")
             yield name, struct.pack("<" + PACKED[kind], argument)
+
+    for place, ((name, kind), argument) in enumerate(zip(source.signature.items(), arguments, strict=True)):
+        yield from flat((place,), name, kind, argument)
 
 
 def _descriptor(name: str, d: Any, meta: Any) -> Any:

@@ -111,11 +111,15 @@ class _Body:
         self.num_scopes = 0
 
     def read(self) -> None:
-        source, statement, started = "", "", 0
+        source, statement, started, counted = "", "", 0, False
         told: dict[str, str] = {}  # by place: where that was inlined, too
         for number, raw in enumerate(self.text.split("\n"), self.first_line + 1):
             code, _, comment = raw.partition("//")
             code = code.strip()
+            if "inline asm" in comment:
+                counted = "begin inline asm" in comment
+            if code.startswith(".loc") and counted:
+                continue  # Triton 3.9's LLVM counts the lines of inline assembly on from the line that it stands in
             if code.startswith(".loc"):
                 source = comment.strip()
                 into = re.search(r"inlined_at (\d+ \d+ \d+)", code)

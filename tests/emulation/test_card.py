@@ -7,7 +7,8 @@ import torch
 
 import entropy_attn as ea
 from entropy_attn.kernels.common import plans, support
-from entropy_attn.kernels.forward import autotune
+from entropy_attn.kernels.common.call import AttentionCall
+from entropy_attn.kernels.forward import autotune, launch
 from tests.support.oracle import assert_matches_oracle, make_qkv
 
 from . import build, card
@@ -64,7 +65,7 @@ def test_the_autotuner_measures_candidates(tmp_path, monkeypatch):
 
     q, k, v = make_qkv(1, 1, 40, 70, 64, dtype=torch.float16)
     with emulated("sm_80") as own:
-        out, _, _ = ea.kernels.launch.attention_forward(q, k, v, autotune=True)
+        out, _, _ = launch.attention_forward(AttentionCall(q, k, v), autotune=True)
     assert len(timed) == 2 and len(own.launches) == 3
     assert_matches_oracle((out,), q, k, v)
 

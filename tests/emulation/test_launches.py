@@ -55,18 +55,20 @@ def test_any_wrong_byte_is_told(launch):
 
 def test_what_the_compiler_was_told_must_hold(launch):
     names = list(launch.source.signature)
-    q_place = names.index("q_ptr")
+
+    def with_item(name: str, **items):
+        """The arguments with other items in one of them."""
+        place = names.index(name)
+        return [*launch.arguments[:place], launch.arguments[place]._replace(**items), *launch.arguments[place + 1 :]]
+
+    query = launch.arguments[names.index("q")].ptr
+    with pytest.raises(Finding, match=r"q\.ptr was compiled as aligned"):
+        check(launch, arguments=with_item("q", ptr=query.reshape(-1)[1:]))
+    with pytest.raises(Finding, match=r"lengths\.seqlen_k was compiled as a multiple of 16 and is 145"):
+        check(launch, arguments=with_item("lengths", seqlen_k=145))
     arguments = list(launch.arguments)
-    arguments[q_place] = arguments[q_place].reshape(-1)[1:]
-    with pytest.raises(Finding, match="q_ptr was compiled as aligned"):
-        check(launch, arguments=arguments)
-    arguments = list(launch.arguments)
-    arguments[names.index("seqlen_k")] = 145
-    with pytest.raises(Finding, match="seqlen_k was compiled as a multiple of 16 and is 145"):
-        check(launch, arguments=arguments)
-    arguments = list(launch.arguments)
-    arguments[names.index("HEAD_DIM")] = 40
-    with pytest.raises(Finding, match="HEAD_DIM was compiled as 64 and launched as 40"):
+    arguments[names.index("BLOCK_M")] = 32
+    with pytest.raises(Finding, match="BLOCK_M was compiled as 128 and launched as 32"):
         check(launch, arguments=arguments)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,9 @@ import pytest
 import entropy_attn
 
 from . import build
+from .parse import parse
 
+needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C compiler: the emulated card is made of C")
 ROOT = Path(entropy_attn.__file__).parents[1]
 # What stands in a file of the kernels, the fault in its place, a call that meets it, what is found, and at which line:
 # that of the fault, or, of a wrong descriptor or row, the one that fetches or stores by it.
@@ -44,20 +47,70 @@ def copied(tmp_path_factory):
     return folder
 
 
-@pytest.mark.skipif(build.compiler() is None, reason="no C compiler: the emulated card is made of C")
-@pytest.mark.parametrize("name", FAULTS)
-def test_the_line_of_a_fault_is_named(name, copied):
-    file, sound, faulty, call, kind, shows = FAULTS[name]
-    path = copied / "entropy_attn" / "kernels" / file
+def told_of(folder: Path, file: str, sound: str, faulty: str, call: str) -> str:
+    """What a call by the copied kernels says that have this fault."""
+    path = folder / "entropy_attn" / "kernels" / file
     text = path.read_text()
     assert text.count(sound) == 1
     path.write_text(text.replace(sound, faulty))
     command = [sys.executable, "-m", "tests.emulation.fuzz", "--repro", call]
+    path_here = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))  # by which another Triton is found
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, path_here))}
     try:
-        told = subprocess.run(command, cwd=copied, capture_output=True, text=True, timeout=120)
+        told = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
     finally:
         path.write_text(text)
-    at = [f"{p.name}:{k}:" for p in path.parent.glob("*.py") for k, line in enumerate(p.read_text().split("\n"), 1)
-          if (shows or sound) in line]  # fmt: skip
-    assert told.returncode == 1 and f"Finding: {kind}" in told.stdout, told.stdout + told.stderr
-    assert any(place in told.stdout for place in at), f"{at} not in {told.stdout}"
+    assert told.returncode == 1, told.stdout + told.stderr
+    return told.stdout
+
+
+def lines_with(folder: Path, text: str) -> list[str]:
+    files = {p.name: p.read_text().split("\n") for p in (folder / "entropy_attn" / "kernels").glob("*.py")}
+    return [f"{name}:{k}" for name, lines in files.items() for k, line in enumerate(lines, 1) if text in line]
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_line_of_a_fault_is_named(name, copied):
+    file, sound, faulty, call, kind, shows = FAULTS[name]
+    at = lines_with(copied, shows or sound)
+    told = told_of(copied, file, sound, faulty, call)
+    assert f"Finding: {kind}" in told
+    assert any(f"{place}:" in told for place in at), f"{at} not in {told}"
+
+
+@needs_compiler
+def test_a_wrong_result_names_the_kernels(copied):
+    """A score mask that is left out reads and stores all in its bounds: no line is wrong by itself."""
+    sound, faulty = "z = tl.where(bias != 0, z, EXCLUDED)", "z = tl.where(bias != 7, z, EXCLUDED)"
+    told = told_of(copied, "tiles.py", sound, faulty, "target=sm_80 mask=bool seqlen_k=40")
+    (line,) = lines_with(copied, "def attention_forward_pointers(")
+    begins = f"{line.split(':')[0]}:{int(line.split(':')[1]) - 1}"  # the line of @triton.jit
+    assert "above the budget" in told and f"launched on sm_80: attention_forward_pointers ({begins})" in told
+
+
+INLINE = """
+.target sm_80
+.visible .entry kernel(
+)
+.reqntid 32
+{
+	.reg .b32 %r<3>;
+	.loc	1 298 5 // forward.py:298:5
+	.loc	2 65 20, function_name $L__info_string0, inlined_at 1 298 5 // tiles.py:65:20
+	// begin inline asm
+	.loc	2 65 20, function_name $L__info_string0, inlined_at 1 298 5 // tiles.py:65:20
+	mov.u32 %r1, 0x0;
+	.loc	2 66 20, function_name $L__info_string0, inlined_at 1 298 5 // tiles.py:66:20
+	mov.u32 %r2, 0x0;
+	// end inline asm
+	.loc	1 299 5 // forward.py:299:5
+	ret;
+}
+"""
+
+
+def test_lines_of_inline_assembly_are_none_of_the_source():
+    """Triton 3.9's LLVM counts on: a load whose assembly has five lines would be four lines further down."""
+    told = [instruction.source for instruction in parse(INLINE).code]
+    assert told == ["tiles.py:65:20 @[ forward.py:298:5 ]"] * 2 + ["forward.py:299:5"]

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
+from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.kernels.forward import launch
 from entropy_attn.kernels.forward.configs import ForwardConfig, forward_candidates
 from tests.support.oracle import assert_matches_oracle
@@ -26,7 +27,7 @@ def those_that_fit(candidates: list[ForwardConfig], query: Tensor, key: Tensor, 
     for config in candidates:
         try:
             statistics = {"return_lse": True, "return_entropy": True}
-            actual = launch.attention_forward(query, key, value, **statistics, config=config)
+            actual = launch.attention_forward(AttentionCall(query, key, value, **statistics), config=config)
         except OutOfResources:
             continue
         assert_matches_oracle(actual, query, key, value)

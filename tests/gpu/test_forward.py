@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import entropy_attn as ea
+from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.kernels.common.support import call_target
 from entropy_attn.kernels.forward import autotune, launch
 from tests.gpu.candidates import plain_candidates, those_that_fit
@@ -81,11 +82,11 @@ def test_autotuning_measures_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(autotune, "forward_candidates", plain_candidates)  # the schedules have a file of their own
     q, k, v = (randn(1, 8, 1000, 64) for _ in range(3))
-    tuned = launch.attention_forward(q, k, v, **ALL, autotune=True)
+    tuned = launch.attention_forward(AttentionCall(q, k, v, **ALL), autotune=True)
     assert_rows_match(tuned, q, k, v, 0, 7, slice(900, 1000))
     assert (tmp_path / "entropy-attn" / "forward.json").exists()
     monkeypatch.setattr(autotune, "_fastest", lambda *_: pytest.fail("measured again"))
-    launch.attention_forward(q[:, :, :900], k, v, **ALL, autotune=True)
+    launch.attention_forward(AttentionCall(q[:, :, :900], k, v, **ALL), autotune=True)
 
 
 def test_the_same_call_gives_the_same_bits():

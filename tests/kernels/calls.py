@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.kernels.common.support import interpreting
 from entropy_attn.kernels.forward import launch
 from entropy_attn.kernels.forward.configs import ForwardConfig
@@ -21,5 +22,5 @@ def check(query: Tensor, key: Tensor, value: Tensor, config: ForwardConfig | Non
     """Output, lse and entropy of the kernel against float64."""
     gqa = {"enable_gqa": True} if query.shape[1] != key.shape[1] else {}
     statistics = {"return_lse": True, "return_entropy": True}
-    actual = launch.attention_forward(query, key, value, **statistics, config=config, **options)
+    actual = launch.attention_forward(AttentionCall(query, key, value, **statistics, **options), config=config)
     assert_matches_oracle(actual, query, key, value, **options, **gqa)

@@ -52,8 +52,9 @@ def poisoned_outputs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 
         # a card's time is not emulated: the autotuner takes any candidate that runs
         monkeypatch.setattr(autotune, "_default_timer", lambda: lambda run: (run(), 1.0)[1])
-        with emulated(on):
+        with emulated(on) as own:
             yield
+        print(own.told())  # which pytest shows with a test that failed
         return
 
     from entropy_attn.kernels.backward import launch as launch_backward

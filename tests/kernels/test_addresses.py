@@ -7,6 +7,7 @@ import mmap
 import pytest
 import torch
 
+from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.kernels.maps.launch import attention_forward_with_map
 from tests.kernels.calls import DEVICE, check
 from tests.support.oracle import assert_matches_oracle, make_qkv
@@ -48,5 +49,5 @@ def test_a_large_mask_stride():
 @pytest.mark.parametrize("strides", [(2**31 + 8, 2**30, 16, 1), (2**31, 2**30, 2**26, 1)], ids=["outer", "tile"])
 def test_maps_of_large_strides(strides, seqlen_k):
     q, k, v = (spread(t, strides) for t in make_qkv(2, 2, 40, seqlen_k, 16, dtype=torch.float16))
-    result = attention_forward_with_map(q, k, v, map_keys=(3, seqlen_k))
+    result = attention_forward_with_map(AttentionCall(q, k, v, map_keys=(3, seqlen_k)))
     assert_matches_oracle(result, q, k, v, map_keys=(3, seqlen_k))

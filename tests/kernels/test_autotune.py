@@ -10,6 +10,7 @@ import torch
 from triton.runtime.errors import OutOfResources
 
 import entropy_attn as ea
+from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.kernels.common.support import call_target
 from entropy_attn.kernels.forward import autotune, launch
 from entropy_attn.kernels.forward.configs import forward_candidates
@@ -26,8 +27,7 @@ def own_cache(tmp_path, monkeypatch):
 
 def make_call(seqlen_q: int = 40, head_dim: int = 16, **options) -> launch.ForwardCall:
     q, k, v = make_qkv(1, 2, seqlen_q, 50, head_dim, dtype=torch.float16, device=DEVICE)  # float32 has one candidate
-    given = {"attn_mask": None, "is_causal": False, "scale": None, **options}
-    return launch.ForwardCall(q, k, v, torch.empty_like(q), None, None, **given, target=call_target(q))
+    return launch.ForwardCall(AttentionCall(q, k, v, **options), torch.empty_like(q), None, None, call_target(q))
 
 
 def timer_preferring(index: int):
@@ -102,11 +102,12 @@ def test_an_error_that_is_not_of_a_candidate_s_size_is_raised(own_cache):
 
 def test_the_tuned_call_is_right(own_cache):
     q, k, v = make_qkv(1, 2, 40, 50, 16, dtype=torch.float16, device=DEVICE)
-    actual = launch.attention_forward(q, k, v, return_lse=True, return_entropy=True, autotune=True)
+    actual = launch.attention_forward(AttentionCall(q, k, v, return_lse=True, return_entropy=True), autotune=True)
     assert_matches_oracle(actual, q, k, v)
     assert own_cache.exists()
     with pytest.raises(ValueError, match="exclude each other"):
-        launch.attention_forward(q, k, v, autotune=True, config=forward_candidates("sm_90", 64, 64, q.dtype)[0])
+        config = forward_candidates("sm_90", 64, 64, q.dtype)[0]
+        launch.attention_forward(AttentionCall(q, k, v), autotune=True, config=config)
 
 
 def test_the_environment_variable_opts_in(own_cache, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 
 from entropy_attn.kernels.backward.configs import backward_config, widest
 from entropy_attn.kernels.common.support import backward_unsupported
-from entropy_attn.kernels.forward.configs import INTERPRETER, TARGETS
+from entropy_attn.kernels.common.targets import INTERPRETER, TARGETS
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -21,7 +21,7 @@ def test_a_call_has_a_configuration_or_a_reason(target, dtype):
                 continue
             config = backward_config(target, head_dim, 64, dtype, **masked)
             for tiles in (config.query, config.key):
-                assert sum(tiles.chunks(head_dim)) >= head_dim
+                assert tiles.in_chunks(head_dim).width >= head_dim
                 assert tiles.block_m % 16 == 0 and tiles.block_n % 16 == 0
             assert config.query.launches(head_dim)
 
@@ -46,7 +46,7 @@ def test_the_widest_heads_are_those_that_the_readme_names():
 def test_a_reason_names_the_head_dim_and_the_target():
     (reason,) = backward_unsupported("sm_120", 64, 256, torch.float16, has_map=True)
     assert "head_dim 256 of value" in reason and "sm_120 with a gradient of the map" in reason
-    with pytest.raises(ValueError, match=r"target must be one of sm_80, .*got 'sm_70'"):
+    with pytest.raises(ValueError, match=r"target: expected one of sm_80, .*got 'sm_70'"):
         backward_config("sm_70", 64, 64, torch.float16)
 
 

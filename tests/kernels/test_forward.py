@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.kernels.forward import launch
 from entropy_attn.kernels.forward.configs import ForwardConfig
 from tests.kernels.calls import DEVICE, DTYPES, check
@@ -57,7 +58,7 @@ def test_logits_up_to_one_hot(gain):
 
 def test_a_uniform_row_has_ln_n():
     q, k, v = make_qkv(1, 1, 5, 77, 16)
-    _, lse, entropy = launch.attention_forward(q * 0, k, v, return_lse=True, return_entropy=True)
+    _, lse, entropy = launch.attention_forward(AttentionCall(q * 0, k, v, return_lse=True, return_entropy=True))
     torch.testing.assert_close(entropy, torch.full_like(entropy, math.log(77)))
     torch.testing.assert_close(lse, entropy)
 
@@ -76,5 +77,5 @@ def test_any_strides():
     check(q, k, v)
     check(*(t.mT.contiguous().mT for t in (q, k, v)))
     check(q[:, :, ::2], k.flip(2)[:, :, ::3], v.flip(2)[:, :, ::3])
-    out, _, _ = launch.attention_forward(q, k, v)
+    out, _, _ = launch.attention_forward(AttentionCall(q, k, v))
     assert out.transpose(1, 2).is_contiguous()  # as the query: merging heads afterwards copies nothing

@@ -5,14 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from entropy_attn.kernels.forward.configs import (
-    MAX_CHUNKS,
-    TARGETS,
-    ForwardConfig,
-    forward_candidates,
-    forward_config,
-    head_dim_chunks,
-)
+from entropy_attn.kernels.common.head_dims import MAX_CHUNKS, head_dim_chunks
+from entropy_attn.kernels.common.targets import TARGETS
+from entropy_attn.kernels.common.tensors import Chunk, HeadDim
+from entropy_attn.kernels.forward.configs import ForwardConfig, forward_candidates, forward_config
 
 HEAD_DIMS = range(16, 257, 8)
 
@@ -52,7 +48,7 @@ def test_every_call_has_a_configuration(target, dtype):
                     options = {"seqlen_k": seqlen_k, "has_mask": has_mask, "descriptors": descriptors}
                     config = forward_config(target, head_dim, head_dim, dtype, **options)
                     assert config == forward_candidates(target, head_dim, head_dim, dtype, **options)[0]
-                    assert sum(config.chunks(head_dim)) >= head_dim
+                    assert config.in_chunks(head_dim).width >= head_dim
                     assert descriptors or not config.descriptors
                     assert config.block_m % 16 == 0 and config.block_n % 16 == 0
 
@@ -63,13 +59,13 @@ def test_the_wider_of_two_head_dims_decides():
 
 
 def test_an_unknown_target_is_refused():
-    with pytest.raises(ValueError, match=r"target must be one of sm_80, .*got 'sm_70'"):
+    with pytest.raises(ValueError, match=r"target: expected one of sm_80, .*got 'sm_70'"):
         forward_config("sm_70", 64, 64, torch.float16)
 
 
 def test_padding_instead_of_splitting():
-    assert ForwardConfig(128, 128, 8, 2, split_d=False).chunks(160) == (256, 0, 0)
-    assert ForwardConfig(128, 128, 8, 2, max_chunk=128).chunks(256) == (128, 128, 0)
+    assert ForwardConfig(128, 128, 8, 2, split_d=False).in_chunks(160) == HeadDim(160, (Chunk(0, 256),))
+    assert ForwardConfig(128, 128, 8, 2, max_chunk=128).in_chunks(256).chunks == (Chunk(0, 128), Chunk(128, 128))
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -12,7 +12,8 @@ from torch import Tensor
 import entropy_attn as ea
 from entropy_attn.kernels.backward.configs import backward_config
 from entropy_attn.kernels.common import support
-from entropy_attn.kernels.forward.configs import TARGETS, forward_candidates
+from entropy_attn.kernels.common.targets import TARGETS
+from entropy_attn.kernels.forward.configs import forward_candidates
 from entropy_attn.kernels.maps.configs import heads_per_program, map_config, map_programs
 
 MOST = 2**31 - 1  # a prime

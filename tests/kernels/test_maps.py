@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import entropy_attn as ea
+from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.kernels.common.support import call_target
 from entropy_attn.kernels.maps import configs as configs_maps
 from entropy_attn.kernels.maps.configs import MapConfig
@@ -31,7 +32,8 @@ def check(
     map_keys = map_keys or (0, key.shape[2])
     gqa = {"enable_gqa": True} if query.shape[1] != key.shape[1] else {}
     statistics = {"return_lse": True, "return_entropy": True}
-    actual = attention_forward_with_map(query, key, value, map_keys=map_keys, **statistics, config=config, **options)
+    call = AttentionCall(query, key, value, map_keys=map_keys, **statistics, **options)
+    actual = attention_forward_with_map(call, config=config)
     assert actual[3].dtype == torch.float32
     assert_matches_oracle(actual, query, key, value, map_keys=map_keys, **options, **gqa)
     return actual
@@ -93,7 +95,7 @@ def test_logits_up_to_one_hot(gain, seqlen_k):
 
 def test_a_uniform_row():
     q, k, v = make_qkv(1, 3, 5, 77, 16)
-    *_, head_mean = attention_forward_with_map(q * 0, k, v, map_keys=(7, 77))
+    *_, head_mean = attention_forward_with_map(AttentionCall(q * 0, k, v, map_keys=(7, 77)))
     torch.testing.assert_close(head_mean, torch.full_like(head_mean, 1 / 77))
 
 
@@ -121,7 +123,8 @@ def test_few_programs_share_the_heads(multiprocessors, config, monkeypatch):
 def test_statistics_are_returned_where_asked_for(seqlen_k):
     q, k, v = make_qkv(1, 2, 20, seqlen_k, 16)
     for lse, entropy in ((False, False), (True, False), (False, True)):
-        r = attention_forward_with_map(q, k, v, map_keys=(0, 9), return_lse=lse, return_entropy=entropy)
+        call = AttentionCall(q, k, v, map_keys=(0, 9), return_lse=lse, return_entropy=entropy)
+        r = attention_forward_with_map(call)
         assert (r[1] is not None, r[2] is not None) == (lse, entropy)
         assert_matches_oracle(r, q, k, v, map_keys=(0, 9))
 
@@ -139,5 +142,5 @@ def test_the_public_call(seqlen_k):
 
 @pytest.mark.parametrize("tiles", [(64, 0), (128, 16)])
 def test_tiles_that_do_not_fit_the_keys_are_refused(tiles):
-    with pytest.raises(ValueError, match="one pass needs tiles that 77 keys fill"):
+    with pytest.raises(ValueError, match="config: expected tiles whose last one the 77 keys reach"):
         check(*make_qkv(1, 1, 5, 77, 16), config=MapConfig(16, tiles, 4, 1))

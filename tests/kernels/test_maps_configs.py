@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from entropy_attn.kernels.forward.configs import TARGETS
-from entropy_attn.kernels.maps.configs import MULTIPROCESSORS, MapConfig, heads_per_program, key_tiles, map_config
+from entropy_attn.kernels.common.targets import MULTIPROCESSORS, TARGETS
+from entropy_attn.kernels.maps.configs import MapConfig, heads_per_program, key_tiles, map_config
 
 
 @pytest.mark.parametrize(
@@ -27,9 +27,11 @@ def test_tiles_of_keys_leave_none_out(seqlen_k):
 @pytest.mark.parametrize("chunk", [32, 64])
 @pytest.mark.parametrize("head_dim", range(16, 257, 8))
 def test_a_head_dim_is_split_closely(head_dim, chunk):
-    full, tail = MapConfig(64, (64, 0), 4, 1, chunk=chunk).split(head_dim)
-    assert full % chunk == 0 and tail in (0, 16, 32, 64)
-    assert head_dim <= full + tail < head_dim + chunk // 2 and full <= head_dim
+    held = MapConfig(64, (64, 0), 4, 1, chunk=chunk).in_chunks(head_dim)
+    *full, last = held.chunks
+    assert all(each.width == chunk for each in full) and last.width in (16, 32, 64) and last.width <= chunk
+    assert [each.start for each in held.chunks] == list(range(0, head_dim, chunk))
+    assert head_dim <= held.width < head_dim + chunk // 2
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -59,7 +61,7 @@ def test_the_wider_of_two_head_dims_decides():
 
 
 def test_an_unknown_target_is_refused():
-    with pytest.raises(ValueError, match=r"target must be one of sm_80, .*got 'sm_70'"):
+    with pytest.raises(ValueError, match=r"target: expected one of sm_80, .*got 'sm_70'"):
         map_config("sm_70", 64, 64, torch.float16, seqlen_k=77)
 
 

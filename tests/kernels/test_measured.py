@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from entropy_attn.kernels.common.call import AttentionCall
+from entropy_attn.kernels.common.head_dims import MAX_HEAD_DIM
+from entropy_attn.kernels.common.targets import TARGETS
 from entropy_attn.kernels.forward import measured as module
-from entropy_attn.kernels.forward.configs import MAX_HEAD_DIM, SCHEDULES, TARGETS, ForwardConfig, forward_config
+from entropy_attn.kernels.forward.configs import SCHEDULES, ForwardConfig, forward_config
 from entropy_attn.kernels.forward.launch import ForwardCall
 from entropy_attn.kernels.forward.measured import COLUMNS, FILE, Measured, length_bucket, measured, table
 
@@ -35,8 +38,8 @@ def call(seqlen_q=1024, seqlen_k=1024, head_dim=64, *, dtype=torch.float16, entr
     q = torch.zeros(1, 2, seqlen_q, head_dim, dtype=dtype)
     k, v = torch.zeros(2, 1, 2, seqlen_k, head_dim, dtype=dtype)
     statistics = torch.zeros(1, 2, seqlen_q) if entropy else None
-    given = {"attn_mask": None, "is_causal": False, "scale": None, "target": "sm_90"} | options
-    return ForwardCall(q, k, v, torch.empty_like(q), statistics, statistics, **given)
+    target = options.pop("target", "sm_90")
+    return ForwardCall(AttentionCall(q, k, v, **options), torch.empty_like(q), statistics, statistics, target)
 
 
 def test_a_row_is_read_as_it_was_written(rows):
@@ -69,10 +72,10 @@ def test_another_call_takes_the_static_row(rows, other):
 
 
 def test_strides_that_no_descriptor_takes(rows):
-    strided = call()
     skewed = torch.zeros(1, 2, 1024, 65, dtype=torch.float16)[..., :64]
     for name in ("query", "key", "value"):
-        other = ForwardCall(**{**vars(strided), name: skewed})
+        other = call()
+        setattr(other.call, name, skewed)
         assert other.table_config() == forward_config(**other.options())
 
 

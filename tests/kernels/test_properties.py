@@ -9,10 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.kernels.forward.configs import ForwardConfig
 from entropy_attn.kernels.forward.launch import attention_forward
 from tests.kernels.calls import DEVICE, DTYPES, check
 from tests.support.oracle import make_qkv
+
+STATISTICS = {"return_lse": True, "return_entropy": True}
 
 pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")
 head_dims = st.integers(2, 12).map(lambda n: 8 * n)
@@ -68,8 +71,8 @@ def test_any_call_agrees_with_the_oracle(data):
 def test_adding_a_constant_to_a_row_s_logits_moves_lse_alone(seed, shift, seqlen_k):
     q, k, v = make_qkv(1, 2, 20, seqlen_k, 16, seed=seed, device=DEVICE)
     mask = torch.full((1, 1, 1, seqlen_k), shift, device=DEVICE)
-    plain = attention_forward(q, k, v, return_lse=True, return_entropy=True)
-    moved = attention_forward(q, k, v, return_lse=True, return_entropy=True, attn_mask=mask)
+    plain = attention_forward(AttentionCall(q, k, v, **STATISTICS))
+    moved = attention_forward(AttentionCall(q, k, v, mask, **STATISTICS))
     torch.testing.assert_close(moved[0], plain[0], rtol=0, atol=1e-4)
     torch.testing.assert_close(moved[1], plain[1] + shift, rtol=0, atol=1e-4)
     torch.testing.assert_close(moved[2], plain[2], rtol=0, atol=1e-4)
@@ -80,7 +83,7 @@ def test_adding_a_constant_to_a_row_s_logits_moves_lse_alone(seed, shift, seqlen
 def test_the_order_of_the_keys_does_not_matter(seed, seqlen_k):
     q, k, v = make_qkv(1, 1, 20, seqlen_k, 16, seed=seed, device=DEVICE)
     order = torch.randperm(seqlen_k, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
-    one = attention_forward(q, k, v, return_lse=True, return_entropy=True)
-    other = attention_forward(q, k[:, :, order], v[:, :, order], return_lse=True, return_entropy=True)
+    one = attention_forward(AttentionCall(q, k, v, **STATISTICS))
+    other = attention_forward(AttentionCall(q, k[:, :, order], v[:, :, order], **STATISTICS))
     for a, b in zip(one, other, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)

@@ -10,6 +10,7 @@ import functools
 import pytest
 import torch
 
+from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.kernels.common.support import INTERPRETER, call_target, interpreting
 from entropy_attn.kernels.forward import launch
 from entropy_attn.kernels.forward.configs import ForwardConfig
@@ -56,14 +57,15 @@ def test_a_rotated_loop_with_a_mask(half):
 def test_what_a_schedule_needs():
     q, k, v = make_qkv(2, 2, 70, 100, 64)
     for schedule in ("specialized", "rotated"):
-        with pytest.raises(ValueError, match=f"schedule='{schedule}' needs descriptors"):
-            launch.attention_forward(q, k, v, config=ForwardConfig(32, 32, 4, 1, schedule=schedule))
+        with pytest.raises(ValueError, match=f"schedule='{schedule}': expected a configuration with descriptors"):
+            launch.attention_forward(AttentionCall(q, k, v), config=ForwardConfig(32, 32, 4, 1, schedule=schedule))
     for widths in ({"head_dim": 40}, {"head_dim_v": 80}):
-        with pytest.raises(ValueError, match="schedule='rotated' needs head dims in one chunk"):
-            launch.attention_forward(*make_qkv(2, 2, 70, 100, **{"head_dim": 64} | widths), config=scheduled("rotated"))
+        with pytest.raises(ValueError, match="schedule='rotated': expected head dims in one chunk"):
+            call = AttentionCall(*make_qkv(2, 2, 70, 100, **{"head_dim": 64} | widths))
+            launch.attention_forward(call, config=scheduled("rotated"))
     mask = torch.ones(70, 100, dtype=torch.bool, device=DEVICE)
-    with pytest.raises(ValueError, match="schedule='specialized' needs a call without a mask"):
-        launch.attention_forward(q, k, v, config=scheduled("specialized"), attn_mask=mask)
+    with pytest.raises(ValueError, match="schedule='specialized': expected no mask"):
+        launch.attention_forward(AttentionCall(q, k, v, mask), config=scheduled("specialized"))
     skewed = q.new_empty(2, 2, 70, 65)[..., :64]  # rows that are not aligned
     with pytest.raises(ValueError, match="query with 16-byte aligned"):
-        launch.attention_forward(skewed, k, v, config=scheduled("specialized"))
+        launch.attention_forward(AttentionCall(skewed, k, v), config=scheduled("specialized"))

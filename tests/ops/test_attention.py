@@ -1,4 +1,4 @@
-"""The public calls: what they return, which implementation they choose, and that the drop-in is one."""
+"""The public calls: what they return, and that the drop-in equals torch's attention."""
 
 from __future__ import annotations
 
@@ -10,10 +10,6 @@ import torch
 import torch.nn.functional as F
 
 import entropy_attn as ea
-from entropy_attn.kernels.forward.configs import ForwardConfig
-from entropy_attn.kernels.forward.measured import Measured
-from entropy_attn.ops import api as ops
-from entropy_attn.ops import choice as dispatch
 from entropy_attn.ops.reference import attention_reference
 from tests.support.oracle import assert_matches_oracle, make_qkv
 
@@ -24,7 +20,7 @@ MASK = torch.rand(33, 47, generator=torch.Generator().manual_seed(0)) > 0.4
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("return_lse", [False, True])
 @pytest.mark.parametrize("return_entropy", [False, True])
-def test_returns_what_was_asked_for(impl, dtype, return_lse, return_entropy):
+def test_returns_what_the_call_requests(impl, dtype, return_lse, return_entropy):
     q, k, v = make_qkv(heads=4, heads_kv=2, head_dim_v=16, dtype=dtype)
     options = {"attn_mask": MASK, "scale": torch.tensor([0.1, 0.2, -0.3, 0.0]), "enable_gqa": True}
     r = ea.attention(q, k, v, **options, return_lse=return_lse, return_entropy=return_entropy, impl=impl)
@@ -64,46 +60,6 @@ def test_gradient_reaches_a_tensor_scale(impl, statistics, shape):
         loss = result[0].square().sum() + (result[2].sum() if statistics else 0.0)
         grads += torch.autograd.grad(loss, scale)
     torch.testing.assert_close(*grads)
-
-
-@pytest.fixture
-def choices(monkeypatch):
-    """Which implementation auto would choose on a CUDA device, whatever is here; the tensors only carry shapes."""
-
-    class OnCuda(torch.Tensor):
-        device = torch.device("cuda:0")
-
-    monkeypatch.setattr(dispatch, "call_target", lambda query: "sm_90")
-    rows = {10: Measured(ForwardConfig(64, 64, 4, 2), 1.0, 1.1), 11: Measured(ForwardConfig(64, 64, 4, 2), 1.1, 1.0)}
-    shipped = {("sm_90", 64, bucket, bucket, False): row for bucket, row in rows.items()}
-    monkeypatch.setattr("entropy_attn.kernels.forward.measured.table", lambda: shipped)
-    monkeypatch.setattr(dispatch, "table", lambda: shipped)
-
-    def choose(
-        length, head_dim=64, *, dtype=torch.float16, reasons=(), attn_mask=None, is_causal=False, scale=None, **on
-    ):
-        monkeypatch.setattr("entropy_attn.kernels.common.support.unsupported_reasons", lambda *a, **k: list(reasons))
-        t = torch.zeros(1, 2, length, head_dim, dtype=dtype).as_subclass(OnCuda)
-        given = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale}
-        return ops._auto(t, t, t, given, {"return_lse": False, "return_entropy": False} | on)
-
-    return choose
-
-
-def test_auto_follows_the_measured_table_for_plain_calls(choices):
-    assert choices(1024) == choices(513) == "triton"
-    assert choices(1024, scale=0.3) == "triton"
-    assert choices(1025) == "sdpa"  # measured, and torch is the faster
-    assert choices(512) == choices(1024, head_dim=40) == "sdpa"  # not measured
-    assert choices(1024, dtype=torch.float32) == choices(1024, is_causal=True) == "sdpa"
-    assert choices(1024, attn_mask=torch.ones(1, 1, dtype=torch.bool)) == "sdpa"
-    assert choices(1024, reasons=["no"]) == "sdpa"
-
-
-def test_auto_takes_triton_on_cuda_for_what_torch_does_not_offer(choices):
-    for wanted in ({"return_lse": True}, {"return_entropy": True}, {"map_keys": (0, 1)}, {"scale": torch.ones(2)}):
-        assert choices(99, **wanted) == "triton"
-        assert choices(99, **wanted, reasons=["no"]) == "sdpa"
 
 
 def test_auto_is_torch_on_the_cpu(monkeypatch):

@@ -11,10 +11,11 @@ import entropy_attn as ea
 
 PUBLIC = {
     "AttentionOutput", "CallInfo", "EntropyRecorder", "MapRecorder", "TSAMStableDiffusionPipeline",
-    "TSAMStableDiffusionXLPipeline", "Unsupported", "__version__", "apply", "attention", "guidance", "profile", "scale",
-    "scaled_dot_product_attention", "shapes", "unsupported_reasons",
+    "TSAMStableDiffusionXLPipeline", "Unsupported", "__version__", "apply", "attach", "attention", "guidance",
+    "profile", "scale", "scaled_dot_product_attention", "shapes", "unsupported_reasons",
 }  # fmt: skip
-NEED_DIFFUSERS = {"apply", "profile", "shapes", "TSAMStableDiffusionPipeline", "TSAMStableDiffusionXLPipeline"}
+PIPELINES = {"TSAMStableDiffusionPipeline", "TSAMStableDiffusionXLPipeline"}
+NEED_DIFFUSERS = {"apply", "attach", "profile", "shapes"} | PIPELINES
 
 
 def test_public_names():
@@ -28,6 +29,7 @@ def test_public_names():
 def test_public_names_that_need_a_model_library():
     pytest.importorskip("diffusers")
     assert callable(ea.apply)
+    assert callable(ea.attach)
     assert callable(ea.TSAMStableDiffusionPipeline.from_pipe)
     assert callable(ea.shapes.load_pipeline)
 

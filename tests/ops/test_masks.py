@@ -1,4 +1,4 @@
-"""Masks of every size, rank and dtype, and NaN, by torch's own operations and the reference."""
+"""Masks of every size, rank and dtype, and NaN, by torch's operations and the reference."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_grouped_heads_that_differ(impl):
 
 @pytest.mark.parametrize("dtype, of_mask", list(itertools.product(FLOATS, FLOATS)), ids=str)
 def test_no_mask_is_rounded_to_a_narrower_dtype(dtype, of_mask):
-    """Levels that only the mask's dtype can hold or tell apart, in an autocast region too."""
+    """Levels that only the mask's dtype can represent, also in an autocast region."""
     largest = min(torch.finfo(of_mask).max, 1e300)
     mask = torch.tensor([-1.0, -1.0, -0.5, 0.0, -0.75, 0.0], dtype=torch.float64) * largest * 0.9
     mask = torch.stack([mask, mask - mask[0], torch.full_like(mask, -largest), mask / largest]).to(of_mask)
@@ -60,9 +60,9 @@ def test_no_mask_is_rounded_to_a_narrower_dtype(dtype, of_mask):
 @pytest.mark.parametrize("impl", ["auto", "reference"])
 def test_heads_that_do_not_divide_are_refused_for_key_and_for_value(impl):
     q, k, v = make_qkv(1, 4, 5, 7, 16)
-    with pytest.raises(ValueError, match="query heads divisible by value heads, got 4 and 3"):
+    with pytest.raises(ValueError, match="value: expected a number of heads that divides"):
         ea.attention(q, k, v[:, :3], enable_gqa=True, impl=impl)
-    with pytest.raises(ValueError, match="query has 4 heads and value 2"):
+    with pytest.raises(ValueError, match="value: expected the query's 4 heads, got 2"):
         ea.attention(q, k, v[:, :2], impl=impl)
 
 

@@ -1,4 +1,4 @@
-"""The operator with torch's own operations behind it."""
+"""The operator that computes by torch's operations."""
 
 from __future__ import annotations
 
@@ -50,5 +50,5 @@ def test_compiled_gradients_are_the_eager_ones(mask, scale, grouped):
 
 def test_a_compiled_call_of_another_value_is_checked_like_an_eager_one():
     q, k, v = make_qkv(1, 2, 5, 5, 16)
-    with pytest.raises(torch._dynamo.exc.TorchDynamoException, match="scale must be None, a number or a tensor"):
+    with pytest.raises(torch._dynamo.exc.TorchDynamoException, match="scale: expected None, a number or a tensor"):
         torch.compile(lambda: ea.attention(q, k, v, scale="0.1"), backend="aot_eager", fullgraph=True)()

@@ -1,4 +1,4 @@
-"""The drop-in against torch's own scaled_dot_product_attention: the same result, or the same kind of error.
+"""The drop-in against torch's scaled_dot_product_attention: the same result, or the same kind of error.
 
 Each case is a function of the attention to call. The arguments are those of torch's documentation and tests
 (pytorch/test/test_transformers.py, test_nestedtensor.py; torch/testing/_internal/common_methods_invocations.py).
@@ -42,7 +42,7 @@ def plain(name: str, tensors: dict[str, Any] | None = None, **options: Any) -> N
     case(name, lambda sdpa: sdpa(*qkv(**(tensors or {})), **options))
 
 
-# ranks 2 to 5, broadcast batches and heads, lengths and head dims of 0 and 1, a width of the values of their own
+# ranks 2 to 5, broadcast batches and heads, lengths and head dims of 0 and 1, another head dim of the values
 SHAPES = {
     "2-D": {"q": (5, 8), "k": (7, 8), "v": (7, 8)},
     "2-D values": {"q": (5, 8), "k": (7, 8), "v": (7, 6)},
@@ -69,7 +69,7 @@ SHAPES = {
 for (name, shapes), options in itertools.product(SHAPES.items(), ({}, {"is_causal": True}, {"scale": 0.2})):
     plain(f"{name} {options or ''}".strip(), shapes, **options)
 
-# what no shapes, ranks, devices or dtypes can be
+# shapes, ranks, devices and dtypes that are refused
 for name, shapes in {
     "1-D": {"q": (8,), "k": (8,), "v": (8,)},
     "widths differ": {"k": (2, 4, 7, 6)},
@@ -208,7 +208,7 @@ class Named(Tensor):
 
 
 class Logged(Tensor):
-    """A subclass that answers for torch's functions by itself."""
+    """A subclass that overrides torch's functions."""
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):

@@ -1,4 +1,4 @@
-"""What the public calls refuse, and that each refusal names the argument, the value and what is allowed."""
+"""What the public calls refuse: each error names the argument, what is expected and what it got."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def refused(error, message, q=Q, k=K, v=K, **options):
 @pytest.mark.parametrize(
     "tensors, error, message",
     [
-        ((None, K, K), TypeError, "query must be a tensor, got NoneType"),
-        ((Q.int(), K, K), TypeError, "query must be float16, bfloat16, float32 or float64, got torch.int32"),
-        ((Q, K.half(), K), TypeError, "key is torch.float16, query torch.float32"),
-        ((Q, K, K.to("meta")), ValueError, "value is on meta, query on cpu"),
-        ((Q[0], K, K), ValueError, "query must be 4-D (batch, heads, tokens, head_dim), got shape (4, 5, 8)"),
-        ((Q, K[:1], K[:1]), ValueError, "share the batch size, got 2, 1 and 1"),
-        ((Q, K, K[:, :2]), ValueError, "query has 4 heads and value 2"),
-        ((Q, K[:, :2], K[:, :2]), ValueError, "query has 4 heads and key 2"),
-        ((Q, K, K[:, :, :3]), ValueError, "same number of tokens, got 7 and 3"),
-        ((Q, K[..., :4], K), ValueError, "same head_dim, got 8 and 4"),
-        ((Q[..., :0], K[..., :0], K), ValueError, "head_dim 0"),
+        ((None, K, K), TypeError, "query: expected a tensor, got NoneType"),
+        ((Q.int(), K, K), TypeError, "query: expected float16, bfloat16, float32 or float64, got torch.int32"),
+        ((Q, K.half(), K), TypeError, "key: expected the query's dtype torch.float32, got torch.float16"),
+        ((Q, K, K.to("meta")), ValueError, "value: expected the query's device cpu, got meta"),
+        ((Q[0], K, K), ValueError, "query: expected shape (batch, heads, tokens, head_dim), got (4, 5, 8)"),
+        ((Q, K[:1], K[:1]), ValueError, "query, key, value: expected one batch size, got 2, 1 and 1"),
+        ((Q, K, K[:, :2]), ValueError, "value: expected the query's 4 heads, got 2"),
+        ((Q, K[:, :2], K[:, :2]), ValueError, "key: expected the query's 4 heads, got 2"),
+        ((Q, K, K[:, :, :3]), ValueError, "value: expected the key's 7 tokens, got 3"),
+        ((Q, K[..., :4], K), ValueError, "key: expected the query's head_dim 8, got 4"),
+        ((Q[..., :0], K[..., :0], K), ValueError, "query: expected a head_dim of at least 1, got 0"),
     ],
 )
 def test_tensors(tensors, error, message):
@@ -43,31 +43,39 @@ def test_tensors(tensors, error, message):
 @pytest.mark.parametrize(
     "options, error, message",
     [
-        ({"attn_mask": [[True]]}, TypeError, "attn_mask must be None or a tensor, got list"),
+        ({"attn_mask": [[True]]}, TypeError, "attn_mask: expected None or a tensor, got list"),
         ({"attn_mask": torch.ones(5, 7, dtype=torch.int64)}, TypeError, "got torch.int64"),
-        ({"attn_mask": torch.ones(7, 5, dtype=torch.bool)}, ValueError, "= (2, 4, 5, 7), got shape (7, 5)"),
-        ({"attn_mask": torch.ones(1, 2, 4, 5, 7)}, ValueError, "got shape (1, 2, 4, 5, 7)"),
-        ({"attn_mask": torch.ones(5, 7, device="meta")}, ValueError, "attn_mask is on meta, query on cpu"),
-        ({"attn_mask": torch.ones(5, 7), "is_causal": True}, ValueError, "attn_mask and is_causal=True exclude"),
-        ({"is_causal": 1}, TypeError, "is_causal must be a bool, got int"),
-        ({"enable_gqa": None}, TypeError, "enable_gqa must be a bool, got NoneType"),
-        ({"scale": "0.1"}, TypeError, "scale must be None, a number or a tensor, got str"),
+        ({"attn_mask": torch.ones(7, 5, dtype=torch.bool)}, ValueError, "= (2, 4, 5, 7), got (7, 5)"),
+        ({"attn_mask": torch.ones(1, 2, 4, 5, 7)}, ValueError, "got (1, 2, 4, 5, 7)"),
+        (
+            {"attn_mask": torch.ones(5, 7, device="meta")},
+            ValueError,
+            "attn_mask: expected the query's device cpu, got meta",
+        ),
+        (
+            {"attn_mask": torch.ones(5, 7), "is_causal": True},
+            ValueError,
+            "attn_mask: expected None with is_causal=True",
+        ),
+        ({"is_causal": 1}, TypeError, "is_causal: expected a bool, got int"),
+        ({"enable_gqa": None}, TypeError, "enable_gqa: expected a bool, got NoneType"),
+        ({"scale": "0.1"}, TypeError, "scale: expected None, a number or a tensor, got str"),
         ({"scale": True}, TypeError, "got bool"),
-        ({"scale": float("nan")}, ValueError, "scale must be finite, got nan"),
+        ({"scale": float("nan")}, ValueError, "scale: expected a finite number, got nan"),
         ({"scale": torch.ones(4, dtype=torch.int32)}, TypeError, "floating-point tensor, got torch.int32"),
-        ({"scale": torch.ones(3)}, ValueError, "a tensor of shape (4,) with one factor a query head; got shape (3,)"),
+        ({"scale": torch.ones(3)}, ValueError, "a tensor of shape (4,) with one factor per query head, got shape (3,)"),
         ({"scale": torch.ones(1, 4, 1, 1)}, ValueError, "got shape (1, 4, 1, 1)"),
-        ({"scale": torch.ones(4, device="meta")}, ValueError, "scale is on meta, query on cpu"),
-        ({"map_keys": 3}, TypeError, "map_keys must be None, (start, stop) or a slice, got 3"),
+        ({"scale": torch.ones(4, device="meta")}, ValueError, "scale: expected the query's device cpu, got meta"),
+        ({"map_keys": 3}, TypeError, "map_keys: expected None, (start, stop) or a slice, got 3"),
         ({"map_keys": (0, 3, 1)}, TypeError, "got (0, 3, 1)"),
-        ({"map_keys": (0, 2.0)}, TypeError, "map_keys must have integer bounds, got (0, 2.0)"),
+        ({"map_keys": (0, 2.0)}, TypeError, "map_keys: expected integer bounds, got (0, 2.0)"),
         ({"map_keys": (False, 3)}, TypeError, "got (False, 3)"),
-        ({"map_keys": slice(0, 6, 2)}, ValueError, "map_keys must be contiguous, got a slice with step 2"),
-        ({"map_keys": (3, 3)}, ValueError, "at least one key and none beyond the 7 there are, got (3, 3)"),
-        ({"map_keys": (0, 8)}, ValueError, "none beyond the 7 there are, got (0, 8)"),
+        ({"map_keys": slice(0, 6, 2)}, ValueError, "map_keys: expected a slice with step 1, got slice(0, 6, 2)"),
+        ({"map_keys": (3, 3)}, ValueError, "map_keys: expected 0 <= start < stop <= 7, got (3, 3)"),
+        ({"map_keys": (0, 8)}, ValueError, "expected 0 <= start < stop <= 7, got (0, 8)"),
         ({"map_keys": slice(-8, None)}, ValueError, "got slice(-8, None, None)"),
         ({"map_keys": (5, -3)}, ValueError, "got (5, -3)"),
-        ({"impl": "cuda"}, ValueError, "impl must be one of 'auto', 'triton', 'sdpa', 'reference'; got 'cuda'"),
+        ({"impl": "cuda"}, ValueError, "impl: expected 'auto', 'triton', 'sdpa' or 'reference', got 'cuda'"),
     ],
     ids=str,
 )
@@ -76,7 +84,14 @@ def test_options(options, error, message):
 
 
 def test_grouped_heads_must_divide():
-    refused(ValueError, "divisible by key heads, got 4 and 3", Q, K[:, :3], K[:, :3], enable_gqa=True)
+    refused(
+        ValueError,
+        "key: expected a number of heads that divides the query's 4, got 3",
+        Q,
+        K[:, :3],
+        K[:, :3],
+        enable_gqa=True,
+    )
 
 
 def test_attention_takes_no_dropout():
@@ -85,7 +100,7 @@ def test_attention_takes_no_dropout():
 
 
 def test_the_drop_in_refuses_a_per_head_scale_without_heads():
-    with pytest.raises(ValueError, match=re.escape("scale must be a number or a 0-d tensor; got shape (1,)")):
+    with pytest.raises(ValueError, match=re.escape("scale: expected a number or a 0-d tensor, got shape (1,)")):
         ea.scaled_dot_product_attention(Q[0, 0], K[0, 0], K[0, 0], scale=torch.ones(1))
 
 
@@ -107,7 +122,7 @@ def test_an_explicit_impl_never_falls_back_and_lists_every_reason(monkeypatch):
 def test_a_range_of_no_keys_is_refused():
     refused(
         ValueError,
-        "none beyond the 0 there are, got slice(None, None, None)",
+        "expected 0 <= start < stop <= 0, got slice(None, None, None)",
         Q,
         K[:, :, :0],
         K[:, :, :0],

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.ops import row_blocks
 from entropy_attn.ops.reference import attention_reference
 from entropy_attn.ops.sdpa import attention_sdpa
@@ -20,9 +21,16 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 SCALES = [None, 0.0, -0.4, 2.0]
 
 
+def attend(q, k, v, *, enable_gqa=False, **options):
+    """`enable_gqa` allows grouped heads in other calls; here the shapes say so."""
+    call = AttentionCall(q, k, v, **options)
+    assert enable_gqa or not call.grouped
+    return attention_sdpa(call)
+
+
 def run(q, k, v, **options):
     with poisoned_memory():
-        return attention_sdpa(q, k, v, return_lse=True, return_entropy=True, **options)
+        return attend(q, k, v, return_lse=True, return_entropy=True, **options)
 
 
 @pytest.fixture(params=[False, True], ids=["one-block", "many-blocks"])
@@ -42,7 +50,7 @@ def test_matches_oracle(dtype, is_causal, scale, small_blocks):
     result = run(q, k, v, **options, map_keys=(20, 45))
     assert [t.dtype for t in result] == [dtype, *[torch.promote_types(dtype, torch.float32)] * 3]
     assert_matches_oracle(result, q, k, v, **options, map_keys=(20, 45))
-    plain = attention_sdpa(q, k, v, **options)
+    plain = attend(q, k, v, **options)
     assert plain[1:] == (None, None, None)
     assert_matches_oracle(plain, q, k, v, **options)
 
@@ -105,14 +113,14 @@ def test_shapes_and_masks(data):
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_empty_sizes(sizes, is_causal):
     q, k, v = make_qkv(*sizes, 8, requires_grad=True)
-    map_keys = (0, 2) if sizes[3] else None  # a range of no keys is refused before
+    map_keys = (0, 2) if sizes[3] else None  # an earlier check refuses a range without keys
     out, lse, entropy, head_mean = run(q, k, v, is_causal=is_causal, map_keys=map_keys)
     assert map_keys is None or head_mean.shape == (sizes[0], sizes[2], 2)
     assert out.shape == q.shape and lse.shape == entropy.shape == q.shape[:3]
     assert out.eq(0).all() and lse.eq(-math.inf).all() and entropy.eq(0).all()
     grads = torch.autograd.grad(out.sum() + entropy.sum(), (q, k, v))
     assert all(g.eq(0).all() for g in grads)
-    assert attention_sdpa(q, k, v, is_causal=is_causal)[0].eq(0).all()
+    assert attend(q, k, v, is_causal=is_causal)[0].eq(0).all()
 
 
 @pytest.mark.parametrize("case", ["plain", "causal", "bool", "additive", "column"])
@@ -127,7 +135,7 @@ def test_gradients_numerically(case, small_blocks):
         mask = torch.randn(shape, dtype=torch.float64, requires_grad=True)
 
     def call(q, k, v, scale, mask):
-        out, lse, entropy, head_mean = attention_sdpa(
+        out, lse, entropy, head_mean = attend(
             q, k, v, scale=scale, attn_mask=mask, is_causal=case == "causal", enable_gqa=True, return_lse=True,
             return_entropy=True, map_keys=(2, 8),
         )  # fmt: skip
@@ -155,7 +163,7 @@ def test_gradients_of_each_output(wanted, gain, seed):
     ):
         loss = (result[index].masked_fill(result[index].isinf(), 0.0) * weight).sum()
         results.append(torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True))
-    # dS is P times a difference that one-hot rows bring to 0: what rounds is the size of its terms, not of the result,
+    # dS is P times a difference, 0 for one-hot rows: rounding is relative to the size of its terms, not of the result,
     # and at large logits P itself, by the rounding of the logits.
     largest_dp = (weight @ v.mT if wanted == "out" else weight).abs().max()
     logits = (q.abs() @ k.abs().mT).max() * 40**-0.5
@@ -169,7 +177,7 @@ def test_gradients_under_activation_checkpointing():
     inputs = make_qkv(requires_grad=True)
 
     def call(q, k, v):
-        return attention_sdpa(q, k, v, return_entropy=True)[2]
+        return attend(q, k, v, return_entropy=True)[2]
 
     expected = torch.autograd.grad(call(*inputs).sum(), inputs, allow_unused=True, materialize_grads=True)
     recomputed = checkpoint(call, *inputs, use_reentrant=False)
@@ -205,7 +213,7 @@ def test_never_holds_a_score_matrix(monkeypatch):
     for n in (512, 1024):
         q, k, v = make_qkv(1, heads, n, n, dim, requires_grad=True)
         with LargestTensor() as mode:
-            out, lse, entropy, head_mean = attention_sdpa(
+            out, lse, entropy, head_mean = attend(
                 q, k, v, return_lse=True, return_entropy=True, is_causal=True, map_keys=(3, 19)
             )
             (out.sum() + lse.sum() + entropy.sum() + head_mean.square().sum()).backward()

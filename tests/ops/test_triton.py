@@ -1,6 +1,6 @@
 """impl="triton" through the public calls, in Triton's interpreter.
 
-Triton reads TRITON_INTERPRET when it is imported, so the calls run in a process of their own.
+Triton reads TRITON_INTERPRET when it is imported, so the calls run in a separate process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ pytest.importorskip("triton")
 CALLS = """
 import torch
 import entropy_attn as ea
-from tests.oracle import assert_matches_oracle, make_qkv
+from tests.support.oracle import assert_matches_oracle, make_qkv
 
 def check(dtype, statistics=True, **options):
     gqa = {"enable_gqa": True} if options.pop("grouped", False) else {}
@@ -87,7 +87,7 @@ def test_a_triton_without_a_fence_is_refused_where_it_is_needed(monkeypatch, tar
     assert len(reasons) == refused and all("use 3.7.1 or later" in reason for reason in reasons)
 
 
-def test_the_version_of_triton_is_told_without_importing_it():
+def test_the_version_of_triton_is_known_without_importing_it():
     assert support.triton_version() == tuple(map(int, pytest.importorskip("triton").__version__.split(".")[:3]))
 
 

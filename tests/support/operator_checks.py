@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 import entropy_attn as ea
-from entropy_attn.ops import operator as autograd
+from entropy_attn.ops import operator
 from tests.support.call_layouts import LAYOUTS, UNLIKE
 from tests.support.oracle import make_qkv
 
@@ -38,12 +38,12 @@ def check_operator(impl: str, device: str) -> None:
     """torch.library.opcheck: schema, fake results, autograd, and the whole under a traced backward."""
     scale = torch.tensor([0.2, -0.3], device=device, requires_grad=True)
     q, k, v = make_qkv(1, 2, 9, 12, 16, device=device, requires_grad=True)
-    torch.library.opcheck(autograd._attention, (q, k, v, None, scale, False, True, 1, 9, impl))
+    torch.library.opcheck(operator._attention, (q, k, v, None, scale, False, True, 1, 9, impl))
     mask = torch.rand(9, 12, device=device) > 0.3
-    torch.library.opcheck(autograd._attention, (q, k, v, mask, None, False, False, 0, 0, impl))
+    torch.library.opcheck(operator._attention, (q, k, v, mask, None, False, False, 0, 0, impl))
     # heads inside of tokens, as diffusers hands them over
     q, k, v = (torch.randn(1, 9, 2, 16, device=device).transpose(1, 2).requires_grad_() for _ in range(3))
-    torch.library.opcheck(autograd._attention, (q, k, v, None, None, True, False, 0, 0, impl))
+    torch.library.opcheck(operator._attention, (q, k, v, None, None, True, False, 0, 0, impl))
 
 
 def check_frames(impl: str, device: str) -> None:
@@ -140,12 +140,12 @@ def check_operator_layouts(impl: str, device: str) -> None:
         q, k, v = (make().to(device) for _ in range(3))
         mask, scale = torch.zeros(q.shape[2], k.shape[2], device=device), torch.ones((), device=device)
         forward = (q, k, v, mask, scale, False, True, 1, 4, impl)
-        torch.library.opcheck(autograd._attention, forward, test_utils="test_faketensor")
-        results = autograd._attention(*forward)
+        torch.library.opcheck(operator._attention, forward, test_utils="test_faketensor")
+        results = operator._attention(*forward)
         grads = [torch.randn_like(t) for t in results]
         needs = [True, True, True, impl == "sdpa", True]
         backward = (q, k, v, mask, scale, *results[:3], *grads, False, 1, 4, impl, needs)
-        torch.library.opcheck(autograd._attention_backward, backward, test_utils="test_faketensor")
+        torch.library.opcheck(operator._attention_backward, backward, test_utils="test_faketensor")
 
 
 def _in_place(function: Callable[..., Tensor], tensors: tuple[Tensor, ...], *arguments) -> tuple[Tensor, ...]:

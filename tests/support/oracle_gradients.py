@@ -88,7 +88,7 @@ def gradient_rounding(
 
     That is: of the logits, which near ties amplify so much that the error of any one computation is luck; of lse, which
     scales a row's P and with it all that the row contributes; of out, lse and entropy in the sum over a row that dS
-    subtracts, where a change works as a gradient of lse does.
+    subtracts, and of its order, where a change works as a gradient of lse does.
     """
     group = query.shape[1] // key.shape[1]
     scale = softmax_scale(options.get("scale"), query)
@@ -105,19 +105,27 @@ def gradient_rounding(
         mask = torch.zeros(mask.shape, dtype=torch.float64, device=mask.device).masked_fill(~mask, -math.inf)
     moved = [0.0] * len(truth)
     few = any(t.numel() <= 16 for t in truth)  # a scale's gradient: one number may move by nothing in the first draws
-    for seed in range(8 if few else 2):
+    draws = 8 if few else 2
+    for seed in range(draws + 1):
         g = torch.Generator().manual_seed(seed)
         noise = unit * size * _signs(size, g) + (0 if mask is None else mask.double())
-        of_row = unit * lse.abs() * _signs(lse, g)
+        # in the last draw the same in every row, as the rounding of a constant is, by which lse changes its unit
+        of_lse = _signs(lse, g) if seed < draws else torch.ones_like(lse)
+        of_row = unit * lse.abs() * of_lse
         changed = {n: t if n == "map_keys" else t.double() for n, t in grads.items()}
         delta = torch.zeros_like(lse)
         if "grad_out" in grads:
             changed["grad_out"] = changed["grad_out"] * (1 + of_row[..., None])
             rounded = torch.finfo(query.dtype).eps / 2 * out * _signs(out, g)
             delta += (grads["grad_out"].double() * rounded).sum(-1)
+            # The order of its terms besides, and of those of dP: by luck of its formula torch's dP - delta is 0 where
+            # one key takes a row. For each of the two one rounding of the sum of magnitudes; 4 times this is taken.
+            magnitudes = (grads["grad_out"].double() * out).abs().sum(-1)
+            delta += unit / 2 * magnitudes * _signs(magnitudes, g)
         if "grad_entropy" in grads:
             changed["grad_entropy"] = changed["grad_entropy"] * (1 + of_row)
-            delta += unit * grads["grad_entropy"].double() * (entropy + lse.abs()) * _signs(lse, g)
+            # twice for lse, which is stored in nats and read in base 2; where one key takes a row this alone is left
+            delta += unit * grads["grad_entropy"].double() * (entropy + 2 * lse.abs()) * of_lse
         if "grad_map" in grads:
             changed["grad_map"] = changed["grad_map"] * (1 + of_row[:, 0, :, None])
         changed["grad_lse"] = changed.get("grad_lse", 0.0) * (1 + of_row) + delta
