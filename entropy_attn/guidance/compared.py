@@ -54,7 +54,10 @@ class AttendAndExcite(Guidance):
     waits = True
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tokens", TokenSelection(self.tokens).tokens or _refuse("tokens", self.tokens))
+        tokens = TokenSelection(self.tokens).tokens
+        if not tokens:
+            raise ValueError(expected("tokens", "words or positions", self.tokens))
+        object.__setattr__(self, "tokens", tokens)
         if not isinstance(self.thresholds, Mapping):
             raise TypeError(expected("thresholds", "a mapping {step: number}", self.thresholds))
         checked_step_numbers("thresholds", list(self.thresholds))
@@ -220,7 +223,7 @@ class SynGen(Guidance):
         Returns:
             ((modifier, noun), ...): `pairs`, or those that spaCy finds.
         """
-        return parsed_pairs(prompt.text.prompt) if self.pairs is None else self.pairs
+        return parsed_pairs(prompt.text.prompt) if self.pairs is None else tuple(self.pairs)
 
     def loss(self, maps: Tensor, prompt: Prompt) -> Tensor:
         """The loss of one image (arXiv 2306.08877).
@@ -241,7 +244,7 @@ class SynGen(Guidance):
             pair: {position for other in pairs if set(pair) & set(other) for position in sum(other, ())}
             for pair in pairs
         }
-        size = tuple(maps.shape[:2])
+        size = (maps.shape[0], maps.shape[1])
         used = sorted(set(prompt.tokens).union(*related.values()))
         chosen = token_maps(maps.flatten(0, 1), size, used).flatten(1)
         logs = (chosen / chosen.sum(1, keepdim=True)).clamp_min(torch.finfo(chosen.dtype).tiny).log()
@@ -276,7 +279,7 @@ def over_text(maps: Tensor, chosen: Sequence[int]) -> Tensor:
     if any(not 0 < position < length - 1 for position in chosen):
         raise ValueError(expected("tokens", f"positions from 1 to {length - 2}", list(chosen)))
     words = (maps[:, :, 1:-1] * 100.0).softmax(-1)
-    return token_maps(words.flatten(0, 1), tuple(maps.shape[:2]), [position - 1 for position in chosen])
+    return token_maps(words.flatten(0, 1), (maps.shape[0], maps.shape[1]), [position - 1 for position in chosen])
 
 
 def contrastive(cosines: Tensor, group_of: Sequence[int], temperature: float) -> Tensor:
@@ -323,10 +326,6 @@ def _checked_groups(name: str, groups: object, at_least: int) -> tuple[tuple[Wor
     if any(isinstance(group, (str, int)) or len(group) < at_least for group in groups):
         raise ValueError(expected(name, f"tuples of at least {at_least} words or positions", groups))
     try:
-        return tuple(TokenSelection(tuple(group)).tokens for group in groups)
+        return tuple(TokenSelection(tuple(group)).tokens or () for group in groups)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{expected(name, 'tuples of words or positions', groups)}: {error}") from None
-
-
-def _refuse(name: str, value: object) -> None:
-    raise ValueError(expected(name, "words or positions", value))

@@ -149,7 +149,7 @@ class Custom(Guidance):
         super().__post_init__()
 
     @property
-    def needs_text_attention(self) -> bool:
+    def needs_text_attention(self) -> bool:  # type: ignore[override]  # a constant in the other methods
         """Whether to compute `Prompt.attention`."""
         return self.text_attention
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from entropy_attn.guidance.method import Guidance, Prompt
 from entropy_attn.guidance.similarity import attention_similarity
 from entropy_attn.guidance.text import Variant, check_variant, sharpen
-from entropy_attn.validation import require_callable, require_number, require_tensor
+from entropy_attn.validation import expected, require_callable, require_number, require_tensor
 
 
 def tsam_loss(T: Tensor, S: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class TSAM(Guidance):
     alpha: float = 40.0
     gamma: float = 4.0
     variant: Variant = "released"
-    step_range: tuple[float, float] | None = None
+    step_range: tuple[float, float] | None = None  # type: ignore[assignment]  # a pair since __post_init__
     target: Callable[[Prompt], Tensor | None] | None = None
 
     needs_text_attention = True
@@ -105,10 +105,15 @@ class TSAM(Guidance):
 
         Returns:
             T (n, n), from `target` or the text encoder.
+
+        Raises:
+            ValueError: the prompt has no `attention`, and `target` returned None.
         """
         given = None if self.target is None else self.target(prompt)
         if given is not None:
             return given
+        if prompt.attention is None:
+            raise ValueError(expected("prompt.attention", "the text encoder's self-attention (s, s)", None))
         positions = list(prompt.tokens)
         return sharpen(prompt.attention[positions][:, positions], self.gamma, self.variant)
 
@@ -123,6 +128,6 @@ class TSAM(Guidance):
             The loss, 0-d.
         """
         similarity = attention_similarity(
-            maps.flatten(0, 1), tuple(maps.shape[:2]), prompt.tokens, variant=self.variant
+            maps.flatten(0, 1), (maps.shape[0], maps.shape[1]), prompt.tokens, variant=self.variant
         )
         return tsam_loss(self.text_matrix(prompt), similarity)

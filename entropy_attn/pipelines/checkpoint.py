@@ -40,7 +40,7 @@ class Checkpoint:
     def load(self, dtype: torch.dtype) -> Any:
         from entropy_attn.integrations.diffusers.private import dtype_argument
 
-        given = dtype_argument(dtype)
+        given: dict[str, Any] = {**dtype_argument(dtype)}
         try:
             if self.single:
                 import diffusers

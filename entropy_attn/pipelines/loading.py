@@ -69,7 +69,7 @@ def load_pipeline(
     _add_loras(pipe, loras)
     if vae_tiling:
         vae = getattr(pipe, "vae", None)
-        if not hasattr(vae, "enable_tiling"):
+        if vae is None or not hasattr(vae, "enable_tiling"):
             raise ValueError(
                 f"vae_tiling: expected False, because the VAE of {type(pipe).__name__} has no tiling, got True"
             )

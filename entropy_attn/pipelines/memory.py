@@ -89,8 +89,8 @@ def check_memory(pipe: Any, size: tuple[int, int], pictures: int = 1) -> None:
 
 def execution_device(pipe: Any) -> torch.device:
     """The device that computes, which differs from that of the weights with offloading."""
-    device = getattr(pipe, "_execution_device", None) or getattr(pipe, "device", "cpu")
-    return torch.device(device)
+    device = getattr(pipe, "_execution_device", None)
+    return torch.device(getattr(pipe, "device", "cpu") if device is None else device)
 
 
 def device_memory(device: torch.device) -> int | None:

@@ -57,7 +57,7 @@ def sample(
         pipe, prompts, guidance_scale=guidance_scale, negative_prompt=negative_prompt, arguments=arguments
     )
     accepted = call_parameters(pipe)
-    generators = [torch.Generator("cpu").manual_seed(seed) for _ in prompts or [None]]
+    generators = [torch.Generator("cpu").manual_seed(seed) for _ in range(max(1, len(prompts)))]
     options["generator"] = generators if prompts else generators[0]
     if prompts:
         options["prompt"] = list(prompts)

@@ -17,7 +17,7 @@ from entropy_attn.validation import checked_prompt
 
 
 class _Guided:
-    """Adds guidance to the pipeline class that follows it among the bases."""
+    """Adds guidance to the pipeline class that follows it among the bases, to which `super()` refers."""
 
     last_guidance: Generation | None = None
 
@@ -25,7 +25,7 @@ class _Guided:
     def __call__(
         self,
         *args: Any,
-        guidance: Guidance | Callable | None = TSAM(),  # noqa: B008  (immutable)
+        guidance: Guidance | Callable[..., Any] | None = TSAM(),  # noqa: B008  (immutable)
         guidance_prompt: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -48,12 +48,12 @@ class _Guided:
         """
         self.last_guidance = None
         if guidance is None:
-            return super().__call__(*args, **kwargs)
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
         guidance = as_guidance(guidance)
         check_guided(self)
         prompt = None if guidance_prompt is None else checked_prompt(guidance_prompt)
         with guided(self, guidance, prompt, args, kwargs) as self.last_guidance:
-            return super().__call__(*args, **kwargs)
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
     def to_json_string(self) -> str:
         """The configuration that `save_pretrained` writes. It names the parent class, so that plain diffusers loads it.
@@ -62,7 +62,8 @@ class _Guided:
             JSON.
         """
         parent = next(cls for cls in type(self).__mro__ if cls.__module__.startswith("diffusers."))
-        return json.dumps({**json.loads(super().to_json_string()), "_class_name": parent.__name__}, indent=2) + "\n"
+        text = super().to_json_string()  # type: ignore[misc]
+        return json.dumps({**json.loads(text), "_class_name": parent.__name__}, indent=2) + "\n"
 
 
 class TSAMStableDiffusionPipeline(_Guided, StableDiffusionPipeline):

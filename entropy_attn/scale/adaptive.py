@@ -107,12 +107,12 @@ class EntropyAdaptive:
         Raises:
             ValueError: the layer is not in the profile, or has another number of heads there.
         """
-        factors = self._factors.get(info.layer)
+        factors = vars(self)["_factors"].get(info.layer)
         if factors is None:
             if self.missing == "leave":
                 return None
             raise ValueError(
-                f"layer: expected one of the profile {self.profile!r}, which starts with "
+                f"layer: expected one in the profile {self.profile!r}, which starts with "
                 f"{self.profile.layers[0][0]!r}, got {info.layer!r}; missing='leave' keeps such layers' default scale"
             )
         if len(factors) != info.num_heads:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 from entropy_attn.scale.call import CallInfo, Policy, Scale, needs_train_tokens, resolve_scale
 from entropy_attn.validation import expected, require_int, require_policy
@@ -103,9 +104,13 @@ class Layers:
         object.__setattr__(self, "policies", pairs)
 
     @property
+    def _pairs(self) -> tuple[tuple[str, Policy | None], ...]:
+        return cast(tuple[tuple[str, Policy | None], ...], self.policies)  # since __post_init__
+
+    @property
     def needs_train_tokens(self) -> bool:
         """Whether one of the policies reads `CallInfo.train_tokens`."""
-        return any(needs_train_tokens(policy) for _, policy in self.policies) or needs_train_tokens(self.otherwise)
+        return any(needs_train_tokens(policy) for _, policy in self._pairs) or needs_train_tokens(self.otherwise)
 
     def __call__(self, info: CallInfo) -> Scale:
         """The scale of one call.
@@ -116,7 +121,7 @@ class Layers:
         Returns:
             What the policy of this layer returns; None for the model's default scale.
         """
-        for pattern, policy in self.policies:
+        for pattern, policy in self._pairs:
             if re.search(pattern, info.layer):
                 return resolve_scale(policy, info)
         return resolve_scale(self.otherwise, info)

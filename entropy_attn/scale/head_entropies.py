@@ -83,7 +83,7 @@ def read_entropies(profile: object, selection: Selection) -> HeadEntropies:
     return HeadEntropies(source, selection, tuple(_by_layer(rows, selection.relative, source).items()))
 
 
-def _columns(profile: object) -> tuple[str, Columns]:
+def _columns(profile: Any) -> tuple[str, Columns]:
     if hasattr(profile, "to_columns"):  # a recorder
         columns = profile.to_columns()
         if not len(columns["layer"]):
@@ -96,7 +96,7 @@ def _columns(profile: object) -> tuple[str, Columns]:
     return _read_file(Path(profile))
 
 
-def _text_layers(profile: object) -> set[str]:
+def _text_layers(profile: Any) -> set[str]:
     """The layers of a recorder in which text attends to itself: no policy is called for them."""
     if not hasattr(profile, "picture_layers"):
         return set()
@@ -128,7 +128,7 @@ def _read_file(path: Path) -> tuple[str, Columns]:
     return path.name, {name: [row.get(name) for row in rows] for name in rows[0]}
 
 
-def _only(rows: list[dict], name: str, wanted: object, source: str) -> list[dict]:
+def _only(rows: list[dict[str, Any]], name: str, wanted: object, source: str) -> list[dict[str, Any]]:
     """The rows with one value of a column that a profile of several sizes and policies has."""
     found = list(dict.fromkeys(row.get(name) for row in rows))
     if wanted is not None:
@@ -138,7 +138,7 @@ def _only(rows: list[dict], name: str, wanted: object, source: str) -> list[dict
     return rows
 
 
-def _those(rows: list[dict], name: str, wanted: object, source: str) -> list[dict]:
+def _those(rows: list[dict[str, Any]], name: str, wanted: object, source: str) -> list[dict[str, Any]]:
     chosen = [row for row in rows if str(row.get(name)) == str(wanted)]
     if not chosen:
         found = ", ".join(dict.fromkeys(str(row.get(name)) for row in rows))
@@ -146,7 +146,7 @@ def _those(rows: list[dict], name: str, wanted: object, source: str) -> list[dic
     return chosen
 
 
-def _by_layer(rows: list[dict], relative: bool, source: str) -> dict[str, tuple[float, ...]]:
+def _by_layer(rows: list[dict[str, Any]], relative: bool, source: str) -> dict[str, tuple[float, ...]]:
     sums: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     lengths: dict[str, int] = {}
     for row in rows:

@@ -137,7 +137,7 @@ def _shape_of(mask: np.ndarray) -> str:
     for shape in SHAPES:
         template = _template(shape, mask.shape)
         overlaps[shape] = np.logical_and(mask, template).sum() / np.logical_or(mask, template).sum()
-    best = max(overlaps, key=overlaps.get)
+    best = max(overlaps, key=lambda shape: overlaps[shape])
     return best if overlaps[best] >= MIN_OVERLAP else UNKNOWN
 
 

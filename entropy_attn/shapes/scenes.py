@@ -11,6 +11,7 @@ import random
 import re
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -207,6 +208,7 @@ def random_request(rng: random.Random, kinds: tuple[Kind, ...] = KINDS) -> Reque
         The request.
     """
     total = rng.choices((1, 2, 3), weights=(3, 4, 3))[0]
+    split: tuple[int, ...]
     if total == 1:
         split = (1,)
     elif total == 2:
@@ -288,8 +290,10 @@ def place(request: Request, size: tuple[int, int], rng: random.Random, tries: in
                 placed.append(spot)
         if len(placed) < len(wanted):
             continue
-        if request.relation and not relation_holds(request.relation, *placed, margin=sum(RADIUS) * side):
-            continue
+        if request.relation:
+            first, second = placed
+            if not relation_holds(request.relation, first, second, margin=sum(RADIUS) * side):
+                continue
         return placed
     raise ValueError(f"size: expected free positions for {request.total} objects, got none in {tries} tries at {size}")
 
@@ -318,7 +322,7 @@ def outline(shape: str, x: float, y: float, radius: float) -> list[tuple[float, 
     return [(left, top), (right, top), (right, bottom), (left, bottom)]
 
 
-def draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, radius: float, fill) -> None:
+def draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, radius: float, fill: Any) -> None:
     """Draw one filled shape.
 
     Args:

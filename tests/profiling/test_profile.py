@@ -157,7 +157,9 @@ def test_every_file_serves_the_adaptive_policy(measured, tiny_pipe, tmp_path):
         for name, means in policy.profile.layers:
             assert means == pytest.approx(layers[name], rel=1e-4)
     EntropyAdaptive(full.files["entropy"], size="16x16", policy="off", step=1)
-    with pytest.raises(ValueError, match=r"step=1: heads\.csv has the means over all steps.*--heads"):
+    with pytest.raises(
+        ValueError, match=r"step: expected None, because heads\.csv has only means over all steps.*--heads"
+    ):
         EntropyAdaptive(tmp_path, step=1)
     plain.files["heads"].unlink()
     with pytest.raises(ValueError, match=r"means over heads, and there is no heads\.csv beside it"):
@@ -209,7 +211,7 @@ def test_refused_before_anything_is_sampled(tiny_pipe, monkeypatch, options, err
 def test_a_policy_that_a_layer_refuses_is_refused_before_sampling(tiny_pipe, tmp_path):
     first = ea.profile(tiny_pipe, sizes=[16], scales=["off"], prompts=["a"], steps=1)
     some = first.heads[first.heads["layer"] == first.heads["layer"].iloc[0]]
-    with pytest.raises(ValueError, match=r"scale 'mine' at 16x16: layer .* is not in the profile"):
+    with pytest.raises(ValueError, match=r"scale 'mine' at 16x16: layer .*expected one in the profile"):
         ea.profile(tiny_pipe, sizes=[16], scales={"mine": EntropyAdaptive(some)}, prompts=["a"], out=tmp_path)
     assert not list(tmp_path.iterdir())
 

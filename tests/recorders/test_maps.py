@@ -462,7 +462,7 @@ def test_recording_does_not_change_the_image(pipe):
         ({"steps": 3}, TypeError, "steps: expected .*got 3"),
         ({"steps": (-1,)}, ValueError, r"steps: expected .*got \(-1,\)"),
         ({"steps": ()}, ValueError, "at least one"),
-        ({"all_branches": "yes"}, TypeError, "all_branches='yes'"),
+        ({"all_branches": "yes"}, TypeError, "all_branches: expected .*got 'yes'"),
         ({"prompt": 3}, TypeError, "prompt: expected .*got 3"),
         ({"branches": ("a", "b")}, ValueError, "branches: expected 'cond' among them"),
     ],
