@@ -3,19 +3,21 @@ PYTHON  ?= python3
 VENV    := .venv
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
-# One process a core; more threads inside each would only wait for one another.
+# One process per core, one thread each.
 PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 RESULTS ?= benchmarks/results
-# of the tests of the kernels, those that an emulated card runs as well
-EMULATED := forward schedules addresses backward maps properties autotune
+# The tests of the kernels that also run on an emulated card.
+EMULATED := tests/kernels/test_forward.py tests/kernels/test_schedules.py tests/kernels/test_addresses.py \
+            tests/kernels/test_backward.py tests/kernels/test_maps.py tests/kernels/test_properties.py \
+            tests/kernels/test_autotune.py
 COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 
-.PHONY: help install demo test codegen emulate newest lint wheel-test gpu clean
+.PHONY: help install demo test codegen emulate newest lint fix wheel-test gpu clean
 
-help:  ## what there is to make
+help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-install: $(STAMP)  ## the package and its tools, in .venv
+install: $(STAMP)  ## install the package and the development tools into .venv
 
 $(STAMP): setup.py pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -23,44 +25,47 @@ $(STAMP): setup.py pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[all,dev]'
 	touch $@
 
-demo: $(STAMP)  ## profile the embedded model and compare pictures: tables and PNGs in demo/
+demo: $(STAMP)  ## profile the embedded model and compare images: tables and PNG files in demo/
 	$(BIN)/entropy-attn profile --out demo
 	$(BIN)/entropy-attn generate --prompt "a red circle and a blue square" --size 128x128 --compare --out demo/compare.png
-	@echo "Pictures are in $(CURDIR)/demo:" && ls demo
+	@echo "Images are in $(CURDIR)/demo:" && ls demo
 
-test: $(STAMP)  ## all tests: the kernels in Triton's interpreter, then the code compiled for the usual GPUs, and that code run
+test: $(STAMP)  ## run all tests: kernels in Triton's interpreter, compiled code for two GPUs, compiled code on an emulated card
 	TRITON_INTERPRET=1 $(PYTEST) tests --ignore=tests/codegen --ignore=tests/emulation; first=$$?; \
 	$(PYTEST) tests/codegen tests/emulation && exit $$first
 
-emulate: $(STAMP)  ## every row and option on emulated cards, faults planted in every kernel, random calls: an hour
+emulate: $(STAMP)  ## run every configuration on emulated cards, with planted faults and random calls: an hour
 	$(BIN)/python -m tests.emulation.sweep --anew --out $(RESULTS)/emulation.csv
 	$(BIN)/python -m tests.emulation.mutants --out $(RESULTS)/mutants.csv
 	$(BIN)/python -m tests.emulation.fuzz --num 200 --variations 9 --work 5e6
-	$(PYTEST) $(addprefix tests/kernels/test_,$(EMULATED:=.py)) --on sm_90
+	$(PYTEST) $(EMULATED) --on sm_90
 
-codegen: $(STAMP)  ## every row of the kernels' tables, compiled for every GPU: 15 minutes
+codegen: $(STAMP)  ## compile every configuration of the kernels for every GPU: 15 minutes
 	$(PYTEST) tests/codegen --every-row
 
-newest: $(STAMP)  ## the routing tests on the newest diffusers, the kernels on the newest Triton, where those are not the pinned ones
+newest: $(STAMP)  ## test against the newest diffusers and Triton, where they differ from the pinned ones
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .newest diffusers
 	@old=$$($(BIN)/python -c 'import diffusers; print(diffusers.__version__)'); \
 	new=$$(PYTHONPATH=$(CURDIR)/.newest $(BIN)/python -c 'import diffusers; print(diffusers.__version__)'); \
-	if [ "$$old" = "$$new" ]; then echo "diffusers $$new is the pinned one, which 'make test' runs on"; \
-	else PYTHONPATH=$(CURDIR)/.newest $(PYTEST) tests/routing; fi
+	if [ "$$old" = "$$new" ]; then echo "diffusers $$new is the pinned version, which 'make test' covers"; \
+	else PYTHONPATH=$(CURDIR)/.newest $(PYTEST) tests/integrations tests/pipelines; fi
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .newest-triton triton
 	@old=$$($(BIN)/python -c 'import triton; print(triton.__version__)'); \
 	new=$$(PYTHONPATH=$(CURDIR)/.newest-triton $(BIN)/python -c 'import triton; print(triton.__version__)'); \
-	if [ "$$old" = "$$new" ]; then echo "Triton $$new is the pinned one, which 'make test' runs on"; \
+	if [ "$$old" = "$$new" ]; then echo "Triton $$new is the pinned version, which 'make test' covers"; \
 	else PYTHONPATH=$(CURDIR)/.newest-triton $(PYTEST) tests/emulation --ignore=tests/emulation/test_gluon.py -k "not random_calls"; fi
 
-lint: $(STAMP)  ## style
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: $(STAMP)  ## check style and types: ruff and mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-wheel-test: $(STAMP)  ## build sdist and wheel, and try the wheel in an empty environment elsewhere
+fix: $(STAMP)  ## apply ruff's fixes and its format
+	$(BIN)/ruff check --fix . ; status=$$?; $(BIN)/ruff format . && exit $$status
+
+wheel-test: $(STAMP)  ## build the sdist and the wheel, and use the wheel in an empty environment
 	$(BIN)/python .ci/wheel_test.py
 
-gpu:  ## check and measure on the GPU of this machine, into gpu-results/; GPU='--help' for parts, budget and resuming
+gpu:  ## test and measure on the GPU of this machine, into gpu-results/; GPU='--help' lists options
 	$(PYTHON) -m benchmarks.gpu --commit '$(COMMIT)' $(GPU)
 
-clean:  ## forget what was installed and drawn
-	rm -rf $(VENV) .newest .newest-triton demo build dist *.egg-info
+clean:  ## remove .venv and everything that was built or drawn
+	rm -rf $(VENV) .mypy_cache .ruff_cache .newest .newest-triton demo build dist *.egg-info

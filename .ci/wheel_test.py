@@ -1,4 +1,4 @@
-"""Build the source distribution and the wheel from it, and use the wheel in an empty environment somewhere else."""
+"""Build the source distribution, the wheel from it, and use the wheel in an empty environment in another folder."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 IN_SDIST = (
     ".ci/run",
+    ".pre-commit-config.yaml",
     "CHANGELOG.md",
     "Makefile",
     "benchmarks/gpu/run.py",
     "constraints.txt",
-    "docs/scale.md",
+    "docs/architecture.md",
+    "docs/generate/architecture.py",
+    "docs/images/architecture.svg",
     "entropy_attn/kernels/forward/kernel.py",
     "kernels/README.md",
     "tests/gpu/conftest.py",
@@ -26,15 +29,20 @@ IN_SDIST = (
 )
 IN_WHEEL = (
     "py.typed",
+    "integrations/diffusers/models/table.py",
+    "kernels/README.md",
+    "kernels/backward/kernel.py",
+    "kernels/common/tiles.py",
     "kernels/forward/kernel.py",
     "kernels/forward/measured.csv",
+    "kernels/maps/kernel.py",
     "shapes/model/unet/config.json",
     "cli/help.py",
 )
 
 
 def run(*command: object, cwd: Path = ROOT, **environment: str) -> str:
-    """What it prints; where it fails, all of that is shown and nothing more is done."""
+    """Run a command and return its output; exit with the output if the command fails."""
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run([*map(str, command)], cwd=cwd, env={**clean, **environment}, capture_output=True, text=True)
     print("$", *command, flush=True)
@@ -56,7 +64,7 @@ def main() -> None:
         if absent or tops != {"entropy_attn"}:
             sys.exit(f"absent: {absent}; top folders of the wheel: {sorted(tops)}")
 
-        # its tests run where it is unpacked, here with the packages of this environment
+        # The tests run in the unpacked folder, with the packages of this environment.
         tarfile.open(sdist).extractall(away, filter="data")
         (unpacked,) = (path for path in away.glob("entropy_attn-*") if path.is_dir())
         tests = ("tests/test_layout.py", "tests/ops/test_reference.py")

@@ -1,1 +1,1 @@
-"""Measurements. A package, so that no other of this name is found in its place."""
+"""Measurements; README.md lists questions and scripts. A package, so that `python -m benchmarks...` finds it."""

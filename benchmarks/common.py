@@ -1,57 +1,101 @@
-"""What the scripts in benchmarks/ share: options, and rows to the screen and to a CSV file as they come."""
+"""What the benchmark scripts share: folders, options, and files of rows. Imports neither torch nor the package."""
 
 from __future__ import annotations
 
 import argparse
+import csv
+import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+IMAGES = ROOT / "docs" / "images"
 
-from entropy_attn.bench.cases import Case
-from entropy_attn.bench.machine import Sensors, machine
-from entropy_attn.bench.measure import DeviceLost, measure
-from entropy_attn.bench.table import CsvRows
-from entropy_attn.bench.timing import clock_of
-
-UNITS = {"p50_ms": "ms", "tflops": "TFLOP/s", "peak_mib": "MiB"}
+Row = Mapping[str, Any]
 
 
-def arguments(doc: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dtypes", nargs="+", choices=["bfloat16", "float16"], default=["bfloat16"])
-    parser.add_argument("--csv", type=Path, help="write the rows here as they come")
-    parser.add_argument("--commit", help="the commit that the rows name, where the folder is no git checkout")
-    return parser
+def new_parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser whose help is the docstring of a script, with its line breaks."""
+    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-def run_all(cases: Iterable[tuple[Case, Iterable[str]]], args: argparse.Namespace) -> int:
-    """Measure each case with the implementations named beside it; the exit code, 1 where a result was wrong."""
-    if not torch.cuda.is_available():
-        print("no GPU is visible to torch; these times are of a GPU", file=sys.stderr)
-        return 2
-    device, wrong = torch.device("cuda", torch.cuda.current_device()), 0
-    clock, sensors = clock_of(device), Sensors(device)
-    file = CsvRows(args.csv, machine(device, args.commit)) if args.csv else None
-    try:
-        for case, names in cases:
-            lost = None
-            try:
-                rows = measure(case, device, clock, names, sensors)
-            except DeviceLost as error:
-                rows, lost = error.rows, error
-            if file:
-                file.write(rows)
-            for row in rows:
-                wrong += str(row["status"]).startswith("wrong")
-                figures = "".join(f"{row.get(name, '-'):>10} {unit}" for name, unit in UNITS.items())
-                print(f"{case.label} {row['implementation']:<22} {row['status']:<12}{figures}", flush=True)
-            if lost is not None:
-                print(f"the device is lost, and the cases that were left with it: {lost}", file=sys.stderr)
-                return 1
-            clock.tidy()
-    finally:
-        if file:
-            file.close()
-    return 1 if wrong else 0
+def add_csv(parser: argparse.ArgumentParser, default: Path | None = None, **more: Any) -> None:
+    parser.add_argument("--csv", type=_output, default=default, **{"help": "write the rows to this file", **more})
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", type=_output, help="write the rows to this file as JSON")
+
+
+def add_commit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--commit", help="commit to name in the rows, if this folder is not a git checkout")
+
+
+def positive(text: str) -> int:
+    """An option's value, a whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def _output(text: str) -> Path:
+    path = Path(text)
+    if not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a file in an existing folder, got {text!r}")
+    return path
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file; none if there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_rows(path: Path, rows: Iterable[Row], fields: Sequence[str] | None = None) -> None:
+    """Write a CSV file.
+
+    Args:
+        path: the file; it is replaced.
+        rows: the rows; a missing value is an empty cell.
+        fields: the columns; None is those of the first row.
+
+    Raises:
+        ValueError: a row has a value that is not among `fields`.
+    """
+    rows = list(rows)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = _writer(file, list(rows[0]) if fields is None else fields)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def append_rows(path: Path, rows: Iterable[Row], fields: Sequence[str]) -> None:
+    """Add rows to a CSV file; a new file gets a header first. The rows are on disk when this returns."""
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = _writer(file, fields)
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_outputs(args: argparse.Namespace, rows: Sequence[Row], fields: Sequence[str] | None = None) -> None:
+    """Write the rows to the files of `--csv` and `--json`, where given."""
+    if args.csv:
+        write_rows(args.csv, rows, fields)
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+def _writer(file: Any, fields: Sequence[str]) -> Any:
+    return csv.DictWriter(file, fields, lineterminator="\n")
+
+
+def module_command(module: str, *arguments: object) -> list[str]:
+    """The command line that runs a module of this repository in another process; use `ROOT` as its folder."""
+    return [sys.executable, "-m", module, *map(str, arguments)]

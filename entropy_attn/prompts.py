@@ -1,4 +1,4 @@
-"""Which positions of the encoded text belong to which word of the prompt, by the pipeline's own tokenizer."""
+"""Which positions of the encoded text belong to which word of the prompt, by the pipeline's tokenizer."""
 
 from __future__ import annotations
 
@@ -6,26 +6,31 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from entropy_attn.validation import require_bool
+
 _MARKS = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Something to look at in the text: a label, and the positions whose maps are averaged."""
+    """A chosen part of the text: a label, and the positions whose maps are averaged."""
 
     label: str
     positions: tuple[int, ...]
 
 
 class Text:
-    """One prompt as the text encoder gets it, cut and padded to its full length, or to `length`.
+    """One prompt as the text encoder gets it, cut and padded to the tokenizer's full length, or to `length`.
 
-    real: the positions that are words of the prompt, not start and end marks or padding.
-    words: the words of the prompt with their positions, in order; a word may be several tokens.
+    Attributes:
+        prompt: the prompt.
+        ids: the token at each position.
+        real: the positions that are words of the prompt, not start and end marks or padding.
+        words: the words of the prompt with their positions, in order; a word may be several tokens.
     """
 
     def __init__(self, prompt: str, tokenizer: Any, length: int | None = None):
-        # As pipelines call it, so that positions are theirs whatever the side that is padded.
+        # As pipelines call it, so that the positions are the same, whichever side is padded.
         length = tokenizer.model_max_length if length is None else length
         encoded = tokenizer(prompt, padding="max_length", max_length=length, truncation=True)
         marks = {getattr(tokenizer, name, None) for name in _MARKS}
@@ -47,7 +52,7 @@ class Text:
         return Choice(self._decode((position,)), (position,))
 
     def find(self, word: str) -> Choice:
-        """All places where this word, or these words in a row, stand in the prompt."""
+        """Every occurrence of this word, or of these words in a row; a ValueError if there is none."""
         wanted = self._tokenizer(word, add_special_tokens=False)["input_ids"]
         starts = {choice.positions[0] for choice in self.words}
         ends = {choice.positions[-1] for choice in self.words}
@@ -79,10 +84,11 @@ class Text:
 
 @dataclass(frozen=True)
 class TextPart:
-    """A stretch of the positions that a layer attends to: what one tokenizer makes of the prompt.
+    """A range of the positions that a layer attends to: what one tokenizer makes of the prompt.
 
-    tokenizer: None for positions that no word of the prompt is at.
-    length: None is all that the other parts leave; no more than one part may be so.
+    Attributes:
+        tokenizer: None for positions without words of the prompt.
+        length: number of positions. None is all that the other parts leave, for one part at most.
     """
 
     tokenizer: Any | None
@@ -90,9 +96,15 @@ class TextPart:
 
 
 class JoinedText:
-    """One prompt as a layer gets it: the parts one after the other, as one `Text`.
+    """One prompt as a layer gets it: the parts one after the other, read like one `Text`.
 
-    prompt: a text, or one for each part where they differ. length: of all parts together.
+    Args:
+        prompt: a text, or one text for each part if they differ.
+        parts: the parts, in order.
+        length: number of positions of all parts together.
+
+    Raises:
+        ValueError: the length leaves no position for the part without a length.
     """
 
     def __init__(self, prompt: str | tuple[str, ...], parts: Sequence[TextPart], length: int):
@@ -107,38 +119,42 @@ class JoinedText:
         self._texts: list[tuple[int, Text]] = []  # each with its first position
         start = 0
         for text, part in zip(prompts, parts, strict=True):
-            own = rest if part.length is None else part.length
+            part_length = rest if part.length is None else part.length
             if part.tokenizer is not None:
-                self._texts.append((start, Text(text, part.tokenizer, own)))
-            start += own
+                self._texts.append((start, Text(text, part.tokenizer, part_length)))
+            start += part_length
 
     def __len__(self) -> int:
         return self._length
 
     @property
     def real(self) -> tuple[int, ...]:
+        """The positions that are words of the prompt, in all parts."""
         return tuple(start + position for start, text in self._texts for position in text.real)
 
     @property
     def words(self) -> list[Choice]:
+        """The words of every part; a word that several parts have is there several times."""
         return [_shifted(choice, start) for start, text in self._texts for choice in text.words]
 
     def token(self, position: int) -> Choice:
+        """One position by itself."""
         for start, text in self._texts:
             if start <= position < start + len(text):
                 return _shifted(text.token(position - start), start)
         return Choice(str(position), (position,))
 
     def find(self, word: str) -> Choice:
-        """In every part, for each has its own view of the prompt."""
-        found, missed = [], None
+        """Every occurrence in every part; a ValueError if there is none."""
+        found: list[int] = []
+        missed = None
         for start, text in self._texts:
             try:
                 found += _shifted(text.find(word), start).positions
             except ValueError as error:
                 missed = error
         if not found:
-            raise missed or ValueError(f"tokens: {word!r}: no part of what the layers attend to is text of the prompt")
+            raise missed or ValueError(f"tokens: {word!r} is not in the prompt: the layers attend to no text of it")
         return Choice(word, tuple(found))
 
 
@@ -147,25 +163,35 @@ def _shifted(choice: Choice, by: int) -> Choice:
 
 
 class TokenSelection:
-    """What a user wants of the text: words, positions, or None for every word; `special` takes all positions then."""
+    """What a user chooses of the text.
+
+    Args:
+        tokens: words, positions, or a mixture; None is every token of a word.
+        special: with tokens=None, all positions, those of marks and padding too.
+
+    Raises:
+        TypeError: tokens has something else than words and positions, or special is no bool.
+        ValueError: tokens is empty or has one twice, a negative position or an empty word; or special with tokens.
+    """
 
     def __init__(self, tokens: str | int | Sequence[str | int] | None = None, special: bool = False):
-        if not isinstance(special, bool):
-            raise TypeError(f"special={special!r}: True or False is needed")
+        require_bool("special", special)
         if special and tokens is not None:
-            raise ValueError(f"special=True with tokens={tokens!r}: give it with tokens=None, or name the positions")
-        self.tokens = None if tokens is None else _checked(tokens)
+            raise ValueError(
+                f"special=True: expected tokens=None with it, got {tokens!r}; or give the positions as tokens"
+            )
+        self.tokens = None if tokens is None else _checked_tokens(tokens)
         self.special = special
 
     @property
     def needs_text(self) -> bool:
-        """Whether the prompt has to be known to say which positions are meant."""
+        """Whether the prompt has to be known to find the positions."""
         if self.tokens is None:
             return not self.special
         return any(isinstance(token, str) for token in self.tokens)
 
     def check_words(self, text: Text | JoinedText) -> None:
-        """Refuse words that the prompt does not have."""
+        """Refuse words that are not in the prompt."""
         for token in self.tokens or ():
             if isinstance(token, str):
                 text.find(token)
@@ -181,23 +207,25 @@ class TokenSelection:
         return tuple(text.find(token) if isinstance(token, str) else text.token(token) for token in self.tokens)
 
     def of_length(self, length: int) -> tuple[Choice, ...]:
-        """The choices in a text of which no more is known than its length."""
-        positions = range(length) if self.tokens is None else self.tokens
-        _check_positions(positions, length)
+        """The choices in an unknown text of this length."""
+        positions: Iterable[int] = range(length)
+        if self.tokens is not None:
+            _check_positions(self.tokens, length)
+            positions = [token for token in self.tokens if isinstance(token, int)]
         return tuple(Choice(str(position), (position,)) for position in positions)
 
 
-def _checked(tokens: object) -> tuple[str | int, ...]:
+def _checked_tokens(tokens: object) -> tuple[str | int, ...]:
     chosen = tuple(tokens) if isinstance(tokens, (tuple, list, range)) else (tokens,)
     for token in chosen:
         if isinstance(token, bool) or not isinstance(token, (str, int)):
-            raise TypeError(f"tokens={tokens!r}: words, positions in the text, or None are needed")
+            raise TypeError(f"tokens: expected words, positions in the text, or None, got {tokens!r}")
         if isinstance(token, int) and token < 0:
-            raise ValueError(f"tokens={tokens!r}: {token} is no position; they count from 0, the start mark")
+            raise ValueError(f"tokens: expected positions from 0, the start mark, got {tokens!r}")
         if isinstance(token, str) and not token.strip():
-            raise ValueError(f"tokens={tokens!r}: {token!r} is no word")
+            raise ValueError(f"tokens: expected words, got the empty {token!r} in {tokens!r}")
     if not chosen or len(set(chosen)) < len(chosen):
-        raise ValueError(f"tokens={tokens!r}: at least one, each once, is needed")
+        raise ValueError(f"tokens: expected at least one, each once, got {tokens!r}")
     return chosen
 
 

@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from docs.generate import architecture
+from docs.generate.architecture import FLOORS, OPTIONAL
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "entropy_attn"
 
-# From the bottom up; a module may import modules of its own floor and of those below.
-FLOORS = [
-    {"kernels"},
-    {"errors", "validation", "prompts"},
-    {"ops", "scale"},
-    {"recorders"},
-    {"routing", "guidance"},
-    {"integrations"},
-    {"shapes", "bench", "pipelines"},
-    {"profiling", "plots"},
-    {"cli", "__main__"},
-]
 # `ea.guidance.attach` is a documented name of `ea.attach`, which needs diffusers: it is imported when it is asked for.
 UPWARD = {("guidance/__init__.py", "entropy_attn.integrations.guidance")}
-OPTIONAL = {
-    "triton": {"kernels"},
-    "diffusers": {"integrations", "pipelines", "shapes"},
-    "transformers": {"integrations", "pipelines", "shapes"},
-}
 
 
 def part_of(path: Path) -> str:
@@ -39,6 +27,7 @@ def part_of(path: Path) -> str:
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 FILES += sorted((PACKAGE / "kernels").glob("*/*.py"))  # rglob does not follow links
+KERNEL_FILES = sorted((ROOT / "kernels").glob("*/*.py"))
 
 
 def _is_for_types(node: ast.If) -> bool:
@@ -65,7 +54,7 @@ def imported(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_go_down(path):
     floor = {part: i for i, parts in enumerate(FLOORS) for part in parts}
-    assert part_of(path) in floor, f"{part_of(path)} has no floor: give it one here and in docs/architecture.md"
+    assert part_of(path) in floor, f"{part_of(path)} has no floor: give it one in docs/generate/architecture.py"
     for name in imported(path):
         parts = name.split(".")
         allowed = any(name.startswith(above) for file, above in UPWARD if file == str(path.relative_to(PACKAGE)))
@@ -97,6 +86,32 @@ def test_guidance_is_made_of_torch_alone(path):
     assert outside <= {"torch", "entropy_attn", "spacy"}  # the last in one function, which says what it is for
 
 
+def test_every_part_and_folder_is_described():
+    parts = {part_of(path) for path in FILES}
+    assert parts == {part for floor in FLOORS for part in floor}
+    nested = {path.parent.relative_to(PACKAGE).as_posix() for path in FILES} - parts - {"."}
+    assert nested == set(architecture.FOLDERS)
+
+
+def test_the_page_of_the_architecture_is_up_to_date():
+    text = architecture.PAGE.read_text(encoding="utf-8")
+    remedy = "run: python -m docs.generate.architecture"
+    assert architecture.page(text) == text, remedy
+    assert architecture.IMAGE.read_text(encoding="utf-8") == architecture.image(), remedy
+
+
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+)
+def test_paths_that_documents_name_exist(document):
+    text = re.sub(r"```.*?```", "", (ROOT / document).read_text(encoding="utf-8"), flags=re.DOTALL)
+    path = r"(?:[\w.-]+/)+[\w.-]*\.(?:py|md|csv|svg|png|toml)"
+    for name in re.findall(rf"(?<=`)({path})(?=`)", text):
+        assert any((folder / name).exists() for folder in (ROOT, PACKAGE, ROOT / "docs")), name
+    for name in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+        assert (ROOT / document).parent.joinpath(name).exists(), name
+
+
 def test_kernels_is_a_link_and_no_package():
     # With an __init__.py, transformers' probe for Hugging Face's package `kernels` would import this folder.
     if (ROOT / "PKG-INFO").exists():  # a source distribution has a copy instead
@@ -119,11 +134,34 @@ def test_importing_the_package_needs_no_optional_one():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/performance.md", ".ci/run"])
 def test_make_targets_that_are_named_exist(document):
-    makefile = (ROOT / "Makefile").read_text()
-    words = (ROOT / document).read_text().split("make ")[1:]
-    targets = {word.split()[0].strip("`.,:;*") for word in words if word[0].islower()}
-    assert {"test"} <= targets
-    for target in targets & {"demo", "test", "lint", "gpu", "install"}:
-        assert f"\n{target}:" in makefile
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    text = (ROOT / document).read_text()
+    lines = re.findall(r"(?:^|`)make ([a-z -]+)", text, re.MULTILINE)
+    named = {word for line in lines for word in line.split()}
+    assert named and named <= targets, named - targets
+
+
+def test_paths_that_the_makefile_names_exist():
+    for path in re.findall(r"(?<=[ =])tests[/\w.]*", (ROOT / "Makefile").read_text()):
+        assert (ROOT / path).exists() or path.startswith("tests."), path
+
+
+def test_mypy_leaves_out_the_kernels_alone():
+    """Files of functions in Triton's language are excluded by name, and no others."""
+    settings = (ROOT / "pyproject.toml").read_text().partition("# Triton's language")[2].partition("ignore_errors")[0]
+    patterns = [name.removeprefix("entropy_attn.kernels.") for name in re.findall(r'"(entropy_attn[^"]*)"', settings)]
+    modules = {path: ".".join(path.relative_to(ROOT / "kernels").with_suffix("").parts) for path in KERNEL_FILES}
+    for path, module in modules.items():
+        excluded = any(fnmatch.fnmatch(module, pattern) for pattern in patterns)
+        assert excluded == ("@triton.jit" in path.read_text()), f"{module}: see [[tool.mypy.overrides]]"
+
+
+def test_the_hooks_are_the_checks_of_make_lint():
+    lint = re.search(r"^lint:.*\n\t(.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    checks = [re.sub(r"^\$\(BIN\)/| \.$", "", check) for check in lint.split(" && ")]
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    entries = re.findall(r"entry: \.venv/bin/(.*)", hooks)
+    assert [entry.replace(" --force-exclude", "") for entry in entries] == checks
+    assert hooks.count("language: system") == len(entries) == hooks.count("- id:")  # no network

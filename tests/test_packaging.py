@@ -23,6 +23,12 @@ def names(requirements):
     return {re.match(r"[\w.-]+", requirement)[0].lower() for requirement in requirements}
 
 
+def sources():
+    """Every module of the package; rglob does not follow the link to kernels/."""
+    package = ROOT / "entropy_attn"
+    return {*package.rglob("*.py"), *(package / "kernels").glob("**/*.py")}
+
+
 def test_metadata_is_complete():
     assert PROJECT["license"] == "Apache-2.0" and PROJECT["license-files"] == ["LICENSE"]
     assert PROJECT["authors"] and PROJECT["keywords"] and PROJECT["description"]
@@ -42,7 +48,7 @@ def test_all_is_for_users():
 def test_extras_are_what_the_package_imports():
     """No more: what none of its modules imports, or a package below needs to be asked for, is not installed."""
     imported = {"accelerate"}  # by diffusers, for offloading and for loading without a second copy
-    for path in [*(ROOT / "entropy_attn").rglob("*.py"), *(ROOT / "kernels").glob("*.py")]:
+    for path in sources():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 imported |= {alias.name.partition(".")[0] for alias in node.names}
@@ -64,12 +70,12 @@ def test_every_pin_is_of_something_that_is_installed():
 def test_every_module_and_file_of_the_package_is_shipped():
     package = ROOT / "entropy_attn"
     packages = set(SETTINGS["tool"]["setuptools"]["packages"])
-    folders = {path.parent for path in package.rglob("*.py")} | {package / "kernels"}
+    folders = {path.parent for path in sources()} | {package / "kernels"}
     assert {".".join(folder.relative_to(ROOT).parts) for folder in folders} == packages
     data = SETTINGS["tool"]["setuptools"]["package-data"]
-    for path in package.rglob("*"):
+    for path in [*package.rglob("*"), *(package / "kernels").glob("**/*")]:
         if path.is_file() and path.suffix not in (".py", ".pyc"):
-            patterns = [Path(*name.split("."), pattern) for name, own in data.items() for pattern in own]
+            patterns = [Path(*name.split("."), pattern) for name, listed in data.items() for pattern in listed]
             assert any(path.relative_to(ROOT).match(str(pattern)) for pattern in patterns), path
 
 

@@ -258,14 +258,20 @@ CALLS = {
             "rows": [WRONG, "text", None],
         },
     ),
-    "guidance.attach": (
-        ea.guidance.attach,
+    "attach": (
+        ea.attach,
         "pipe",
         {"pipe": [WRONG, None], "guidance": [WRONG, None, "tsam", ea.guidance.TSAM], "prompt": [WRONG, 3, [], [3]]},
     ),
 }  # fmt: skip
-# Of diffusers' making, or tested in a file of its own.
-ELSEWHERE = {"TSAMStableDiffusionPipeline", "TSAMStableDiffusionXLPipeline", "profile", "scale.EntropyAdaptive"}
+# Made by diffusers, tested in another file, or another name of one that is here.
+ELSEWHERE = {
+    "guidance.attach",
+    "TSAMStableDiffusionPipeline",
+    "TSAMStableDiffusionXLPipeline",
+    "profile",
+    "scale.EntropyAdaptive",
+}
 # What the library hands out: records, made once a call and inside compiled code, an exception, and names of types.
 HANDED_OUT = {
     "AttentionOutput",
@@ -324,7 +330,7 @@ def test_the_right_values_are_taken(name, pipe):
         CALLS[name][0](*given["policies"])
         return
     made = CALLS[name][0](**given)
-    if name in ("apply", "guidance.attach"):
+    if name in ("apply", "attach"):
         made.remove()
 
 
@@ -332,6 +338,7 @@ def test_every_public_callable_and_parameter_is_here():
     public = {name: getattr(ea, name) for name in ea.__all__ if name not in ("scale", "guidance", "shapes")}
     for module in (ea.scale, ea.guidance, ea.shapes):
         public |= {f"{module.__name__.split('.')[1]}.{name}": getattr(module, name) for name in module.__all__}
+    assert ea.guidance.attach is ea.attach
     callables = {name: value for name, value in public.items() if callable(value)}
     assert set(callables) - ELSEWHERE - HANDED_OUT - set(CALLS) == set()
     for name, (function, _, wrong) in CALLS.items():

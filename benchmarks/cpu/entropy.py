@@ -1,6 +1,7 @@
-"""Attention output and entropy on the CPU: impl="sdpa" against the softmax matrix held in memory.
+"""On a CPU, what do attention output and entropy cost, compared with a softmax matrix in memory?
 
-python -m benchmarks.cpu.entropy --shapes 1024x40 2048x40 4096x40 --csv cpu_entropy.csv
+python -m benchmarks.cpu.entropy --threads 1 --csv benchmarks/results/cpu_entropy.csv
+python -m benchmarks.cpu.entropy --shapes 1024x40 2048x40
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ def fused(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Tensor]:
     return {"out": result.out, "entropy": result.entropy}
 
 
-def materialised(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Tensor]:
-    """The quickest of the plain ways: log-softmax once, and no clamp."""
+def materialized(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Tensor]:
+    """The fastest plain implementation: one log-softmax, no clamp."""
     log_p = ((q @ k.mT) * q.shape[-1] ** -0.5).log_softmax(dim=-1)
     p = log_p.exp()
     return {"out": p @ v, "entropy": -(p * log_p).sum(dim=-1)}
@@ -36,17 +37,17 @@ def make_inputs(args: argparse.Namespace, shape: Shape) -> tuple[Tensor, Tensor,
 
 
 def check(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
-    """The first rows against float64."""
+    """Compare the first rows with float64."""
     q, k, v = inputs
     rows = slice(ROWS_CHECKED)
     out, _, entropy, _ = attention_reference(q[:, :, rows], k, v)
     ours = {name: t[:, :, rows] for name, t in fused(q, k, v).items()}
-    check_errors({"out": out, "entropy": entropy}, ours, materialised(q[:, :, rows], k, v))
+    check_errors({"out": out, "entropy": entropy}, ours, materialized(q[:, :, rows], k, v))
 
 
 if __name__ == "__main__":
     with torch.no_grad():
         Comparison(
-            title="out + entropy", doc=__doc__, ways={"sdpa": fused, "materialised": materialised},
+            title="out + entropy", doc=__doc__, ways={"sdpa": fused, "materialised": materialized},
             make_inputs=make_inputs, check=check, shapes=[(1024, 40), (2048, 40), (4096, 40)],
         ).main()  # fmt: skip

@@ -1,15 +1,12 @@
-"""What the cpu_*.py benchmarks share: two ways to the same results, compared in time and in memory.
+"""What the CPU benchmarks share: two implementations with the same results, compared in time and memory.
 
-Times are medians of runs that take turns in one process, so that both see the same load. Peak memory is the growth of
-the peak resident set over one call, in a fresh process per case. No figure is shown before the results were correct.
+Times are medians of runs that alternate in one process, so that both see the same load. Peak memory is the growth of
+the peak resident set during one call, in a new process for each case. Results are checked before anything is measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -25,12 +22,15 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.common import ROOT, add_csv, add_json, module_command, new_parser, positive, write_outputs
+from entropy_attn.bench.machine import cpu_name
+
 Shape = tuple[int, int]  # tokens, head dim
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A benchmark: `ways` holds ours first, then what it is measured against."""
+    """A benchmark of two implementations: `ways` has ours first, then the other."""
 
     title: str
     doc: str
@@ -45,36 +45,26 @@ class Comparison:
         if args.worker:
             return self._worker(args)
         if not Path("/proc/self/clear_refs").exists():
-            raise SystemExit("peak memory is read from /proc, which this system lacks: run it on Linux")
+            raise SystemExit("this benchmark reads peak memory from /proc, which this system does not have: use Linux")
         shapes = track(args.shapes, "measuring", console=Console(stderr=True), transient=True)
         rows = [self._measure(args, shape) for shape in shapes]
         Console().print(self._table(rows))
-        if args.csv:
-            with args.csv.open("w", newline="") as file:
-                writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
-        if args.json:
-            args.json.write_text(json.dumps(rows, indent=2) + "\n")
+        write_outputs(args, rows)
 
     def _parse(self) -> argparse.Namespace:
-        parser = argparse.ArgumentParser(description=self.doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser = new_parser(self.doc)
         default = " ".join(f"{n}x{d}" for n, d in self.shapes)
         parser.add_argument("--shapes", type=_shape, nargs="+", default=self.shapes, metavar="TOKENSxDIM",
                             help=f"tokens and head dim of each case (default {default})")  # fmt: skip
         parser.add_argument("--batch", type=positive, default=1, help="default 1")
         parser.add_argument("--heads", type=positive, default=8, help="default 8")
-        parser.add_argument("--repeats", type=positive, default=5, help="timed runs of each way (default 5)")
+        parser.add_argument("--repeats", type=positive, default=5, help="timed runs of each implementation (default 5)")
         parser.add_argument("--threads", type=positive, default=torch.get_num_threads(),
                             help="torch threads (default: torch's own choice)")  # fmt: skip
-        parser.add_argument("--csv", type=Path, help="write the rows here")
-        parser.add_argument("--json", type=Path, help="write the rows here")
+        add_csv(parser)
+        add_json(parser)
         parser.add_argument("--worker", choices=list(self.ways), help=argparse.SUPPRESS)
-        args = parser.parse_args()
-        for path in (args.csv, args.json):
-            if path is not None and not path.absolute().parent.is_dir():
-                parser.error(f"{path}: no such folder: {path.absolute().parent}")
-        return args
+        return parser.parse_args()
 
     def _measure(self, args: argparse.Namespace, shape: Shape) -> dict[str, float | int | str]:
         inputs = self.make_inputs(args, shape)
@@ -92,7 +82,7 @@ class Comparison:
         return row | {"date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
 
     def _times(self, inputs: tuple, repeats: int) -> dict[str, list[float]]:
-        """Seconds of each way, run after run, the ways taking turns."""
+        """Seconds of each run of each implementation; the implementations alternate."""
         times: dict[str, list[float]] = {name: [] for name in self.ways}
         for repeat in range(repeats + 1):
             for name, way in self.ways.items():
@@ -103,17 +93,19 @@ class Comparison:
         return times
 
     def _memory(self, args: argparse.Namespace, shape: Shape, name: str) -> float:
-        """MiB that one call adds to the peak resident set, in a fresh process."""
-        command = [sys.executable, sys.argv[0], "--worker", name, "--shapes", f"{shape[0]}x{shape[1]}"]
-        command += ["--batch", str(args.batch), "--heads", str(args.heads), "--threads", str(args.threads)]
-        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        """MiB that one call adds to the peak resident set, in a new process."""
+        command = module_command(
+            sys.modules["__main__"].__spec__.name, "--worker", name, "--shapes", f"{shape[0]}x{shape[1]}",
+            "--batch", args.batch, "--heads", args.heads, "--threads", args.threads,
+        )  # fmt: skip
+        return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout)
 
     def _worker(self, args: argparse.Namespace) -> None:
-        """The fresh process: prints the MiB by which one call raises the peak resident set over what is resident."""
+        """In the new process: print the MiB by which the peak resident set of one call exceeds what is resident."""
         way, (shape,) = self.ways[args.worker], args.shapes
-        way(*self.make_inputs(args, (64, shape[1])))  # loads what the first call loads
+        way(*self.make_inputs(args, (64, shape[1])))  # loads libraries before the measurement
         inputs = self.make_inputs(args, shape)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak restarts here (Linux); imports had one of their own
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak (Linux)
         before = resident_mib("VmRSS")
         way(*inputs)
         print(resident_mib("VmHWM") - before)
@@ -136,16 +128,16 @@ class Comparison:
 
 
 def check_errors(truth: dict[str, torch.Tensor], ours: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    """Time no wrong result: ours within twice the other's error.
+    """Check that our errors are at most twice those of the other implementation.
 
     Raises:
-        SystemExit: names what is off.
+        SystemExit: a result is wrong.
     """
     for what, exact in truth.items():
         error, allowed = ((t[what] - exact).abs().max().item() for t in (ours, other))
         rounding = 2 * torch.finfo(torch.float32).eps * max(1.0, exact.abs().max().item())
         if not error <= 2 * allowed + rounding:
-            raise SystemExit(f"wrong result, nothing measured: {what} is off by {error:.3g}")
+            raise SystemExit(f"wrong result, nothing is measured: {what} has an error of {error:.3g}")
 
 
 def resident_mib(field: str) -> float:
@@ -153,23 +145,9 @@ def resident_mib(field: str) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
 def _shape(text: str) -> Shape:
     tokens, _, head_dim = text.partition("x")
     try:
         return positive(tokens), positive(head_dim)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not TOKENSxDIM, such as 4096x40") from None
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"expected TOKENSxDIM, such as 4096x40, got {text!r}") from None

@@ -1,8 +1,9 @@
-"""Cross-attention with its map and the map's gradient on the CPU: impl="sdpa" against the softmax held in memory.
+"""On a CPU, what do cross-attention, its map and the map's gradient cost, compared with a softmax matrix in memory?
 
-The shapes are those of Stable Diffusion 1.5 at 512 x 512 px with 77 tokens of text, one picture.
+The shapes are those of Stable Diffusion 1.5 at 512 x 512 px with 77 text tokens, one image.
 
-    python -m benchmarks.cpu.maps --shapes 4096x40 1024x80 --csv cpu_maps.csv
+    python -m benchmarks.cpu.maps --threads 1 --csv benchmarks/results/cpu_maps.csv
+    python -m benchmarks.cpu.maps --shapes 4096x40 1024x80
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from benchmarks.cpu.harness import Comparison, Shape, check_errors
 from entropy_attn.ops.reference import attention_reference
 
 TEXT = 77
-MAP_KEYS = (1, 17)  # a prompt of 16 tokens: what guidance looks at
+MAP_KEYS = (1, 17)  # a prompt of 16 tokens, which guidance uses
 Attention = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def with_gradients(attend: Attention, q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> dict[str, Tensor]:
-    """Output, map, and what a loss of both pushes into the query, as guidance of the latents does."""
+    """Output, map, and the gradients of a loss of both, as in guidance of the latents."""
     q, k, v = (t.detach().requires_grad_() for t in (q, k, v))
     out, head_mean = attend(q, k, v)
     (out.mean() + (head_mean * weight).sum()).backward()
@@ -38,7 +39,7 @@ def fused(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> dict[str, Tensor]:
     return with_gradients(attend, q, k, v, weight)
 
 
-def materialised(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> dict[str, Tensor]:
+def materialized(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> dict[str, Tensor]:
     def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         p = ((q @ k.mT) * q.shape[-1] ** -0.5).softmax(dim=-1)
         return p @ v, p[..., slice(*MAP_KEYS)].mean(dim=1)
@@ -62,11 +63,11 @@ def make_inputs(args: argparse.Namespace, shape: Shape) -> tuple[Tensor, Tensor,
 
 
 def check(inputs: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-    check_errors(exact(*inputs), fused(*inputs), materialised(*inputs))
+    check_errors(exact(*inputs), fused(*inputs), materialized(*inputs))
 
 
 if __name__ == "__main__":
     Comparison(
-        title="out + map and gradients", doc=__doc__, ways={"sdpa": fused, "materialised": materialised},
+        title="out + map and gradients", doc=__doc__, ways={"sdpa": fused, "materialised": materialized},
         make_inputs=make_inputs, check=check, shapes=[(4096, 40), (1024, 80), (256, 160), (64, 160)],
     ).main()  # fmt: skip

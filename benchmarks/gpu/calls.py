@@ -1,11 +1,11 @@
-"""Twenty calls, one of each kind that the kernels know, compared with float64. The first thing that a card is asked.
+"""Are the kernels correct on this GPU? Twenty calls, one for each kind of call, are compared with float64.
 
-python -m benchmarks.gpu.calls forward-bfloat16 map      # these two; by default all
+python -m benchmarks.gpu.calls                           # all of them
+python -m benchmarks.gpu.calls forward-bfloat16 map      # two of them
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,16 +15,17 @@ import torch
 from torch import Tensor
 
 import entropy_attn as ea
+from benchmarks.common import new_parser
 from benchmarks.gpu.device import Device, opened
 from entropy_attn.bench.gate import WrongResult
 
-# The largest error allowed, as a part of the exact result's norm: some roundings of the dtype.
+# The largest allowed error relative to the norm of the exact result: a few roundings of the dtype.
 ALLOWED = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
 @dataclass(frozen=True)
 class Call:
-    """Shapes, dtype, and what :func:`entropy_attn.attention` is asked, beside a mask or scale that is a tensor."""
+    """Shapes, dtype and options of a call of `entropy_attn.attention`; masks and tensor scales are made for it."""
 
     head_dim: int
     seqlen_q: int
@@ -62,20 +63,20 @@ CALLS = {
     "backward": Call(64, 130, 200, torch.float16, gradient=True, options={"return_entropy": True}),
     "backward-map": Call(40, 130, 77, gradient=True, options={"map_keys": (0, 77)}),
 }  # fmt: skip
-SMALL = ("forward-bfloat16", "map")  # those for a card that is emulated, at an eighth of the length
+SMALL = ("forward-bfloat16", "map")  # for an emulated card, at an eighth of the length
 
 
 def launch(name: str, device: Device) -> None:
-    """The kernels alone."""
+    """Only launch the kernels."""
     query, key, value, options = _made(CALLS[name], device.where, 1)
     _results(query, key, value, options | {"impl": "triton"}, CALLS[name].gradient)
 
 
 def run(name: str, device: Device) -> float:
-    """The largest error of a result or gradient, as a part of what is allowed.
+    """The largest error of a result or gradient, relative to the allowed error.
 
     Raises:
-        WrongResult: one that is off by more, or NaN.
+        WrongResult: an error is larger than allowed, or NaN.
     """
     call = CALLS[name]
     shorter = 8 if device.emulated else 1
@@ -90,13 +91,13 @@ def run(name: str, device: Device) -> float:
         error = ((one.double() - truth).norm() / truth.norm().clamp_min(1e-3)).item()
         worst = max(worst, error / ALLOWED[call.dtype])
         if not error <= ALLOWED[call.dtype]:
-            raise WrongResult(f"{result}: error {error:.3g} of the norm, allowed are {ALLOWED[call.dtype]:.3g}")
+            raise WrongResult(f"{result}: relative error {error:.3g}, allowed is {ALLOWED[call.dtype]:.3g}")
     return worst
 
 
 def _made(call: Call, where: torch.device, shorter: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
     n, m = max(1, call.seqlen_q // shorter), max(1, call.seqlen_k // shorter)
-    if call.strided:  # as a projection leaves it
+    if call.strided:  # as after a projection to query, key and value
         packed = torch.randn(2, n, 3, call.heads, call.head_dim, dtype=call.dtype, device=where)
         query, key, value = (t.transpose(1, 2) for t in packed.unbind(2))
     else:
@@ -127,16 +128,16 @@ def _results(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any],
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(CALLS))
+    parser = new_parser(__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"calls to make (default all): {', '.join(CALLS)}")
     parser.add_argument("--device", default="cuda", help="cuda, or emulated:sm_90")
     args = parser.parse_args()
     unknown = [name for name in args.names if name not in CALLS]
     if unknown:
-        parser.error(f"unknown calls {', '.join(unknown)}: known are {', '.join(CALLS)}")
+        parser.error(f"NAME: expected some of {', '.join(CALLS)}, got {', '.join(unknown)}")
     with opened(args.device) as device:
         for name in args.names or CALLS:
-            print(f"{name}: {run(name, device):.2f} of the error that is allowed", flush=True)
+            print(f"{name}: {run(name, device):.2f} of the allowed error", flush=True)
     return 0
 
 

@@ -1,7 +1,7 @@
 """Cases one after another in a child process, which is replaced when it dies, hangs or loses the device.
 
-The child (worker.py) says first what its cases are, then measures those it is asked for, and says at each step what it
-is about to try. That is what a row blames when no answer comes; the rest of the case is tried again without it.
+The child (worker.py) first lists its cases, then measures the requested ones, and announces each step. If no answer
+comes, a row blames the announced step, and the rest of the case is tried again without it.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.child import TICK, Child, told
+from benchmarks.gpu.child import TICK, Child, exit_text
 from benchmarks.gpu.rows import OtherRows, Row, Rows, good, same
 
-START_SECONDS = 120.0  # for the imports of a child, at most
-STACK_SECONDS = 0.5  # in which one that hangs says where
-SAME = ("device", "torch", "triton", "commit")  # what all rows of a file have in common
+START_SECONDS = 120.0  # limit for the imports of a child
+STACK_SECONDS = 0.5  # in which a hanging child prints its stack
+SAME = ("device", "torch", "triton", "commit")  # equal in all rows of a file
 
 
 @dataclass
 class Cases:
-    """What one part asks of its child processes; :meth:`serve` says in words how it went."""
+    """What one part measures with child processes; `serve` returns the outcome in words."""
 
     start: Callable[[], Child]
     path: Path
-    limit: float  # seconds of one case
-    until: float  # by time.monotonic()
+    limit: float  # seconds for one case
+    until: float  # in time.monotonic()
     stopped: Callable[[], bool]
     progress: Callable[[str], None]
     written: Callable[[], None] = lambda: None
@@ -48,26 +48,26 @@ class Cases:
             cases: dict[str, Row] = self._hello["cases"]
             todo = [key for key, identity in cases.items() if not any(same(row, identity) for row in there)]
             done = len(cases) - len(todo)
-            told_done = f", {done} of them were there" if done else ""
+            known = f", {done} of them from before" if done else ""
             for key in todo:
                 found = self._one(key, cases[key])
                 if isinstance(found, str):
-                    return f"{found}; {done} of {len(cases)} cases{told_done}"
+                    return f"{found}; {done} of {len(cases)} cases{known}"
                 rows.write({**self._hello["about"], **row} for row in found)
                 self.written()
                 self.bad += sum(not good(row) for row in found)
                 done += 1
                 self.progress(f"{done} of {len(cases)} cases ({key})")
             self.complete = True
-            return f"{done} cases{told_done}"
+            return f"{done} cases{known}"
         except OtherRows as error:
             self.bad += 1
-            return f"failed: {error}: give another --out"
+            return f"failed: {error}: use another --out"
         finally:
             self._close()
 
     def _open(self) -> str:
-        """Start a child if there is none; why there is none, or ""."""
+        """Start a child if there is none; returns why there is none, or ""."""
         if self._child is None:
             self._child = self.start()
             limit = min(self.until, time.monotonic() + START_SECONDS)
@@ -80,7 +80,7 @@ class Cases:
         return ""
 
     def _one(self, key: str, identity: Row) -> list[Row] | str:
-        """A case's rows, or why there are none."""
+        """The rows of a case, or why there are none."""
         kept: list[Row] = []
         skip: list[Row] = []
         while True:
@@ -116,7 +116,7 @@ class Cases:
             skip += blamed
 
     def _wait(self, until: float) -> tuple[str, Any]:
-        """The next of: an answer, the child's end, the stop of all, the time."""
+        """The next event: an answer, the end of the child, a stop of the run, or the time limit."""
         child = self._child
         while True:
             if child.answers:
@@ -127,7 +127,7 @@ class Cases:
                 child.drain()
                 if not child.answers:
                     self._child = None
-                    return "died", f"died: {told(child.end())}"
+                    return "died", f"died: {exit_text(child.end())}"
             elif time.monotonic() >= until:
                 return "late", None
             child.pump(min(TICK, max(0.0, until - time.monotonic())))
@@ -139,11 +139,13 @@ class Cases:
 
 
 def _unfinished(kind: str) -> str:
-    return {"stopped": "stopped", "late": "unfinished: its share of the time was up"}.get(kind, "")
+    return {"stopped": "stopped", "late": "unfinished: its share of the time was used up"}.get(kind, "")
 
 
 def _check_same(path: Path, there: list[dict[str, str]], about: Row) -> None:
     for row in there:
         for name in SAME:
             if name in about and row.get(name) != str(about[name]):
-                raise OtherRows(f"{path.name} holds rows of {name} {row.get(name)!r}, and these are of {about[name]!r}")
+                raise OtherRows(
+                    f"{path.name}: expected rows of {name} {about[name]!r}, but it has some of {row.get(name)!r}"
+                )

@@ -1,4 +1,4 @@
-"""A process in a group of its own: what it prints as it comes, what it answers, and an end to all of the group."""
+"""A process in a separate process group: its output line by line, its answers, and a way to end the whole group."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-ANSWERS = "ENTROPY_ATTN_ANSWERS"  # the environment's name for the number of the pipe that answers go to
-TICK = 0.1  # seconds between two looks at whether it has ended
+ANSWERS = "ENTROPY_ATTN_ANSWERS"  # environment variable with the file descriptor for answers
+TICK = 0.1  # seconds between checks
 DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
 
 
 class Child:
-    """Lines of its output go to ``say``; lines of JSON that it writes to its pipe are queued in ``answers``."""
+    """A child process. Lines of its output go to `say`; lines of JSON from its pipe are queued in `answers`."""
 
     def __init__(
         self, command: Sequence[str], say: Callable[[str], None], environment: Mapping[str, str] | None = None
@@ -31,10 +31,16 @@ class Child:
         self.say, self.answers = say, collections.deque[Any]()
         reader, writer = os.pipe()
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        own = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", ANSWERS: str(writer), **(environment or {})}
+        env = {
+            **os.environ,
+            "PYTHONPATH": path,
+            "PYTHONUNBUFFERED": "1",
+            ANSWERS: str(writer),
+            **(environment or {}),
+        }
         try:
             self._process = subprocess.Popen(
-                command, cwd=ROOT, env=own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                 pass_fds=[writer], start_new_session=True, preexec_fn=_end_with_parent,
             )  # fmt: skip
         except OSError:
@@ -50,13 +56,13 @@ class Child:
             self._streams.register(stream, selectors.EVENT_READ, take)
 
     def ask(self, question: object) -> None:
-        """Send it a line of JSON; one that has died meanwhile is seen to have ended later."""
+        """Send a line of JSON; if the child has died, `ended` says so."""
         with contextlib.suppress(OSError):
             self._process.stdin.write(json.dumps(question).encode() + b"\n")
             self._process.stdin.flush()
 
     def pump(self, seconds: float) -> bool:
-        """Take what it has written, waiting for it up to ``seconds``; whether there was anything."""
+        """Read what the child has written, and wait for up to `seconds`; returns whether there was anything."""
         if not self._streams.get_map():
             time.sleep(seconds)
             return False
@@ -78,17 +84,17 @@ class Child:
         return bool(found)
 
     def drain(self) -> None:
-        """Take what is there; not to the end of the pipes, which a process that left the group may hold open."""
+        """Read what is available, but not to the end of the pipes: a process that left the group may keep them open."""
         for _ in range(1000):
             if not self.pump(0):
                 break
 
     def ended(self) -> bool:
-        """Without taking notice of it, so that the group's number stays its own until :meth:`end`."""
+        """Whether it has ended. It is not reaped, so the id of the group is not reused before `end`."""
         return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def interrupt(self, grace: float) -> None:
-        """Ask it to come to an end, as Ctrl-C does, and give it some seconds for that."""
+        """Ask it to end, as Ctrl-C does, and wait for up to `grace` seconds."""
         self.signal(signal.SIGINT)
         until = time.monotonic() + grace
         while not self.ended() and time.monotonic() < until:
@@ -99,7 +105,7 @@ class Child:
             os.killpg(self._process.pid, number)
 
     def end(self) -> int:
-        """Kill what is left of the group; the exit code, below 0 for a signal."""
+        """Kill the rest of the group; returns the exit code, negative for a signal."""
         self.signal(signal.SIGKILL)
         while not self.ended():
             self.pump(TICK)
@@ -120,7 +126,7 @@ class Child:
             self.answers.append(json.loads(line))
 
 
-def told(code: int) -> str:
+def exit_text(code: int) -> str:
     """An exit code in words."""
     return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
 
@@ -130,6 +136,6 @@ def _text(line: bytes) -> str:
 
 
 def _end_with_parent() -> None:
-    """Between fork and exec: when the runner itself is killed, nothing of it is left on the GPU."""
+    """Between fork and exec: if the runner is killed, its children end, too, and leave the GPU."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)

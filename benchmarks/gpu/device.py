@@ -1,11 +1,11 @@
-"""The device that is measured: the GPU that is here, or one that tests/emulation makes up, for small cases.
+"""Which device is measured? The GPU of this machine, or one that tests/emulation emulates, for small cases.
 
-python -m benchmarks.gpu.device --device cuda      # what it is, as a line of JSON
+python -m benchmarks.gpu.device --device cuda              # prints a description as a line of JSON
+python -m benchmarks.gpu.device --device emulated:sm_90
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmarks.common import new_parser
 from benchmarks.gpu.child import ANSWERS
 from entropy_attn.bench.machine import machine
 from entropy_attn.bench.timing import Clock, CpuClock, clock_of
@@ -25,7 +26,7 @@ EMULATED = "emulated:"
 
 @dataclass(frozen=True)
 class Device:
-    """Where tensors lie and what the rows say of it; an emulated card's times mean nothing, so its cases are small."""
+    """Where tensors are, and how rows describe it. Times of an emulated card mean nothing, so its cases are small."""
 
     where: torch.device
     target: str
@@ -48,33 +49,34 @@ class _OneRun(CpuClock):
 
 @contextlib.contextmanager
 def opened(name: str) -> Iterator[Device]:
-    """
+    """The device of this name.
+
     Raises:
-        SystemExit: no such device, or none that the kernels are made for.
+        SystemExit: there is no such device, or the kernels do not support it.
     """
     if name.startswith(EMULATED):
         try:
             from tests.emulation.card import emulated
         except ModuleNotFoundError as error:
-            raise SystemExit(f"--device {name}: an emulated card is made by tests/emulation: {error}") from None
+            raise SystemExit(f"--device {name}: emulation needs the folder tests/emulation: {error}") from None
         target = name.removeprefix(EMULATED)
         with emulated(target):
             yield Device(torch.device("cpu"), target, emulated=True)
         return
     if name != "cuda":
-        raise SystemExit(f"--device {name}: cuda or {EMULATED}sm_80, {EMULATED}sm_90 are known")
+        raise SystemExit(f"--device: expected cuda, {EMULATED}sm_80 or {EMULATED}sm_90, got {name}")
     if not torch.cuda.is_available():
-        raise SystemExit("no GPU is visible to torch; nothing was checked or measured")
+        raise SystemExit("no GPU is visible to torch; nothing is checked or measured")
     where = torch.device("cuda", torch.cuda.current_device())
     target = device_target(where)
     if target is None:
-        raise SystemExit(f"{torch.cuda.get_device_name(where)} is none of the GPUs that the kernels are made for")
+        raise SystemExit(f"the kernels do not support this GPU: {torch.cuda.get_device_name(where)}")
     yield Device(where, target)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda")
+    parser = new_parser(__doc__)
+    parser.add_argument("--device", default="cuda", help="cuda, or emulated:sm_90")
     args = parser.parse_args()
     with opened(args.device) as device:
         line = json.dumps({"target": device.target, **device.about(None)}) + "\n"

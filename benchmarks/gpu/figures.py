@@ -1,15 +1,14 @@
-"""The figures of `entropy-attn bench`, from the rows that are in a folder's bench.csv.
+"""Draw the figures of `entropy-attn bench` from the bench.csv of a folder.
 
-python -m benchmarks.gpu.figures FOLDER
+python -m benchmarks.gpu.figures gpu-results/bench
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
 import sys
 from pathlib import Path
 
+from benchmarks.common import new_parser, read_rows
 from entropy_attn.bench.measure import MACHINE
 from entropy_attn.plots.benchmark import save_figures
 
@@ -17,10 +16,8 @@ TEXT = {"model", "size", "kind", "task", "pass", "dtype", "implementation", "sta
 
 
 def rows_of(path: Path) -> list[dict[str, object]]:
-    """As they were measured: numbers as numbers, and no cell where nothing was."""
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{name: _value(name, text) for name, text in row.items() if text or name in TEXT} for row in rows]
+    """The rows as they were measured: numbers as numbers, and no empty cells."""
+    return [{name: _value(name, text) for name, text in row.items() if text or name in TEXT} for row in read_rows(path)]
 
 
 def _value(name: str, text: str) -> object:
@@ -30,12 +27,12 @@ def _value(name: str, text: str) -> object:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where bench.csv is and the figures go")
+    parser = new_parser(__doc__)
+    parser.add_argument("folder", type=Path, help="folder that has bench.csv and gets the figures")
     args = parser.parse_args()
     path = args.folder / "bench.csv"
     if not path.exists():
-        print(f"{path} is not there: nothing to draw", file=sys.stderr)
+        print(f"{path} does not exist: nothing to draw", file=sys.stderr)
         return 1
     rows = rows_of(path)
     timed = [row for row in rows if "p50_ms" in row]

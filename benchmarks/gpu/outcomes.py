@@ -1,4 +1,4 @@
-"""A plugin of pytest: each test's outcome is in a CSV file as soon as it is known, and failures are told at once.
+"""A pytest plugin: the outcome of each test is written to a CSV file at once, and failures are printed at once.
 
 pytest -p benchmarks.gpu.outcomes --outcomes checks.csv --outcomes-part tests
 """
@@ -12,17 +12,18 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu.rows import CHECKS, Rows, read
+from benchmarks.common import read_rows
+from benchmarks.gpu.rows import CHECKS, Rows
 
-TEST_SECONDS = 120.0  # then the process of a test says where it hangs and ends; pytest-xdist starts another
+TEST_SECONDS = 120.0  # after which the process prints its stack and ends; pytest-xdist starts another one
 
 
 def pytest_addoption(parser: Any) -> None:
     group = parser.getgroup("outcomes")
     group.addoption("--outcomes", help="write each test's outcome to this CSV file")
     group.addoption("--outcomes-part", default="tests", help="the first column of its rows")
-    group.addoption("--outcomes-resume", action="store_true", help="leave out what has passed or was skipped before")
-    group.addoption("--outcomes-limit", type=float, default=TEST_SECONDS, help="seconds of a test, under pytest-xdist")
+    group.addoption("--outcomes-resume", action="store_true", help="leave out tests that passed or were skipped before")
+    group.addoption("--outcomes-limit", type=float, default=TEST_SECONDS, help="seconds for a test, with pytest-xdist")
 
 
 def pytest_configure(config: Any) -> None:
@@ -36,18 +37,18 @@ def pytest_configure(config: Any) -> None:
 def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
     if not config.getoption("--outcomes-resume") or not config.getoption("--outcomes"):
         return
-    known = {row["name"]: row["status"] for row in read(Path(config.getoption("--outcomes")))}
+    known = {row["name"]: row["status"] for row in read_rows(Path(config.getoption("--outcomes")))}
     done = [item for item in items if known.get(item.nodeid) in ("passed", "skipped")]
     config.hook.pytest_deselected(items=done)
     items[:] = [item for item in items if known.get(item.nodeid) not in ("passed", "skipped")]
 
 
 class _Limit:
-    """faulthandler's watchdog works also where the interpreter's lock is held, as in a call of the driver."""
+    """A time limit by faulthandler, which works even if the GIL is held, as in a call of the driver."""
 
     def __init__(self, seconds: float):
         self.seconds = seconds
-        self.errors = os.dup(2)  # while a test runs, pytest has another file in its place
+        self.errors = os.dup(2)  # while a test runs, pytest replaces the file
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: Any) -> Any:
@@ -78,7 +79,7 @@ class _Outcomes:
 
 
 def _short(report: Any, detail: str) -> str:
-    """The error and where it was, or else the last line."""
+    """The error and where it is raised, else the last line."""
     crash = getattr(report.longrepr, "reprcrash", None)
     if crash is not None:
         return f"{crash.message.strip().splitlines()[0][:250]} ({Path(crash.path).name}:{crash.lineno})"

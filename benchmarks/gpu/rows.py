@@ -1,4 +1,4 @@
-"""CSV files that grow by rows, and what is in them when they are gone on with."""
+"""CSV files to which rows are added, also in a later run."""
 
 from __future__ import annotations
 
@@ -6,53 +6,48 @@ import csv
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.common import append_rows, read_rows
+
 Row = Mapping[str, object]
-CHECKS = ("part", "name", "status", "seconds", "detail")  # of checks.csv
+CHECKS = ("part", "name", "status", "seconds", "detail")  # columns of checks.csv
 WHOLE = "(all of it)"  # the name of a row about a part
-GOOD = ("ok", "refused", "out of memory", "skipped", "passed", "not measured")  # what a status may begin with
+GOOD = ("ok", "refused", "out of memory", "skipped", "passed", "not measured")  # how a good status begins
 
 
 class OtherRows(Exception):
-    """The file holds rows that these do not go with."""
+    """The file has rows that do not match the new ones."""
 
 
 class Rows:
-    """Each batch is on the disk when :meth:`write` returns; a line that was cut short by a kill is dropped."""
+    """Rows are on disk when `write` returns; an incomplete last line, left by a kill, is dropped."""
 
     def __init__(self, path: Path, fields: Sequence[str]):
         self.path, self.fields = path, list(fields)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = path.read_bytes() if path.exists() else b""
-        if not text.endswith(b"\n") and text:
+        whole = text[: text.rfind(b"\n") + 1]
+        if not whole:
+            path.unlink(missing_ok=True)
+            append_rows(path, [], self.fields)
+        elif whole != text:
             with path.open("r+b") as file:
-                file.truncate(text.rfind(b"\n") + 1)
-        if not text or text.find(b"\n") < 0:
-            with path.open("w", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerow(self.fields)
+                file.truncate(len(whole))
         with path.open(newline="") as file:
             header = next(csv.reader(file))
         if header != self.fields:
             raise OtherRows(
-                f"{path.name} has the columns {', '.join(header)}; these rows have {', '.join(self.fields)}"
+                f"{path.name}: expected the columns {', '.join(self.fields)}, but it has {', '.join(header)}"
             )
 
     def read(self) -> list[dict[str, str]]:
-        return read(self.path)
+        return read_rows(self.path)
 
     def write(self, rows: Iterable[Row]) -> None:
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self.fields, lineterminator="\n").writerows(rows)
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+        append_rows(self.path, rows, self.fields)
 
 
 def same(row: Row, identity: Row) -> bool:
-    """As the CSV file has them: what is None there is empty."""
+    """Whether a row of the file has this identity; None is an empty cell there."""
     return all(str(row.get(name, "")) == ("" if value is None else str(value)) for name, value in identity.items())
 
 

@@ -1,4 +1,4 @@
-"""The parts one after another within a budget: what does not fit is skipped by name, what fails costs itself alone."""
+"""Run the parts one after another within a budget: parts that do not fit are skipped; a failure ends only its part."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.cases import Cases
-from benchmarks.gpu.child import TICK, Child, told
+from benchmarks.gpu.child import TICK, Child, exit_text
 from benchmarks.gpu.parts import Part
 from benchmarks.gpu.rows import CHECKS, WHOLE, Rows
 
-ARCHIVE = "archive/"  # of a part's file: it goes into archive.zip
-GRACE_SECONDS = 4.0  # for a command to come to an end after Ctrl-C
-HEARTBEAT_SECONDS = 20.0  # between two lines that say which part is running
-RIGHT, FAILED, NO_GPU, UNFINISHED = 0, 1, 2, 3  # exit codes; 128 and a signal's number where it was stopped
+ARCHIVE = "archive/"  # files that begin so go into archive.zip
+GRACE_SECONDS = 4.0  # for a command to end after Ctrl-C
+HEARTBEAT_SECONDS = 20.0  # between two lines about the running part
+RIGHT, FAILED, NO_GPU, UNFINISHED = 0, 1, 2, 3  # exit codes; 128 + N if signal N stopped it
 
 
 class Log:
-    """What is said, on the screen and in log.txt at once."""
+    """Lines on the screen and in log.txt."""
 
     def __init__(self, path: Path):
         self._file = path.open("a", encoding="utf-8")
@@ -35,12 +35,12 @@ class Log:
         self._file.flush()
         try:
             print(line, flush=True)
-        except (BrokenPipeError, UnicodeEncodeError):  # nobody listens, or not in this script; the file has it
+        except (BrokenPipeError, UnicodeEncodeError):  # no reader, or another encoding; the file has the line
             pass
 
 
 class Stop:
-    """Set by Ctrl-C and by signals that end a process; a second one ends it at once."""
+    """Set by Ctrl-C, SIGTERM and SIGHUP; a second signal ends the process at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -76,7 +76,7 @@ class Runner:
         self.out, self.budget, self.device, self.commit, self.resume = out, budget, device, commit, resume
         self.began, self.target = time.monotonic(), ""
         self.say, self.stop = Log(out / "log.txt"), Stop()
-        self._told = self.began
+        self._reported = self.began
 
     def run(self, parts: Sequence[Part], describe: Sequence[str]) -> int:
         with self.stop, tempfile.TemporaryDirectory(prefix="entropy_attn-") as work:
@@ -88,34 +88,34 @@ class Runner:
             self.target = about["target"]
             self.say(" ".join(f"{name} {value}," for name, value in about.items() if value).rstrip(","))
             outcomes = []
-            for place, part in enumerate(parts):
+            for index, part in enumerate(parts):
                 outcomes.append(
-                    self._part(part, sum(each.share for each in parts[place:] if each is part or not each.missing()))
+                    self._part(part, sum(each.share for each in parts[index:] if each is part or not each.missing()))
                 )
                 self._pack()
         return self._summary(outcomes)
 
     def progress(self, text: str) -> None:
-        self._told = time.monotonic()
-        self.say(f"[{self._told - self.began:5.0f} of {self.budget:.0f} s] {text}")
+        self._reported = time.monotonic()
+        self.say(f"[{self._reported - self.began:5.0f} of {self.budget:.0f} s] {text}")
 
     def _part(self, part: Part, shares: float) -> Outcome:
         left = self.began + self.budget - time.monotonic()
-        seconds = left * part.share / shares  # what the parts before did not use is divided among the rest
+        seconds = left * part.share / shares  # time that earlier parts did not use is divided among the rest
         absent = part.missing()
         if self.stop():
             outcome = Outcome(part.name, "skipped", "stopped before it")
         elif absent:
-            outcome = Outcome(part.name, "skipped", f"this machine lacks {' and '.join(absent)}")
+            outcome = Outcome(part.name, "skipped", f"this machine does not have {' and '.join(absent)}")
         elif seconds < part.least:
-            short = f"it needs {part.least:g} s, and its share of the budget is {max(0.0, seconds):.0f} s"
+            short = f"it needs {part.least:g} s, but its share of the budget is {max(0.0, seconds):.0f} s"
             outcome = Outcome(part.name, "skipped", short)
         else:
             self.progress(f"{part.name}: {part.what}; up to {seconds:.0f} s")
             began = time.monotonic()
             try:
                 outcome = (self._command if part.case_seconds is None else self._cases)(part, began + seconds)
-            except OSError as error:  # a full disk, a program that cannot be started
+            except OSError as error:  # for example a full disk, or a missing program
                 outcome = Outcome(part.name, "failed", str(error))
             outcome.seconds = time.monotonic() - began
         self.progress(f"{part.name}: {outcome.status}: {outcome.detail}")
@@ -135,13 +135,13 @@ class Runner:
                     child.interrupt(GRACE_SECONDS)
                     break
                 child.pump(TICK)
-                if time.monotonic() - self._told > HEARTBEAT_SECONDS:
+                if time.monotonic() - self._reported > HEARTBEAT_SECONDS:
                     self.progress(part.name)
         finally:
             code = child.end()
         if late or self.stop():
-            return Outcome(part.name, "unfinished", "its share of the time was up" if late else "stopped")
-        return Outcome(part.name, "ok" if code == 0 else "failed", told(code))
+            return Outcome(part.name, "unfinished", "its share of the time was used up" if late else "stopped")
+        return Outcome(part.name, "ok" if code == 0 else "failed", exit_text(code))
 
     def _cases(self, part: Part, until: float) -> Outcome:
         packed = part.file.startswith(ARCHIVE)
@@ -168,7 +168,7 @@ class Runner:
         return list(command)
 
     def _describe(self, command: Sequence[str]) -> dict[str, str] | None:
-        """What the device is, asked in a process of its own: none is left in this one's memory."""
+        """A description of the device, from another process, so that this one does not open the device."""
         child = Child(self._filled(command), self.say)
         until = time.monotonic() + 120.0
         while not child.ended() and not self.stop() and time.monotonic() < until:
@@ -176,11 +176,11 @@ class Runner:
         hangs = not child.ended() and not self.stop()
         code = child.end()
         if hangs:
-            self.say("the device does not answer; nothing was checked or measured")
+            self.say("the device does not answer; nothing is checked or measured")
         return child.answers.popleft() if code == 0 and child.answers else None
 
     def _pack(self) -> None:
-        """What lies in the folder of work, as one file that is replaced at once."""
+        """Pack the work folder into archive.zip, which is replaced in one step."""
         found = sorted(path for path in self.work.rglob("*") if path.is_file())
         if not found:
             return
@@ -203,7 +203,7 @@ class Runner:
         files = ", ".join(sorted(path.name for path in self.out.iterdir()))
         self.say(f"{time.monotonic() - self.began:.0f} s of {self.budget:.0f}; in {self.out}: {files}")
         if "unfinished" in kinds or any("share of the budget" in each.detail for each in outcomes):
-            self.say(f"to go on where it ended: --out {self.out} --resume")
+            self.say(f"to continue: --out {self.out} --resume")
         if self.stop():
             return 128 + self.stop.signal
         if "failed" in kinds:

@@ -1,4 +1,4 @@
-"""A few calls under each tool of NVIDIA's compute-sanitizer: memory, what is never written, races, barriers.
+"""A few calls under each tool of NVIDIA's compute-sanitizer: memory errors, uninitialized memory, races, barriers.
 
 https://docs.nvidia.com/compute-sanitizer/ComputeSanitizer/index.html
 """
@@ -18,12 +18,12 @@ from benchmarks.gpu.rows import CHECKS
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 CALLS = ("forward-bfloat16", "entropy", "head-dim-40", "mask", "map", "backward")
-FOUND = 86  # the exit code that it is asked for where it found something
+FOUND = 86  # exit code of the tool if it finds something
 SUMMARY = re.compile(r"=+ (?:ERROR|RACECHECK) SUMMARY: (.*)")
 
 
 class Sanitize:
-    """A call under a tool is a case."""
+    """A case is a call under a tool."""
 
     fields = CHECKS
 
@@ -44,13 +44,13 @@ class Sanitize:
 
 
 def command_of(tool: str, call: str) -> list[str]:
-    # without torch's own cache of memory, each tensor is an allocation whose ends the tool knows
+    # Without torch's caching allocator, each tensor is an allocation whose bounds the tool knows
     return ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", "compute-sanitizer", "--tool", tool, "--error-exitcode",
             str(FOUND), "--print-limit", "20", sys.executable, "-m", "benchmarks.gpu.calls", call]  # fmt: skip
 
 
 def verdict(code: int, output: str) -> tuple[str, str]:
-    """ "ok" only where the tool says that it looked and found nothing, and the call was right."""
+    """(status, detail): "ok" only if the tool reports that it found nothing, and the result is correct."""
     summary = SUMMARY.findall(output)
     detail = (
         summary[-1].strip() if summary else "no summary: " + (output.strip().splitlines() or ["no output"])[-1][:200]

@@ -1,6 +1,6 @@
-"""The cases of each part, by name, with what identifies a case's rows and how they are made. worker.py serves them.
+"""The cases of each part: their names, what identifies their rows, and how they are measured. worker.py serves them.
 
-On a card that is emulated each table has one small case: it shows that the table can be made; its times mean nothing.
+On an emulated card each table has one small case, which shows that the table works; its times mean nothing.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import torch
 from benchmarks.gpu import calls, sanitize
 from benchmarks.gpu.device import Device
 from benchmarks.gpu.rows import CHECKS
-from benchmarks.kernels import backward, forward, maps, tune
-from benchmarks.kernels import host_time as launch
+from benchmarks.kernels import backward, forward, host_time, maps, tune
 from entropy_attn.bench import measure as measuring
 from entropy_attn.bench.cases import Case, cases
 from entropy_attn.bench.implementations.contract import Ask
@@ -29,14 +28,14 @@ from entropy_attn.kernels.forward.configs import SCHEDULES
 from entropy_attn.kernels.forward.measured import KEY
 
 Row = dict[str, Any]
-At = Callable[[list[Row]], None]  # told what is tried next, as columns of the row that its failure would be
+At = Callable[[list[Row]], None]  # called with what is tried next: columns of the row if it fails
 Question = tuple[Case, tuple[str, ...] | None]
 
 DTYPES = ["bfloat16"]
 HEAD_DIMS, LENGTHS = [64, 128, 40, 80, 160], [4096, 1024, 16_384, 256]  # most important first
 BACKWARD_HEAD_DIMS = [64, 128, 40, 160]
 SMALL = Workload("sweep", "", "joint", 1, 2, 40, 40, 64, map_keys=(8, 40))
-LONGER = Workload("sweep", "", "joint", 1, 1, 64, 256, 64)  # for the schedules, which are for more keys
+LONGER = Workload("sweep", "", "joint", 1, 1, 64, 256, 64)  # for the schedules, which need more keys
 SMALL_NAMES = ("triton", "sdpa", "materialised")
 
 
@@ -88,12 +87,12 @@ class Smoke:
     def measure(self, key: str, skip: list[Row], at: At) -> list[Row]:
         began = time.monotonic()
         error = calls.run(key, self.device)
-        told = f"{error:.2f} of the error that is allowed"
-        return [{"status": "ok", "seconds": round(time.monotonic() - began, 2), "detail": told}]
+        detail = f"{error:.2f} of the allowed error"
+        return [{"status": "ok", "seconds": round(time.monotonic() - began, 2), "detail": detail}]
 
 
 class Launch:
-    """Of every call in bursts; see launch.py."""
+    """Host time of each call, in bursts; see benchmarks/kernels/host_time.py."""
 
     fields = (
         "call", "p20_us", "p50_us", "p80_us", "triton_us", "p20_of_triton", "p50_of_triton", "p80_of_triton",
@@ -104,10 +103,10 @@ class Launch:
         self.device = device
         self.about = {"driver_part": "left out" if device.emulated else "included", **device.about(commit)}
         tokens, self.rounds = (16, 2) if device.emulated else (256, 40)
-        self.calls = launch.calls(tokens, device.where, "triton")
+        self.calls = host_time.calls(tokens, device.where, "triton")
         if device.emulated:
             self.calls = dict(list(self.calls.items())[:1])
-            launch.BURST = 1
+            host_time.BURST = 1
 
     def cases(self) -> dict[str, Row]:
         return {name: {"call": name} for name in self.calls}
@@ -115,12 +114,12 @@ class Launch:
     def measure(self, key: str, skip: list[Row], at: At) -> list[Row]:
         ours, torchs = self.calls[key]
         with torch.no_grad():
-            row = launch.measure(key, ours, torchs, self.rounds, self.device.wait, time.perf_counter)
+            row = host_time.measure(key, ours, torchs, self.rounds, self.device.wait, time.perf_counter)
         return [row | {"status": "ok"}]
 
 
 class Tuning:
-    """Candidates of the forward kernel with some schedules, a case for each; see tune.py."""
+    """Candidates of the forward kernel, a case for each schedule; see benchmarks/kernels/tune.py."""
 
     fields = tune.FIELDS
 
@@ -158,7 +157,7 @@ class Tuning:
 
 
 class Guidance:
-    """A size of picture is a case; see tsam/cost.py."""
+    """A case for each image size; see benchmarks/guidance/cost.py."""
 
     def __init__(self, device: Device, commit: str | None):
         from benchmarks.guidance import cost  # which needs diffusers
@@ -173,7 +172,7 @@ class Guidance:
         return {f"{size} px": {"size": size} for size in self.args.sizes}
 
     def measure(self, key: str, skip: list[Row], at: At) -> list[Row]:
-        torch.backends.cudnn.allow_tf32 = False  # for the gate; half precision does not look at it
+        torch.backends.cudnn.allow_tf32 = False  # for the check; it has no effect in half precision
         size = int(key.split()[0])
         bar = SimpleNamespace(update=lambda: None)
         return [self.cost.measure(self.args, size, self.device.where, self.cost.prompt(), bar) | {"status": "ok"}]

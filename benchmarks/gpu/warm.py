@@ -1,14 +1,14 @@
-"""Compile what the tables launch, on all cores and without the GPU; Triton's cache on the disk hands it to the tables.
+"""Compile the kernels of the tables on all cores, without the GPU; the tables find them in Triton's cache on disk.
 
-The calls are made on CPU tensors with the driver stood in for (tests/codegen/host.py), so a kernel is compiled for what
-Triton would specialise it on; nothing is launched and no memory of the GPU is taken.
+The calls are made on CPU tensors with a stub of the driver (tests/codegen/host.py), so kernels are compiled with the
+specializations of a real launch; nothing is launched, and no GPU memory is used.
 
     python -m benchmarks.gpu.warm --target sm_90 --jobs 14
+    python -m benchmarks.gpu.warm --target sm_90 --only "smoke map"
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import multiprocessing
 import sys
@@ -21,10 +21,10 @@ import torch
 import triton
 import triton.backends.nvidia.driver as nvidia
 
+from benchmarks.common import new_parser, positive
 from benchmarks.gpu import calls, tables
 from benchmarks.gpu.device import Device
-from benchmarks.kernels import backward, forward, maps, tune
-from benchmarks.kernels import host_time as launch
+from benchmarks.kernels import backward, forward, host_time, maps, tune
 from entropy_attn.bench.cases import Case, run
 from entropy_attn.bench.implementations.contract import Ask
 from entropy_attn.bench.implementations.registry import IMPLEMENTATIONS
@@ -32,28 +32,26 @@ from entropy_attn.bench.workloads import sweep
 from entropy_attn.kernels.forward.configs import SCHEDULES
 from tests.codegen import host
 
-Job = tuple[str, Callable[[], object]]  # those of one name share kernels, and are left to one process
+Job = tuple[str, Callable[[], object]]  # jobs of the same name share kernels, and run in one process
 CPU = torch.device("cpu")
 _compiled = 0
 
 
 class Compiled(host.Compiled):
-    """Compiled as for a launch that is one, and then not launched."""
+    """Compile as for a launch, but do not launch."""
 
     def __init__(self, source, options, launches):
         global _compiled
         super().__init__(source, options, None)
         target = triton.runtime.driver.active.get_current_target()
         kernel = triton.compile(source, target=target, options=options)
-        if hasattr(
-            nvidia, "make_launcher"
-        ):  # Triton before 3.7 compiles a launcher in C as well, and keeps it likewise
+        if hasattr(nvidia, "make_launcher"):  # Triton before 3.7 also compiles and caches a launcher in C
             nvidia.CudaLauncher(kernel.src, kernel.metadata)
         _compiled += 1
 
 
 def jobs(target: str) -> Iterator[Job]:
-    """In the order of the parts."""
+    """All jobs, in the order of the parts."""
     device = Device(CPU, target)
     for name in calls.CALLS:
         yield f"smoke {name}", lambda name=name: calls.launch(name, device)
@@ -64,7 +62,7 @@ def jobs(target: str) -> Iterator[Job]:
     )
     for case, _ in itertools.chain(*tabled):
         yield _shared(case), lambda case=case: _attend(case)
-    yield "launch", lambda: [ours() for ours, _ in launch.calls(256, CPU, "triton").values()]
+    yield "launch", lambda: [ours() for ours, _ in host_time.calls(256, CPU, "triton").values()]
     for case, _ in tables.bench_questions():
         yield _shared(case), lambda case=case: _attend(case)
     for schedule in SCHEDULES:
@@ -90,33 +88,31 @@ def _attend(case: Case) -> None:
 
 
 def _blank(case: Case):
-    with mock.patch.object(torch, "randn", torch.empty):  # of which nothing is read
+    with mock.patch.object(torch, "randn", torch.empty):  # the values are not read
         return case.inputs(CPU)
 
 
 def _together(target: str, name: str) -> tuple[str, int, str]:
-    """Runs in a process of its own, forked: the jobs of one name."""
+    """In a forked process: run the jobs of one name."""
     torch.set_num_threads(1)
     before, error = _compiled, ""
     with host.recorded(target, keep=False), mock.patch.object(host, "Compiled", Compiled), torch.no_grad():
         for _, job in (job for job in jobs(target) if job[0] == name):
             try:
                 job()
-            except Exception as failed:  # the table will meet it again, and say so in a row
+            except Exception as failed:  # the table will have the same error, in a row
                 error = f"{type(failed).__name__}: {failed}"
     return name, _compiled - before, error
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--target", required=True, help="such as sm_90")
-    parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument("--only", help="jobs whose name begins so")
+    parser.add_argument("--jobs", type=positive, default=1, help="number of processes (default %(default)s)")
+    parser.add_argument("--only", help="only jobs whose name begins with this")
     args = parser.parse_args()
-    if args.jobs < 1:
-        parser.error(f"--jobs {args.jobs}: at least 1 is needed")
     if not args.target.startswith("sm_"):
-        parser.error(f"--target {args.target}: kernels are compiled ahead for NVIDIA's, such as sm_90")
+        parser.error(f"--target: expected an NVIDIA architecture, such as sm_90, got {args.target}")
     names = list(dict.fromkeys(name for name, _ in jobs(args.target)))
     names = [name for name in names if name.startswith(args.only or "")]
     began, kernels, failed = time.monotonic(), 0, 0

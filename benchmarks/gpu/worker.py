@@ -1,13 +1,13 @@
-"""The child's side of cases.py: says what its cases are, and measures those that it is asked for.
+"""The child process of cases.py: lists its cases, and measures those that are requested.
 
     python -m benchmarks.gpu.worker forward --device cuda
+    python -m benchmarks.gpu.worker smoke --device emulated:sm_90
 
-Questions are lines of JSON on its input, answers are lines on the pipe of the runner; by hand, both are the terminal.
+Requests are lines of JSON on stdin, answers are lines on the pipe of the runner, or on stdout without a runner.
 """
 
 from __future__ import annotations
 
-import argparse
 import faulthandler
 import json
 import os
@@ -17,11 +17,12 @@ import traceback
 from collections.abc import Callable
 from typing import IO, Any
 
+from benchmarks.common import add_commit, new_parser
 from benchmarks.gpu.child import ANSWERS
 
 
 def serve(table: Any, questions: IO[str], answer: Callable[[dict[str, Any]], None]) -> int:
-    """Until there are no more questions, or the device is lost."""
+    """Answer until there are no more requests, or the device is lost; returns the exit code."""
     from entropy_attn.bench.measure import DeviceLost, failure
 
     answer({"fields": list(table.fields), "about": table.about, "cases": table.cases()})
@@ -32,7 +33,7 @@ def serve(table: Any, questions: IO[str], answer: Callable[[dict[str, Any]], Non
                 rows = table.measure(question["case"], question["skip"], lambda at: answer({"at": at}))
             except DeviceLost:
                 raise
-            except (Exception, SystemExit) as error:  # the latter of scripts that found something wrong
+            except (Exception, SystemExit) as error:  # scripts raise the latter for wrong results
                 traceback.print_exc()
                 rows = [{"status": failure(error).replace("refused: ", "failed: ", 1)}]
         except DeviceLost as lost:
@@ -46,12 +47,12 @@ def main() -> int:
     from benchmarks.gpu.device import opened
     from benchmarks.gpu.tables import TABLES
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("--device", default="cuda", help="cuda, or emulated:sm_90 for small cases without a GPU")
-    parser.add_argument("--commit", help="the commit that the rows name")
+    add_commit(parser)
     args = parser.parse_args()
-    faulthandler.register(signal.SIGUSR1, all_threads=True)  # the runner asks where it hangs
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # the runner asks for the stack of a hanging child
     pipe = os.fdopen(int(os.environ[ANSWERS]), "w") if ANSWERS in os.environ else sys.stdout
 
     def answer(message: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""The guidances that are compared, each told what its paper gives it, and two controls of T-SAM.
+"""The arms of the comparison: every guidance with the words that its paper gives it, and two controls of T-SAM.
 
-The words that a method must be given are taken from the caption's own grammar, without error: the nouns for
-Attend-and-Excite, colour and shape of each object for CONFORM and SynGen. T-SAM is given nothing.
+The words that a method needs are taken from the grammar of the captions, without error: the nouns for
+Attend-and-Excite, color and shape of each object for CONFORM and SynGen. T-SAM needs no words.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from entropy_attn.guidance.text import sharpen
 from entropy_attn.prompts import Text
 from entropy_attn.shapes.scenes import COLOURS
 
-TSAM_ARMS = ("tsam-released", "tsam-paper", "tsam-shuffled", "tsam-oracle")  # those with a gamma
+TSAM_ARMS = ("tsam-released", "tsam-paper", "tsam-shuffled", "tsam-oracle")  # the arms with a gamma
 ARMS = ("none", "tsam-released", "tsam-paper", "attend-and-excite", "conform", "syngen", "tsam-shuffled", "tsam-oracle")
 UNRELATED = 0.1  # the syntax oracle's attention between words of different objects, before the power
 Positions = tuple[int, ...]
 
 
 def objects(text: Text) -> list[tuple[Positions, Positions, Positions]]:
-    """Positions of (number, colour, shape) of every object that the caption names, in order."""
+    """Positions of (number, color, shape) of each object in the caption, in order."""
     words = text.words
     return [
         (words[at - 1].positions, words[at].positions, words[at + 1].positions)
@@ -36,10 +36,10 @@ def objects(text: Text) -> list[tuple[Positions, Positions, Positions]]:
 
 
 def guidance_of(arm: str, alpha: float, gamma: float | None, steps: range) -> Guidance | None:
-    """The guidance of an arm; None for ``"none"``. Refinement is off in all of them: each makes one update a step.
+    """The guidance of an arm; None for `"none"`. Without refinement: each makes one update per step.
 
     Raises:
-        ValueError: an unknown arm.
+        ValueError: the arm is unknown.
     """
     if arm == "none":
         return None
@@ -54,7 +54,7 @@ def guidance_of(arm: str, alpha: float, gamma: float | None, steps: range) -> Gu
         return by_prompt(lambda text: CONFORM(groups=[c + s for _, c, s in objects(text)], refine_at=()), alpha, steps)
     if arm == "syngen":
         return by_prompt(lambda text: SynGen(pairs=pairs(text)), alpha, steps, step_range=SynGen.step_range)
-    raise ValueError(f"arm={arm!r}: one of {', '.join(ARMS)} is needed")
+    raise ValueError(f"arm: expected one of {', '.join(ARMS)}, got {arm!r}")
 
 
 def nouns(text: Text) -> list[int]:
@@ -62,8 +62,8 @@ def nouns(text: Text) -> list[int]:
 
 
 def pairs(text: Text) -> list[tuple[int, int]]:
-    """(colour, shape); every word of the grammar is one token of the model's tokenizer."""
-    return [(colour, shape) for _, (colour,), (shape,) in objects(text)]
+    """(color, shape) of each object; every word of the grammar is one token of the tokenizer."""
+    return [(color, shape) for _, (color,), (shape,) in objects(text)]
 
 
 def by_prompt(make: Callable[[Text], Guidance], alpha: float, steps: range, **settings) -> Custom:
@@ -77,26 +77,26 @@ def by_prompt(make: Callable[[Text], Guidance], alpha: float, steps: range, **se
 
 
 def shuffled(prompt: Prompt, gamma: float) -> Tensor:
-    """T with its words exchanged: as many, as strong and as causal relations, between the wrong words.
+    """T with permuted words: equally many, strong and causal relations, but between the wrong words.
 
-    The encoder's rows, made to sum to one, are mirrored over the diagonal, so that a pair keeps its value whichever of
-    the two comes first; one order of the words, fixed for a caption, is then put on rows and columns.
+    The rows of the encoder, normalized to sum to one, are mirrored over the diagonal, so that a pair keeps its value
+    whichever word comes first; then rows and columns are permuted, with one order for each caption.
     """
-    places = list(prompt.tokens)
-    rows = prompt.attention[places][:, places]
+    positions = list(prompt.tokens)
+    rows = prompt.attention[positions][:, positions]
     rows = rows / rows.sum(-1, keepdim=True)
     pairs = rows.tril() + rows.tril(-1).mT
-    order = list(range(len(places)))
+    order = list(range(len(positions)))
     random.Random(prompt.text.prompt).shuffle(order)
     return sharpen(pairs[order][:, order].tril(), gamma, "released")
 
 
 def oracle(prompt: Prompt, gamma: float) -> Tensor:
-    """T as a perfect parser would have it: the words of one object attend to each other alike, all others little."""
-    at = {place: row for row, place in enumerate(prompt.tokens)}
+    """T as from a perfect parser: words of one object attend to each other equally, and little to all others."""
+    at = {position: row for row, position in enumerate(prompt.tokens)}
     rows = torch.full((len(at), len(at)), UNRELATED)
     rows.fill_diagonal_(1.0)
     for words in objects(prompt.text):
-        own = torch.tensor([at[place] for word in words for place in word])
-        rows[own[:, None], own] = 1.0
+        of_object = torch.tensor([at[position] for word in words for position in word])
+        rows[of_object[:, None], of_object] = 1.0
     return sharpen(rows.tril(), gamma, "released")

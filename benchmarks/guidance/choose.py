@@ -1,29 +1,28 @@
-"""Choose the strength of every arm on captions that are not reported: alpha, and gamma for the arms of T-SAM.
+"""Which strength is best for each arm, on captions that are not reported? alpha, and gamma for the arms of T-SAM.
 
     OMP_NUM_THREADS=1 python -m benchmarks.guidance.choose
+    OMP_NUM_THREADS=1 python -m benchmarks.guidance.choose --arms conform --captions 20 --csv selection.csv
 
-Every arm gets six settings, of which the one with the highest mean of presence and binding is taken (the weaker one of
-equals). An arm of T-SAM tries four alphas with the paper's gamma and then two other gammas with the best of them. Where
-the best alpha is the least or the greatest, one beyond it is tried as well, until it is not, or EXTENSIONS are used up.
-T-SAM with a shuffled T is searched as the others are, but reported at the strength chosen for T-SAM: T alone differs.
+Each arm tries six settings; the one with the highest mean of presence and binding is chosen (the weaker one of equals).
+An arm of T-SAM tries four alphas with the paper's gamma, then two other gammas with the best alpha. If the best alpha
+is the smallest or largest, the next one beyond it is tried too, at most EXTENSIONS times. T-SAM with a shuffled T is
+searched like the others, but reported at the strength that is chosen for T-SAM, so that they differ only in T.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from benchmarks.common import RESULTS, add_commit, new_parser, read_rows, write_rows
 from benchmarks.guidance.arms import ARMS, TSAM_ARMS
 from benchmarks.guidance.trials import GUIDED, STEPS, Setting, Trials, chunks, selection_captions, trial
 from entropy_attn.bench.machine import machine
 from entropy_attn.shapes import load_pipeline
 
-RESULTS = Path(__file__).parents[1] / "results"
 TABLE = RESULTS / "tsam_selection.csv"
 ALPHAS = {
     "attend-and-excite": (5.0, 10.0, 20.0, 40.0, 80.0, 160.0),
@@ -37,7 +36,7 @@ Score = Callable[[Setting], float]
 
 
 def search(arm: str, score: Score) -> list[Setting]:
-    """The settings that were tried, the best one first."""
+    """All settings that were tried, the best one first."""
     gamma = f"{GAMMA:g}" if arm in TSAM_ARMS else ""
     alphas = list(ALPHAS[arm])
     factor = alphas[1] / alphas[0]
@@ -69,33 +68,33 @@ def means(rows: list[dict[str, str]]) -> dict[str, float]:
 
 
 def chosen_settings(path: Path = TABLE) -> list[Setting]:
-    """The arms as chosen, in the order of ARMS."""
-    with path.open(newline="") as file:
-        rows = {row["arm"]: row for row in csv.DictReader(file) if row["chosen"] == "1"}
+    """The chosen setting of each arm, in the order of ARMS."""
+    rows = {row["arm"]: row for row in read_rows(path) if row["chosen"] == "1"}
     return [Setting(arm, rows[arm]["alpha"], rows[arm]["gamma"]) for arm in ARMS if arm in rows]
 
 
 def chosen_on(path: Path = TABLE) -> int:
-    """On how many captions."""
-    with path.open(newline="") as file:
-        return max(int(row["captions"]) for row in csv.DictReader(file))
+    """The number of captions that they were chosen on."""
+    return max(int(row["captions"]) for row in read_rows(path))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--captions", type=int, default=40)
+    parser = new_parser(__doc__)
+    parser.add_argument("--captions", type=int, default=40, help="number of captions (default %(default)s)")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
-    parser.add_argument("--pictures", type=Path, default=RESULTS / "tsam_selection_pictures.csv", help="their rows")
-    parser.add_argument("--csv", type=Path, default=TABLE)
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--guided", type=int, default=GUIDED)
-    parser.add_argument("--commit", help="the commit that the rows name, where the folder is no git checkout")
+    parser.add_argument(
+        "--pictures", type=Path, default=RESULTS / "tsam_selection_pictures.csv", help="a row for each image"
+    )
+    parser.add_argument("--csv", type=Path, default=TABLE, help="a row for each setting")
+    parser.add_argument("--steps", type=int, default=STEPS, help="denoising steps (default %(default)s)")
+    parser.add_argument("--guided", type=int, default=GUIDED, help="guided steps, the first ones (default %(default)s)")
+    add_commit(parser)
     args = parser.parse_args()
 
     trials, pipe = Trials(args.pictures), load_pipeline()
     items = selection_captions(args.captions)
     table = []
-    with tqdm(desc="pictures") as bar:
+    with tqdm(desc="images") as bar:
 
         def score(setting: Setting) -> float:
             for batch in chunks(items):
@@ -116,11 +115,7 @@ def main() -> None:
                 table.append(vars(setting) | marks | {"chosen": int(setting == tried[0])})
 
     about = machine(torch.device("cpu"), args.commit)
-    with args.csv.open("w", newline="") as file:
-        rows = [row | {"captions": len(items), "seeds": 1} | about for row in table]
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(args.csv, [row | {"captions": len(items), "seeds": 1} | about for row in table])
 
 
 if __name__ == "__main__":

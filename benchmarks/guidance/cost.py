@@ -1,22 +1,21 @@
-"""One guided step of ours against the way diffusers' Attend-and-Excite pipeline makes one: time and peak memory.
+"""What do time and peak memory of a guided step cost, compared with diffusers' Attend-and-Excite pipeline?
 
-    python -m benchmarks.guidance.cost --csv tsam_cost.csv      # Stable Diffusion 1.5's architecture at 512 and 768 px
+    python -m benchmarks.guidance.cost --csv tsam_cost.csv      # Stable Diffusion 1.5 at 512 and 768 px
     python -m benchmarks.guidance.cost --sizes 768 --layers-per-block 1 --width-divisor 2    # reduced, for a CPU
 
-Both update the same latents of one picture by the same loss (T-SAM's) on the maps of the same layers, in a UNet with
-random weights. Theirs is diffusers' own processor and store: every layer's probabilities in memory, the whole UNet
-forward with a graph, weights included, and the gradient on the latents. Ours stops after the last layer whose maps are
-used. The step with classifier-free guidance that follows is the same in both, and in neither figure.
+Both update the same latents of one image by the same loss (T-SAM's) on the maps of the same layers, in a UNet with
+random weights. Theirs uses the processor and store of diffusers: the probabilities of all layers in memory, a forward
+pass of the whole UNet with a graph that includes the weights, and the gradient of the latents. Ours stops after the
+last layer whose maps are used. The denoising step that follows is the same in both, and is not measured.
 
-Nothing is timed before maps and gradients of both agree in float32. Times are medians of runs that take turns, on a CPU
-of processor time. Memory is what a step adds to what is allocated on a card; on a CPU, to the peak resident set of a
-fresh process.
+Maps and gradients of both must agree in float32 before anything is timed. Times are medians of runs that alternate; on
+a CPU they are processor time. Memory is what a step adds to the allocated memory of a GPU, or on a CPU to the peak
+resident set of a new process.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import subprocess
 import sys
@@ -31,11 +30,12 @@ from diffusers import StableDiffusionAttendAndExcitePipeline, UNet2DConditionMod
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.common import ROOT, add_commit, add_csv, module_command, new_parser, positive, read_rows, write_rows
 from entropy_attn.bench.machine import machine, version
 from entropy_attn.bench.timing import clock_of
 from entropy_attn.guidance import TSAM, Prompt
 from entropy_attn.guidance.descent import Descent
-from entropy_attn.integrations.diffusers.handle import plain_routing
+from entropy_attn.integrations.diffusers.apply import plain_routing
 from entropy_attn.integrations.guidance.forward import cross_attention_maps, map_layers
 from entropy_attn.prompts import Text
 from entropy_attn.shapes import load_pipeline
@@ -47,7 +47,7 @@ Step = Callable[[Tensor], tuple[Tensor, Tensor]]  # latents -> (latents after th
 
 
 def unet_of(layers_per_block: int, width_divisor: int) -> UNet2DConditionModel:
-    """Stable Diffusion 1.5's with random weights; `width_divisor` divides its channels and heads, not their width."""
+    """The UNet of Stable Diffusion 1.5 with random weights; `width_divisor` divides its channels and heads."""
     torch.manual_seed(0)
     return UNet2DConditionModel(
         sample_size=64,
@@ -60,7 +60,7 @@ def unet_of(layers_per_block: int, width_divisor: int) -> UNet2DConditionModel:
 
 
 def prompt() -> Prompt:
-    """A caption by the shapes tokenizer, and a random causal attention to its words."""
+    """A caption, tokenized for the shapes model, with random causal attention to its words."""
     text = Text(CAPTION, load_pipeline().tokenizer)
     scores = torch.randn(TEXT, TEXT, generator=torch.Generator().manual_seed(1))
     hidden = torch.ones(TEXT, TEXT).triu(1).bool()
@@ -68,15 +68,15 @@ def prompt() -> Prompt:
 
 
 def our_step(unet: UNet2DConditionModel, embedding: Tensor, of: Prompt, guidance: TSAM) -> Step:
-    own = plain_routing(unet)
+    routing = plain_routing(unet)
 
     def step(latents: Tensor) -> tuple[Tensor, Tensor]:
         descent = Descent(guidance, [of])
-        size, layers = map_layers(own, tuple(latents.shape[-2:]), None)
+        size, layers = map_layers(routing, tuple(latents.shape[-2:]), None)
 
         def maps_of(wide: Tensor) -> Tensor:
             call = ((wide.to(latents.dtype), TIMESTEP), {"encoder_hidden_states": embedding})
-            return cross_attention_maps(own, layers, size, 0, TEXT, call)
+            return cross_attention_maps(routing, layers, size, 0, TEXT, call)
 
         return descent.step(latents, 0, STEP_SIZE, maps_of), descent.maps[0]
 
@@ -115,22 +115,24 @@ FIELDS = (
 
 
 def check(steps: dict[str, Step], latents: Tensor) -> dict[str, float]:
-    """How far maps and gradients of the two are apart, in float32.
+    """How much maps and gradients of the two differ, in float32.
 
     Raises:
-        SystemExit: further than rounding.
+        SystemExit: by more than rounding.
     """
     (ours, our_maps), (theirs, their_maps) = (steps[name](latents) for name in STEPS)
     maps = ((our_maps - their_maps).norm() / their_maps.norm()).item()
     first, second = ((after - latents).flatten().double() for after in (ours, theirs))
     cosine = torch.nn.functional.cosine_similarity(first, second, dim=0).item()
     if not (maps < 1e-3 and cosine > 0.999 and second.norm() > 0):
-        raise SystemExit(f"wrong result, nothing measured: maps {maps:.3g} apart, cosine of the gradients {cosine:.6f}")
+        raise SystemExit(
+            f"wrong result, nothing is measured: maps differ by {maps:.3g}, cosine of the gradients {cosine:.6f}"
+        )
     return {"maps_apart": maps, "gradient_cosine": cosine}
 
 
 def prepared(args: argparse.Namespace, size: int, device: torch.device):
-    """The UNet and what goes in, float32."""
+    """The UNet and its inputs, in float32."""
     unet = unet_of(args.layers_per_block, args.width_divisor).to(device)
     g = torch.Generator().manual_seed(0)
     latents = torch.randn(1, 4, size // 8, size // 8, generator=g).to(device)
@@ -151,7 +153,7 @@ def measure(args: argparse.Namespace, size: int, device: torch.device, of: Promp
         for name in list(steps) if turn % 2 == 0 else list(reversed(steps)):
             if device.type == "cuda":
                 once = clock.runs(steps[name], [latents], 1)
-                times[name] += once if turn else []  # the gate has warmed a CPU up
+                times[name] += once if turn else []  # on a CPU the check was the warm-up
             else:
                 times[name].append(cpu_ms(steps[name], latents))
         bar.update()
@@ -173,7 +175,7 @@ def measure(args: argparse.Namespace, size: int, device: torch.device, of: Promp
 
 
 def cpu_ms(step: Step, latents: Tensor) -> float:
-    """Milliseconds of processor time, of all threads together: other work on the machine does not count."""
+    """Milliseconds of processor time of all threads; other processes do not count."""
     start = time.process_time()
     step(latents)
     return 1e3 * (time.process_time() - start)
@@ -181,9 +183,11 @@ def cpu_ms(step: Step, latents: Tensor) -> float:
 
 def in_fresh_process(args: argparse.Namespace, size: int, name: str) -> float:
     """MiB that one step adds to the peak resident set."""
-    command = [sys.executable, "-m", "benchmarks.guidance.cost", "--worker", name, "--sizes", str(size)]
-    command += ["--layers-per-block", str(args.layers_per_block), "--width-divisor", str(args.width_divisor)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    command = module_command(
+        "benchmarks.guidance.cost", "--worker", name, "--sizes", size,
+        "--layers-per-block", args.layers_per_block, "--width-divisor", args.width_divisor,
+    )  # fmt: skip
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
     return float(done.stdout.split()[-1])
 
 
@@ -191,32 +195,36 @@ def worker(args: argparse.Namespace) -> None:
     device = torch.device("cpu")
     unet, latents, embedding = prepared(args, args.sizes[0], device)
     step = STEPS[args.worker](unet, embedding, prompt(), TSAM())
-    step(latents[..., :16, :16])  # loads what a first call loads
+    step(latents[..., :16, :16])  # loads libraries before the measurement
     mib = clock_of(device).peak_mib(step, latents)
     if mib is None:
-        raise SystemExit("peak memory is read from /proc, which this system lacks: run it on Linux")
+        raise SystemExit("this benchmark reads peak memory from /proc, which this system does not have: use Linux")
     print(mib)
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
-    """Of the command line, or of ``given``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[512, 768], help="pixels, divisible by 64")
-    parser.add_argument("--layers-per-block", type=int, default=2, help="2 is the model's (default)")
-    parser.add_argument("--width-divisor", type=int, choices=(1, 2, 4), default=1, help="1 is the model's (default)")
-    parser.add_argument("--repeats", type=int, default=5)
+    """The options, from the command line or from `given`."""
+    parser = new_parser(__doc__)
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[512, 768], help="pixels, multiples of 64 (default 512 768)"
+    )
+    parser.add_argument("--layers-per-block", type=int, default=2, help="2 (default) is that of Stable Diffusion 1.5")
+    parser.add_argument("--width-divisor", type=int, choices=(1, 2, 4), default=1, help="1 (default) is the full width")
+    parser.add_argument("--repeats", type=positive, default=5, help="timed steps of each (default %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default float16 on a card")
-    parser.add_argument("--csv", type=Path, help="write the rows here; rows of other measurements in it stay")
-    parser.add_argument("--commit", help="the commit that the rows name, where the folder is no git checkout")
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), help="default: float16 on a GPU, float32 on a CPU"
+    )
+    add_csv(parser, help="write the rows to this file; its rows of other cases stay")
+    add_commit(parser)
     parser.add_argument("--worker", choices=STEPS, help=argparse.SUPPRESS)
     args = parser.parse_args(given)
     if any(size < 64 or size % 64 for size in args.sizes):
-        parser.error(f"--sizes {args.sizes}: positive multiples of 64 are needed")
+        parser.error(f"--sizes: expected positive multiples of 64, got {args.sizes}")
     device = torch.device(args.device)
     args.dtype = args.dtype or ("float16" if device.type == "cuda" else "float32")
     if device.type == "cpu" and args.dtype != "float32":
-        parser.error(f"--dtype {args.dtype}: on a CPU float32 is measured")
+        parser.error(f"--dtype: expected float32 on a CPU, got {args.dtype}")
     return args
 
 
@@ -226,7 +234,7 @@ def main() -> int:
         worker(args)
         return 0
     device = torch.device(args.device)
-    torch.backends.cudnn.allow_tf32 = False  # for the gate; half precision does not look at it
+    torch.backends.cudnn.allow_tf32 = False  # for the check; it has no effect in half precision
     of, about = prompt(), {"diffusers": version("diffusers")} | machine(device, args.commit)
     turns = args.repeats + 2 + (device.type == "cuda")
     full = 0
@@ -247,16 +255,10 @@ def main() -> int:
 
 
 def keep(path: Path, row: dict[str, object]) -> None:
-    """Put a row in the place of the one of the same case, or after the others."""
+    """Write a row to the file in place of the row of the same case; the other rows stay."""
     case = ("device", "size", "layers_per_block", "width_divisor", "dtype")
-    rows: list[dict[str, object]] = []
-    if path.exists():
-        with path.open(newline="") as file:
-            rows = [old for old in csv.DictReader(file) if any(old[name] != str(row[name]) for name in case)]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        writer.writeheader()
-        writer.writerows([*rows, row])
+    others = [old for old in read_rows(path) if any(old[name] != str(row[name]) for name in case)]
+    write_rows(path, [*others, row], list(row))
 
 
 if __name__ == "__main__":

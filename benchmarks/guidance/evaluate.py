@@ -1,22 +1,22 @@
-"""Guidance on the embedded shapes model: every arm, at the strength chosen for it, on captions that chose nothing.
+"""Does guidance help the embedded shapes model? Each arm at its chosen strength, on captions that chose nothing.
 
     OMP_NUM_THREADS=1 python -m benchmarks.guidance.choose      # first, once
-    OMP_NUM_THREADS=1 python -m benchmarks.guidance.evaluate    # 300 captions x 4 seeds x 8 arms: 90 minutes of a core
+    OMP_NUM_THREADS=1 python -m benchmarks.guidance.evaluate    # 300 captions x 4 seeds x 8 arms: 90 minutes
     python -m benchmarks.guidance.summary                       # intervals and the figure, from the rows
 
-A run that was stopped goes on where it was: its rows, one a picture, are in ``tsam_pictures.csv``. Seeds are the outer
-loop, then batches of captions, then arms, so that a run that is cut short is balanced but for its last batch.
+A run that was stopped can be continued with the same command: `tsam_pictures.csv` has a row for each image. Seeds are
+the outer loop, then batches of captions, then arms, so that an incomplete run is balanced except for its last batch.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks.common import RESULTS, new_parser
 from benchmarks.guidance.arms import ARMS
-from benchmarks.guidance.choose import RESULTS, TABLE, chosen_on, chosen_settings
+from benchmarks.guidance.choose import TABLE, chosen_on, chosen_settings
 from benchmarks.guidance.trials import (
     GUIDED,
     STEPS,
@@ -30,18 +30,18 @@ from benchmarks.guidance.trials import (
 from entropy_attn.shapes import load_pipeline
 
 PICTURES = RESULTS / "tsam_pictures.csv"
-SEEDS = (1, 2, 3, 4)  # 0 is the selection's
+SEEDS = (1, 2, 3, 4)  # 0 is that of the selection
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--captions", type=int, default=300)
+    parser = new_parser(__doc__)
+    parser.add_argument("--captions", type=int, default=300, help="number of captions (default %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
-    parser.add_argument("--pictures", type=Path, default=PICTURES, help="their rows, read and appended to")
-    parser.add_argument("--selection", type=Path, default=TABLE, help="the table that benchmarks.guidance.choose wrote")
-    parser.add_argument("--limit", type=int, help="stop after this many new pictures")
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--pictures", type=Path, default=PICTURES, help="a row for each image; existing rows are kept")
+    parser.add_argument("--selection", type=Path, default=TABLE, help="the table of benchmarks.guidance.choose")
+    parser.add_argument("--limit", type=int, help="stop after this many new images")
+    parser.add_argument("--steps", type=int, default=STEPS, help="denoising steps (default %(default)s)")
     parser.add_argument("--guided", type=int, default=GUIDED, help="guided steps, the first ones (default %(default)s)")
     args = parser.parse_args()
 
@@ -53,7 +53,7 @@ def main() -> None:
     left = [(s, missing, seed) for s, batch, seed in jobs if (missing := trials.missing(s, batch, seed))]
     total, done = len(settings) * len(items) * len(args.seeds), 0
     pipe = load_pipeline()
-    with tqdm(total=total, initial=total - sum(len(batch) for _, batch, _ in left), desc="pictures") as bar:
+    with tqdm(total=total, initial=total - sum(len(batch) for _, batch, _ in left), desc="images") as bar:
         for setting, batch, seed in left:
             if args.limit is not None:
                 batch = batch[: args.limit - done]
@@ -65,7 +65,10 @@ def main() -> None:
 
 
 def disjoint(*groups: list[Caption]) -> None:
-    """Raises: AssertionError: a caption is in two groups."""
+    """
+    Raises:
+        AssertionError: a caption is in two groups.
+    """
     texts = [{item.request.caption() for item in group} for group in groups]
     assert sum(map(len, texts)) == len(set().union(*texts)), "settings were chosen on captions that are reported"
 

@@ -1,8 +1,7 @@
-"""Pictures of fixed captions under a guidance, marked by the exact checker: a row a picture, appended as they come."""
+"""Images of fixed captions under a guidance, scored by the exact checker: a row for each, appended as they are made."""
 
 from __future__ import annotations
 
-import csv
 import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
@@ -13,14 +12,15 @@ from typing import Any
 import torch
 
 import entropy_attn as ea
+from benchmarks.common import append_rows, read_rows, write_rows
 from benchmarks.guidance.arms import guidance_of
 from benchmarks.shapes.evaluate import captions
 from entropy_attn.shapes.checker import check
 from entropy_attn.shapes.scenes import Request
 
 SPLITS = ("seen", "held-out")
-REPORTED, CHOSEN_ON = 77, 78  # seeds of the captions that are reported, and of those that settings are chosen on
-MOST_REPORTED = 300  # captions; none of them is among those that settings are chosen on
+REPORTED, CHOSEN_ON = 77, 78  # seeds of the captions for the report, and for choosing settings
+MOST_REPORTED = 300  # captions; settings are chosen on others
 FIELDS = ("seed", "split", "caption", "arm", "alpha", "gamma", "presence", "count", "binding", "relation", "found")
 BATCH = 20
 STEPS, GUIDED, CFG = 25, 12, 4.0  # T-SAM's recipe guides 25 of 50 steps
@@ -28,7 +28,7 @@ STEPS, GUIDED, CFG = 25, 12, 4.0  # T-SAM's recipe guides 25 of 50 steps
 
 @dataclass(frozen=True)
 class Setting:
-    """An arm with its strength. Numbers as they are written in the files."""
+    """An arm and its strength; numbers are text, as in the files."""
 
     arm: str
     alpha: str = ""
@@ -46,14 +46,18 @@ class Caption:
     request: Request
 
     def generator(self, seed: int) -> torch.Generator:
-        """The same first latents in every arm."""
+        """The starting noise: the same in every arm."""
         return torch.Generator().manual_seed(1_000_000 * seed + 100_000 * SPLITS.index(self.split) + self.index)
 
 
 def of_several_objects(split: str, total: int, seed: int, without: Iterable[Request] = ()) -> list[Request]:
-    """The first requests of ``captions`` that name two kinds at least, where every method has something to tell apart.
+    """The first requests of `captions` with at least two kinds of objects, which a guidance can mix up.
 
-    without: requests that must not be among them.
+    Args:
+        split: "seen" or "held-out".
+        total: how many.
+        seed: of the captions.
+        without: requests to leave out.
     """
     known, draw = {request.caption() for request in without}, total
     while True:
@@ -65,18 +69,20 @@ def of_several_objects(split: str, total: int, seed: int, without: Iterable[Requ
 
 
 def reported_captions(total: int = MOST_REPORTED) -> list[Caption]:
-    """``total`` captions, every second one touching a held-out pair or kind; fewer are the first of them.
+    """The first `total` captions for the report; every second one has a held-out pair or kind.
 
     Raises:
-        ValueError: more than ``MOST_REPORTED``.
+        ValueError: more than `MOST_REPORTED`.
     """
     if not 1 <= total <= MOST_REPORTED:
-        raise ValueError(f"captions={total}: 1 to {MOST_REPORTED} are allowed; further ones may have chosen settings")
+        raise ValueError(
+            f"captions: expected 1 to {MOST_REPORTED}, got {total}; settings may be chosen on further ones"
+        )
     return _interleaved({split: of_several_objects(split, MOST_REPORTED // 2, REPORTED) for split in SPLITS})[:total]
 
 
 def selection_captions(total: int) -> list[Caption]:
-    """Captions none of which can be reported."""
+    """Captions that are never reported."""
     known = [caption.request for caption in reported_captions()]
     half = -(-total // 2)
     return _interleaved({split: of_several_objects(split, half, CHOSEN_ON, known) for split in SPLITS})[:total]
@@ -93,7 +99,7 @@ def chunks(items: list[Caption], size: int = BATCH) -> Iterator[list[Caption]]:
 
 
 def trial(pipe: Any, setting: Setting, batch: list[Caption], seed: int, steps: int, guided: int) -> list[dict]:
-    """One picture of every caption of the batch, as rows."""
+    """Rows of the batch: an image for each caption, scored."""
     guidance = setting.guidance(guided)
     with nullcontext() if guidance is None else ea.guidance.attach(pipe, guidance):
         images = pipe(
@@ -113,19 +119,16 @@ def trial(pipe: Any, setting: Setting, batch: list[Caption], seed: int, steps: i
 
 
 class Trials:
-    """The rows of a file, and those still to come: what is in it already is not drawn again.
+    """A file of rows, and which ones are missing in it; existing ones are not made again.
 
-    The settings of the sampling are not in the rows: a file belongs to one number of steps.
+    The rows do not have the settings of the sampling: a file belongs to one number of steps.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        self.rows: dict[tuple[str, ...], dict[str, str]] = {}
-        if path.exists():
-            with path.open(newline="") as file:
-                whole = [row for row in csv.DictReader(file) if None not in row.values()]  # not one cut off
-            self.rows = {_key(row): row for row in whole}
-        self._rewrite()
+        complete = [row for row in read_rows(path) if None not in row.values()]  # the last one may be cut off
+        self.rows: dict[tuple[str, ...], dict[str, str]] = {_key(row): row for row in complete}
+        write_rows(path, self.rows.values(), FIELDS)
 
     def missing(self, setting: Setting, batch: list[Caption], seed: int) -> list[Caption]:
         name = (setting.arm, setting.alpha, setting.gamma)
@@ -133,17 +136,10 @@ class Trials:
 
     def add(self, rows: list[dict[str, str]]) -> None:
         self.rows |= {_key(row): row for row in rows}
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, FIELDS).writerows(rows)
+        append_rows(self.path, rows, FIELDS)
 
     def of(self, setting: Setting) -> list[dict[str, str]]:
         return [r for r in self.rows.values() if (r["arm"], r["alpha"], r["gamma"]) == _name(setting)]
-
-    def _rewrite(self) -> None:
-        with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(self.rows.values())
 
 
 def _name(setting: Setting) -> tuple[str, str, str]:

@@ -1,4 +1,4 @@
-"""Time forward and backward together against torch's attention, with and without a gradient of the entropy.
+"""How fast are forward and backward together, with and without a gradient of the entropy, compared with torch?
 
 python -m benchmarks.kernels.backward --csv benchmarks/results/backward.csv
 python -m benchmarks.kernels.backward --head-dims 64 --lengths 1024 4096
@@ -11,13 +11,13 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.common import arguments, run_all
+from benchmarks.kernels.measure import arguments, run_all
 from entropy_attn.bench.cases import Case, cases
 from entropy_attn.bench.workloads import sweep
 
 TOKENS = 16_384  # batch x length
 NAMES = ("triton", "sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "materialised")
-FLEX_LENGTH = 4096  # FlexAttention compiles anew for each shape: one length is enough to compare with
+FLEX_LENGTH = 4096  # FlexAttention compiles for each shape: one length is enough for a comparison
 
 
 def questions(dtypes: list[str], head_dims: list[int], lengths: list[int]) -> Iterator[tuple[Case, tuple[str, ...]]]:
@@ -28,8 +28,10 @@ def questions(dtypes: list[str], head_dims: list[int], lengths: list[int]) -> It
 
 def main() -> int:
     parser = arguments(__doc__)
-    parser.add_argument("--head-dims", type=int, nargs="+", default=[40, 64, 128, 160])
-    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 16384])
+    parser.add_argument("--head-dims", type=int, nargs="+", default=[40, 64, 128, 160], help="default %(default)s")
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", default=[1024, 4096, 16384], help="tokens (default %(default)s)"
+    )
     args = parser.parse_args()
     return run_all(questions(args.dtypes, args.head_dims, args.lengths), args)
 

@@ -1,8 +1,8 @@
-"""What the compiled forward kernels should cost, read from their machine code: no GPU is needed, and nothing is timed.
+"""What should the compiled forward kernels cost? Read from their machine code: no GPU is needed, nothing is timed.
 
-For each target and head dim: registers, shared memory, occupancy, the loop's instructions for each score, and the
-clocks that a multiprocessor needs for a score by each of its units. The slowest unit bounds the speed where all
-overlap; where the exponential waits for the products, their times add up. The truth lies between the two.
+For each target and head dim: registers, shared memory, occupancy, instructions in the loop per score, and the clocks
+that each unit of a multiprocessor needs per score. If all units overlap, the slowest one limits the speed; if the
+exponential waits for the matrix products, their times add up. The true speed lies between the two.
 
     python -m benchmarks.kernels.codegen --csv benchmarks/results/codegen.csv
     python -m benchmarks.kernels.codegen --targets sm_90 --head-dims 64 128
@@ -10,20 +10,17 @@ overlap; where the exponential waits for the products, their times add up. The t
 
 from __future__ import annotations
 
-import argparse
-import csv
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.common import add_csv, add_json, new_parser, write_outputs
 from entropy_attn.kernels.common.targets import SHARED_MEMORY, TARGETS
 from entropy_attn.kernels.forward.configs import ForwardConfig, forward_candidates
 from tests.codegen.aot import Code, compile_call
@@ -41,7 +38,7 @@ REGISTERS, MAX_WARPS = 65_536, {"sm_89": 48, "sm_120": 48}  # of a multiprocesso
 
 @dataclass(frozen=True)
 class Unit:
-    """What one multiprocessor (compute unit) does in a clock."""
+    """What one multiprocessor (compute unit) does per clock."""
 
     flops: int  # dense fp16 products with float32 sums
     exp: int  # 2**x
@@ -62,21 +59,21 @@ MEMORY = ("LD", "ST", "RED", "UTMA", "UBLKCP", "ds_", "buffer_", "global_", "fla
 
 
 def configurations(target: str, head_dim: int) -> list[ForwardConfig]:
-    """That of the static table, and those with another schedule of the loop that autotuning tries."""
+    """The configuration of the static table, and those with other schedules of the loop that autotuning tries."""
     candidates = forward_candidates(target, head_dim, head_dim, torch.float16, seqlen_k=SEQLEN)
     return [candidates[0], *(c for c in candidates if c.schedule != "plain")]
 
 
 def row(target: str, head_dim: int, entropy: bool, config: ForwardConfig | None = None) -> dict[str, object]:
-    """One line of the table."""
-    # a specialised loop pays for keys that fill their blocks; to all others the length is unknown
+    """One row of the table."""
+    # A specialized loop needs keys that fill their blocks; all others are compiled for an unknown length
     whole = config is not None and config.schedule == "specialized"
     call = make_call(target, head_dim, entropy=entropy, **({"seqlen_k": SEQLEN} if whole else {}))
     config = config or call.table_config()
     code = compile_call(call, config)
-    groups = 2 if whole else 1  # of warps that share a tile; Triton counts those of one
+    groups = 2 if whole else 1  # groups of warps that share a tile; Triton counts the warps of one
     threads = (64 if target == "gfx942" else 32) * config.num_warps * groups
-    scores = config.block_m * config.block_n / threads  # of each thread in one turn of the loop
+    scores = config.block_m * config.block_n / threads  # per thread in one iteration of the loop
     exp = sum(n for op, n in code.loop.items() if op == "MUFU.EX2" or op.startswith("v_exp_f32"))
     fma = sum(n for op, n in code.loop.items() if op.startswith(FMA))
     memory = sum(n for op, n in code.loop.items() if op.startswith(MEMORY))
@@ -89,7 +86,7 @@ def row(target: str, head_dim: int, entropy: bool, config: ForwardConfig | None 
         "issue_clk": total / scores / unit.lanes,
     }
     per_score = {"instructions": total, "matrix": matrix, "exp": exp, "fma": fma, "memory": memory}
-    warps = config.num_warps * (groups + whole)  # one more group fetches
+    warps = config.num_warps * (groups + whole)  # one more group loads
     per_score["other"] = total - matrix - exp - fma - memory
     return {
         "target": target, "head_dim": head_dim, "schedule": config.schedule, "entropy": "on" if entropy else "off",
@@ -103,9 +100,9 @@ def row(target: str, head_dim: int, entropy: bool, config: ForwardConfig | None 
 
 
 def occupancy(target: str, code: Code, num_warps: int) -> int:
-    """Warps that a multiprocessor holds at a time, by registers and shared memory."""
+    """Warps that run at a time on a multiprocessor, limited by registers and shared memory."""
     registers = -(-code.registers // 8) * 8
-    if target == "gfx942":  # four units, each with 512 registers a lane and 8 waves at most
+    if target == "gfx942":  # four SIMD units, each with 512 registers per lane and at most 8 waves
         by_registers = 4 * min(8, 512 // registers) // num_warps
     else:
         by_registers = min(REGISTERS // (registers * 32), MAX_WARPS.get(target, 64)) // num_warps
@@ -113,7 +110,7 @@ def occupancy(target: str, code: Code, num_warps: int) -> int:
 
 
 def overhead(off: dict, on: dict) -> tuple[float, float]:
-    """What entropy adds to the time of a loop, in percent: where all units overlap, and where the products wait."""
+    """What entropy adds to the time of a loop, in percent: if all units overlap, and if the products wait."""
 
     def times(r: dict) -> tuple[float, float]:
         tensor, exp, issue = (float(r[name]) for name in ("tensor_clk", "exp_clk", "issue_clk"))
@@ -145,23 +142,17 @@ def table(rows: list[dict]) -> Table:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--head-dims", nargs="+", type=int, default=list(HEAD_DIMS))
-    parser.add_argument("--csv", type=Path, help="write the rows here")
-    parser.add_argument("--json", type=Path, help="write the rows here")
+    add_csv(parser)
+    add_json(parser)
     args = parser.parse_args()
     kernels = [(t, d, c) for t in args.targets for d in args.head_dims for c in configurations(t, d)]
     cases = [(t, d, entropy, c) for t, d, c in kernels for entropy in (False, True)]
     rows = [row(*case) for case in track(cases, "compiling", console=Console(stderr=True), transient=True)]
     Console(width=None if sys.stdout.isatty() else 160).print(table(rows))
-    if args.csv:
-        with args.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+    write_outputs(args, rows, FIELDS)
     return 0
 
 

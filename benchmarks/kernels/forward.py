@@ -1,4 +1,4 @@
-"""Time the forward pass against torch's attention, on the card that is here.
+"""How fast is the forward pass on this machine's GPU, compared with torch's attention?
 
 python -m benchmarks.kernels.forward --csv benchmarks/results/forward.csv
 python -m benchmarks.kernels.forward --head-dims 64 --lengths 1024 4096
@@ -11,14 +11,14 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.common import arguments, run_all
+from benchmarks.kernels.measure import arguments, run_all
 from entropy_attn.bench.cases import Case, cases
 from entropy_attn.bench.workloads import SWEEP_TOKENS, sweep
 
 TOKENS = SWEEP_TOKENS
 NAMES = (
     "triton", "sdpa-flash", "sdpa-cudnn", "sdpa-efficient",
-    "vk-flash", "vk-cudnn", "materialised",  # these three for the entropy
+    "vk-flash", "vk-cudnn", "materialised",  # these three compute the entropy
 )  # fmt: skip
 
 
@@ -30,8 +30,10 @@ def questions(dtypes: list[str], head_dims: list[int], lengths: list[int]) -> It
 
 def main() -> int:
     parser = arguments(__doc__)
-    parser.add_argument("--head-dims", type=int, nargs="+", default=[40, 64, 80, 128, 160])
-    parser.add_argument("--lengths", type=int, nargs="+", default=[256, 1024, 4096, 16384])
+    parser.add_argument("--head-dims", type=int, nargs="+", default=[40, 64, 80, 128, 160], help="default %(default)s")
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", default=[256, 1024, 4096, 16384], help="tokens (default %(default)s)"
+    )
     args = parser.parse_args()
     return run_all(questions(args.dtypes, args.head_dims, args.lengths), args)
 

@@ -1,24 +1,21 @@
-"""What a call costs the host: how long Python is busy until the kernels are launched.
+"""How long is the host busy with one call, until its kernels are launched?
 
-A diffusion step launches dozens of small attentions; where the host is slower than the GPU, it sets the speed. Each
-call takes turns with the same call by Triton's own path, without plans (kernels/common/plans.py), and on a GPU with
-torch's attention, in bursts. Without a GPU Triton's launcher works on a driver that does nothing, and time is that
-of the thread; the driver's part is missing then.
+A diffusion step launches dozens of small attentions; if the host is slower than the GPU, it limits the speed. Bursts of
+each call alternate with bursts of the same call on Triton's launch path, without plans (kernels/common/plans.py), and,
+on a GPU, of torch's attention. Without a GPU, Triton's launcher runs on a driver that does nothing, and the time of the
+thread is measured; it does not include the driver.
 
     python -m benchmarks.kernels.host_time --csv benchmarks/results/launch.csv
+    python -m benchmarks.kernels.host_time --tokens 1024 --rounds 10
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
 import functools
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -26,18 +23,19 @@ from rich.console import Console
 from rich.table import Table
 
 import entropy_attn as ea
+from benchmarks.common import add_commit, add_csv, add_json, new_parser, write_outputs
 from benchmarks.kernels.stub_driver import by_triton, stub_driver
 from entropy_attn.bench.machine import machine
 from entropy_attn.kernels.backward.launch import attention_backward
 from entropy_attn.kernels.common.call import AttentionCall
 
-BURST = 50  # calls between two waits for the GPU: fewer than fit into its queue
-ALONE = (132, 8, 16)  # as many programs as a large card has units: their maps are in one part, with no sum after them
+BURST = 50  # calls between two synchronizations: fewer than fit into the launch queue
+FULL = (132, 8, 16)  # batch, heads, tokens: enough programs for all multiprocessors, so that maps need no second sum
 Call = Callable[[], object]
 
 
 def calls(tokens: int, device: torch.device, impl: str) -> dict[str, tuple[Call, Call | None]]:
-    """Ours, and what torch has for it."""
+    """{name: (our call, the same in torch or None)}."""
 
     def tensors(batch: int, heads: int, *lengths: int, dtype: torch.dtype = torch.float16) -> list[torch.Tensor]:
         return [torch.randn(batch, heads, n, 64, device=device, dtype=dtype) for n in lengths]
@@ -55,8 +53,8 @@ def calls(tokens: int, device: torch.device, impl: str) -> dict[str, tuple[Call,
         return functools.partial(attention_backward, *given, grad_out=torch.randn_like(out), **options), None
 
     alike, text = tensors(2, 8, *[tokens] * 3), tensors(2, 8, tokens, 77, 77)
-    mapped = tensors(*ALONE, 77, 77)
-    swept = tensors(*ALONE, 300, 300)
+    mapped = tensors(*FULL, 77, 77)
+    swept = tensors(*FULL, 300, 300)
     entropy = {"grad_entropy": torch.randn(2, 8, tokens, device=device)}
     return {
         f"self, {tokens} tokens": (ours(alike), plain(alike)),
@@ -71,18 +69,18 @@ def calls(tokens: int, device: torch.device, impl: str) -> dict[str, tuple[Call,
 
 
 def microseconds(call: Call, wait: Callable[[], None], clock: Callable[[], float]) -> float:
-    """Of one call in a burst."""
+    """The time of one call in a burst."""
     wait()
-    begun = clock()
+    began = clock()
     for _ in range(BURST):
         call()
-    return (clock() - begun) / BURST * 1e6
+    return (clock() - began) / BURST * 1e6
 
 
 def measure(
     name: str, ours: Call, torchs: Call | None, rounds: int, wait: Callable[[], None], clock: Callable[[], float]
 ) -> dict[str, object]:
-    """Ours, the same by Triton's path, and torch's, in turns."""
+    """A row: our call, the same on Triton's launch path, and torch's, in alternating bursts."""
 
     def by_tritons_path() -> float:
         with by_triton():
@@ -108,15 +106,15 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=256, help="of self-attention (default %(default)s)")
+    parser = new_parser(__doc__)
+    parser.add_argument("--tokens", type=int, default=256, help="tokens of self-attention (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=40, help="bursts of each call (default %(default)s)")
-    parser.add_argument("--commit", help="the commit that the rows name, where the folder is no git checkout")
-    parser.add_argument("--csv", type=Path, help="write the rows here")
-    parser.add_argument("--json", type=Path, help="write the rows here")
+    add_commit(parser)
+    add_csv(parser)
+    add_json(parser)
     args = parser.parse_args()
     if args.tokens < 1 or args.rounds < 2:
-        parser.error(f"--tokens {args.tokens} --rounds {args.rounds}: at least 1 and 2 are needed")
+        parser.error(f"--tokens, --rounds: expected at least 1 and 2, got {args.tokens} and {args.rounds}")
 
     gpu = torch.cuda.is_available()
     device = torch.device("cuda" if gpu else "cpu")
@@ -124,27 +122,21 @@ def main() -> None:
     wait, clock = (torch.cuda.synchronize, time.perf_counter) if gpu else ((lambda: None), time.thread_time)
     with driver, torch.no_grad():
         rows = [
-            # torch would compute on the CPU, which is no measure of a launch
+            # Without a GPU torch would compute on the CPU, and not launch anything
             measure(name, ours, torchs if gpu else None, args.rounds, wait, clock)
             for name, (ours, torchs) in calls(args.tokens, device, "triton").items()
         ]
     about = {"driver_part": "included" if gpu else "left out", **machine(device, args.commit)}
     rows = [{**row, **about} for row in rows]
 
-    table = Table(title="host time of one call, microseconds" + ("" if gpu else " (without the driver's part)"))
+    table = Table(title="host time of one call, microseconds" + ("" if gpu else " (without the driver)"))
     shown = [name for name in rows[0] if name not in about]
     for name in shown:
         table.add_column(name, justify="left" if name == "call" else "right", no_wrap=name == "call")
     for row in rows:
         table.add_row(*(str(row[name]) for name in shown))
     Console().print(table)
-    if args.csv:
-        with args.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+    write_outputs(args, rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Time cross-attention with its head-averaged map, forward and with the map's gradient, at the shapes of SD and SDXL.
+"""How fast is cross-attention with its head-averaged map, without and with the map's gradient? Shapes of SD and SDXL.
 
 python -m benchmarks.kernels.maps --csv benchmarks/results/maps.csv
+python -m benchmarks.kernels.maps --dtypes float16 bfloat16
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.common import arguments, run_all
+from benchmarks.kernels.measure import arguments, run_all
 from entropy_attn.bench.cases import Case, cases
 from entropy_attn.bench.workloads import Workload, workloads
 
@@ -19,7 +20,7 @@ MODELS = (("sd15", (512, 512)), ("sd15", (1024, 1024)), ("sdxl", (1024, 1024)))
 
 
 def shapes() -> list[Workload]:
-    """Cross-attention of each shape once, without the smallest level, which takes no time."""
+    """Cross-attention of each shape once, without the smallest level, which takes almost no time."""
     cross = [w for model, size in MODELS for w in workloads(model, size) if w.kind == "cross" and w.seqlen >= 256]
     return list({(w.heads, w.seqlen, w.head_dim): w for w in cross}.values())
 

@@ -1,7 +1,7 @@
-"""``with stub_driver():`` CPU tensors are launched by Triton's own launcher, by a driver that does nothing.
+"""`with stub_driver():` Triton launches kernels on CPU tensors, on a driver that does nothing.
 
-What a launch costs the host is then all but the driver's own part and the card's. Kernels are really compiled; outputs
-stay as they were allocated. The driver is that of tests/emulation, where what is launched is also run.
+The host then does everything that it does for a launch on a GPU, except the work of the driver. Kernels are compiled;
+outputs stay as they were allocated. The driver is that of tests/emulation, which also runs the kernels.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from entropy_attn.kernels.common import plans, support
 from entropy_attn.kernels.common.targets import MULTIPROCESSORS, SHARED_MEMORY
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-DEVICE = 98  # Triton keeps compiled kernels by device: these belong to no other
+DEVICE = 98  # Triton caches compiled kernels by device; no other device has this index
 
 
 class Forgetful(dict):
-    """In place of the plans: every call is one that was not seen before."""
+    """Replaces the plans: every call is new."""
 
     def __setitem__(self, key: object, value: object) -> None:
         pass
@@ -30,14 +30,14 @@ class Forgetful(dict):
 
 @contextlib.contextmanager
 def by_triton() -> Iterator[None]:
-    """Calls within take Triton's own path to a launch each time, and make no plan of it."""
+    """Calls inside use Triton's launch path, and make no plans."""
     with mock.patch.object(plans, "_plans", Forgetful()), mock.patch.object(plans, "Plan", lambda *_: None):
         yield
 
 
 def _keep_memory() -> None:
-    """What is freed stays with the process, as it does with torch's allocator on a GPU: else the system has a part."""
-    with contextlib.suppress(OSError, AttributeError):  # where the C library is another
+    """Keep freed memory in the process, as torch's allocator does on a GPU; system calls would take time otherwise."""
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
         libc = ctypes.CDLL("libc.so.6")
         for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
             libc.mallopt(option, 2**30)
@@ -54,7 +54,7 @@ def stub_driver(target: str = "sm_90") -> Iterator[None]:
 
     with contextlib.suppress(OSError):
         ctypes.CDLL("libcuda.so.1", mode=ctypes.DEFAULT_MODE | 4)  # RTLD_NOLOAD
-        raise RuntimeError("a CUDA driver is loaded in this process already")
+        raise RuntimeError("stub_driver: expected a process without a CUDA driver, but one is loaded")
     _keep_memory()
     include = Path(nvidia.__file__).parent / "include"
     path = build.library("libcuda", [build.HERE / "driver" / "libcuda.c"], [include], soname="libcuda.so.1")
@@ -88,6 +88,6 @@ def stub_driver(target: str = "sm_90") -> Iterator[None]:
         mock.patch.object(support, "_target", lambda device: target),
         contextlib.ExitStack() as stack,
     ):
-        stack.enter_context(mock.patch.object(driver, "_active", Driver()))  # loads the library that is named above
+        stack.enter_context(mock.patch.object(driver, "_active", Driver()))  # loads the library at libcuda_path
         stack.callback(plans.forget)
         yield

@@ -1,7 +1,7 @@
-"""Time every candidate of the forward kernel on the card that is here, and keep the fastest of each shape.
+"""Which configuration of the forward kernel is the fastest on this machine's GPU, for each shape?
 
-All candidates of a shape take turns with torch's own choice, after a check against float64. A schedule that has never
-run on such a card is tried in a process of its own first, so that one that hangs costs that schedule alone.
+All candidates of a shape alternate with torch's own choice, after a check against float64. A schedule that has never
+run on such a GPU is first tried in a separate process, so that if it hangs, only this schedule is lost.
 
     python -m benchmarks.kernels.tune --csv benchmarks/results/tuning.csv
     python -m benchmarks.kernels.tune --adopt benchmarks/results/tuning.csv   # into kernels/forward/measured.csv
@@ -9,25 +9,33 @@ run on such a card is tried in a process of its own first, so that one that hang
 
 from __future__ import annotations
 
-import argparse
-import csv
 import functools
 import statistics
 import subprocess
 import sys
+from argparse import SUPPRESS
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
+from benchmarks.common import (
+    ROOT,
+    add_commit,
+    add_csv,
+    module_command,
+    new_parser,
+    read_rows,
+    write_rows,
+)
 from entropy_attn.bench.cases import Case, Inputs
 from entropy_attn.bench.gate import Gate
 from entropy_attn.bench.implementations.contract import Ask, Results
 from entropy_attn.bench.machine import machine
 from entropy_attn.bench.measure import digits, failure
+from entropy_attn.bench.table import CsvRows
 from entropy_attn.bench.timing import Clock, clock_of, interleaved, quantiles
 from entropy_attn.bench.workloads import Workload, sweep
 from entropy_attn.kernels.common.call import AttentionCall
@@ -45,12 +53,9 @@ Row = dict[str, object]
 
 
 def candidates(target: str, workload: Workload, dtype: torch.dtype, schedules: Iterable[str]) -> list[ForwardConfig]:
-    options = {"seqlen_k": workload.seqlen_k}
-    return [
-        config
-        for config in forward_candidates(target, workload.head_dim, workload.head_dim, dtype, **options)
-        if config.schedule in schedules
-    ]
+    head_dim = workload.head_dim
+    found = forward_candidates(target, head_dim, head_dim, dtype, seqlen_k=workload.seqlen_k)
+    return [config for config in found if config.schedule in schedules]
 
 
 def by_kernel(config: ForwardConfig, ask: Ask, inputs: Inputs) -> Results:
@@ -67,18 +72,24 @@ def tune(
     case: Case, configs: list[ForwardConfig], target: str, device: torch.device, clock: Clock,
     at_risk: Callable[[list[ForwardConfig]], None] = lambda configs: None,
 ) -> list[Row]:  # fmt: skip
-    """A row for each candidate, of which the fastest right one is chosen.
+    """A row for each candidate; the fastest correct one is chosen.
 
-    ``at_risk`` is told, before they run, which candidates are to blame if nothing comes back.
+    Args:
+        case: the shape, task and dtype.
+        configs: the candidates.
+        target: architecture, such as "sm_90".
+        device: where the tensors are.
+        clock: measures the times.
+        at_risk: called before candidates run, with those that are to blame if the process hangs or dies.
     """
     inputs = case.inputs(device)
     gate, status = Gate(case, inputs), {}
     runs = {config: functools.partial(by_kernel, config, case.ask) for config in configs}
-    for config, run in list(runs.items()):
+    for config, call in list(runs.items()):
         at_risk([config])
         try:
-            gate.check(run(inputs))
-        except Exception as error:  # wrong, or more than the card has
+            gate.check(call(inputs))
+        except Exception as error:  # wrong, or more resources than the GPU has
             status[config] = failure(error)
             del runs[config]
     del gate
@@ -113,20 +124,20 @@ def _timed(times: tuple[float, ...] | None, status: str) -> Row:
 
 
 def works(schedule: str) -> str:
-    """ "ok", or why a schedule is left out."""
+    """Try a schedule in another process: "ok", or why it is left out."""
     try:
-        done = subprocess.run(command_of(schedule), capture_output=True, text=True, timeout=PROBE_SECONDS)
+        done = subprocess.run(command_of(schedule), capture_output=True, text=True, timeout=PROBE_SECONDS, cwd=ROOT)
     except subprocess.TimeoutExpired:
         return f"it did not end within {PROBE_SECONDS} s"
     return "ok" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it failed"])[-1]
 
 
 def command_of(schedule: str) -> list[str]:
-    return [sys.executable, __file__, "--probe", schedule]
+    return module_command("benchmarks.kernels.tune", "--probe", schedule)
 
 
 def probe(schedule: str, device: torch.device) -> None:
-    """Run each candidate with this schedule once; raises where one is wrong."""
+    """Run each candidate with this schedule once; raises if one is wrong."""
     for head_dim in (64, 128, 80):
         for task in ("plain", "entropy"):
             case = Case(Workload("probe", "", "self", 1, 2, 1024, 1024, head_dim), Ask(task), torch.bfloat16)
@@ -136,40 +147,36 @@ def probe(schedule: str, device: torch.device) -> None:
 
 
 def adopt(results: Path) -> int:
-    """Write the winners of a file of results to the package's table; how many.
+    """Write the chosen rows of a file of results to the package's table; returns how many.
 
-    Where the schedules of a shape were measured one after another, each has a winner; the fastest is the shape's.
+    If the schedules of a shape were measured one after another, each has a chosen row; the fastest is taken.
     """
-    with results.open(newline="") as file:
-        chosen = [row for row in csv.DictReader(file) if row["chosen"] == "True"]
+    chosen = [row for row in read_rows(results) if row["chosen"] == "True"]
     best: dict[tuple[str, ...], dict[str, str]] = {}
     for row in sorted(chosen, key=lambda row: -float(row["ms"])):
         best[tuple(row[name] for name in KEY)] = row
     rows = [row for row in chosen if any(row is one for one in best.values())]
-    with FILE.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(FILE, [{name: row[name] for name in COLUMNS} for row in rows], COLUMNS)
     return len(rows)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--head-dims", type=int, nargs="+", default=[64, 128, 40, 80, 160],
-                        help="in this order, should time run out (default %(default)s)")  # fmt: skip
+                        help="in this order, if time runs out (default %(default)s)")  # fmt: skip
     parser.add_argument("--lengths", type=int, nargs="+", default=[256, 1024, 4096, 16384], help="of self-attention")
     parser.add_argument("--schedules", nargs="+", choices=SCHEDULES, default=list(SCHEDULES))
     parser.add_argument("--dtype", choices=["bfloat16", "float16"], default="bfloat16")
-    parser.add_argument("--csv", type=Path, help="write the rows here as they come")
-    parser.add_argument("--commit", help="the commit that the rows name, where the folder is no git checkout")
-    parser.add_argument("--adopt", type=Path, metavar="CSV", help="measure nothing: take the winners of this file over")
-    parser.add_argument("--probe", choices=SCHEDULES, help=argparse.SUPPRESS)
+    add_csv(parser, help="write the rows to this file as they are measured")
+    add_commit(parser)
+    parser.add_argument("--adopt", type=Path, metavar="CSV", help="measure nothing; adopt the winners of this file")
+    parser.add_argument("--probe", choices=SCHEDULES, help=SUPPRESS)
     args = parser.parse_args()
     if args.adopt:
         print(f"{adopt(args.adopt)} rows in {FILE}")
         return 0
     if not torch.cuda.is_available():
-        print("no GPU is visible to torch; configurations are chosen by their time on one", file=sys.stderr)
+        print("no GPU is visible to torch, and configurations are chosen by their time on one", file=sys.stderr)
         return 2
     device = torch.device("cuda", torch.cuda.current_device())
     if args.probe:
@@ -183,23 +190,23 @@ def main() -> int:
         schedules += [schedule] if outcome == "ok" else []
     about, clock, dtype = machine(device, args.commit), clock_of(device), getattr(torch, args.dtype)
     about = {name: about[name] for name in ("device", "triton", "torch", "commit", "date")}
-    with args.csv.open("w", newline="") if args.csv else nullcontext() as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n") if file else None
-        if writer:
-            writer.writeheader()
+    file = CsvRows(args.csv, about, FIELDS) if args.csv else None
+    try:
         for workload in (*sweep(args.head_dims, args.lengths), *cross(args.head_dims)):
             for task in ("plain", "entropy"):
                 case = Case(workload, Ask(task), dtype)
                 target = call_target(torch.empty(0, device=device))
                 rows = tune(case, candidates(target, workload, dtype, schedules), target, device, clock)
-                if writer:
-                    writer.writerows(row | about for row in rows)
-                    file.flush()
+                if file:
+                    file.write(rows)
                 best = next((row for row in rows if row["chosen"]), None)
-                told = "none ran" if best is None else f"{best['ms']} ms, " + " ".join(f"{n}={best[n]}" for n in CONFIG)
+                text = "none ran" if best is None else f"{best['ms']} ms, " + " ".join(f"{n}={best[n]}" for n in CONFIG)
                 torchs = "" if task != "plain" or best is None else f" (torch {best['torch_ms']} ms)"
-                print(f"{case.label}: {told}{torchs}", flush=True)
+                print(f"{case.label}: {text}{torchs}", flush=True)
                 clock.tidy()
+    finally:
+        if file:
+            file.close()
     return 0
 
 

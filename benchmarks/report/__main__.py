@@ -1,4 +1,4 @@
-"""`python -m benchmarks.report` writes the measured tables of the documents."""
+"""`python -m benchmarks.report` writes the tables of results into the documents."""
 
 import sys
 

@@ -1,30 +1,20 @@
-"""Write README's measured tables from the CSV files in benchmarks/results; what has no file is "not yet measured".
+"""Write the tables of README.md and docs/ from the CSV files in benchmarks/results; without a file: "not yet measured".
 
-python -m benchmarks.report            # rewrite README.md
-python -m benchmarks.report --check    # exit code 1 where README.md differs from the files
+python -m benchmarks.report            # rewrite the documents
+python -m benchmarks.report --check    # exit code 1 if a document differs from the files
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
 import re
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.common import RESULTS, ROOT, new_parser, read_rows
 from benchmarks.report import guidance
 from benchmarks.report import performance as perf
 
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "benchmarks" / "results"
 PEERS = ("sdpa-flash", "sdpa-cudnn", "sdpa-efficient")
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -33,7 +23,7 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def by_case(rows: list[dict[str, str]], *names: str) -> dict[tuple, dict[str, dict[str, str]]]:
-    """Rows of each case, which the columns ``names`` tell apart, by implementation; in the order of the file."""
+    """{case: {implementation: row}}; a case is the values of the columns `names`. In the order of the file."""
     cases: dict[tuple, dict[str, dict[str, str]]] = {}
     for row in rows:
         cases.setdefault(tuple(row[name] for name in names), {})[row["implementation"]] = row
@@ -41,18 +31,18 @@ def by_case(rows: list[dict[str, str]], *names: str) -> dict[tuple, dict[str, di
 
 
 def measured_on(about: dict[str, str]) -> str:
-    device = about.get("device") or about["gpu"]  # as the column was named at first
+    device = about.get("device") or about["gpu"]  # the older name of the column
     return f"{device}, torch {about['torch']}, Triton {about['triton']}, {about['date']}, commit {about['commit']}"
 
 
 def added(case: dict[str, dict[str, str]], base: str, more: str) -> str:
-    """What ``more`` takes longer than ``base``."""
+    """How much longer `more` takes than `base`."""
     times = [case.get(name, {}).get("p50_ms") for name in (base, more)]
     return f"{100 * (float(times[1]) / float(times[0]) - 1):+.1f} %" if all(times) else "-"
 
 
 def pass_table(rows: list[dict[str, str]], what: str, peers: tuple[str, ...]) -> str:
-    """TFLOP/s of every implementation, and what entropy adds to our own time."""
+    """TFLOP/s of each implementation, and what entropy adds to our time."""
     body = []
     for (dtype, head_dim, seqlen), case in by_case(rows, "dtype", "head_dim", "seqlen").items():
         cells = [case.get(name, {}).get("tflops") or "-" for name in ("triton", "triton+entropy", *peers)]
@@ -74,7 +64,7 @@ def backward_table(rows: list[dict[str, str]]) -> str:
 
 
 def maps_table(rows: list[dict[str, str]]) -> str:
-    """Milliseconds with and without the map, against the softmax that is kept."""
+    """Milliseconds with and without the map, compared with a materialized softmax."""
     if not rows:
         return "Cross-attention with its map: **not yet measured.**"
     names = ("triton", "triton+map", "materialised+map", "triton+map, gradient", "materialised+map, gradient")
@@ -90,7 +80,7 @@ def maps_table(rows: list[dict[str, str]]) -> str:
 
 
 def cpu_table(by_what: dict[str, list[dict[str, str]]]) -> str:
-    """Times and memory of the cpu_*.py benchmarks."""
+    """Times and memory of benchmarks/cpu."""
     body = [
         [what, row["tokens"], row["head_dim"], row["sdpa_ms"], row["materialised_ms"],
          f"{row['ratio']} ({row['ratio_min']}-{row['ratio_max']})", row["sdpa_extra_mib"],
@@ -108,7 +98,7 @@ def cpu_table(by_what: dict[str, list[dict[str, str]]]) -> str:
 
 
 def shapes_table(rows: list[dict[str, str]]) -> str:
-    """The checker's marks of the embedded model."""
+    """The scores of the embedded model."""
     if not rows:
         return "Not yet measured."
 
@@ -128,7 +118,7 @@ def shapes_table(rows: list[dict[str, str]]) -> str:
 
 def performance_sections() -> dict[str, Callable[[], str]]:
     def rows(name: str) -> list[dict[str, str]]:
-        return read(RESULTS / f"{name}.csv")
+        return read_rows(RESULTS / f"{name}.csv")
 
     def launch_table() -> str:
         found = rows("launch")
@@ -146,7 +136,7 @@ def performance_sections() -> dict[str, Callable[[], str]]:
 
 
 def guidance_table(name: str, make: Callable[..., guidance.Table], *options: str) -> str:
-    rows = read(RESULTS / f"{name}.csv")
+    rows = read_rows(RESULTS / f"{name}.csv")
     if not rows:
         return "Not yet measured."
     what, header, body = make(rows, *options)
@@ -154,13 +144,13 @@ def guidance_table(name: str, make: Callable[..., guidance.Table], *options: str
 
 
 def guided_step() -> str:
-    on_gpu = any(row["driver"] for row in read(RESULTS / "tsam_cost.csv"))
+    on_gpu = any(row["driver"] for row in read_rows(RESULTS / "tsam_cost.csv"))
     missing = "" if on_gpu else "\n\nOn a GPU: **not yet measured.** `make gpu` writes the rows."
     return guidance_table("tsam_cost", guidance.cost) + missing
 
 
 def suite_table(rows: list[dict[str, str]]) -> str:
-    """diffusers' own tests with and without routing."""
+    """The tests of diffusers with and without routing."""
     if not rows:
         return "Not yet measured."
     columns = ("model", "passed", "passed_routed", "refused", "broken", "failed_in_both", "skipped")
@@ -170,20 +160,20 @@ def suite_table(rows: list[dict[str, str]]) -> str:
 
 
 SECTIONS = {
-    ROOT / "docs" / "diffusers-suite.md": {"suite": lambda: suite_table(read(RESULTS / "diffusers_suite.csv"))},
+    ROOT / "docs" / "diffusers-suite.md": {"suite": lambda: suite_table(read_rows(RESULTS / "diffusers_suite.csv"))},
     ROOT / "docs" / "performance.md": performance_sections(),
     ROOT / "README.md": {
-        "forward": lambda: forward_table(read(RESULTS / "forward.csv")),
-        "backward": lambda: backward_table(read(RESULTS / "backward.csv")),
-        "maps": lambda: maps_table(read(RESULTS / "maps.csv")),
+        "forward": lambda: forward_table(read_rows(RESULTS / "forward.csv")),
+        "backward": lambda: backward_table(read_rows(RESULTS / "backward.csv")),
+        "maps": lambda: maps_table(read_rows(RESULTS / "maps.csv")),
         "cpu": lambda: cpu_table(
             {
-                "output and entropy": read(RESULTS / "cpu_entropy.csv"),
-                "output, map over 77 tokens, gradients": read(RESULTS / "cpu_maps.csv"),
+                "output and entropy": read_rows(RESULTS / "cpu_entropy.csv"),
+                "output, map over 77 tokens, gradients": read_rows(RESULTS / "cpu_maps.csv"),
             }
         ),
     },
-    ROOT / "entropy_attn" / "shapes" / "README.md": {"shapes": lambda: shapes_table(read(RESULTS / "shapes.csv"))},
+    ROOT / "entropy_attn" / "shapes" / "README.md": {"shapes": lambda: shapes_table(read_rows(RESULTS / "shapes.csv"))},
     ROOT / "docs" / "guidance-measured.md": {
         "premise": lambda: guidance_table("tsam_premise", guidance.premise),
         "seen": lambda: guidance_table("tsam", guidance.marks, "seen"),
@@ -194,7 +184,7 @@ SECTIONS = {
 
 
 def rewritten(path: Path) -> str:
-    """A document with every section between its markers made anew.
+    """A document with new tables between its markers.
 
     Raises:
         ValueError: a marker pair is missing.
@@ -210,12 +200,12 @@ def rewritten(path: Path) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where a document is stale")
+    parser = new_parser(__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if a document is out of date")
     args = parser.parse_args()
     stale = [path for path in SECTIONS if rewritten(path) != path.read_text()]
     for path in stale:
         if not args.check:
             path.write_text(rewritten(path))
-        print(f"{path.relative_to(ROOT)}: {'stale' if args.check else 'rewritten'}")
+        print(f"{path.relative_to(ROOT)}: {'out of date' if args.check else 'rewritten'}")
     return 1 if args.check and stale else 0

@@ -1,9 +1,9 @@
-"""The tables of docs/guidance-measured.md, from the rows of the files that benchmarks/tsam writes."""
+"""The tables of docs/guidance-measured.md, from the files of benchmarks/guidance."""
 
 from __future__ import annotations
 
 Rows = list[dict[str, str]]
-Table = tuple[str, list[str], list[list[str]]]  # what and where, header, cells
+Table = tuple[str, list[str], list[list[str]]]  # caption, header, cells
 
 GUIDANCES = {
     "none": "no guidance",
@@ -19,7 +19,7 @@ METRICS = {"presence": "every object present", "binding": "binding", "count": "e
 
 
 def marks(rows: Rows, split: str) -> Table:
-    """Every arm's means, and the difference to none with its interval."""
+    """The means of each arm, and the differences to no guidance with their intervals."""
     found = {(row["arm"], row["metric"]): row for row in rows if row["split"] == split}
     body = []
     for arm, name in GUIDANCES.items():
@@ -33,12 +33,12 @@ def marks(rows: Rows, split: str) -> Table:
         body.append([name, about["alpha"] or "-", about["gamma"] or "-", *cells])
     about = found["none", "presence"]
     where = f"torch {about['torch']}, {about['date']}, commit {about['commit']}"
-    what = f"{about['captions']} {split} captions, {about['pictures']} pictures a row, {where}"
+    what = f"{about['captions']} {split} captions, {about['pictures']} images per row, {where}"
     return what, ["guidance", "alpha", "gamma", *(f"{name}, %" for name in METRICS.values())], body
 
 
 def premise(rows: Rows) -> Table:
-    """Entries of T of a noun with its own colour and with others'."""
+    """Entries of T for a noun and its color, and for a noun and other colors."""
     cases: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
         cell = f"{float(row['mean']):.3f} [{float(row['low']):.3f}, {float(row['high']):.3f}]"
@@ -47,22 +47,22 @@ def premise(rows: Rows) -> Table:
         [layer, gamma, *(case[name] for name in ("bound", "unbound", "bound - unbound", "strongest"))]
         for (layer, gamma), case in cases.items()
     ]
-    header = ["layer", "gamma", "own colour", "colours of earlier objects", "difference", "own colour strongest"]
+    header = ["layer", "gamma", "its color", "colors of earlier objects", "difference", "its color is the strongest"]
     return f"{rows[0]['nouns']} nouns of {rows[0]['captions']} captions, mean [95 % interval]", header, body
 
 
 def cost(rows: Rows) -> Table:
-    """One guided step against diffusers' way."""
+    """One guided step, compared with diffusers."""
     body = []
     for row in rows:
         layers, divisor = row["layers_per_block"], row["width_divisor"]
-        reduced = f"reduced: {layers} layer(s) a block, width / {divisor}"
+        reduced = f"reduced: {layers} layer(s) per block, width / {divisor}"
         spread = f"{row['times_faster']} ({row['times_faster_min']}-{row['times_faster_max']})"
         model = "SD 1.5" if (layers, divisor) == ("2", "1") else reduced
         measured = [row[name] for name in ("ours_ms", "diffusers_ms")]
         memory = [row[name] for name in ("ours_extra_mib", "diffusers_extra_mib", "memory_ratio")]
         body.append([row["device"], f"{row['size']}²", model, row["dtype"], *measured, spread, *memory])
-    header = ["device", "picture", "model", "dtype", "ours, ms", "diffusers, ms", "times faster (min-max)", "ours, MiB",
+    header = ["device", "image", "model", "dtype", "ours, ms", "diffusers, ms", "times faster (min-max)", "ours, MiB",
               "diffusers, MiB", "memory, ours / theirs"]  # fmt: skip
     about = rows[0]
     return f"torch {about['torch']}, diffusers {about['diffusers']}, {about['date']}", header, body

@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md: the project's targets beside what was measured, and the static model's rows."""
+"""The tables of docs/performance.md: targets and measurements, the static model, and host times."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ Rows = list[dict[str, str]]
 Case = dict[str, float]  # median milliseconds by implementation
 SDPA = ("sdpa-flash", "sdpa-cudnn", "sdpa-efficient")
 NOT_YET = "not yet measured"
-LONG, LONGEST = 4096, 16_384  # tokens from which the targets hold, and at which entropy is compared with a softmax kept
+LONG, LONGEST = (
+    4096,
+    16_384,
+)  # tokens: targets hold from LONG; entropy is compared with a materialized softmax at LONGEST
 
-TARGETS_HEADER = ["on an H100, bfloat16, not causal", "wanted", "measured"]
+TARGETS_HEADER = ["on an H100, bfloat16, not causal", "target", "measured"]
 LAUNCH_HEADER = [
     "call",
     "p20, us",
@@ -27,7 +30,7 @@ STATIC_HEADER = [
 
 
 def cases(rows: Rows) -> dict[tuple[int, int], Case]:
-    """By (head dim, N): bfloat16, and only what was timed."""
+    """{(head dim, N): case} of the rows in bfloat16 that have a time."""
     found: dict[tuple[int, int], Case] = {}
     for row in rows:
         if row["dtype"] == "bfloat16" and row.get("p50_ms"):
@@ -41,7 +44,7 @@ def long_cases(rows: Rows, *head_dims: int) -> list[Case]:
 
 
 def ratios(chosen: Iterable[Case], above: tuple[str, ...], below: str) -> list[float]:
-    """The fastest of ``above`` by ``below``, where both were timed."""
+    """Time of the fastest of `above` divided by that of `below`, for cases in which both have a time."""
     found = []
     for case in chosen:
         times = [case[name] for name in above if name in case]
@@ -54,7 +57,7 @@ def worst(pick: Callable[[list[float]], float], found: list[float]) -> str:
 
 
 def targets(forward: Rows, backward: Rows, maps: Rows, launch: Rows) -> list[list[str]]:
-    """Rows of (target, wanted, measured): ratios within one run, and the worst over the lengths from 4096."""
+    """Rows of (what, target, measured): ratios within one run, the worst over lengths from 4096."""
 
     def speed(rows: Rows, *head_dims: int) -> str:
         return worst(min, ratios(long_cases(rows, *head_dims), SDPA, "triton"))
@@ -70,19 +73,19 @@ def targets(forward: Rows, backward: Rows, maps: Rows, launch: Rows) -> list[lis
     host = [float(row["ratio"]) for row in launch if row.get("ratio") and row["call"] == "self, 256 tokens"]
     return [
         ["forward, d 64 and 128, times the speed of the best of SDPA", ">= 0.90", speed(forward, 64, 128)],
-        ["forward, d 80 and 160, where others pad", ">= 1.15", speed(forward, 80, 160)],
+        ["forward, d 80 and 160, which others pad", ">= 1.15", speed(forward, 80, 160)],
         ["entropy, d 128, times the plain kernel's time", "<= 1.05", entropy(128)],
         ["entropy, d 64", "<= 1.08", entropy(64)],
-        ["entropy, N = 16,384, times the speed of the softmax that is kept", ">= 20", kept],
+        ["entropy, N = 16,384, times the speed of a materialized softmax", ">= 20", kept],
         ["forward and backward, times the speed of the best of SDPA", ">= 0.85", speed(backward, 64, 128)],
         ["cross-attention with its map, times the time without", "<= 1.15", map_costs],
-        ["cross-attention with its map, times the speed of keeping the softmax", ">= 5", map_gains],
+        ["cross-attention with its map, times the speed of a materialized softmax", ">= 5", map_gains],
         ["host time of a call at N = 256, times that of SDPA", "<= 1.5", worst(max, host)],
     ]
 
 
 def static(rows: Rows, target: str = "sm_90") -> list[list[str]]:
-    """Of one target, a line for each head dim, schedule and tile, without and with entropy."""
+    """Rows for one target: each head dim, schedule and tile, without and with entropy."""
     pairs: dict[tuple[str, ...], Rows] = {}
     for row in rows:
         if row["target"] == target:
@@ -105,4 +108,4 @@ def launch(rows: Rows) -> list[list[str]]:
         times = [f"{float(row[name]):.0f}" for name in ("p20_us", "p50_us", "p80_us", "triton_us")]
         return [row["call"], *times, f"{middle} ({low} to {high})", row.get("torch_us") or "-"]
 
-    return [line(row) for row in rows if row["p50_us"]]  # without those that died or hung
+    return [line(row) for row in rows if row["p50_us"]]  # without calls that died or hung

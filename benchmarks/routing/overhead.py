@@ -1,29 +1,27 @@
-"""What routing costs the host for each attention call, scale only, over plain diffusers: the CPU, tiny models.
+"""How long does routing keep the host busy per attention call, compared with plain diffusers? On the CPU, tiny models.
 
-    python -m benchmarks.routing.overhead --rounds 300
+A plain and a routed attention layer of each kind are called in turns, so that both see the same load; their tensors are
+so small that Python takes the time. The median difference goes to benchmarks/results/overhead.csv.
 
-One attention layer of each kind is called in turn plain and routed, so that both see the same machine; its tensors are
-so small that the time is Python's. The median of the differences goes to benchmarks/results/overhead.csv.
+    python -m benchmarks.routing.overhead
+    python -m benchmarks.routing.overhead --rounds 30 --csv overhead.csv
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import diffusers
 import torch
 
+from benchmarks.common import RESULTS, add_csv, new_parser, positive, write_rows
 from entropy_attn.bench.machine import machine
-from entropy_attn.integrations.diffusers.handle import apply
-from entropy_attn.routing.router import DenoiserCall
+from entropy_attn.integrations.diffusers import apply
+from entropy_attn.routing.calls import DenoiserCall
 from entropy_attn.scale import Fixed, LogN
 
-RESULTS = Path(__file__).parents[1] / "results" / "overhead.csv"
 WIDTH, TOKENS, TEXT = 32, 16, 4
 POLICIES = {"none": None, "Fixed": Fixed(), "LogN": LogN()}
 
@@ -54,7 +52,7 @@ def flux() -> diffusers.FluxTransformer2DModel:
     )
 
 
-# name -> (model, its layer, the layer's call)
+# {name: (model, name of the layer, how it is called)}
 KINDS: dict[str, tuple[Callable[[], torch.nn.Module], str, Callable[[torch.nn.Module], object]]] = {
     "UNet self": (unet, "mid_block.attentions.0.transformer_blocks.0.attn1", lambda layer: layer(image())),
     "UNet cross": (unet, "mid_block.attentions.0.transformer_blocks.0.attn2", lambda layer: layer(image(), text())),
@@ -92,30 +90,27 @@ def measure(kind: str, policy: object, rounds: int, repeats: int) -> dict[str, f
             for layer in layers:
                 microseconds(lambda: call(layer), repeats)  # noqa: B023  (called at once)
             times = [[microseconds(lambda: call(layer), repeats) for layer in layers] for _ in range(rounds)]  # noqa: B023
-    own, ours = (statistics.median(column) for column in zip(*times, strict=True))
+    plain_us, routed_us = (statistics.median(column) for column in zip(*times, strict=True))
     differences = [after - before for before, after in times]
-    low, middle, high = (statistics.quantiles(differences, n=10)[place] for place in (1, 4, 7))
-    return {"plain_us": own, "routed_us": ours, "over_p20": low, "over_p50": middle, "over_p80": high}
+    low, middle, high = (statistics.quantiles(differences, n=10)[index] for index in (1, 4, 7))
+    return {"plain_us": plain_us, "routed_us": routed_us, "over_p20": low, "over_p50": middle, "over_p80": high}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=300)
-    parser.add_argument("--repeats", type=int, default=10, help="calls in a row that one time is taken of")
-    parser.add_argument("--csv", type=Path, default=RESULTS)
-    options = parser.parse_args()
+    parser = new_parser(__doc__)
+    parser.add_argument("--rounds", type=positive, default=300, help="times of each layer (default %(default)s)")
+    parser.add_argument("--repeats", type=positive, default=10, help="calls in one time (default %(default)s)")
+    add_csv(parser, RESULTS / "overhead.csv")
+    args = parser.parse_args()
     torch.set_num_threads(1)
     shared = {**machine(torch.device("cpu")), "diffusers": diffusers.__version__}
     rows = []
     for kind in KINDS:
         for name, policy in POLICIES.items():
-            found = measure(kind, policy, options.rounds, options.repeats)
+            found = measure(kind, policy, args.rounds, args.repeats)
             rows.append({"layer": kind, "policy": name, **{key: round(us, 2) for key, us in found.items()}, **shared})
             print({key: rows[-1][key] for key in ("layer", "policy", "plain_us", "routed_us", "over_p50")}, flush=True)
-    with options.csv.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(args.csv, rows)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The factor on 1/sqrt(d) of every scale policy: docs/images/scale-policies.png, and the table of docs/scale.md.
+"""What factor on 1/sqrt(d) does each scale policy choose? The figure and the table of docs/scale.md.
 
-Sizes from half to four times the training size, as in docs/scale.md. Nothing is sampled: these are the policies' own
-answers, for token counts that layers of Stable Diffusion 1.5 and of Flux have in training.
+Sizes are from half to four times the training size. Nothing is sampled: the policies are called for the token counts
+that layers of Stable Diffusion 1.5 and Flux have in training.
 
     python -m benchmarks.scale.policies
     python -m benchmarks.scale.policies --out plots/scale.png --page plots/scale.md
@@ -9,12 +9,12 @@ answers, for token counts that layers of Stable Diffusion 1.5 and of Flux have i
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import entropy_attn as ea
+from benchmarks.common import IMAGES, ROOT, new_parser
+from entropy_attn.plots.style import BLUE, GREEN, GREY, PINK, VERMILION, new_figure, plain_axis
 
-ROOT = Path(__file__).parents[2]
 LAYERS = {
     "SD 1.5, lowest level (T = 64)": (64, 0),
     "SD 1.5, highest level (T = 4096)": (4096, 0),
@@ -33,7 +33,7 @@ SIDES = tuple(0.5 * 2 ** (step / 16) for step in range(49))  # 0.5 to 4
 
 
 def factor(policy: ea.scale.TokenRatio, side: float, train_tokens: int, text_tokens: int) -> float:
-    """At `side` times the sides of the training size."""
+    """The factor if the sides are `side` times those of the training size."""
     tokens = round(train_tokens * side**2) + text_tokens
     info = ea.CallInfo(layer="", kind="joint" if text_tokens else "self", seqlen_q=tokens, seqlen_k=tokens, num_heads=1,
                        head_dim=64, train_tokens=train_tokens, text_tokens=text_tokens)  # fmt: skip
@@ -41,7 +41,7 @@ def factor(policy: ea.scale.TokenRatio, side: float, train_tokens: int, text_tok
 
 
 class OneLayer:
-    """Stands for a recorder that saw one layer, whose heads have these entropies."""
+    """In place of a recorder: one layer, whose heads have these entropies."""
 
     def __init__(self, entropies: list[float]):
         self.entropies = entropies
@@ -53,52 +53,47 @@ class OneLayer:
 
 
 def adaptive_factors(entropies: list[float], **options: float) -> list[float]:
-    """Of heads with these entropies, at any size."""
+    """The factors of heads with these entropies, at any size."""
     info = ea.CallInfo("", "joint", 4608, 4608, num_heads=len(entropies), head_dim=64)
     return (ea.scale.EntropyAdaptive(OneLayer(entropies), **options)(info) * 8).tolist()
 
 
 def draw(path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     styles = ["-", (0, (1, 1.2)), "-", "-", "--", "--"]
-    colors = ["#0072b2", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c564b"]
-    fig, axes = plt.subplots(1, 4, figsize=(16, 4.3), layout="constrained", sharey=True)
-    for ax, (title, counts) in zip(axes[:3], LAYERS.items(), strict=True):
+    colors = [BLUE, BLUE, VERMILION, GREEN, PINK, "#8c564b"]
+    figure = new_figure(16, 4.3, "")
+    axes = figure.subplots(1, 4, sharey=True)
+    for axis in axes:
+        plain_axis(axis)
+    for axis, (title, counts) in zip(axes[:3], LAYERS.items(), strict=True):
         for (name, policy), style, color in zip(POLICIES.items(), styles, colors, strict=True):
             if name.startswith("LogN(") and not counts[1]:
                 continue  # the same as LogN without text
-            ax.plot(SIDES, [factor(policy, side, *counts) for side in SIDES], ls=style, color=color, label=name)
-        ax.axhline(1, color="0.6", lw=1)
-        ax.axvline(1, color="0.6", lw=1, ls=":")
-        ax.set(xscale="log", xlabel="sides, times the training size", title=title, xlim=(0.5, 4), ylim=(0.65, 2.05))
-        ax.set_xticks([0.5, 0.75, 1, 1.5, 2, 3, 4], ["0.5", "0.75", "1", "1.5", "2", "3", "4"])
-        ax.minorticks_off()
-        ax.grid(color="0.92")
+            axis.plot(SIDES, [factor(policy, side, *counts) for side in SIDES], ls=style, color=color, label=name)
+        axis.axhline(1, color=GREY, lw=1)
+        axis.axvline(1, color=GREY, lw=1, ls=":")
+        axis.set(xscale="log", xlabel="sides, times the training size", title=title, xlim=(0.5, 4), ylim=(0.65, 2.05))
+        axis.set_xticks([0.5, 0.75, 1, 1.5, 2, 3, 4], ["0.5", "0.75", "1", "1.5", "2", "3", "4"])
+        axis.minorticks_off()
     axes[0].set_ylabel("scale · √d")
     axes[2].legend(loc="upper left", fontsize=9)
     parts = [step / 50 for step in range(51)]
     for label, options, color in (
-        ("EntropyAdaptive", {}, "#0072b2"),
-        ("gamma=1", {"gamma": 1.0}, "#009e73"),
-        ("lambda_min=1.1", {"lambda_min": 1.1}, "#d55e00"),
+        ("EntropyAdaptive", {}, BLUE),
+        ("gamma=1", {"gamma": 1.0}, GREEN),
+        ("lambda_min=1.1", {"lambda_min": 1.1}, VERMILION),
     ):
         axes[3].plot(parts, adaptive_factors(parts, **options), color=color, label=label)
-    axes[3].axhline(1, color="0.6", lw=1)
+    axes[3].axhline(1, color=GREY, lw=1)
     axes[3].set(xlabel="head's entropy, from h_min to h_max", title="per head, at any size", xlim=(0, 1))
     axes[3].set_xticks([0, 0.5, 1], ["h_min", "", "h_max"])
     axes[3].legend(loc="upper right", fontsize=9)
-    axes[3].grid(color="0.92")
     path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=130)
-    plt.close(fig)
+    figure.savefig(path, dpi=130)
 
 
 def table() -> str:
-    """The factors at some sizes."""
+    """The factors at a few sizes."""
     sides = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
     lines = ["| layer | policy | " + " | ".join(f"{side:g}" for side in sides) + " |", "|---" * (len(sides) + 2) + "|"]
     for title, counts in LAYERS.items():
@@ -111,18 +106,18 @@ def table() -> str:
 
 
 def with_table(page: str) -> str:
-    """The page with the table between its marks."""
+    """The page with a new table between its markers."""
     before, found, rest = page.partition(BEGIN)
     _, ended, after = rest.partition(END)
     if not found or not ended:
-        raise ValueError(f"the page has no {BEGIN} … {END}")
+        raise ValueError(f"page: expected {BEGIN} … {END} in it, got neither or only one")
     return f"{before}{BEGIN}\n{table()}\n{END}{after}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images" / "scale-policies.png")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "scale.md", help="page with the table")
+    parser = new_parser(__doc__)
+    parser.add_argument("--out", type=Path, default=IMAGES / "scale-policies.png", help="the figure")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "scale.md", help="the page that has the table")
     args = parser.parse_args()
     draw(args.out)
     args.page.write_text(with_table(args.page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,15 +1,12 @@
-"""Mark the embedded pipeline with the exact checker on fixed captions, at the training size and beyond.
+"""How good is the embedded model? The exact checker scores images of fixed captions, at the training size and others.
 
-python -m benchmarks.shapes.evaluate                     # the model card's figures
-python -m benchmarks.shapes.evaluate --sizes 32 64 128   # the count error over sizes, scale off and on
+python -m benchmarks.shapes.evaluate --csv benchmarks/results/shapes.csv        # the table of the model card
+python -m benchmarks.shapes.evaluate --sizes 32 64 128 --scales off logn        # the count error over sizes
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
 import random
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -17,6 +14,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 import entropy_attn as ea
+from benchmarks.common import add_csv, new_parser, write_rows
 from entropy_attn.shapes import load_pipeline
 from entropy_attn.shapes.checker import check
 from entropy_attn.shapes.scenes import Request, held_out, random_request
@@ -27,7 +25,7 @@ SCALES = {"off": ea.scale.Fixed(), "logn": ea.scale.LogN()}
 
 
 def captions(split: str, total: int, seed: int = 77) -> list[Request]:
-    """Distinct fixed requests: ``"seen"`` touch nothing held out, ``"held-out"`` all do."""
+    """Different fixed requests: `"seen"` have no held-out kind or pair, `"held-out"` all have one."""
     rng, chosen = random.Random(f"{seed}-{split}"), {}
     while len(chosen) < total:
         request = random_request(rng)
@@ -36,8 +34,8 @@ def captions(split: str, total: int, seed: int = 77) -> list[Request]:
     return list(chosen.values())
 
 
-def pictures(pipe, requests: list[Request], size: int, steps: int, guidance_scale: float, seed: int, bar: tqdm):
-    """One picture a request; each has its own seed, so the batch size does not matter."""
+def images_of(pipe, requests: list[Request], size: int, steps: int, guidance_scale: float, seed: int, bar: tqdm):
+    """An image for each request; each has a different seed, so the batch size does not matter."""
     for at in range(0, len(requests), 20):
         batch = requests[at : at + 20]
         generators = [torch.Generator().manual_seed(seed + at + i) for i in range(len(batch))]
@@ -47,7 +45,7 @@ def pictures(pipe, requests: list[Request], size: int, steps: int, guidance_scal
 
 
 def mark(images, requests: list[Request]) -> dict:
-    """Means of the checker's scores; ``relation`` over the captions that state one."""
+    """Means of the scores; `relation` is over the captions that have one."""
     scores = [check(image, request) for image, request in zip(images, requests, strict=True)]
     relations = [s.relation for s in scores if s.relation is not None]
     total = len(scores)
@@ -61,23 +59,25 @@ def mark(images, requests: list[Request]) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--captions", type=int, default=200, help="captions a split (default %(default)s)")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64], help="pixels (default 64, the training size)")
-    parser.add_argument("--scales", nargs="+", choices=list(SCALES), default=["off"])
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance-scale", type=float, default=4.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--csv", type=Path, help="write the rows here")
+    parser = new_parser(__doc__)
+    parser.add_argument("--captions", type=int, default=200, help="captions of each split (default %(default)s)")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[64], help="image sizes in pixels (default 64, the training size)"
+    )
+    parser.add_argument("--scales", nargs="+", choices=list(SCALES), default=["off"], help="default off")
+    parser.add_argument("--steps", type=int, default=25, help="denoising steps (default %(default)s)")
+    parser.add_argument("--guidance-scale", type=float, default=4.0, help="default %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
+    add_csv(parser)
     args = parser.parse_args()
 
     pipe, rows = load_pipeline(), []
     jobs = [(split, size, name) for split in ("seen", "held-out") for size in args.sizes for name in args.scales]
-    with tqdm(total=len(jobs) * args.captions, desc="pictures") as bar:
+    with tqdm(total=len(jobs) * args.captions, desc="images") as bar:
         for split, size, name in jobs:
             requests = captions(split, args.captions)
             with ea.apply(pipe, scale=SCALES[name]):
-                images = list(pictures(pipe, requests, size, args.steps, args.guidance_scale, args.seed, bar))
+                images = list(images_of(pipe, requests, size, args.steps, args.guidance_scale, args.seed, bar))
             rows.append({"split": split, "size": size, "scale": name, **mark(images, requests)})
 
     table = Table(*FIELDS)
@@ -86,10 +86,7 @@ def main() -> None:
         table.add_row(*("" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in values))
     Console(width=150).print(table)
     if args.csv:
-        with args.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(args.csv, rows, FIELDS)
 
 
 if __name__ == "__main__":

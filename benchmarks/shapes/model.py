@@ -19,7 +19,7 @@ LATENT_SIZE = 16
 
 
 def tokenizer() -> CLIPTokenizer:
-    """A byte-level CLIP tokenizer in which every word of the captions is one token."""
+    """A byte-level CLIP tokenizer in which each word of the captions is one token."""
     words = {"a", "and", "two", "three", ",", *COLOURS, *SHAPES, *(f"{s}s" for s in SHAPES), "crosses"}
     words |= {word for relation in RELATIONS for word in relation.split()} | {str(k.colour) for k in KINDS}
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
@@ -33,7 +33,7 @@ def tokenizer() -> CLIPTokenizer:
         lines = Path(folder, "merges.txt").read_text().splitlines()
     merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    # As in CLIP: bytes, bytes that end a word, merges, the two special tokens, in that order.
+    # As in CLIP: bytes, bytes at the end of a word, merges, the two special tokens, in this order.
     names = dict.fromkeys([*letters, *(f"{c}</w>" for c in letters), *("".join(pair) for pair in merges), BOS, EOS])
     return CLIPTokenizer(
         vocab={name: i for i, name in enumerate(names)}, merges=merges, bos_token=BOS, eos_token=EOS,

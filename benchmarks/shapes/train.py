@@ -1,7 +1,7 @@
-"""Train the embedded text-to-image pipeline from nothing: VAE, latent cache, then UNet and text encoder together.
+"""Train the embedded text-to-image pipeline from scratch: VAE, latent cache, then UNet and text encoder together.
 
-Every stage resumes where it stopped; ``--steps`` may be changed between runs: the learning rate is constant and falls
-to zero over the last quarter of whatever ``--steps`` says.
+Every stage resumes where it stopped, and `--steps` can change between runs: the learning rate is constant, and falls to
+zero over the last quarter of `--steps`.
 
     python -m benchmarks.shapes.train --work runs/shapes --steps 6000
     python -m benchmarks.shapes.train --work runs/shapes --steps 6000 --export entropy_attn/shapes/model
@@ -9,8 +9,6 @@ to zero over the last quarter of whatever ``--steps`` says.
 
 from __future__ import annotations
 
-import argparse
-import csv
 import random
 import time
 from pathlib import Path
@@ -21,6 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from tqdm import tqdm
 
+from benchmarks.common import append_rows, new_parser
 from benchmarks.shapes.model import IMAGE_SIZE, pipeline, scheduler, text_encoder, tokenizer, unet, vae
 from entropy_attn.shapes.scenes import scene, to_array
 
@@ -33,40 +32,39 @@ SAMPLE_PROMPTS = (
 
 
 def examples(count: int, seed: int) -> tuple[list[str], torch.Tensor]:
-    """Captions and pictures (N, 3, 64, 64) uint8."""
+    """Captions and images (N, 3, 64, 64) uint8."""
     rng = random.Random(seed)
-    captions, pictures = [], np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    captions, arrays = [], np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     for i in tqdm(range(count), desc="scenes", mininterval=5):
         caption, image = scene(rng, (IMAGE_SIZE, IMAGE_SIZE))
         captions.append(caption)
-        pictures[i] = to_array(image)
-    return captions, torch.from_numpy(pictures).permute(0, 3, 1, 2)
+        arrays[i] = to_array(image)
+    return captions, torch.from_numpy(arrays).permute(0, 3, 1, 2)
 
 
-def to_model(pictures: torch.Tensor, device: str) -> torch.Tensor:
-    return pictures.to(device).float() / 127.5 - 1.0
+def to_model(images: torch.Tensor, device: str) -> torch.Tensor:
+    return images.to(device).float() / 127.5 - 1.0
 
 
 class Log:
-    """A CSV file of losses, one row per hundred steps."""
+    """A CSV file of losses, with a row for every hundred steps."""
+
+    FIELDS = ("stage", "step", "loss", "learning_rate", "seconds")
 
     def __init__(self, path: Path):
         self.path = path
-        if not path.exists():
-            path.write_text("stage,step,loss,learning_rate,seconds\n")
 
-    def write(self, *row) -> None:
-        with self.path.open("a", newline="") as file:
-            csv.writer(file).writerow(row)
+    def write(self, *values) -> None:
+        append_rows(self.path, [dict(zip(self.FIELDS, values, strict=True))], self.FIELDS)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 200, decay: float = 0.25) -> float:
-    """Warm-up, constant, then linear to zero over the last ``decay`` of the run."""
+    """Warm-up, constant, then linear to zero over the last `decay` of the run."""
     return peak * min(1.0, (step + 1) / warmup, max(0.0, (steps - step) / (decay * steps)))
 
 
 def save(path: Path, state: dict) -> None:
-    """Write beside the old file first: a run stopped here loses nothing."""
+    """Write a new file, then replace the old one: a run that is stopped here loses nothing."""
     torch.save(state, path.with_suffix(".new"))
     path.with_suffix(".new").replace(path)
 
@@ -85,18 +83,18 @@ def train_vae(args, log: Log):
             optimizer.load_state_dict(state["optimizer"])
     if start >= args.vae_steps:
         return model.eval()
-    _, pictures = examples(8192, seed=1)
+    _, images = examples(8192, seed=1)
     began, running = time.time(), []
 
     def checkpoint(step: int) -> None:
         with torch.no_grad():
-            latents = model.encode(to_model(pictures[:1024], args.device)).latent_dist.mean
+            latents = model.encode(to_model(images[:1024], args.device)).latent_dist.mean
         model.register_to_config(scaling_factor=float(1.0 / latents.std()))
         save(path, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
                     "scaling_factor": model.config.scaling_factor})  # fmt: skip
 
     for step in tqdm(range(start, args.vae_steps), desc="vae", initial=start, total=args.vae_steps, mininterval=5):
-        x = to_model(pictures[torch.randint(len(pictures), (32,))], args.device)
+        x = to_model(images[torch.randint(len(images), (32,))], args.device)
         posterior = model.encode(x).latent_dist
         y = model.decode(posterior.sample()).sample
         kl = posterior.kl().mean() / x[0].numel()
@@ -119,13 +117,13 @@ def train_vae(args, log: Log):
 
 @torch.no_grad()
 def latent_cache(args, model, tok):
-    """Scaled latents (N, 4, 16, 16) and token ids (N, 77) of the training scenes, made once."""
+    """Scaled latents (N, 4, 16, 16) and token ids (N, 77) of the training scenes, computed once."""
     path = args.work / f"latents-{args.scenes}.pt"
     if not path.exists():
-        captions, pictures = examples(args.scenes, seed=2)
+        captions, images = examples(args.scenes, seed=2)
         latents = torch.cat([
             (model.encode(to_model(chunk, args.device)).latent_dist.mean * model.config.scaling_factor).half().cpu()
-            for chunk in tqdm(pictures.split(256), desc="latents", mininterval=5)
+            for chunk in tqdm(images.split(256), desc="latents", mininterval=5)
         ])  # fmt: skip
         ids = tok(captions, padding="max_length", max_length=77, return_tensors="pt").input_ids
         save(path, {"latents": latents, "ids": ids})
@@ -161,7 +159,7 @@ def train_denoiser(args, autoencoder, tok, log: Log):
         pick = torch.randint(len(latents), (args.batch,))
         x = latents[pick].float().to(args.device)
         tokens = torch.where(torch.rand(args.batch, 1) < GUIDANCE_DROPOUT, empty, ids[pick]).to(args.device)
-        # Where things stand and what they are is settled at high noise, so more of the draws go there.
+        # Positions and kinds of objects are decided at high noise, so more samples are drawn there.
         t = (1000 * torch.rand(args.batch, device=args.device) ** 0.7).long()
         noise = torch.randn_like(x)
         noisy = noise_schedule.add_noise(x, noise, t)
@@ -193,7 +191,7 @@ def train_denoiser(args, autoencoder, tok, log: Log):
 
 
 def assemble(autoencoder, tok, nets):
-    """The pipeline of the averaged weights."""
+    """The pipeline with the averaged weights."""
     return pipeline(
         {
             "vae": autoencoder,
@@ -205,7 +203,7 @@ def assemble(autoencoder, tok, nets):
 
 
 def grid(pipe, path: Path, per_prompt: int = 4) -> None:
-    """A picture of samples: a row per prompt."""
+    """A sheet of samples: a row for each prompt."""
     images = pipe(list(SAMPLE_PROMPTS), num_images_per_prompt=per_prompt, num_inference_steps=20, guidance_scale=4.0,
                   height=IMAGE_SIZE, width=IMAGE_SIZE, generator=torch.Generator().manual_seed(0)).images  # fmt: skip
     cell = IMAGE_SIZE + 4
@@ -216,17 +214,17 @@ def grid(pipe, path: Path, per_prompt: int = 4) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder of checkpoints, samples and the loss log")
     parser.add_argument("--steps", type=int, default=20_000, help="denoiser steps in all (default %(default)s)")
     parser.add_argument("--vae-steps", type=int, default=1_500, help="VAE steps (default %(default)s)")
     parser.add_argument("--scenes", type=int, default=50_000, help="training scenes (default %(default)s)")
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=32, help="batch size (default %(default)s)")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate (default %(default)s)")
     parser.add_argument("--ema", type=float, default=0.998, help="decay of the weight average (default %(default)s)")
     parser.add_argument("--every", type=int, default=500, help="steps between checkpoints (default %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--export", type=Path, help="write the pipeline here in fp16 when training is done")
+    parser.add_argument("--export", type=Path, help="write the pipeline to this folder in fp16 when training is done")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
@@ -238,7 +236,7 @@ def main() -> None:
     grid(pipe, args.work / "samples-final.png")
     if args.export:
         pipe.to(torch.float16).save_pretrained(args.export, safe_serialization=True)
-        # vocab.json and merges.txt too: transformers 4 reads no tokenizer.json here.
+        # Also vocab.json and merges.txt, because transformers 4 does not read tokenizer.json here.
         tok.backend_tokenizer.model.save(str(args.export / "tokenizer"))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from entropy_attn.integrations.diffusers.models.table import MODELS, LayerRule, Model
+from entropy_attn.integrations.diffusers.models import MODELS, LayerRule, Model
 
 PAGE = Path(__file__).parents[1] / "models.md"
 TEXT = """# Will it work with my pipeline?
@@ -13,25 +13,26 @@ TEXT = """# Will it work with my pipeline?
 
 `ea.apply(pipe)` serves every diffusers pipeline around one of these denoisers. `entropy-attn info --model PATH` answers
 for one pipeline: each attention layer with its route, its tokens at a size, its scale, and what is refused and why.
-[diffusers' own tests](diffusers-suite.md) of these models pass when they are routed.
+[The tests of diffusers](diffusers-suite.md) for these models pass when they are routed. See also
+[how calls are routed](routing.md).
 
 {table}
 
-**Layers.** *self*: the picture attends to itself. *cross*: the picture attends to the text. *joint*: both attend to
-both; the text stands first or last in the sequence. *text*: the text attends to itself; `layers="self"` leaves that
-alone. Where a layer is named by a pattern, it is a regular expression for its name. In joint attention `LogN` counts
-the tokens of the picture, or with `count_text_tokens=True` those of the text too, at both sizes. `rows="image"` gives
-the scale to the queries of the picture alone. Recorders see the queries of the picture.
+**Layers.** *self*: the image attends to itself. *cross*: the image attends to the text. *joint*: both attend to both;
+the text comes first or last in the sequence. *text*: the text attends to itself; `layers="self"` excludes that. A
+pattern is a regular expression for the layer's name. In joint attention `LogN` counts the tokens of the image, or with
+`count_text_tokens=True` those of the text too, at both sizes. `rows="image"` gives the scale to the queries of the
+image only. Recorders see the queries of the image.
 
 **Route.** *torch*: the attention processor calls torch's `scaled_dot_product_attention`. *dispatch*: it goes through
-diffusers' dispatcher, whose backend has to be one of torch's own (`native` is the default).
+diffusers' dispatcher, whose backend must be one of torch's (`native` is the default).
 
-**T** is the number of picture tokens at the training size; `ea.apply(train_size=...)` overrides where that comes
-from. A denoiser without its pipeline has to be given it where the pipeline is the source.
+**T** is the number of image tokens at the training size; `ea.apply(train_size=...)` overrides the source of that size.
+Where the pipeline is the source, a denoiser without its pipeline needs `train_size`.
 
 **Guidance** is how the pipeline usually runs its two branches: as parts of one batch, or as calls one after the other,
 which count as one step. Recorders do not rely on it: they compare the texts of each call with those that the pipeline
-encoded, and refuse a first call whose parts they cannot tell (`EntropyRecorder(branches=...)` names them then).
+encoded. They refuse a first call whose parts they cannot tell; `EntropyRecorder(branches=...)` states them then.
 
 ## Notes
 
@@ -41,10 +42,10 @@ encoded, and refuse a first call whose parts they cannot tell (`EntropyRecorder(
 
 - Any other denoiser, and a pipeline with two of them (`transformer_2`): apply to each.
 - Attention without torch's `scaled_dot_product_attention`: `AttnProcessor`, sliced and xformers attention, and the
-  dispatcher's backends that are not torch's own (flash, sage, flex, xformers, …). The message says how to set one that
-  is served.
-- Models whose sequence is spread over devices (context parallel), for no device sees N.
-- A model that `torch.compile` has wrapped already: apply to the model itself, and compile it then.
+  dispatcher's backends that are not torch's (flash, sage, flex, xformers, …). The message says how to set one that is
+  served.
+- Models whose sequence is spread over devices (context parallel), because no device sees N.
+- A model that `torch.compile` has wrapped already: apply to the model itself, then compile it.
 {refused}
 """
 
@@ -64,7 +65,7 @@ def page() -> str:
 def _row(model: Model) -> str:
     layers = "; ".join(_layers(rule, alone=len(model.layers) == 1) for rule in model.layers)
     route = "torch" if model.route == "sdpa" else "dispatch"
-    cells = (model.served, f"`{model.denoiser}`", layers, route, model.train_size_from, model.guidance)
+    cells = (model.served, f"`{model.denoiser}`", layers, route, model.train_size_from, str(model.guidance))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

@@ -1,1 +1,1 @@
-"""Benchmarks: workloads, the implementations that compete at them, and a clock that starts after a correctness gate."""
+"""Benchmarks: workloads, competing implementations, and clocks; results must pass a correctness gate before timing."""

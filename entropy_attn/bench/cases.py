@@ -1,4 +1,4 @@
-"""A case: a workload, what is asked of it, and a dtype; with fresh random tensors for it."""
+"""A case: a workload, a task and a dtype; and random inputs for it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 from entropy_attn.bench.implementations.contract import Ask, Implementation, Results
 from entropy_attn.bench.workloads import Workload
 
-BACKWARD_FLOPS = 2.5  # of the forward pass's
+BACKWARD_FLOPS = 2.5  # relative to the forward pass
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Query, key and value, and the gradients of the results by name."""
+    """Query, key, value, and the gradients of the results by name."""
 
     query: Tensor
     key: Tensor
@@ -30,6 +30,8 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Case:
+    """One measurement: which attention call, what it computes, and in which dtype."""
+
     workload: Workload
     ask: Ask
     dtype: torch.dtype
@@ -44,11 +46,11 @@ class Case:
         return f"{self.workload.label} {dtype_name(self.dtype)}: {what}"
 
     def inputs(self, device: torch.device) -> Inputs:
-        """Never the same twice."""
+        """New random inputs, different in each call."""
         w = self.workload
         rows = (w.batch, w.heads, w.seqlen)
         lengths = (w.seqlen, w.seqlen_k, w.seqlen_k)
-        tensors = (
+        query, key, value = (
             torch.randn(w.batch, w.heads, n, w.head_dim, dtype=self.dtype, device=device) for n in lengths
         )  # fmt: skip
         grads = {}
@@ -56,21 +58,20 @@ class Case:
             grads["out"] = torch.randn(*rows, w.head_dim, dtype=self.dtype, device=device)
             if self.ask.task in ("lse", "entropy"):
                 grads[self.ask.task] = torch.randn(rows, device=device)
-            elif self.ask.task == "map":
+            elif self.ask.map_keys is not None:
                 start, stop = self.ask.map_keys
                 grads["map"] = torch.randn(w.batch, w.seqlen, stop - start, device=device)
-        return Inputs(*tensors, grads)
+        return Inputs(query, key, value, grads)
 
 
 def run(implementation: Implementation, ask: Ask, inputs: Inputs) -> Results:
-    """One call; with a gradient, its results and the gradients of query, key and value."""
-    tensors = (inputs.query, inputs.key, inputs.value)
+    """The results of one call; with a gradient, also those of query, key and value."""
     if not ask.gradient:
         with torch.no_grad():
-            return implementation.attend(*tensors, ask)
-    leaves = [t.detach().requires_grad_() for t in tensors]
+            return implementation.attend(inputs.query, inputs.key, inputs.value, ask)
+    query, key, value = leaves = [t.detach().requires_grad_() for t in (inputs.query, inputs.key, inputs.value)]
     with torch.enable_grad():
-        results = implementation.attend(*leaves, ask)
+        results = implementation.attend(query, key, value, ask)
         given = [inputs.grads[name].to(t.dtype) for name, t in results.items()]
         derived = torch.autograd.grad(list(results.values()), leaves, given)
     return {name: t.detach() for name, t in results.items()} | dict(zip(("dq", "dk", "dv"), derived, strict=True))
@@ -79,7 +80,7 @@ def run(implementation: Implementation, ask: Ask, inputs: Inputs) -> Results:
 def cases(
     workloads: Iterable[Workload], tasks: Sequence[str], passes: Sequence[str], dtypes: Sequence[torch.dtype]
 ) -> Iterator[Case]:
-    """Every question that makes sense of every workload."""
+    """All cases of these workloads, tasks, passes and dtypes that make sense."""
     for workload in workloads:
         for dtype in dtypes:
             for gradient in (name == "both" for name in passes):

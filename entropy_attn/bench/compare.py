@@ -1,8 +1,9 @@
-"""What rows say beside each other: the best competitor, what a statistic adds, the time of a denoising step."""
+"""Comparisons of rows: the best competitor, the cost of a statistic, the time of a denoising step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from entropy_attn.bench.implementations.registry import IMPLEMENTATIONS, TORCHS_CHOICE
 from entropy_attn.bench.measure import CASE, Row
@@ -11,7 +12,7 @@ AUTO = "auto"
 
 
 def by_case(rows: Iterable[Row]) -> dict[tuple, list[Row]]:
-    """Rows that answer the same question, in the order they came."""
+    """{case: rows}: the rows of each case, in the order in which they were measured."""
     found: dict[tuple, list[Row]] = {}
     for row in rows:
         found.setdefault(tuple(row[name] for name in CASE), []).append(row)
@@ -19,7 +20,7 @@ def by_case(rows: Iterable[Row]) -> dict[tuple, list[Row]]:
 
 
 def name_of(row: Row) -> str:
-    """The registry's name, without what was asked."""
+    """The name of the implementation, without the task."""
     return str(row["implementation"]).partition("+")[0]
 
 
@@ -28,7 +29,7 @@ def is_ours(row: Row) -> bool:
 
 
 def fastest(rows: Iterable[Row], *, ours: bool | None = None, name: str | None = None) -> Row | None:
-    """The fastest of those that were measured, of ours or of the others, or of one name."""
+    """The fastest row with a time: of all, of ours, of the others, or of one implementation."""
     timed = [
         row
         for row in rows
@@ -38,7 +39,7 @@ def fastest(rows: Iterable[Row], *, ours: bool | None = None, name: str | None =
 
 
 def speeds(rows: list[Row]) -> dict[str, float]:
-    """How many times as fast as the best competitor each implementation of one case is."""
+    """{implementation: speed relative to the best competitor} for the rows of one case."""
     best = fastest(rows, ours=False)
     if best is None:
         return {}
@@ -46,45 +47,51 @@ def speeds(rows: list[Row]) -> dict[str, float]:
 
 
 def choices(rows: Iterable[Row]) -> list[tuple[Row, Row]]:
-    """`auto` and torch's own choice at every plain case where both were measured."""
+    """(`auto`, torch's own choice) for each plain case in which both were measured."""
     pairs = ((fastest(case, name=AUTO), fastest(case, name=TORCHS_CHOICE)) for case in by_case(rows).values())
     return [(auto, torchs) for auto, torchs in pairs if auto and torchs]
 
 
 def plain_of(case: tuple, task: str = "plain") -> tuple:
-    """The same case, asked for ``task``."""
+    """The same case with another task."""
     return tuple(task if name == "task" else value for name, value in zip(CASE, case, strict=True))
 
 
-def added(rows: list[Row], task: str) -> list[dict[str, object]]:
-    """What a statistic adds to a plain call, in per cent: to `triton` or else `auto`, and the best competitor's way
-    to it over torch's own plain call."""
+def added(rows: list[Row], task: str) -> list[Row]:
+    """Percent of time that a statistic adds to a plain call.
+
+    Ours is `triton`, or else `auto`; the other side compares the best competitor with torch's own plain call.
+    """
     cases, found = by_case(rows), []
-    for case, those in cases.items():
-        if those[0]["task"] != task:
+    for case, of_case in cases.items():
+        if of_case[0]["task"] != task:
             continue
         plain = cases.get(plain_of(case), [])
         pairs = {
             "ours": next(
-                ((fastest(those, name=n), fastest(plain, name=n)) for n in ("triton", AUTO) if fastest(those, name=n)),
+                (
+                    (fastest(of_case, name=n), fastest(plain, name=n))
+                    for n in ("triton", AUTO)
+                    if fastest(of_case, name=n)
+                ),
                 (None, None),
             ),
-            "best other": (fastest(those, ours=False), fastest(plain, name=TORCHS_CHOICE)),
+            "best other": (fastest(of_case, ours=False), fastest(plain, name=TORCHS_CHOICE)),
         }
         for side, (more, base) in pairs.items():
             if more and base:
                 percent = 100.0 * (more["p50_ms"] / base["p50_ms"] - 1.0)
-                found.append({**those[0], "side": side, "implementation": more["implementation"], "percent": percent})
+                found.append({**of_case[0], "side": side, "implementation": more["implementation"], "percent": percent})
     return found
 
 
-def denoising_steps(rows: list[Row]) -> list[dict[str, object]]:
-    """Milliseconds of attention in one denoising step of every model that was measured whole.
+def denoising_steps(rows: list[Row]) -> list[Row]:
+    """Milliseconds of attention in one denoising step, for each model whose layers were all measured.
 
-    Layers that have nothing to say about a task take their plain call. Ours is what `auto` takes, the other side
-    torch's own choice and, where a statistic is asked for, the fastest competitor at each shape.
+    Layers without the task count with their plain call. Our side is `auto`; the other side is torch's own choice, or
+    the fastest competitor at each shape if the task is a statistic.
     """
-    cases, totals = by_case(rows), {}
+    cases, totals = by_case(rows), dict[tuple, dict[str, Any]]()
     for case, plain in cases.items():
         row = plain[0]
         if row["task"] != "plain" or not row["layers"] or row["model"] == "sweep":
@@ -94,7 +101,7 @@ def denoising_steps(rows: list[Row]) -> list[dict[str, object]]:
         for task in ("plain", "entropy", "map"):
             asked = cases.get(plain_of(case, task))
             there = plain if asked is None else asked
-            other = {"name": TORCHS_CHOICE} if asked is None or task == "plain" else {"ours": False}
+            other: dict[str, Any] = {"name": TORCHS_CHOICE} if asked is None or task == "plain" else {"ours": False}
             for side, one in (("ours", fastest(there, name=AUTO)), ("other", fastest(there, **other))):
                 total = tasks.setdefault(task, {}).setdefault(side, {"ms": 0.0, "whole": True, "asked": False})
                 total["asked"] |= asked is not None

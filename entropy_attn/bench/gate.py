@@ -1,6 +1,7 @@
-"""The gate before the clock: nothing is timed before it is right.
+"""The correctness gate: results are checked before they are timed.
 
-Results are compared with float64; allowed is twice the error of plain torch in the inputs' own dtype, and rounding.
+Results are compared with float64. The allowed error is twice that of plain torch in the dtype of the inputs, plus
+rounding.
 """
 
 from __future__ import annotations
@@ -11,42 +12,47 @@ import torch
 
 from entropy_attn.bench.cases import Case, Inputs
 from entropy_attn.bench.implementations.contract import Ask, Results
-from entropy_attn.bench.implementations.softmax import chunks, materialised
+from entropy_attn.bench.implementations.softmax import chunks, materialized
 
-ROWS = 4096  # rows of the query that a forward pass is checked in, spread over all; a gradient needs every row
+ROWS = 4096  # query rows to check in a forward pass, evenly spread; a gradient needs all rows
 FLOAT32 = torch.finfo(torch.float32).eps
-CHECKED = 2**21  # scores: as many heads are checked as have no more
-HELD = 2**22  # scores in float64 at once
+CHECKED = 2**21  # scores to check at most, which limits the number of heads
+HELD = 2**22  # scores in float64 at a time
 
 
 class WrongResult(Exception):
-    """Names the result that is off, and by how much."""
+    """A result has a larger error than allowed."""
 
 
 class Gate:
-    """What is right for one case's inputs, made once for all implementations.
+    """The exact results for the inputs of one case, computed once for all implementations.
 
-    Heads of the first batch are checked, one where it is long: the whole in float64 would not fit. A map is of all.
+    Only heads of the first batch entry are checked, for long sequences only one head: all of them in float64 would not
+    fit into memory. Maps are means over all heads.
     """
 
     def __init__(self, case: Case, inputs: Inputs):
         w = case.workload
         every = 1 if case.ask.gradient else -(-w.seqlen // ROWS)
         self.rows = slice(None, None, every)
-        some = max(1, CHECKED // (-(-w.seqlen // every) * w.seqlen_k))
-        self.heads = w.heads if case.ask.task == "map" else min(w.heads, some)
+        checked = max(1, CHECKED // (-(-w.seqlen // every) * w.seqlen_k))
+        self.heads = w.heads if case.ask.task == "map" else min(w.heads, checked)
         self.lse = 1.0 + math.log(w.seqlen_k)
-        some = Inputs(*(self._part(n, getattr(inputs, n)) for n in ("query", "key", "value")),
-                      {name: self._part(name, t) for name, t in inputs.grads.items()})  # fmt: skip
+        query, key, value = (self._part(name, getattr(inputs, name)) for name in ("query", "key", "value"))
+        some = Inputs(query, key, value, {name: self._part(name, t) for name, t in inputs.grads.items()})
         self.exact = by_chunks(some, case.ask, torch.float64)
         plain = by_chunks(some, case.ask, case.dtype)
         self.plain_error = {name: (plain[name].double() - t).abs().max().item() for name, t in self.exact.items()}
 
     def check(self, results: Results, slack: float = 1.0) -> float:
-        """The largest error, as a part of what is allowed without any slack.
+        """The largest error relative to the allowed one.
+
+        Args:
+            results: what an implementation returned.
+            slack: multiplies the allowed error; the returned value does not include it.
 
         Raises:
-            WrongResult: for an error beyond what is allowed; NaN is.
+            WrongResult: an error is larger than allowed, or NaN.
         """
         worst = 0.0
         for name, exact in self.exact.items():
@@ -54,11 +60,11 @@ class Gate:
                 raise WrongResult(f"{name}: missing")
             got = self._part(name, results[name])
             if got.shape != exact.shape:
-                raise WrongResult(f"{name}: shape {tuple(got.shape)}, not {tuple(exact.shape)}")
+                raise WrongResult(f"{name}: shape {tuple(got.shape)}, expected {tuple(exact.shape)}")
             error = (got.double() - exact).abs().max().item()
             size = exact.abs().max().item()
-            # Everything comes through logits and an lse of about ln Nk in float32, whose rounding is a relative error
-            # of the probabilities. Statistics and gradients are differences, and may be 0.
+            # All results depend on logits and an lse of about ln Nk in float32, whose rounding is a relative error of
+            # the probabilities. Statistics and gradients are differences, and can be 0.
             lost = FLOAT32 * self.lse * (size if name == "out" else max(1.0, size))
             allowed = 2 * (self.plain_error[name] + torch.finfo(got.dtype).eps * size + lost)
             if not error <= allowed * slack:
@@ -67,7 +73,7 @@ class Gate:
         return worst
 
     def _part(self, name: str, t: torch.Tensor) -> torch.Tensor:
-        """The rows and heads that are checked; keys have every row."""
+        """The rows and heads that are checked; of keys and values, all rows."""
         t = t[:1] if name == "map" else t[:1, : self.heads]
         if name in ("key", "value", "dk", "dv"):
             return t
@@ -75,14 +81,14 @@ class Gate:
 
 
 def by_chunks(inputs: Inputs, ask: Ask, dtype: torch.dtype) -> Results:
-    """The materialised softmax over chunks of rows, with its gradients, in ``dtype``."""
+    """The materialized softmax over chunks of rows, with its gradients, in `dtype`."""
     query, key, value = (t.to(dtype) for t in (inputs.query, inputs.key, inputs.value))
     parts: list[Results] = []
     sums = [torch.zeros_like(t, dtype=torch.float64) for t in (key, value)]
     for rows in chunks(query, key, HELD):
         leaves = [t.detach().requires_grad_(ask.gradient) for t in (query[:, :, rows], key, value)]
         with torch.set_grad_enabled(ask.gradient):
-            part = materialised(*leaves, ask)
+            part = materialized(leaves[0], leaves[1], leaves[2], ask)
         if ask.gradient:
             given = [
                 (inputs.grads[name][:, rows] if name == "map" else inputs.grads[name][:, :, rows]).to(t.dtype)

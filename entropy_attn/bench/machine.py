@@ -1,4 +1,4 @@
-"""What every row says about where it was measured."""
+"""The machine, for every row: device, versions, commit, date."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 def machine(device: torch.device, commit: str | None = None) -> dict[str, str]:
-    """Device, versions, commit and date. ``commit`` is for where the package lies in no git checkout."""
+    """Device, versions, commit and date; `commit` is needed if the package is not in a git checkout."""
     gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if gpu else f"{cpu_name()}, {torch.get_num_threads()} thread(s)",
@@ -25,10 +25,10 @@ def machine(device: torch.device, commit: str | None = None) -> dict[str, str]:
 
 
 def _commit() -> str:
-    """Of the checkout that this file is part of, which the one around a virtual environment is not."""
+    """The commit of the checkout that tracks this file; a virtual environment can be inside another one."""
     git = ("git", "-C", str(Path(__file__).parent))
-    ours = _output(*git, "ls-files", "--error-unmatch", Path(__file__).name)
-    return (ours and _output(*git, "describe", "--always", "--dirty", "--exclude=*")) or "unknown"
+    tracked = _output(*git, "ls-files", "--error-unmatch", Path(__file__).name)
+    return (tracked and _output(*git, "describe", "--always", "--dirty", "--exclude=*")) or "unknown"
 
 
 def version(package: str) -> str:
@@ -46,14 +46,14 @@ def cpu_name() -> str:
 
 
 class Sensors:
-    """Clock and power of a card, asked for while it works; empty where nvidia-smi does not say."""
+    """Clock and power of a GPU while it works; empty if nvidia-smi does not report them."""
 
     def __init__(self, device: torch.device):
         self._command = _smi_command(device, "clocks.sm,power.draw") if device.type == "cuda" else None
         self._asked: subprocess.Popen[str] | None = None
 
     def ask(self) -> None:
-        """Ask without waiting for the answer, just before work is queued; again is the newer answer."""
+        """Ask without waiting, just before work is queued; a second call replaces the first."""
         self._take()
         if self._command:
             try:

@@ -1,9 +1,10 @@
-"""From cases to rows: gate, memory, clock. Being out of memory, refusing and being wrong are results too."""
+"""From cases to rows: gate, memory, clock. Out of memory, refused and wrong are results, too."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from entropy_attn.bench.implementations.registry import contenders
 from entropy_attn.bench.machine import Sensors
 from entropy_attn.bench.timing import Clock, clock_of, interleaved, quantiles
 
-Row = dict[str, object]
+Row = dict[str, Any]
 
 MACHINE = ("device", "driver", "torch", "triton", "commit", "date")
 FIELDS = (
@@ -24,15 +25,23 @@ FIELDS = (
 )  # fmt: skip
 CASE = ("model", "size", "kind", "task", "pass", "dtype", "batch", "heads", "seqlen", "seqlen_k", "head_dim")
 OUT_OF_MEMORY = "out of memory"
-LOST = "lost the device"  # how the status of a row begins
+LOST = "lost the device"  # the status of a row begins with it
 DEVICE_ERRORS = getattr(torch, "AcceleratorError", ())
-DEVICE_WORDS = ("Triton Error [", "CUDA error", "HIP error", "CUDNN_STATUS", "CUBLAS_STATUS")  # of RuntimeErrors
+DEVICE_WORDS = (
+    "Triton Error [",
+    "CUDA error",
+    "HIP error",
+    "CUDNN_STATUS",
+    "CUBLAS_STATUS",
+)  # in messages of RuntimeErrors
 
 
 class DeviceLost(RuntimeError):
     """After some errors, such as an illegal access, every later call of the process fails.
 
-    ``rows`` are the case's, of which one says that its implementation lost the device; ``by`` names it if it is known.
+    Attributes:
+        rows: the rows of the case; one of them says that its implementation lost the device.
+        by: which implementation lost the device, if it is known.
     """
 
     def __init__(self, message: str, rows: Sequence[Row] = (), by: Sequence[Row] = ()):
@@ -49,15 +58,25 @@ def measure(
     skip: Collection[str] = (),
     at_risk: Callable[[list[str]], None] = lambda names: None,
 ) -> list[Row]:
-    """A row for each implementation that is made for what the case asks, without those whose row's name is in ``skip``.
+    """Measure one case with each implementation that has its task.
 
-    ``at_risk`` is told, before they run, the names of the rows whose implementations are to blame if no answer comes.
+    Args:
+        case: what to measure.
+        device: where the tensors are.
+        clock: measures time and memory.
+        names: implementations; None is all.
+        sensors: reads clock and power during the measurement.
+        skip: row names of implementations to leave out.
+        at_risk: called before implementations run, with the row names to blame if the process hangs or dies.
+
+    Returns:
+        A row for each implementation.
 
     Raises:
         DeviceLost: with the rows.
     """
     rows: dict[str, Row] = {}
-    about, good = identity(case), {}
+    about, good = identity(case), dict[str, Callable[[Inputs], Any]]()
     chosen = [one for one in contenders(case.ask, names) if one.row_name(case.ask) not in skip]
     if not chosen:
         return []
@@ -76,14 +95,14 @@ def measure(
         call = functools.partial(run, implementation, case.ask)
         at_risk([name])
         try:
-            status = _refusal(implementation, case, inputs, clock)
-            if status is None:
+            status = _refusal(implementation, case, inputs, clock) or "ok"
+            if status == "ok":
                 rows[name]["max_error"] = round(gate.check(call(inputs), implementation.slack), 3)
                 rows[name]["peak_mib"] = digits(clock.peak_mib(call, inputs))
-                good[name], status = call, "ok"
+                good[name] = call
         except Exception as error:
             status = _failure(error, name, rows)
-        if status != "ok":  # once the error has let go of what it held
+        if status != "ok":  # after the error has released its tensors
             clock.tidy()
         rows[name]["status"] = status
     del gate
@@ -112,10 +131,10 @@ def measure_all(
     names: Iterable[str] | None = None,
     on_case: Callable[[Case], None] | None = None,
 ) -> Iterator[tuple[Case, list[Row]]]:
-    """The rows of each case as they come; after a case that lost the device no more can be measured.
+    """(case, rows) for each case, as soon as it is measured.
 
     Raises:
-        DeviceLost: after that case's rows.
+        DeviceLost: after the rows of the case that lost the device; no further case can be measured.
     """
     clock, sensors = clock_of(device), Sensors(device)
     names = None if names is None else tuple(names)
@@ -132,10 +151,10 @@ def measure_all(
 
 
 def failure(error: Exception) -> str:
-    """What a row says of an implementation that did not get through.
+    """The status of a row whose implementation failed.
 
     Raises:
-        DeviceLost: every later row would be wrong.
+        DeviceLost: the device does not work any more, so every later row would be wrong.
     """
     message = (str(error).strip().splitlines() or [""])[0][:100]
     kind = "" if type(error) is RuntimeError else f"{type(error).__name__}: "
@@ -151,7 +170,7 @@ def failure(error: Exception) -> str:
 
 
 def _failure(error: Exception, name: str, rows: dict[str, Row]) -> str:
-    """The same, with what a lost device leaves of a case's rows."""
+    """The same; if the device is lost, set the status of all rows of the case."""
     try:
         return failure(error)
     except DeviceLost as lost:
@@ -169,7 +188,7 @@ def _device_answers() -> bool:
         return float(torch.ones(1, device="cuda").sum()) == 1.0
     except torch.OutOfMemoryError:
         return True
-    except (RuntimeError, AssertionError):  # the latter where torch has no CUDA
+    except (RuntimeError, AssertionError):  # AssertionError: torch without CUDA
         return False
 
 
@@ -183,7 +202,7 @@ def _refusal(implementation: Implementation, case: Case, inputs: Inputs, clock: 
 
 
 def identity(case: Case) -> Row:
-    """What the rows of a case have in common."""
+    """What all rows of a case have in common."""
     w = case.workload
     return {
         "model": w.model, "size": w.size, "kind": w.kind, "layers": w.layers, "task": case.ask.task,
@@ -193,5 +212,5 @@ def identity(case: Case) -> Row:
 
 
 def digits(value: float | None, count: int = 4) -> float | None:
-    """As many as a time has that mean something."""
+    """A value rounded to `count` significant digits."""
     return None if value is None else float(f"{value:.{count}g}")

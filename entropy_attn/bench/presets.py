@@ -1,4 +1,4 @@
-"""What `entropy-attn bench` measures by name; a CPU has smaller presets of its own, so that everyone can try it."""
+"""The presets of `entropy-attn bench`: smaller ones on a CPU, so that everyone can try it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from entropy_attn.bench.workloads import (
     workloads,
 )
 
-# FlexAttention is compiled anew for every shape, which takes longer than the rest of a small benchmark.
+# Without FlexAttention: it compiles for each shape, which takes longer than the rest of a small benchmark.
 QUICK = (
     "auto", "triton", "ours-sdpa", "sdpa", "sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "flash-attn-2", "flash-attn-3",
     "vk-flash", "vk-cudnn", "vk-efficient", "materialised", "chunked", "attend-and-excite", "daam",
@@ -27,6 +27,8 @@ QUICK = (
 
 @dataclass(frozen=True)
 class Preset:
+    """What to measure: sizes of models, a sweep over head dims and lengths, tasks, passes and implementations."""
+
     models: tuple[tuple[str, Size | None], ...] = ()  # None: the training size
     head_dims: tuple[int, ...] = ()
     lengths: tuple[int, ...] = ()
@@ -68,15 +70,16 @@ PRESETS = tuple(GPU)
 
 
 def preset(name: str, device_type: str) -> Preset:
-    """
+    """The preset of this name for a type of device.
+
     Raises:
-        ValueError: for a name that is none.
+        ValueError: there is no such preset.
     """
     if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}: give one of {', '.join(PRESETS)}")
+        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
     return (CPU if device_type == "cpu" else GPU)[name]
 
 
 def only_models(chosen: Preset, models: tuple[tuple[str, Size | None], ...]) -> Preset:
-    """The preset's questions, asked of these models instead of its own workloads."""
+    """The tasks and passes of the preset for these models, instead of the workloads of the preset."""
     return replace(chosen, models=models, head_dims=(), lengths=())

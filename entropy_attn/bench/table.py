@@ -1,4 +1,4 @@
-"""Rows for files (CSV), and what a case is called where people read it."""
+"""Rows in CSV files, and readable names of cases."""
 
 from __future__ import annotations
 
@@ -11,11 +11,17 @@ from entropy_attn.bench.measure import FIELDS, Row
 
 
 class CsvRows:
-    """A CSV file that grows by rows; what was measured stays where a later case ends the run."""
+    """A CSV file to which rows are added as they are measured, so that they survive if a later case ends the run.
 
-    def __init__(self, path: Path, about: Row):
-        self._file: IO[str] = path.open("w", newline="")
-        self._writer = csv.DictWriter(self._file, FIELDS)
+    Args:
+        path: the file; it is replaced.
+        about: what all rows have in common.
+        fields: the columns.
+    """
+
+    def __init__(self, path: Path, about: Row, fields: Sequence[str] = FIELDS):
+        self._file: IO[str] = path.open("w", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._file, fields, lineterminator="\n")
         self._writer.writeheader()
         self._about = about
 
@@ -28,7 +34,7 @@ class CsvRows:
 
 
 def refusals(rows: list[Row]) -> list[str]:
-    """One line for each implementation and reason; the table has no room for them."""
+    """One line for each implementation and reason why it has no time."""
     found: dict[tuple[str, str], int] = {}
     for row in rows:
         if "p50_ms" not in row:

@@ -1,7 +1,8 @@
-"""Clocks: CUDA events with a cold cache, or perf_counter on the CPU. Implementations take turns, in both orders.
+"""Clocks: CUDA events with a cold cache, or perf_counter on a CPU. Implementations alternate, in both orders.
 
-On a GPU the level-2 cache is overwritten before every run and the inputs rotate through more memory than it holds; the
-GPU starts when the host has queued the run as a whole, so that the host's time is none of its, and is told apart.
+On a GPU, the level-2 cache is overwritten before each run, and the inputs rotate through more memory than it holds. The
+GPU starts when the host has queued the whole run, so its time does not include that of the host, which is measured
+separately.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ import torch
 from entropy_attn.bench.cases import Inputs
 from entropy_attn.kernels.common.stopwatch import Stopwatch
 
-ROUNDS = 4  # even, so that each order of turns is had equally often
+ROUNDS = 4  # even, so that both orders are equally frequent
 MAX_RUNS = 100  # of one implementation in one round
-SLOW_MS = 200.0  # a run that takes longer has been warmed up enough by the gate
+SLOW_MS = 200.0  # for longer runs the gate is enough of a warm-up
 MAX_SETS = 8  # of inputs
-FLUSH_BYTES = 256 * 2**20  # at least; beyond twice the cache of any card so far
+FLUSH_BYTES = 256 * 2**20  # at least; more than twice the cache of any card so far
 QUANTILES = (0.2, 0.5, 0.8)
 
 Run = Callable[[Inputs], Any]
 
 
 class Times(list[float]):
-    """Milliseconds of runs, and in ``host`` how long each kept the host, where that is not the same."""
+    """Milliseconds of runs; `host` has the time of the host for each run, if it is measured separately."""
 
     def __init__(self, times: Iterable[float] = (), host: Iterable[float] = ()):
         super().__init__(times)
@@ -59,7 +60,7 @@ class CudaClock:
         return max(1, min(MAX_SETS, max(2, wanted), free // (8 * one.bytes)))
 
     def runs(self, run: Run, sets: Sequence[Inputs], count: int) -> Times:
-        """Milliseconds of each of ``count`` runs."""
+        """Milliseconds of each of `count` runs."""
         rotating = itertools.cycle(sets)
         with torch.cuda.device(self.device):
             watch = Stopwatch(lambda: run(next(rotating)), before=self._flush.zero_)
@@ -67,7 +68,7 @@ class CudaClock:
         return Times((t.gpu for t in timings), (t.host for t in timings))
 
     def peak_mib(self, run: Run, one: Inputs) -> float:
-        """MiB that a run adds to what is allocated."""
+        """MiB that a run allocates in addition."""
         torch.cuda.synchronize(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
@@ -76,7 +77,7 @@ class CudaClock:
         return (torch.cuda.max_memory_allocated(self.device) - before) / 2**20
 
     def free_bytes(self) -> float:
-        """Without a limit: a card says when it is full."""
+        """No limit: a GPU raises an error when its memory is full."""
         return math.inf
 
     def tidy(self) -> None:
@@ -84,7 +85,7 @@ class CudaClock:
 
 
 class CpuClock:
-    """Time on the CPU; memory is the growth of the peak resident set, on Linux."""
+    """Time on a CPU; memory is the growth of the peak resident set, on Linux."""
 
     warmups = 1
     round_ms = 60.0
@@ -104,10 +105,12 @@ class CpuClock:
         reset = Path("/proc/self/clear_refs")
         if not reset.exists():
             return None
-        with contextlib.suppress(OSError, AttributeError):  # what was freed before would hide what a run takes
+        with contextlib.suppress(
+            OSError, AttributeError
+        ):  # memory that was freed before would hide what a run allocates
             ctypes.CDLL("libc.so.6").malloc_trim(0)
         try:
-            reset.write_text("5")  # the peak restarts here
+            reset.write_text("5")  # resets the peak
         except OSError:
             return None
         before = _status_mib("VmRSS")
@@ -115,7 +118,7 @@ class CpuClock:
         return max(0.0, _status_mib("VmHWM") - before)
 
     def free_bytes(self) -> float:
-        """What may be taken: the kernel ends a process that takes more, with no error to catch."""
+        """What a run can use: Linux kills a process that uses too much, without an error to catch."""
         found = Path("/proc/meminfo")
         lines = found.read_text().splitlines() if found.exists() else []
         kib = next((int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
@@ -139,13 +142,21 @@ def interleaved(
     on_error: Callable[[str, Exception], None],
     halfway: Callable[[], None] | None = None,
 ) -> dict[str, Times]:
-    """Milliseconds of every run of each; what fails is told to ``on_error`` and takes no more turns.
+    """Time implementations that alternate.
 
-    ``halfway`` is called between two rounds, when the device is warm.
+    Args:
+        clock: measures the times.
+        runs: {name: implementation}.
+        sets: inputs to rotate through.
+        on_error: called with (name, error) for an implementation that fails; it does not run again.
+        halfway: called between two rounds, when the device is warm.
+
+    Returns:
+        {name: milliseconds of all runs} of the implementations that did not fail.
     """
     times = {name: Times() for name in runs}
     counts: dict[str, int] = {}
-    for turn in range(-1, ROUNDS):  # the first warms up, and says how many runs fill a round
+    for turn in range(-1, ROUNDS):  # the first round is the warm-up, and determines how many runs fill a round
         if halfway and turn == ROUNDS // 2:
             halfway()
         for name in list(times) if turn % 2 == 0 else list(reversed(times)):
@@ -161,7 +172,7 @@ def interleaved(
             except Exception as error:
                 on_error(name, error)
                 times.pop(name)
-            clock.tidy()  # once the error has let go of what it held
+            clock.tidy()  # after the error has released its tensors
     return times
 
 

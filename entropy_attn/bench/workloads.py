@@ -1,7 +1,7 @@
-"""The attention calls that diffusion models really make: shapes by model and picture size, and a sweep beside them.
+"""The attention calls of real diffusion models, by model and image size; and a sweep over head dims and lengths.
 
-A workload is one shape of call with the number of times a denoising step makes it. Shapes follow from each model's
-configuration, named beside it; batch 2 is classifier-free guidance, where the pipeline stacks its two halves.
+A workload is one shape of call, with how often it occurs in a denoising step. Shapes follow from the configuration of
+the model, which is named with it; batch 2 is classifier-free guidance in pipelines that stack both halves.
 """
 
 from __future__ import annotations
@@ -9,19 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-Size = tuple[int, int]  # height and width of the picture in pixels
+Size = tuple[int, int]  # (height, width) of the image in pixels
 
-SIZES = (256, 512, 768, 1024, 1536, 2048, 3072, 4096)  # pixels a side
+SIZES = (256, 512, 768, 1024, 1536, 2048, 3072, 4096)  # pixels of a side
 HEAD_DIMS = (40, 64, 72, 80, 96, 128, 160, 256)
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)
 SWEEP = "sweep"
-SWEEP_TOKENS = 32_768  # batch x length of the sweep: its batch shrinks as the length grows, so that a GPU stays full
+SWEEP_TOKENS = (
+    32_768  # batch x length in the sweep: longer sequences have smaller batches, so that a GPU is always full
+)
 SWEEP_HEADS = 8
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One shape of attention call. ``map_keys`` are the text tokens among the keys, None where there are none."""
+    """One shape of attention call. `map_keys` is the range of text tokens among the keys; None if there are none."""
 
     model: str
     size: str
@@ -36,12 +38,12 @@ class Workload:
 
     @property
     def flops(self) -> float:
-        """Useful floating-point operations of a forward pass, with the true head dim; forward and backward are 3.5."""
+        """Useful floating-point operations of a forward pass, without padding; with backward 3.5 times as many."""
         return 4.0 * self.batch * self.heads * self.seqlen * self.seqlen_k * self.head_dim
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """What is worth asking: entropy where pictures are among the keys, maps where text is."""
+        """The tasks that make sense: entropy if image tokens are among the keys, maps if text tokens are."""
         of_kind = {"self": ("plain", "lse", "entropy"), "cross": ("plain", "map")}
         return of_kind.get(self.kind, ("plain", "lse", "entropy", "map")[: 4 if self.map_keys else 3])
 
@@ -54,7 +56,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Model:
-    """A model's attention, as a function of the picture's size."""
+    """The attention calls of a model as a function of the image size."""
 
     name: str
     train_size: Size
@@ -76,16 +78,20 @@ def sweep(
 
 
 def workloads(model: str, size: Size | None = None) -> list[Workload]:
-    """A model's calls at ``size`` = (height, width) in pixels, by default its training size.
+    """The attention calls of a model.
+
+    Args:
+        model: a name in `MODELS`.
+        size: (height, width) in pixels; None is the training size.
 
     Raises:
-        ValueError: for an unknown model, or a size that it cannot make.
+        ValueError: the model is unknown, or cannot generate this size.
     """
     if model not in MODELS:
-        raise ValueError(f"unknown model {model!r}: give one of {', '.join(MODELS)}")
+        raise ValueError(f"model: expected one of {', '.join(MODELS)}, got {model!r}")
     size = size or MODELS[model].train_size
     if any(side < 64 or side % 64 for side in size):
-        raise ValueError(f"size {size_name(size)}: both sides must be multiples of 64 px")
+        raise ValueError(f"size: expected multiples of 64 px, got {size_name(size)}")
     return MODELS[model].at(size)
 
 
@@ -94,7 +100,7 @@ def size_name(size: Size) -> str:
 
 
 def _unet(model: str, levels: list[tuple[int, int, int, int]], text: int = 77) -> Callable[[Size], list[Workload]]:
-    """``levels``: (pixels a token and side, heads, head dim, layers); each layer has self- and cross-attention."""
+    """`levels`: (side of a token in pixels, heads, head dim, layers); each layer has self- and cross-attention."""
 
     def at(size: Size) -> list[Workload]:
         found = []
@@ -111,9 +117,9 @@ def _unet(model: str, levels: list[tuple[int, int, int, int]], text: int = 77) -
 def _transformer(
     model: str, kinds: dict[str, tuple[int, int]], heads: int, head_dim: int, *, batch: int, frames: int = 1
 ) -> Callable[[Size], list[Workload]]:
-    """``kinds``: (layers, text tokens) of each kind of attention; a token is 16 x 16 px of each of ``frames``.
+    """`kinds`: {kind of attention: (layers, text tokens)}; a token is 16 x 16 px of one of `frames`.
 
-    The text comes first in Flux's joint attention and last in SD3's.
+    Text comes first in the joint attention of Flux, and last in that of SD3.
     """
 
     def at(size: Size) -> list[Workload]:
@@ -166,7 +172,7 @@ MODELS = {
         Model(
             "wan-1.3b", (512, 832),
             "Wan2.1-T2V-1.3B transformer/config.json: 30 layers, 12 heads of 128; 81 frames are 21 latents, "
-            "512 tokens of umT5; the two halves of guidance are calls of their own",
+            "512 tokens of umT5; the two halves of guidance are separate calls",
             _transformer("wan-1.3b", {"self": (60, 0), "cross": (60, 512)}, 12, 128, batch=1, frames=21),
         ),
         Model(

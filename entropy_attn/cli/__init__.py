@@ -1,4 +1,4 @@
-"""The `entropy-attn` command. `main` itself needs only the standard library, so that it can say what is missing."""
+"""The `entropy-attn` command. `main` needs only the standard library, so that it can report what is not installed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ EXIT_INTERRUPTED = 130
 
 
 class Refused(Exception):
-    """What was asked for cannot be done; the message is for the user."""
+    """The command cannot be carried out; the message is for the user."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code. A refusal is one line on stderr and code 2."""
+    """Run the command line and return its exit code.
+
+    A refusal is one line on stderr and exit code 2; an interruption is exit code 130.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         from entropy_attn.cli.app import app
@@ -25,12 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Refused as error:
         return _refuse(str(error))
     except ModuleNotFoundError as error:
-        # a module of our own that is not there is a bug
+        # A missing module of this package is a bug
         if (error.name or "entropy_attn").partition(".")[0] == "entropy_attn":
             raise
         return _refuse(f"this needs {error.name}: pip install 'entropy-attn[cli]'")
     except Exception as error:
-        # click's own, known by what they carry: newer typer releases have a click of their own
+        # Errors of click, which are recognized by their attributes: newer releases of typer bundle a copy of click
         if type(error).__name__ == "Abort":
             code = EXIT_INTERRUPTED
         elif hasattr(error, "format_message"):

@@ -1,4 +1,4 @@
-"""The commands, put together."""
+"""The `entropy-attn` application: all commands together."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         from entropy_attn import __version__
 
         print(f"entropy-attn {__version__}")
@@ -36,7 +36,7 @@ def _main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Diffusion attention with a scale chosen per call and its entropy measured in the same pass.
+    """Attention for diffusion models: choose the scale of each call, and measure its entropy in the same pass.
 
     Examples:
 

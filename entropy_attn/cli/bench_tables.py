@@ -1,4 +1,4 @@
-"""The tables of `entropy-attn bench`: every case, `auto` against torch's own choice, and the denoising steps."""
+"""The tables of `entropy-attn bench`: every case, `auto` against torch's choice, and the denoising steps."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ CHOICES = (
 STEPS = (
     Column("model", fold=True),
     Column("pass"),
-    Column("asked for"),
+    Column("task"),
     Column("best other", right=True),
     Column("ours (auto)", right=True),
     Column("speed", right=True),
 )
-SHOW_ALL = "a wider terminal, --csv or --json has them"
+SHOW_ALL = "a wider terminal, --csv or --json shows them"
 
 
 def print_bench(rows: list[Row], about: Row) -> None:
-    """Print the tables, and why an implementation has no time; the rows as `measure_all` yields them."""
+    """Print the tables of rows from `measure_all`, and why some implementations have no time."""
     say(f"Attention on {about['device']}", "bold")
     say(
         f"torch {about['torch']}, Triton {about['triton']}, commit {about['commit']}, {about['date']}. Medians. "
-        "Error: as a part of what the gate allows. Speed: times as fast as the best competitor.\n",
+        "Error: relative to what the check allows. Speed: relative to the best competitor; 2 is twice as fast.\n",
         "dim",
     )
     sections, ours = _cases(rows)
     print_sections(CASES, sections, bold=ours, show_all=SHOW_ALL)
     for title, columns, lines in (
-        ("auto against torch's own choice, no statistics asked for", CHOICES, _choices(rows)),
+        ("auto against torch's own choice, calls without statistics", CHOICES, _choices(rows)),
         ("Attention in one denoising step, all layers, ms", STEPS, _steps(rows)),
     ):
         if lines:
@@ -56,17 +56,17 @@ def print_bench(rows: list[Row], about: Row) -> None:
 
 
 def _cases(rows: list[Row]) -> tuple[dict[str, list[list[object]]], dict[str, list[int]]]:
-    """{case: lines}, the fastest first, and which lines of each are ours."""
+    """{case: lines}, the fastest first, and the indices of the lines of this package."""
     sections: dict[str, list[list[object]]] = {}
     ours: dict[str, list[int]] = {}
-    for those in by_case(rows).values():
-        shown = [row for row in those if "p50_ms" in row or not str(row["status"]).startswith("refused")]
+    for case in by_case(rows).values():
+        shown = [row for row in case if "p50_ms" in row or not str(row["status"]).startswith("refused")]
         if not shown:
             continue
         shown.sort(key=lambda row: row.get("p50_ms", float("inf")))
-        speed, name = speeds(those), case_name(those[0])
+        speed, name = speeds(case), case_name(case[0])
         sections[name] = [_line(row, speed) for row in shown]
-        ours[name] = [place for place, row in enumerate(shown) if is_ours(row)]
+        ours[name] = [index for index, row in enumerate(shown) if is_ours(row)]
     return sections, ours
 
 

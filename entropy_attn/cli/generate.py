@@ -1,4 +1,4 @@
-"""`entropy-attn generate`: one picture under a scale policy, or the model's own beside it."""
+"""`entropy-attn generate`: images under a scale policy and a guidance, alone or beside the pipeline's default."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import contextlib
 import dataclasses
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from entropy_attn.cli import options
-from entropy_attn.cli.loading import Loading, takes_loading
-from entropy_attn.cli.seeds import check_seed
+from entropy_attn.cli.loading import Loading
+from entropy_attn.cli.option_groups import takes_options
+from entropy_attn.cli.outputs import output_image
+from entropy_attn.cli.parsing import GUIDANCE_HELP, check_prompts, parse_guidance, parse_scale
+from entropy_attn.cli.refusals import refusals
+from entropy_attn.cli.sampling_options import Sampling, SamplingOptions
 
 EXAMPLE = (
     "Examples:\n\n"
@@ -23,146 +27,200 @@ EXAMPLE = (
     '  entropy-attn generate --prompt "a red circle and a blue square" --guidance tsam:alpha=10 --show-maps maps.png\n'
 )
 SHEET_DPI = 110
+DEFAULT, UNGUIDED = "off", "unguided"  # names of the runs that the requested one is compared with
 
 
-@takes_loading
+@takes_options(loading=Loading, sampling=SamplingOptions)
 def generate(
     loading: Loading,
     prompt: Annotated[
-        list[str], typer.Option(help="What to draw; given several times, one picture each, in files numbered from 0.")
+        list[str],
+        typer.Option(help="What to draw. Give it several times for several images, in files numbered from 0."),
     ],
-    negative_prompt: Annotated[str | None, typer.Option(help="What not to draw, in every picture.")] = None,
-    out: Annotated[Path, typer.Option(help="File to write; its folder is made if missing.")] = Path("picture.png"),
-    size: Annotated[str | None, typer.Option(help=f"{options.SIZE_HELP}; by default the training size.")] = None,
-    scale: Annotated[str, typer.Option(help=f"{options.SCALE_HELP}.")] = "logn",
-    guidance: Annotated[str | None, typer.Option(help=f"{options.GUIDANCE_HELP}.")] = None,
+    sampling: SamplingOptions,
+    out: Annotated[Path, typer.Option(help="Image file to write; creates its folder.")] = Path("picture.png"),
+    guidance: Annotated[str | None, typer.Option(help=f"Guidance: {GUIDANCE_HELP}")] = None,
     show_maps: Annotated[
         Path | None,
         typer.Option(
-            help="Also write this picture of what --guidance did: every word's map without and with it, the matrices "
-            "it compares, and its loss at every step. Generates once more, unguided."
+            help="Also write a figure of what --guidance did: the map of every word without and with it, the matrices "
+            "that it compares, and its loss at every step. Generates once more without guidance."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the starting noise.")] = 0,
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
-    guidance_scale: Annotated[
-        float | None, typer.Option(help="Classifier-free guidance; by default 4 for shapes, else the pipeline's own.")
-    ] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Put the pipeline's own picture beside ours.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Put the image of the unchanged pipeline beside the new one.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
-    with options.refusals(loading, len(prompt)):
-        policy = options.parse_scale(scale)
-        wanted = None if size is None else options.parse_size(size)
-        method = options.parse_guidance(guidance)
-        if show_maps is not None and method is None:
-            raise ValueError("--show-maps draws what a guidance does: give --guidance tsam with it")
-        if show_maps is not None and show_maps.resolve() == out.resolve():
-            raise ValueError(f"--show-maps {str(show_maps)!r} is --out as well: give each a file of its own")
-        if compare and scale == "off" and method is None:
-            raise ValueError("--compare puts another scale beside 'off': give --scale logn, for example")
-        options.check_prompts(prompt)
-        if show_maps is not None and len(prompt) > 1:
-            raise ValueError("--show-maps draws one picture: give one --prompt")
-        check_seed("--seed", seed)
-        options.check_at_least("--steps", steps, 1)
-        options.check_at_least("--guidance-scale", guidance_scale, 0)
-        if method is not None and not any(step < steps for step in method.steps):
-            raise ValueError(f"--guidance {guidance}: none of its steps is one of the {steps} of --steps")
-        options.output_picture(out)
-        if show_maps is not None:
-            options.output_picture(show_maps, "--show-maps")
-        guidance_scale = options.guidance(loading.model, guidance_scale)
+    with refusals(loading, len(prompt)):
+        request = _parse(loading, prompt, sampling, out, guidance, show_maps, compare)
         pipe, running_on = loading.load()
-
-        from entropy_attn.integrations.guidance.prompts import prompts_of
-        from entropy_attn.pipelines import attach, call_options, check_guided, check_size, sample, train_size
-
-        wanted = wanted or train_size(pipe)
-        check_size(pipe, wanted, len(prompt))
-        call_options(pipe, prompt, guidance_scale=guidance_scale, negative_prompt=negative_prompt)
-        if method is not None:
-            check_guided(pipe)
-        if show_maps is not None and not method.applies_to(prompts_of(pipe, prompt, attention=False)[0]):
-            raise ValueError(f"--show-maps: the prompt {prompt[0]!r} has too few words to be guided: give two at least")
-        ours = scale if method is None else f"{scale} + {guidance}"
-        runs = {ours: (policy, method)}
-        if show_maps is not None:  # at alpha=0 the picture is the unguided one, and its maps and loss are measured
-            runs = {"unguided": (policy, dataclasses.replace(method, alpha=0.0)), **runs}
-        if compare:
-            runs = {"off": (options.parse_scale("off"), None), **runs}
-        pictures, handles, seconds = {}, {}, {}
-        for name, (policy, method) in runs.items():
-            start = time.perf_counter()
-            with contextlib.ExitStack() as guided:
-                if method is not None:
-                    handles[name] = guided.enter_context(attach(pipe, method))
-                pictures[name] = sample(
-                    pipe,
-                    prompt,
-                    size=wanted,
-                    scale=policy,
-                    seed=seed,
-                    steps=steps,
-                    guidance_scale=guidance_scale,
-                    negative_prompt=negative_prompt,
-                )
-            seconds[name] = time.perf_counter() - start
-        files = _files(out, len(prompt))
-        for number, (text, file) in enumerate(zip(prompt, files, strict=True)):
-            picture = pictures[ours][number]
-            if compare:
-                from entropy_attn.plots import side_by_side
-
-                captions = [f"original ({wanted[0]}x{wanted[1]} px)", f"ours: {ours}"]
-                picture = side_by_side([pictures["off"][number], picture], captions, title=text)
-            picture.save(file)
-        if show_maps is not None:
-            from entropy_attn.plots.guidance import guidance_sheet
-
-            figure = guidance_sheet(
-                handles[ours],
-                [pictures["unguided"][0], pictures[ours][0]],
-                unguided=handles["unguided"],
-                subtitle=_caption(handles[ours], loading.model, wanted, seed, steps, guidance),
-            )
-            figure.savefig(show_maps, dpi=SHEET_DPI)
-    if as_json:
-        done = {
-            **running_on,
-            "prompts": prompt,
-            "negative_prompt": negative_prompt,
-            "size": list(wanted),
-            "policies": {name: repr(policy) for name, (policy, _) in runs.items()},
-            "guidance": guidance,
-            "seed": seed,
-            "steps": steps,
-            "guidance_scale": guidance_scale,
-            "seconds": seconds,
-            "out": str(out),
-            "files": [str(file) for file in files],
-            "show_maps": None if show_maps is None else str(show_maps),
-            "losses": {name: [[step, float(loss)] for step, loss in each.losses] for name, each in handles.items()},
-        }
-        print(json.dumps(done, indent=2))
-    else:
-        written = " and ".join(str(path.resolve()) for path in (*files, show_maps) if path is not None)
-        print(f"Written to {written} ({sum(seconds.values()):.1f} s)")
+        request = dataclasses.replace(request, sampling=request.sampling.fit(pipe, prompt))
+        _check_guidance(pipe, request)
+        results = _run(pipe, request)
+        files = _draw(loading.model, request, results)
+    _print(request, running_on, results, files, as_json)
 
 
 generate.__doc__ = (
-    f"Generate a picture of each prompt; with --compare, the original and ours side by side.\n\n{EXAMPLE}"
+    f"Generate an image for each prompt. With --compare, show the unchanged pipeline's image beside it.\n\n{EXAMPLE}"
 )
 
 
+@dataclass(frozen=True)
+class Request:
+    """What was asked for. `guidance` is the text of the option, `method` the guidance itself."""
+
+    prompts: list[str]
+    sampling: Sampling
+    scale: str
+    guidance: str | None
+    method: Any
+    out: Path
+    show_maps: Path | None
+    compare: bool
+
+    @property
+    def name(self) -> str:
+        """What the requested run is called in output and captions."""
+        return self.scale if self.method is None else f"{self.scale} + {self.guidance}"
+
+    def runs(self) -> dict[str, tuple[Any, Any]]:
+        """{name: (scale policy, guidance)}, in the order in which they are made."""
+        runs = {self.name: (self.sampling.policy, self.method)}
+        if self.show_maps is not None:  # alpha=0 changes nothing, but measures the maps and the loss
+            runs = {UNGUIDED: (self.sampling.policy, dataclasses.replace(self.method, alpha=0.0)), **runs}
+        return {DEFAULT: (parse_scale("off"), None), **runs} if self.compare else runs
+
+
+@dataclass
+class Results:
+    """Of every run by its name: images, seconds, and the handle of its guidance if it had one."""
+
+    images: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    handles: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def _parse(
+    loading: Loading,
+    prompts: list[str],
+    options: SamplingOptions,
+    out: Path,
+    guidance: str | None,
+    show_maps: Path | None,
+    compare: bool,
+) -> Request:
+    check_prompts(prompts)
+    method = parse_guidance(guidance)
+    sampling = options.parse(loading.model)
+    if compare and options.scale == "off" and method is None:
+        raise ValueError("--compare: expected a --scale other than 'off', such as logn, or --guidance; got neither")
+    if method is not None and not any(step < sampling.steps for step in method.steps):
+        raise ValueError(f"--guidance: expected steps below --steps {sampling.steps}, got {guidance!r}")
+    if show_maps is not None:
+        if method is None:
+            raise ValueError(f"--show-maps: expected --guidance tsam with it, got --guidance {guidance or 'off'}")
+        if show_maps.resolve() == out.resolve():
+            raise ValueError(f"--show-maps: expected a file other than --out, got {str(show_maps)!r} for both")
+        if len(prompts) > 1:
+            raise ValueError(f"--show-maps: expected one --prompt, got {len(prompts)}")
+        output_image(show_maps, "--show-maps")
+    output_image(out)
+    return Request(prompts, sampling, options.scale, guidance, method, out, show_maps, compare)
+
+
+def _check_guidance(pipe: Any, request: Request) -> None:
+    """Refuse a pipeline that cannot be guided, and a prompt for which there would be nothing to show."""
+    from entropy_attn.integrations.guidance.prompts import prompts_of
+    from entropy_attn.pipelines import check_guided
+
+    if request.method is None:
+        return
+    check_guided(pipe)
+    if request.show_maps is not None:
+        (prompt,) = request.prompts
+        if not request.method.applies_to(prompts_of(pipe, [prompt], attention=False)[0]):
+            raise ValueError(f"--show-maps: expected a prompt of two words or more, got {prompt!r}")
+
+
+def _run(pipe: Any, request: Request) -> Results:
+    from entropy_attn.pipelines import attach
+
+    results = Results()
+    for name, (policy, method) in request.runs().items():
+        start = time.perf_counter()
+        with contextlib.ExitStack() as guided:
+            if method is not None:
+                results.handles[name] = guided.enter_context(attach(pipe, method))
+            results.images[name] = request.sampling.sample(pipe, request.prompts, scale=policy)
+        results.seconds[name] = time.perf_counter() - start
+    return results
+
+
+def _draw(model: str, request: Request, results: Results) -> list[Path]:
+    """Write the images and the figure of the maps; returns the files of the images."""
+    files = _files(request.out, len(request.prompts))
+    for number, (prompt, file) in enumerate(zip(request.prompts, files, strict=True)):
+        image = results.images[request.name][number]
+        if request.compare:
+            from entropy_attn.plots import side_by_side
+
+            height, width = request.sampling.fitted_size
+            captions = [f"original ({height}x{width} px)", f"ours: {request.name}"]
+            image = side_by_side([results.images[DEFAULT][number], image], captions, title=prompt)
+        image.save(file)
+    if request.show_maps is not None:
+        from entropy_attn.plots.guidance import guidance_sheet
+
+        handle = results.handles[request.name]
+        figure = guidance_sheet(
+            handle,
+            [results.images[UNGUIDED][0], results.images[request.name][0]],
+            unguided=results.handles[UNGUIDED],
+            subtitle=_caption(handle, model, request),
+        )
+        figure.savefig(request.show_maps, dpi=SHEET_DPI)
+    return files
+
+
 def _files(out: Path, count: int) -> list[Path]:
-    """One file a picture; of several, numbered from 0."""
+    """A file for each image; several are numbered from 0."""
     return [out] if count == 1 else [out.with_name(f"{out.stem}-{number}{out.suffix}") for number in range(count)]
 
 
-def _caption(handle: Any, model: str, size: options.Size, seed: int, steps: int, guidance: str) -> str:
-    rows, columns = handle.maps.shape[1:3]
+def _caption(handle: Any, model: str, request: Request) -> str:
+    sampling, (rows, columns) = request.sampling, handle.maps.shape[1:3]
+    height, width = sampling.fitted_size
     return (
-        f"{Path(model).name or model}, {size[0]}x{size[1]} px, {steps} steps, seed {seed}, {guidance}; maps of "
-        f"the layers of {rows}x{columns} tokens at step {handle.losses[-1][0]}, each word in its own colour scale"
+        f"{Path(model).name or model}, {height}x{width} px, {sampling.steps} steps, seed {sampling.seed}, "
+        f"{request.guidance}; maps of the layers of {rows}x{columns} tokens at step {handle.losses[-1][0]}, "
+        "one color scale for each word"
     )
+
+
+def _print(request: Request, running_on: dict[str, Any], results: Results, files: list[Path], as_json: bool) -> None:
+    if not as_json:
+        written = " and ".join(str(path.resolve()) for path in (*files, request.show_maps) if path is not None)
+        print(f"Written to {written} ({sum(results.seconds.values()):.1f} s)")
+        return
+    sampling = request.sampling
+    done = {
+        **running_on,
+        "prompts": request.prompts,
+        "negative_prompt": sampling.negative_prompt,
+        "size": list(sampling.fitted_size),
+        "policies": {name: repr(policy) for name, (policy, _) in request.runs().items()},
+        "guidance": request.guidance,
+        "seed": sampling.seed,
+        "steps": sampling.steps,
+        "guidance_scale": sampling.guidance_scale,
+        "seconds": results.seconds,
+        "out": str(request.out),
+        "files": [str(file) for file in files],
+        "show_maps": None if request.show_maps is None else str(request.show_maps),
+        "losses": {
+            name: [[step, float(loss)] for step, loss in handle.losses] for name, handle in results.handles.items()
+        },
+    }
+    print(json.dumps(done, indent=2))

@@ -1,4 +1,4 @@
-"""`--help` that cuts nothing: text folded to the terminal, and examples that can be copied at any width."""
+"""`--help` that truncates nothing: text is wrapped to the terminal, and examples can be copied at any width."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typer.core import TyperCommand, TyperGroup
 
 from entropy_attn.cli.tables import folded, output_width
 
-USUAL, WIDEST = 80, 100  # columns, in a pipe and where a line would be too long to read
-NARROW = 72  # below this an option has a line for itself, and its text the whole width
-MAX_OPTION = 26  # columns for the names of options; a longer one has a line for itself
-# a word of a shell, quotes and all, and an option together with its value
+USUAL, WIDEST = 80, 100  # columns: in a pipe, and at most
+NARROW = 72  # in fewer columns an option gets a separate line, and its text the whole width
+MAX_OPTION = 26  # columns for the names of options; a longer name gets a separate line
+# A word of a shell with its quotes, or an option together with its value
 _WORD = re.compile(r'(?:--?\w[\w-]* (?!-))?(?:"[^"]*"|\S)+')
 
 
@@ -27,7 +27,7 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """The same for the command that holds the others."""
+    """The command that contains the others, with the same layout."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write("\n".join(_lines(self, ctx)) + "\n")
@@ -45,7 +45,9 @@ def _lines(command: Any, ctx: Any) -> Iterator[str]:
     if isinstance(command, Group):
         subcommands = ((name, command.get_command(ctx, name)) for name in command.list_commands(ctx))
         records = [
-            (name, (each.help or "").strip().partition("\n\n")[0]) for name, each in subcommands if not each.hidden
+            (name, (each.help or "").strip().partition("\n\n")[0])
+            for name, each in subcommands
+            if each is not None and not each.hidden
         ]
         yield from _section("Commands", records, width)
 
@@ -62,12 +64,12 @@ def _section(title: str, records: list[tuple[str, str]], width: int) -> Iterator
 
 def _indented(text: str, width: int, first: int, later: int | None = None) -> Iterator[str]:
     later = first if later is None else later
-    for place, line in enumerate(folded(text, max(width - max(first, later), 1))):
-        yield (" " * (later if place else first) + line).rstrip()
+    for index, line in enumerate(folded(text, max(width - max(first, later), 1))):
+        yield (" " * (later if index else first) + line).rstrip()
 
 
 def _example(text: str, width: int) -> Iterator[str]:
-    """A command line, continued as a shell continues it."""
+    """A command line, with a backslash at the end of every line but the last."""
     for line in text.splitlines():
         parts = [""]
         for word in _WORD.findall(line):
@@ -75,5 +77,5 @@ def _example(text: str, width: int) -> Iterator[str]:
                 parts.append(word)
             else:
                 parts[-1] = f"{parts[-1]} {word}".strip()
-        for place, part in enumerate(parts):
-            yield ("      " if place else "  ") + part + (" \\" if place < len(parts) - 1 else "")
+        for index, part in enumerate(parts):
+            yield ("      " if index else "  ") + part + (" \\" if index < len(parts) - 1 else "")

@@ -9,36 +9,44 @@ from typing import Annotated, Any
 
 import typer
 
-from entropy_attn.cli import options
-from entropy_attn.cli.info_model import model_report, print_model
+from entropy_attn.cli import versions
+from entropy_attn.cli.info_model import ModelRequest, model_report, print_model
+from entropy_attn.cli.loading import DEVICE_HELP, MODEL_HELP
+from entropy_attn.cli.outputs import output_table
+from entropy_attn.cli.parsing import DTYPES, SCALE_HELP, SIZE_HELP
+from entropy_attn.cli.refusals import refusals
 from entropy_attn.cli.tables import Column, print_table, say
 
 HEAD_DIMS = (16, 40, 64, 72, 80, 96, 128, 160, 256)
-DTYPES = ("float16", "bfloat16", "float32")
+TRIED_DTYPES = ("float16", "bfloat16", "float32")
 IMPLS = ("triton", "sdpa", "reference")
 
 
 def info(
     model: Annotated[
-        str | None, typer.Option(help="Answer for this pipeline: " + options.MODEL_HELP + " No weights are loaded.")
+        str | None, typer.Option(help=f"Report on this pipeline: {MODEL_HELP} No weights are loaded.")
     ] = None,
-    size: Annotated[
-        str | None, typer.Option(help=f"Size of the picture: {options.SIZE_HELP}; default: the training size.")
+    size: Annotated[str | None, typer.Option(help=f"Image size: {SIZE_HELP}. Default: the training size.")] = None,
+    scale: Annotated[str, typer.Option(help=f"Scale policy: {SCALE_HELP}")] = "logn",
+    layers: Annotated[
+        str, typer.Option(help="Layers that get the scale: self, cross, all, or a regular expression.")
+    ] = "self",
+    train_size: Annotated[
+        str | None, typer.Option(help="Training size, for a model whose configuration does not state it.")
     ] = None,
-    scale: Annotated[str, typer.Option(help="Scale policy: " + options.SCALE_HELP + ".")] = "logn",
-    layers: Annotated[str, typer.Option(help="Whom the scale is for: self, cross, all, or a regex.")] = "self",
-    train_size: Annotated[str | None, typer.Option(help="Training size, where the model does not state it.")] = None,
-    text_tokens: Annotated[int | None, typer.Option(help="Length of the text; default: the model's usual one.")] = None,
-    frames: Annotated[int, typer.Option(help="Of a video, in latent frames.")] = 1,
-    device: Annotated[str, typer.Option(help="Who serves it where: " + options.DEVICE_HELP)] = "auto",
-    dtype: Annotated[str, typer.Option(help=f"One of {', '.join(options.DTYPES)}.")] = "auto",
-    csv: Annotated[Path | None, typer.Option(help="Write the layers of --model as a table, a .csv.")] = None,
+    text_tokens: Annotated[
+        int | None, typer.Option(help="Number of text tokens. Default: the usual number of the model.")
+    ] = None,
+    frames: Annotated[int, typer.Option(help="Number of latent frames, for a video model.")] = 1,
+    device: Annotated[str, typer.Option(help=f"Device that --model would run on: {DEVICE_HELP}")] = "auto",
+    dtype: Annotated[str, typer.Option(help=f"Dtype that --model would have: one of {', '.join(DTYPES)}.")] = "auto",
+    csv: Annotated[Path | None, typer.Option(help="Write the layers of --model to this .csv file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON instead of tables.")] = False,
 ) -> None:
-    """Show versions, devices, and which implementation serves which head dim and dtype, and why the others do not.
+    """Show versions, devices, and which implementation serves which head dim and dtype, and why others do not.
 
-    With --model, show for that pipeline every attention layer: its route, its tokens at a size, its scale, who serves
-    it, and what is refused and why.
+    With --model, show every attention layer of that pipeline: how it is routed, how many tokens it has, its scale,
+    which implementation serves it, and what is refused and why.
 
     Examples:
 
@@ -46,14 +54,15 @@ def info(
 
       entropy-attn info --model path/or/hub-id --size 768x768
     """
-    with options.refusals():
+    with refusals():
         if model is not None:
-            choice = (size, scale, layers, train_size, text_tokens, frames, device, dtype)
-            report = model_report(model, *choice, csv=None if csv is None else options.output_table(csv))
+            path = None if csv is None else output_table(csv)
+            request = ModelRequest(model, size, scale, layers, train_size, text_tokens, frames, device, dtype)
+            report = model_report(request, path)
         elif csv is not None:
-            raise ValueError("--csv needs --model: it is a table of its layers")
+            raise ValueError("--csv: expected --model with it, because it is a table of the model's layers")
         else:
-            report = {"versions": options.versions(), "devices": _devices(), "impls": _impls()}
+            report = {"versions": versions.versions(), "devices": _devices(), "impls": _impls()}
     if as_json:
         print(json.dumps(report, indent=2))
     elif model is not None:
@@ -82,14 +91,14 @@ def _devices() -> list[dict[str, Any]]:
 
 
 def _impls() -> list[dict[str, Any]]:
-    """Ask the library itself, with a tensor of two tokens for every combination."""
+    """What the library says for a call of two tokens, for every combination."""
     import torch
 
     from entropy_attn import unsupported_reasons
 
     rows = []
     for device in _devices():
-        for dtype in DTYPES:
+        for dtype in TRIED_DTYPES:
             for head_dim in HEAD_DIMS:
                 tensor = torch.zeros(1, 1, 2, head_dim, dtype=getattr(torch, dtype), device=device["device"])
                 for impl in IMPLS:
@@ -124,7 +133,7 @@ def _print_tables(report: dict[str, Any]) -> None:
 
 
 def _served(rows: list[dict[str, Any]]) -> list[list[str | None]]:
-    """Dtypes that an implementation serves alike share a row."""
+    """A row for each implementation and set of dtypes that it serves in the same way."""
     dims: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
     for row in rows:
         dims.setdefault((row["impl"], row["dtype"]), ([], []))[not row["serves"]].append(str(row["head_dim"]))
@@ -137,15 +146,15 @@ def _served(rows: list[dict[str, Any]]) -> list[list[str | None]]:
 
 
 def _refusal_lines(rows: list[dict[str, Any]]) -> list[str]:
-    """One line a reason, with the dtypes and head dims that it holds for."""
+    """A line for each reason, with the dtypes and head dims that it applies to."""
     cases: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         for reason in row["reasons"]:
             cases.setdefault((row["impl"], reason), []).append(row)
     lines = []
     for (impl, reason), refused in cases.items():
-        dtypes = [dtype for dtype in DTYPES if any(row["dtype"] == dtype for row in refused)]
+        dtypes = [dtype for dtype in TRIED_DTYPES if any(row["dtype"] == dtype for row in refused)]
         dims = [str(dim) for dim in HEAD_DIMS if any(row["head_dim"] == dim for row in refused)]
-        where = [*([] if len(dtypes) == len(DTYPES) else dtypes), *([] if len(dims) == len(HEAD_DIMS) else dims)]
+        where = [*([] if len(dtypes) == len(TRIED_DTYPES) else dtypes), *([] if len(dims) == len(HEAD_DIMS) else dims)]
         lines.append(f"not {impl}{' for ' + ', '.join(where) if where else ''}: {reason}")
     return lines

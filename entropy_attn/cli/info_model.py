@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv as csv_files
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from entropy_attn.cli import options
+from entropy_attn.cli.parsing import check_at_least, check_dtype, parse_device, parse_scale, parse_size
 from entropy_attn.cli.tables import Column, output_width, print_table, say
 
 COLUMNS = (
@@ -22,56 +23,61 @@ COLUMNS = (
 )
 
 
-def model_report(
-    model: str,
-    size: str | None,
-    scale: str,
-    layers: str,
-    train_size: str | None,
-    text_tokens: int | None,
-    frames: int,
-    device: str,
-    dtype: str,
-    csv: Path | None,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ModelRequest:
+    """The options of `info --model`, as they were given."""
+
+    model: str
+    size: str | None = None
+    scale: str = "logn"
+    layers: str = "self"
+    train_size: str | None = None
+    text_tokens: int | None = None
+    frames: int = 1
+    device: str = "auto"
+    dtype: str = "auto"
+
+
+def model_report(request: ModelRequest, csv: Path | None = None) -> dict[str, Any]:
     """What `--json` prints; a pipeline that cannot be routed is a report with its reasons, not a refusal."""
     import torch
 
     from entropy_attn import Unsupported
-    from entropy_attn.integrations.diffusers.survey import refusals, stated_size, survey
+    from entropy_attn.integrations.diffusers.survey import refusals, survey
+    from entropy_attn.integrations.diffusers.target import resolve_target
+    from entropy_attn.integrations.diffusers.target import train_size as stated_size
     from entropy_attn.pipelines import quiet_libraries
     from entropy_attn.pipelines.outline import outline_pipeline
 
-    options.check_at_least("--frames", frames, 1)
-    options.check_at_least("--text-tokens", text_tokens, 1)
-    device = options.parse_device(device)
-    if dtype not in options.DTYPES:
-        raise ValueError(f"--dtype {dtype!r}: give one of {', '.join(options.DTYPES)}")
+    check_at_least("--frames", request.frames, 1)
+    check_at_least("--text-tokens", request.text_tokens, 1)
+    device, dtype = parse_device(request.device), check_dtype(request.dtype)
     if dtype == "auto":
         dtype = "float16" if device.startswith("cuda") else "float32"
-    policy = options.parse_scale(scale)
-    given = None if size is None else options.parse_size(size, "--size")
-    trained = None if train_size is None else options.parse_size(train_size, "--train-size")
+    policy = parse_scale(request.scale)
+    size = None if request.size is None else parse_size(request.size)
+    trained = None if request.train_size is None else parse_size(request.train_size, "--train-size")
     quiet_libraries()
-    pipe = outline_pipeline(model)
-    report: dict[str, Any] = {"model": model, "pipeline": type(pipe).__name__, "scale": scale, "device": device}
-    report |= {"dtype": dtype, "served": False, "size": None, "reasons": [], "layers": []}
+    pipe = outline_pipeline(request.model)
+    report: dict[str, Any] = {"model": request.model, "pipeline": type(pipe).__name__, "scale": request.scale}
+    report |= {"device": device, "dtype": dtype, "served": False, "size": None, "reasons": [], "layers": []}
     try:
-        given = given or trained or stated_size(pipe)
+        resolve_target(pipe)  # a pipeline that cannot be routed need not state a size
+        size = size or trained or stated_size(pipe)
         found = survey(
             pipe,
-            given,
+            size,
             scale=policy,
-            layers=layers,
+            layers=request.layers,
             train_size=trained,
-            frames=frames,
-            text_tokens=text_tokens,
+            frames=request.frames,
+            text_tokens=request.text_tokens,
             device=device,
             dtype=getattr(torch, dtype),
         )
     except Unsupported as error:
         return report | {"reasons": error.reasons}
-    reasons = [{"reason": reason, "layers": names} for reason, names in refusals(found)]
+    refused = [{"reason": reason, "layers": names} for reason, names in refusals(found)]
     rows = [layer.to_row() for layer in found]
     if csv is not None:
         with csv.open("w", newline="", encoding="utf-8") as file:
@@ -79,7 +85,7 @@ def model_report(
             writer.writeheader()
             writer.writerows(rows)
     served = any(row["refused"] is None for row in rows)
-    return report | {"served": served, "size": list(given), "refused": reasons, "layers": rows}
+    return report | {"served": served, "size": list(size), "refused": refused, "layers": rows}
 
 
 def print_model(report: dict[str, Any]) -> None:
@@ -90,7 +96,7 @@ def print_model(report: dict[str, Any]) -> None:
     height, width = report["size"]
     route = "torch" if report["layers"][0]["route"] == "sdpa" else "diffusers' dispatcher"
     say(f"{title} at {height}x{width}, scale {report['scale']}, {report['device']} {report['dtype']}")
-    say(f"route: {route}; N are the keys, of which text, and T the picture's at training size")
+    say(f"route: {route}; N: keys; text: text tokens among them; T: image tokens at the training size")
     say("")
     name = str if output_width(sys.stdout) is None else _short
     rows = [
@@ -103,12 +109,12 @@ def print_model(report: dict[str, Any]) -> None:
 
 
 def _groups(rows: list[dict[str, Any]]) -> list[tuple[list[str], tuple]]:
-    """Layers that are alike, in the order of the first of each."""
+    """Layers with the same row, in the order in which each row first appears."""
     groups: dict[tuple, list[str]] = {}
     for row in rows:
         kind = row["kind"] if row["text"] is None else f"{row['kind']}, text {row['text']}"
         scale = None if row["scale"] is None else f"{row['scale']:.4g}"
-        scale = "own" if scale is None and row["kind"] else scale
+        scale = "default" if scale is None and row["kind"] else scale
         recorded = "" if row["impl"] == row["impl_recorded"] else f", recorded {row['impl_recorded']}"
         shown = (
             kind,
@@ -124,7 +130,7 @@ def _groups(rows: list[dict[str, Any]]) -> list[tuple[list[str], tuple]]:
 
 
 def _short(layer: str) -> str:
-    """A name that fits into a table: its block and its own."""
+    """A name that fits into a table: its block and its last part."""
     parts = layer.split(".")
     return layer if len(parts) < 4 else ".".join(parts[:2]) + "…" + parts[-1]
 

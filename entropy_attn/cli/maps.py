@@ -1,19 +1,24 @@
-"""`entropy-attn maps`: one picture, and where it attends to each word of its prompt."""
+"""`entropy-attn maps`: one image, and where it attends to each word of its prompt."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 import unicodedata
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from entropy_attn.cli import options
-from entropy_attn.cli.loading import Loading, takes_loading
-from entropy_attn.cli.seeds import check_seed
+from entropy_attn.cli.loading import Loading
+from entropy_attn.cli.option_groups import takes_options
+from entropy_attn.cli.outputs import output_image, output_table
+from entropy_attn.cli.parsing import Size, check_choice, check_prompts, parse_size, parse_steps, parse_words
+from entropy_attn.cli.progress import progress_bar
+from entropy_attn.cli.refusals import refusals
+from entropy_attn.cli.sampling_options import Sampling, SamplingOptions
 from entropy_attn.cli.tables import Column, print_table
 
 EXAMPLE = (
@@ -22,7 +27,8 @@ EXAMPLE = (
     '  entropy-attn maps --prompt "a red circle and a blue square" --words circle,square --map-size 16 '
     "--at-steps 0,8,24 --csv maps.csv\n"
 )
-COLOURS = ("word", "all")
+COLOR_SCALES = ("word", "all")
+FIGURE_DPI = 150
 TABLE = (
     Column("word", fold=True),
     Column("positions", rank=1, fold=True),
@@ -33,188 +39,202 @@ TABLE = (
 )
 
 
-@takes_loading
+@takes_options(loading=Loading, sampling=SamplingOptions)
 def maps(
     loading: Loading,
     prompt: Annotated[str, typer.Option(help="What to draw.")],
-    out: Annotated[Path, typer.Option(help="File to write; its folder is made if missing.")] = Path("maps.png"),
-    size: Annotated[str | None, typer.Option(help=f"{options.SIZE_HELP}; by default the training size.")] = None,
+    sampling: SamplingOptions,
+    out: Annotated[Path, typer.Option(help="Image file to write; creates its folder.")] = Path("maps.png"),
     words: Annotated[
         str | None,
-        typer.Option(help="Words of the prompt or positions in it (0 is the start mark), by commas; by default all."),
+        typer.Option(
+            help="Words of the prompt, or positions in it (0 is the start token), separated by commas. Default: all."
+        ),
     ] = None,
     tokens: Annotated[str | None, typer.Option(hidden=True, help="The older name of --words.")] = None,
     map_size: Annotated[
         str | None,
         typer.Option(
-            help="Layers to average, by their ROWSxCOLUMNS in tokens; by default the finest for shapes, else the most "
-            "common size."
+            help="Average the layers of this many tokens, as ROWSxCOLUMNS. Default: the finest layers for shapes, else "
+            "the most common size."
         ),
     ] = None,
     at_steps: Annotated[
-        str | None, typer.Option(help="Denoising steps, from 0, to show in rows below the mean, by commas.")
+        str | None,
+        typer.Option(help="Denoising steps, from 0, that get a row each below the mean, separated by commas."),
     ] = None,
     colours: Annotated[
         str,
         typer.Option(
-            help="'word': each word has a colour scale of its own, from 0 to the highest attention to it; 'all': one "
+            help="'word': a color scale for each word, from 0 to the highest attention to it. 'all': one color scale "
             "for all words, to compare them."
         ),
     ] = "word",
-    scale: Annotated[str, typer.Option(help=f"{options.SCALE_HELP}.")] = "logn",
-    seed: Annotated[int, typer.Option(help="Seed of the starting noise.")] = 0,
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
-    guidance_scale: Annotated[
-        float | None, typer.Option(help="Classifier-free guidance; by default 4 for shapes, else the pipeline's own.")
-    ] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What not to draw.")] = None,
-    csv: Annotated[Path | None, typer.Option(help="Write the maps' numbers to this .csv file too.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Also write the values of the maps to this .csv file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
-    with options.refusals(loading):
-        policy = options.parse_scale(scale)
-        wanted = None if size is None else options.parse_size(size)
+    with refusals(loading):
         if words is not None and tokens is not None:
-            raise ValueError("--tokens is the older name of --words: give one of them")
-        words = tokens if words is None else words
-        chosen = None if words is None else _words(words)
-        cells = None if map_size is None else options.parse_size(map_size, "--map-size")
-        options.check_prompts([prompt])
-        if chosen is None and not _has_word(prompt):
-            raise ValueError(
-                f"--prompt {prompt!r} has no word whose map could be drawn: give one, or its positions with --words"
-            )
-        if colours not in COLOURS:
-            raise ValueError(f"--colours {colours!r}: give one of {', '.join(COLOURS)}")
-        check_seed("--seed", seed)
-        options.check_at_least("--steps", steps, 1)
-        options.check_at_least("--guidance-scale", guidance_scale, 0)
-        rows = [] if at_steps is None else _steps(at_steps, steps)
-        options.output_picture(out)
-        if csv is not None:
-            options.output_table(csv)
-        guidance_scale = options.guidance(loading.model, guidance_scale)
+            raise ValueError("--words: expected either it or its older name --tokens, got both")
+        request = Request(
+            prompt=prompt,
+            sampling=sampling.parse(loading.model),
+            words=_parse_words(prompt, tokens if words is None else words),
+            map_size=None if map_size is None else parse_size(map_size, "--map-size"),
+            at_steps=[] if at_steps is None else parse_steps(at_steps, sampling.steps),
+            color_scale=check_choice("--colours", colours, COLOR_SCALES),
+            out=output_image(out),
+            csv=None if csv is None else output_table(csv),
+        )
         pipe, running_on = loading.load()
-
-        from entropy_attn.pipelines import call_options, check_size, sample, train_size
-        from entropy_attn.plots.maps import map_sheet
-        from entropy_attn.recorders.map_files import save_maps
-        from entropy_attn.recorders.maps import MapRecorder
-
-        wanted = wanted or train_size(pipe)
-        check_size(pipe, wanted)
-        call_options(pipe, [prompt], guidance_scale=guidance_scale, negative_prompt=negative_prompt)
-        if cells is None and loading.model == "shapes":  # whose objects are a few tokens wide
-            cells = wanted[0] // pipe.vae_scale_factor, wanted[1] // pipe.vae_scale_factor
-        mean, apart = MapRecorder(chosen, cells), MapRecorder(chosen, cells, steps=rows or None)
-        start = time.perf_counter()
-        (picture,) = _with_progress(
-            steps,
-            lambda on_step: sample(
-                pipe,
-                [prompt],
-                size=wanted,
-                scale=policy,
-                seed=seed,
-                steps=steps,
-                guidance_scale=guidance_scale,
-                negative_prompt=negative_prompt,
-                record=[mean, apart] if rows else mean,
-                on_step=on_step,
-            ),
-        )
-        seconds = time.perf_counter() - start
-        # Every number leaves the device here
-        by_step = {None: mean.maps().cpu(), **{step: apart.maps(step).cpu() for step in rows}}
-        names = {step: f"mean of {steps} steps" if step is None else f"step {step}" for step in by_step}
-        figure = map_sheet(
-            picture,
-            {names[step]: found[0, 0] for step, found in by_step.items()},
-            mean.tokens,
-            prompt,
-            subtitle=_caption(mean, loading.model, wanted, seed, steps),
-            common_scale=colours == "all",
-        )
-        figure.savefig(out, dpi=150)
-        if csv is not None:
-            arrays = {step: found.numpy() for step, found in by_step.items()}
-            save_maps(csv, arrays, mean.branch_names, (mean.tokens,))
-    if as_json:
-        done = {
-            **running_on,
-            "prompt": prompt,
-            "size": list(wanted),
-            "map_size": list(mean.map_size),
-            "layers": list(mean.layers),
-            "tokens": _summary(mean, by_step[None][0, 0]),
-            "at_steps": rows,
-            "colours": colours,
-            "scale": repr(policy),
-            "seed": seed,
-            "steps": steps,
-            "guidance_scale": guidance_scale,
-            "negative_prompt": negative_prompt,
-            "seconds": seconds,
-            "out": str(out),
-            "csv": None if csv is None else str(csv),
-        }
-        print(json.dumps(done, indent=2))
-    else:
-        lines = [
-            [word["token"], " ".join(map(str, word["positions"])), f"{word['mean']:.3g}", f"{word['max']:.3g}"]
-            + word["max_at"]
-            for word in _summary(mean, by_step[None][0, 0])
-        ]
-        title = f"Attention to each word, mean of {steps} steps, {mean.map_size[0]}x{mean.map_size[1]} tokens from 0"
-        print_table(TABLE, lines, title=title)
-        files = " and ".join(str(path.resolve()) for path in (out, csv) if path is not None)
-        print(f"Written to {files} ({seconds:.1f} s)")
+        request = _fit(pipe, loading.model, request)
+        result = _run(pipe, request)
+        _draw(loading.model, request, result)
+    _print(request, running_on, result, as_json)
 
 
-maps.__doc__ = f"Draw where the picture attends to each word of its prompt.\n\n{EXAMPLE}"
+maps.__doc__ = f"Draw where the image attends to each word of its prompt.\n\n{EXAMPLE}"
 
 
-def _words(text: str) -> list[str | int]:
-    return [int(part) if part.isdecimal() else part for part in options.parse_list("--words", text)]
+@dataclass(frozen=True)
+class Request:
+    """What was asked for."""
+
+    prompt: str
+    sampling: Sampling
+    words: list[str | int] | None  # None: all
+    map_size: Size | None
+    at_steps: list[int]
+    color_scale: str
+    out: Path
+    csv: Path | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """The image, the recorder, and {step: maps (1, words, rows, columns)} on the CPU; step None is the mean."""
+
+    image: Any
+    recorder: Any
+    maps: dict[int | None, Any]
+    seconds: float
+
+
+def _parse_words(prompt: str, words: str | None) -> list[str | int] | None:
+    check_prompts([prompt])
+    if words is not None:
+        return parse_words(words)
+    if not _has_word(prompt):
+        raise ValueError(
+            f"--prompt: expected at least one word to draw a map of, or positions in --words, got {prompt!r}"
+        )  # fmt: skip
+    return None
 
 
 def _has_word(prompt: str) -> bool:
-    """Letters, digits, or what stands for a thing as emoji do; punctuation and signs of arithmetic are no words."""
+    """Letters, digits and symbols such as emoji are words; punctuation and signs of arithmetic are not."""
     return any(unicodedata.category(character) == "So" or character.isalnum() for character in prompt)
 
 
-def _steps(text: str, count: int) -> list[int]:
-    parts = options.parse_list("--at-steps", text)
-    if not all(part.isdecimal() and int(part) < count for part in parts):
-        raise ValueError(f"--at-steps {text!r}: give steps from 0 to {count - 1}, such as 0,{count - 1}")
-    return [int(part) for part in parts]
+def _fit(pipe: Any, model: str, request: Request) -> Request:
+    """The request with the sizes that follow from the pipeline."""
+    sampling, map_size = request.sampling.fit(pipe, [request.prompt]), request.map_size
+    if map_size is None and model == "shapes":  # its objects are a few tokens wide
+        height, width = sampling.fitted_size
+        map_size = height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
+    return dataclasses.replace(request, sampling=sampling, map_size=map_size)
 
 
-def _with_progress(steps: int, run: Callable[[Callable[[], None]], Any]) -> Any:
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+def _run(pipe: Any, request: Request) -> Result:
+    from entropy_attn.recorders.maps import MapRecorder
 
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    # Only where it can be wiped away again: a refusal is one line.
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("denoising", total=steps)
-        return run(lambda: progress.update(task, advance=1))
+    mean = MapRecorder(request.words, request.map_size)
+    by_step = MapRecorder(request.words, request.map_size, steps=request.at_steps or None)
+    start = time.perf_counter()
+    with progress_bar() as progress:
+        task = progress.add_task("denoising", total=request.sampling.steps)
+        (image,) = request.sampling.sample(
+            pipe,
+            [request.prompt],
+            record=[mean, by_step] if request.at_steps else mean,
+            on_step=lambda: progress.update(task, advance=1),
+        )
+    seconds = time.perf_counter() - start
+    # One transfer of each map; everything below reads single values
+    found: dict[int | None, Any] = {step: by_step.maps(step).cpu() for step in request.at_steps}
+    found = {None: mean.maps().cpu(), **found}
+    return Result(image, mean, found, seconds)
 
 
-def _caption(recorder: Any, model: str, size: options.Size, seed: int, steps: int) -> str:
-    rows, columns = recorder.map_size
+def _draw(model: str, request: Request, result: Result) -> None:
+    from entropy_attn.plots.maps import map_sheet
+    from entropy_attn.recorders.map_files import save_maps
+
+    recorder, steps = result.recorder, request.sampling.steps
+    figure = map_sheet(
+        result.image,
+        {f"mean of {steps} steps" if step is None else f"step {step}": found[0, 0]
+         for step, found in result.maps.items()},
+        recorder.tokens,
+        request.prompt,
+        subtitle=_caption(model, request, recorder),
+        common_scale=request.color_scale == "all",
+    )  # fmt: skip
+    figure.savefig(request.out, dpi=FIGURE_DPI)
+    if request.csv is not None:
+        arrays = {step: found.numpy() for step, found in result.maps.items()}
+        save_maps(request.csv, arrays, recorder.branch_names, (recorder.tokens,))
+
+
+def _caption(model: str, request: Request, recorder: Any) -> str:
+    (rows, columns), (height, width) = recorder.map_size, request.sampling.fitted_size
     return (
-        f"{Path(model).name or model}, {size[0]}x{size[1]} px, {steps} steps, seed {seed}; cross-attention of the "
-        f"{len(recorder.layers)} layers of {rows}x{columns} tokens, mean over heads"
+        f"{Path(model).name or model}, {height}x{width} px, {request.sampling.steps} steps, "
+        f"seed {request.sampling.seed}; cross-attention of the {len(recorder.layers)} layers of {rows}x{columns} "
+        "tokens, mean over heads"
     )
 
 
-def _summary(recorder: Any, found: Any) -> list[dict[str, Any]]:
-    """Of each word: its mean and highest attention, and where in the map the highest is."""
-    words = []
-    for label, positions, values in zip(recorder.tokens, recorder.positions, found, strict=True):
+def _words(result: Result) -> list[dict[str, Any]]:
+    """For each word its mean and highest attention, and where in the map the highest is."""
+    recorder, words = result.recorder, []
+    for label, positions, values in zip(recorder.tokens, recorder.positions, result.maps[None][0, 0], strict=True):
         row, column = divmod(int(values.argmax()), values.shape[-1])
         entry = {"token": label, "positions": list(positions), "mean": float(values.mean())}
         words.append({**entry, "max": float(values.max()), "max_at": [row, column]})
     return words
+
+
+def _print(request: Request, running_on: dict[str, Any], result: Result, as_json: bool) -> None:
+    sampling, recorder, words = request.sampling, result.recorder, _words(result)
+    if not as_json:
+        lines = [
+            [word["token"], " ".join(map(str, word["positions"])), f"{word['mean']:.3g}", f"{word['max']:.3g}"]
+            + word["max_at"]
+            for word in words
+        ]
+        rows, columns = recorder.map_size
+        title = f"Attention to each word, mean of {sampling.steps} steps, {rows}x{columns} tokens from 0"
+        print_table(TABLE, lines, title=title)
+        files = " and ".join(str(path.resolve()) for path in (request.out, request.csv) if path is not None)
+        print(f"Written to {files} ({result.seconds:.1f} s)")
+        return
+    done = {
+        **running_on,
+        "prompt": request.prompt,
+        "size": list(sampling.fitted_size),
+        "map_size": list(recorder.map_size),
+        "layers": list(recorder.layers),
+        "tokens": words,
+        "at_steps": request.at_steps,
+        "colours": request.color_scale,
+        "scale": repr(sampling.policy),
+        "seed": sampling.seed,
+        "steps": sampling.steps,
+        "guidance_scale": sampling.guidance_scale,
+        "negative_prompt": sampling.negative_prompt,
+        "seconds": result.seconds,
+        "out": str(request.out),
+        "csv": None if request.csv is None else str(request.csv),
+    }
+    print(json.dumps(done, indent=2))

@@ -1,4 +1,4 @@
-"""`entropy-attn profile`: options in, tables and files out; what is measured is `ea.profile`."""
+"""`entropy-attn profile`: options in, tables and files out; `ea.profile` measures."""
 
 from __future__ import annotations
 
@@ -11,9 +11,27 @@ from typing import Annotated, Any
 
 import typer
 
-from entropy_attn.cli import EXIT_INTERRUPTED, Refused, options
-from entropy_attn.cli.loading import Loading, takes_loading
+from entropy_attn.cli import EXIT_INTERRUPTED, Refused
+from entropy_attn.cli.loading import Loading
+from entropy_attn.cli.option_groups import takes_options
+from entropy_attn.cli.outputs import output_folder
+from entropy_attn.cli.parsing import (
+    SCALE_HELP,
+    SIZE_HELP,
+    Size,
+    check_at_least,
+    check_prompts,
+    parse_arguments,
+    parse_list,
+    parse_scale,
+    parse_seeds,
+    parse_size,
+)
 from entropy_attn.cli.profile_report import print_report
+from entropy_attn.cli.progress import progress_bar
+from entropy_attn.cli.refusals import refusals
+from entropy_attn.cli.sampling_options import GUIDANCE_SCALE_HELP, default_guidance_scale
+from entropy_attn.cli.versions import versions
 
 SHAPES_PROMPTS = (
     "a red circle and a blue square",
@@ -21,7 +39,7 @@ SHAPES_PROMPTS = (
     "a yellow square above a red triangle",
     "two blue circles",
 )
-HOW = ("device", "offload", "vae_tiling")  # which may change from one part of a profile to the next
+MAY_CHANGE = ("device", "offload", "vae_tiling")  # between the parts of a profile that is resumed
 EXAMPLE = (
     "Examples:\n\n"
     "  entropy-attn profile --out profile\n\n"
@@ -31,115 +49,126 @@ EXAMPLE = (
 )
 
 
-@takes_loading
+@takes_options(loading=Loading)
 def profile(
     loading: Loading,
-    out: Annotated[Path, typer.Option(help="Folder for the tables and pictures; made if missing.")] = Path("profile"),
+    out: Annotated[Path, typer.Option(help="Folder for tables and images; created if missing.")] = Path("profile"),
     sizes: Annotated[
         str | None,
         typer.Option(
-            help=f"Picture sizes, by commas; each {options.SIZE_HELP}; by default 0.5 to 2 times the training size."
+            help=f"Image sizes, separated by commas; each is {SIZE_HELP}. Default: 0.5 to 2 times the training size."
         ),
     ] = None,
     scales: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--scale",
             "--scales",
-            help=f"Scale policies, by commas or given several times; each {options.SCALE_HELP}. "
-            "By default off and logn.",
+            help="Scale policies, separated by commas; the option can also be given several times. "
+            f"Default: off,logn. Each is {SCALE_HELP}",
         ),
-    ] = (),
+    ] = None,
     prompt: Annotated[
-        list[str] | None, typer.Option(help="A prompt; may be given several times; by default a few built-in ones.")
+        list[str] | None, typer.Option(help="A prompt; can be given several times. Default: a few built-in ones.")
     ] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What not to draw, for every prompt.")] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds of the starting noise, by commas.")] = "0",
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 15,
-    guidance_scale: Annotated[
-        float | None, typer.Option(help="Classifier-free guidance; by default 4 for shapes, else the pipeline's own.")
-    ] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What the images must not show.")] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds of the starting noise, separated by commas.")] = "0",
+    steps: Annotated[int, typer.Option(help="Number of denoising steps.")] = 15,
+    guidance_scale: Annotated[float | None, typer.Option(help=GUIDANCE_SCALE_HELP)] = None,
     argument: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A further argument of the pipeline's call, such as num_frames=9; may be given several times."
-        ),
+        typer.Option(help="Another argument of the pipeline's call, such as num_frames=9; can be given several times."),
     ] = None,
     layers: Annotated[
-        str, typer.Option(help="Layers that the scales are for: self, cross, all, or a regular expression.")
+        str, typer.Option(help="Layers that get the scales: self, cross, all, or a regular expression.")
     ] = "self",
     heads: Annotated[
-        bool, typer.Option("--heads", help="Keep a row of every head at every step, in entropy.csv.gz.")
+        bool, typer.Option("--heads", help="Keep a row for every head at every step, in entropy.csv.gz.")
     ] = False,
-    no_pictures: Annotated[bool, typer.Option("--no-pictures", help="Measure only: the VAE is not run.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished profile in --out.")] = False,
+    no_pictures: Annotated[bool, typer.Option("--no-pictures", help="Only measure; the VAE does not run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the unfinished profile in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON instead of tables.")] = False,
 ) -> None:
     from entropy_attn.profiling.plan import DEFAULT_PROMPTS
 
-    with _kept_in(out), options.refusals(loading, len(prompt or DEFAULT_PROMPTS)):
-        names = options.parse_list("--scale", ",".join(scales)) if scales else None
-        policies = None if names is None else {name: options.parse_scale(name) for name in names}
-        seed_list = options.parse_seeds(seeds)
-        size_list = (
-            None if sizes is None else [options.parse_size(size) for size in options.parse_list("--sizes", sizes)]
-        )
-        if size_list is not None and len(set(size_list)) < len(size_list):
-            raise ValueError("--sizes: the same size is given twice")
-        options.check_at_least("--steps", steps, 1)
-        options.check_at_least("--guidance-scale", guidance_scale, 0)
-        options.check_prompts(prompt or [])
-        given = options.parse_arguments(argument or [])
-        options.output_folder(out)
-        pipe, running_on = loading.load(anything=True)
-        from entropy_attn import profiling
-
-        prompts = prompt
+    with _kept_in(out), refusals(loading, len(prompt or DEFAULT_PROMPTS)):
+        check_at_least("--steps", steps, 1)
+        check_at_least("--guidance-scale", guidance_scale, 0)
+        check_prompts(prompt or [])
         if prompt is None and loading.model == "shapes":
-            prompts = list(SHAPES_PROMPTS)
-        with _progress() as (on_step, on_run):
-            result = profiling.profile(
-                pipe,
-                sizes=size_list,
-                scales=policies,
-                prompts=prompts,
-                negative_prompt=negative_prompt,
-                seeds=seed_list,
-                steps=steps,
-                guidance_scale=options.guidance(loading.model, guidance_scale),
-                arguments=given,
-                layers=layers,
-                heads=heads,
-                pictures=not no_pictures,
-                out=out,
-                resume=resume,
-                title=Path(loading.model).name or loading.model,
-                about={name: value for name, value in running_on.items() if name not in HOW},
-                on_step=on_step,
-                on_run=on_run,
-            )
-        summary = {**running_on, "versions": options.versions(), **result.summary}
-        result.files["summary"].write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+            prompt = list(SHAPES_PROMPTS)
+        plan = {
+            "sizes": _parse_sizes(sizes),
+            "scales": {name: parse_scale(name) for name in parse_list("--scale", ",".join(scales))} if scales else None,
+            "prompts": prompt,
+            "negative_prompt": negative_prompt,
+            "seeds": parse_seeds(seeds),
+            "steps": steps,
+            "guidance_scale": default_guidance_scale(loading.model, guidance_scale),
+            "arguments": parse_arguments(argument or []),
+            "layers": layers,
+            "heads": heads,
+            "pictures": not no_pictures,
+        }
+        output_folder(out)
+        summary, files = _run(loading, plan, out, resume)
+    _print(summary, files, out, as_json)
+
+
+profile.__doc__ = (
+    f"Measure attention entropy at several image sizes under several scale policies; write tables and figures."
+    f"\n\n{EXAMPLE}"
+)
+
+
+def _parse_sizes(text: str | None) -> list[Size] | None:
+    if text is None:
+        return None
+    sizes = [parse_size(size, "--sizes") for size in parse_list("--sizes", text)]
+    if len(set(sizes)) < len(sizes):
+        raise ValueError(f"--sizes: expected different sizes, got the same size twice in {text!r}")
+    return sizes
+
+
+def _run(loading: Loading, plan: dict[str, Any], out: Path, resume: bool) -> tuple[dict[str, Any], dict[str, Path]]:
+    """The summary, as it is written to summary.json, and {name: path} of all files."""
+    pipe, running_on = loading.load(anything=True)
+    from entropy_attn import profiling
+
+    with _progress() as (on_step, on_run):
+        result = profiling.profile(
+            pipe,
+            **plan,
+            out=out,
+            resume=resume,
+            title=Path(loading.model).name or loading.model,
+            about={name: value for name, value in running_on.items() if name not in MAY_CHANGE},
+            on_step=on_step,
+            on_run=on_run,
+        )
+    summary = {**running_on, "versions": versions(), **result.summary}
+    result.files["summary"].write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return summary, result.files
+
+
+def _print(summary: dict[str, Any], files: dict[str, Path], out: Path, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({**summary, "files": {name: str(path) for name, path in result.files.items()}}, indent=2))
-    else:
-        print_report(summary)
-        print(f"\nWritten to {out.resolve()}:")
-        for path in result.files.values():
-            print(f"  {path.name}")
-
-
-profile.__doc__ = f"Measure attention entropy over sizes and scale policies; write tables and figures.\n\n{EXAMPLE}"
+        print(json.dumps({**summary, "files": {name: str(path) for name, path in files.items()}}, indent=2))
+        return
+    print_report(summary)
+    print(f"\nWritten to {out.resolve()}:")
+    for path in files.values():
+        print(f"  {path.name}")
 
 
 @contextlib.contextmanager
 def _kept_in(out: Path) -> Iterator[None]:
-    """Say what an interruption or a failure leaves."""
+    """Say which finished runs an interruption or a failure leaves behind."""
     try:
         yield
     except KeyboardInterrupt:
-        # On a line of its own, below the ^C of the terminal
-        print(f"\nentropy-attn: interrupted; {_finished(out) or f'nothing was finished in {out}'}", file=sys.stderr)
+        # The line break puts it below the ^C of the terminal
+        print(f"\nentropy-attn: interrupted; {_finished(out) or f'no run was finished in {out}'}", file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None
     except Refused as error:
         kept = _finished(out)
@@ -147,26 +176,22 @@ def _kept_in(out: Path) -> Iterator[None]:
 
 
 def _finished(out: Path) -> str | None:
-    """What there is in the folder of a profile that was cut off."""
+    """What an interrupted profile has left in its folder."""
     from entropy_attn.profiling.store import unfinished
 
     counts = unfinished(out)
     if counts is None or not counts[0]:
         return None
-    return f"{counts[0]} of {counts[1]} runs are kept in {out}, --resume goes on from there"
+    return f"{counts[0]} of {counts[1]} runs are kept in {out}; --resume continues from there"
 
 
 @contextlib.contextmanager
 def _progress() -> Iterator[tuple[Any, Any]]:
-    """A bar on a terminal, and a plain line a run where there is none."""
+    """(on_step, on_run) for `ea.profile`: a bar on a terminal, a plain line for each run elsewhere."""
     if not sys.stderr.isatty():
         yield None, _line
         return
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
-
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("sampling", total=None)
 
         def run_ended(run: Any, _seconds: float | None, number: int, count: int) -> None:

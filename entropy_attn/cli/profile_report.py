@@ -33,7 +33,7 @@ def print_report(summary: dict[str, Any]) -> None:
             ]
         rows.append(row)
     print_table(columns, rows, show_all="a wider terminal, --json and summary.json show them")
-    say("from training: how far a layer's entropy is from its own at the training size, mean over layers, in nats")
+    say("from training: distance of a layer's entropy from its value at the training size, mean over layers, in nats")
     print()
     columns = [
         Column("scale", fold=True),
@@ -44,7 +44,7 @@ def print_report(summary: dict[str, Any]) -> None:
         found = summary["slope"][policy]
         rows.append([policy, _number(found["median"]), _range(found, "lower_quartile", "upper_quartile"),
                      _range(found, "min", "max"), found["layers"]])  # fmt: skip
-    print_table(columns, rows, title="Slope of each layer's entropy against its ln N (0: equally sharp at every size)")
+    print_table(columns, rows, title="Slope of each layer's entropy against ln N (0: equally sharp at every size)")
     for note in summary["notes"]:
         say(f"note: {note}")
 

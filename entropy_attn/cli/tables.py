@@ -1,8 +1,8 @@
-"""Tables that never cut a number, at any width.
+"""Tables that never truncate a number, at any width.
 
-A table that is too wide is narrowed in this order: headings and names are folded where they have a seam; columns that
-belong to one thing of several, such as a scale policy, become a block of their own; columns are dropped by rank, and
-named below the table; and at last every row is written as lines of "title: value".
+A table that is too wide is made narrower in this order: headings and names are wrapped where they have a seam; columns
+of a group, such as those of one scale policy, become a separate block; columns are dropped by rank and named below the
+table; and finally every row is written as lines of "title: value".
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
-# After these a name may be folded, but not within a number: 0.5, -1, 1e-05, 0.8..1.5 and 2026-11-25 stay whole.
+# A name can be wrapped after these, but never inside a number: 0.5, -1, 1e-05, 0.8..1.5 and 2026-11-25 stay whole.
 _SEAM = re.compile(r"(?<=[\s,;:/=_…])|(?<=\w-)(?![\d.-])|(?<=[^\d.]\.)(?!\.)|(?<=\d\.)(?![\d.])")
-MAX_LINES = 2  # of a group's name above each of its columns; a block of its own reads better than more
+MAX_LINES = 2  # of a group's name above each of its columns; with more, a separate block is easier to read
 _SPACE = re.compile(r"(?<=\s)")
 SHOW_ALL = "a wider terminal or --json shows them"
 
@@ -25,12 +25,13 @@ SHOW_ALL = "a wider terminal or --json shows them"
 class Column:
     """A column of `print_table`.
 
-    title: its heading, which may be folded at spaces and other seams.
-    rank: 0 is never dropped; of the others the highest is dropped first.
-    right: flush right, for numbers.
-    fold: its cells are names, which may be folded at a seam. Numbers are not.
-    group: what the column is of, such as the name of a policy. Where the whole does not fit, each group becomes a
-        block of its own, with the columns without a group repeated.
+    Attributes:
+        title: its heading, which can be wrapped at spaces and other seams.
+        rank: 0 is never dropped; of the others the highest is dropped first.
+        right: flush right, for numbers.
+        fold: its cells are names, which can be wrapped at a seam. Numbers are not.
+        group: what the column belongs to, such as the name of a policy. Where the table does not fit, each group
+            becomes a separate block, and the columns without a group are repeated in each.
     """
 
     title: str
@@ -42,7 +43,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Block:
-    """What is printed as one table: which columns, how wide; `records` where not even those fit."""
+    """What is printed as one table: its columns and their widths; `records` where not even those fit."""
 
     columns: tuple[int, ...]
     widths: tuple[int, ...]
@@ -61,16 +62,19 @@ def print_table(
     file: IO[str] | None = None,
     width: int | None = None,
 ) -> None:
-    """Print a table with every shown number whole.
+    """Print a table in which every number is whole.
 
-    rows: a cell a column; None is shown as "-", and everything else by `str`.
-    bold: rows, by their place, that stand out.
-    show_all: what the line about dropped columns says of how to see them.
-    file: where to; None is stdout.
-    width: in characters; None is the terminal's, or COLUMNS where that is set, or without end for a file or a pipe.
+    Args:
+        columns: the columns.
+        rows: one cell for each column; None is shown as "-", and everything else by `str`.
+        title: printed above the table.
+        bold: indices of rows that stand out.
+        show_all: how to see dropped columns, for the line that names them.
+        file: where to print; None is stdout.
+        width: in characters; None is that of the terminal, or COLUMNS where it is set, or unlimited in a file or pipe.
 
     Raises:
-        ValueError: a row has not one cell a column.
+        ValueError: the number of cells in a row is not that of the columns.
     """
     print_sections(columns, {"": rows}, title=title, bold={"": bold}, show_all=show_all, file=file, width=width)
 
@@ -85,7 +89,7 @@ def print_sections(
     file: IO[str] | None = None,
     width: int | None = None,
 ) -> None:
-    """The same for {heading: rows}, which share their columns' widths and are headed once."""
+    """The same for {heading: rows}: sections that share the widths of the columns and one line of headings."""
     file = sys.stdout if file is None else file
     width = output_width(file) if width is None else width
     cells = {heading: [_cells(columns, row) for row in rows] for heading, rows in sections.items()}
@@ -96,8 +100,8 @@ def print_sections(
             say(f"\n{block.group}", "bold", file=file, width=width)
         parts = (
             {"": [], **cells} if "" not in cells and not block.records else cells
-        )  # the columns' headings come first
-        for place, (heading, rows) in enumerate(parts.items()):
+        )  # the headings of the columns come first
+        for index, (heading, rows) in enumerate(parts.items()):
             if heading:
                 say(f"\n{heading}", file=file, width=width)
             strong = set((bold or {}).get(heading, ()))
@@ -105,14 +109,14 @@ def print_sections(
                 for line, style in _records(columns, block, rows, strong):
                     say(line, style, file=file, width=width)
             else:
-                _console(file).print(_table(columns, block, rows, strong, headed=place == 0), soft_wrap=True)
+                _console(file).print(_table(columns, block, rows, strong, headed=index == 0), soft_wrap=True)
         if block.dropped:
             names = ", ".join(dict.fromkeys(columns[index].title for index in block.dropped))
             say(f"Not shown at this width: {names}; {show_all}.", "dim", file=file, width=width)
 
 
 def say(text: str, style: str = "", *, file: IO[str] | None = None, width: int | None = None) -> None:
-    """Print text as it is, folded at spaces and other seams to `width`; file and width as in `print_table`."""
+    """Print text, wrapped at spaces and other seams to `width`; file and width as in `print_table`."""
     from rich.text import Text
 
     file = sys.stdout if file is None else file
@@ -123,11 +127,11 @@ def say(text: str, style: str = "", *, file: IO[str] | None = None, width: int |
 def _console(file: IO[str]) -> Any:
     from rich.console import Console
 
-    return Console(file=file, highlight=False, width=10**6)  # what is laid out here is broken nowhere else
+    return Console(file=file, highlight=False, width=10**6)  # this module wraps the lines
 
 
 def output_width(file: IO[str]) -> int | None:
-    """How wide a table may be there: None is without end."""
+    """How wide a table can be there: None is unlimited."""
     given = os.environ.get("COLUMNS", "")
     if given.isdecimal() and int(given) > 0:
         return int(given)
@@ -165,7 +169,7 @@ def _narrowed(
     while (widths := _folded_widths(columns, cells, kept, width)) is None:
         ranked = [index for index in kept if columns[index].rank > 0]
         if not ranked:
-            return Block(tuple(wanted), (), group, records=True)  # which loses nothing
+            return Block(tuple(wanted), (), group, records=True)  # nothing is lost in these
         kept.remove(max(ranked, key=lambda index: (columns[index].rank, index)))
     return Block(tuple(kept), widths, group, tuple(index for index in wanted if index not in kept))
 
@@ -173,15 +177,15 @@ def _narrowed(
 def _folded_widths(
     columns: Sequence[Column], cells: Sequence[Sequence[str]], wanted: Sequence[int], width: int
 ) -> tuple[int, ...] | None:
-    """Widths of these columns that fit, taken from those that are the widest; None if there are none."""
+    """Widths with which these columns fit, taken from the widest ones; None if there are none."""
     least = [_least(columns[index], _of(cells, index)) for index in wanted]
     widths = [_natural(columns[index], _of(cells, index)) for index in wanted]
     while _total(widths) > width:
-        spare = [place for place in range(len(widths)) if widths[place] > least[place]]
+        spare = [at for at in range(len(widths)) if widths[at] > least[at]]
         if not spare:
             return None
-        # headings first: a name in a cell is read more often than they are
-        widths[max(spare, key=lambda place: (not columns[wanted[place]].fold, widths[place]))] -= 1
+        # Headings first: names in cells are read more often
+        widths[max(spare, key=lambda at: (not columns[wanted[at]].fold, widths[at]))] -= 1
     return tuple(widths)
 
 
@@ -213,9 +217,9 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def folded(text: str, width: int | None) -> list[str]:
-    """The text in lines of at most `width` characters: broken at spaces, within a longer word at its seams.
+    """The text in lines of at most `width` characters, wrapped at spaces, and longer words at their seams.
 
-    What has no seam, as a number, stays whole even where it is longer.
+    What has no seam, such as a number, stays whole even if it is longer.
     """
     lines = []
     for line in text.split("\n"):
@@ -234,7 +238,7 @@ def folded(text: str, width: int | None) -> list[str]:
 
 def _cells(columns: Sequence[Column], row: Sequence[object]) -> list[str]:
     if len(row) != len(columns):
-        raise ValueError(f"row={row!r}: {len(columns)} cells are needed, one a column")
+        raise ValueError(f"row: expected {len(columns)} cells, one for each column, got {row!r}")
     return ["-" if cell is None else str(cell) for cell in row]
 
 
@@ -247,25 +251,26 @@ def _table(columns: Sequence[Column], block: Block, rows: Sequence[list[str]], b
     table = Table(box=rule, show_edge=False, pad_edge=False, padding=0, show_header=headed)
     headings = []
     for index, width in zip(block.columns, block.widths, strict=True):
-        above = [] if columns[index].group is None else folded(columns[index].group, width)
+        group = columns[index].group
+        above = [] if group is None else folded(group, width)
         headings.append([*(above if block.group is None else []), *folded(columns[index].title, width)])
     height = max(map(len, headings))
     for index, width, heading in zip(block.columns, block.widths, headings, strict=True):
         lowered = Text("\n" * (height - len(heading)) + "\n".join(heading), "bold")
         table.add_column(lowered, width=width, justify="right" if columns[index].right else "left", no_wrap=True)
-    for place, row in enumerate(rows):
+    for at, row in enumerate(rows):
         cells = (
             Text("\n".join(folded(row[index], width)) if columns[index].fold else row[index])
             for index, width in zip(block.columns, block.widths, strict=True)
         )
-        table.add_row(*cells, style="bold" if place in bold else "")
+        table.add_row(*cells, style="bold" if at in bold else "")
     return table
 
 
 def _records(
     columns: Sequence[Column], block: Block, rows: Sequence[list[str]], bold: set[int]
 ) -> Iterator[tuple[str, str]]:
-    for place, row in enumerate(rows):
+    for at, row in enumerate(rows):
         for number, index in enumerate(block.columns):
             start = "- " if number == 0 else "  "
-            yield f"{start}{columns[index].title}: {row[index]}", "bold" if place in bold else ""
+            yield f"{start}{columns[index].title}: {row[index]}", "bold" if at in bold else ""

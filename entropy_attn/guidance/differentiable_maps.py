@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from entropy_attn.recorders.base import Recorder, Wish
+from entropy_attn.recorders.base import Recorder, Request
 from entropy_attn.scale import CallInfo
 
 
@@ -24,7 +24,7 @@ class GraphMaps(Recorder):
         self.length = length
         self._maps: dict[str, Tensor] = {}
 
-    def wants(self, info: CallInfo, latent_size: tuple[int, int]) -> Wish:
+    def wants(self, info: CallInfo, latent_size: tuple[int, int]) -> Request:
         # A layer may attend again, to an IP-Adapter's picture.
         chosen = info.layer in self.layers and info.layer not in self._maps
         return (0, self.length) if chosen and info.kind == "cross" and info.seqlen_k == self.length else None

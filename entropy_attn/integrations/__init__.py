@@ -1,1 +1,1 @@
-"""Routing other libraries' attention through this package; each module here imports the library it is named after."""
+"""Routing the attention of diffusers and transformers through this package, and guidance of diffusers pipelines."""

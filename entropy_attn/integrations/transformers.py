@@ -1,7 +1,7 @@
 """Head-averaged self-attention maps of text encoders, without eager attention.
 
-An encoder's attention goes through `transformers`' own table of attention functions while maps are taken, under a name
-of ours that is gone afterwards. The only file that relies on names which transformers does not document;
+While maps are taken, an encoder's attention goes through the table of attention functions of transformers, under a
+temporary name. This is the only file that relies on names that transformers does not document;
 tests/integrations/test_transformers_names.py pins them.
 """
 
@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from entropy_attn.errors import Unroutable
 from entropy_attn.ops import api as ops
-from entropy_attn.routing.router import Unroutable
 
 _NUMBERS = itertools.count()  # encoders may be inside `text_attention_maps` at the same time
 
@@ -28,9 +28,21 @@ def text_self_attention_maps(
     attention_mask: torch.Tensor | None = None,
     **options: Any,
 ) -> tuple[Any, torch.Tensor]:
-    """The encoder's output, and its self-attention maps (layers, batch, queries, keys), means over heads, float32.
+    """The encoder's output and its self-attention maps.
 
-    `options` go to the encoder. The maps are differentiable in its weights and embeddings.
+    Args:
+        text_encoder: a text model of transformers, see `text_attention_maps`.
+        input_ids: (B, N), tokens of the text.
+        attention_mask: (B, N), as the encoder takes it.
+        **options: other arguments of the encoder.
+
+    Returns:
+        The output, and the maps (layers, B, N, N): means over heads, float32, differentiable in the encoder's weights
+        and embeddings.
+
+    Raises:
+        TypeError: `text_encoder` is no model of transformers.
+        Unroutable: its attention cannot be taken over.
     """
     with text_attention_maps(text_encoder) as maps:
         output = text_encoder(input_ids, attention_mask=attention_mask, **options)
@@ -41,17 +53,22 @@ def text_self_attention_maps(
 def text_attention_maps(text_encoder: PreTrainedModel) -> Iterator[list[torch.Tensor]]:
     """While the block lasts, every call of `text_encoder` adds its maps, as of `text_self_attention_maps`, to the list.
 
-    For CLIP's text models, with and without projection, and others whose attention goes through transformers'
-    AttentionInterface; T5's does in recent releases of transformers 5. Encoders that share its configuration object run
-    through our attention too for that time, and are not recorded. All of it is undone at the end, whatever happens.
+    For CLIP's text models, with and without projection, and others whose attention goes through the AttentionInterface
+    of transformers; T5's does in recent releases of transformers 5. Encoders that share its configuration object use
+    this package's attention during that time too, without records. All of it is undone at the end, whatever happens.
+
+    Raises:
+        TypeError: `text_encoder` is no model of transformers.
+        Unroutable: its attention does not go through AttentionInterface, or a layer needs what this attention does not
+            offer, such as dropout.
     """
     if not isinstance(text_encoder, PreTrainedModel):
-        raise TypeError(f"text_encoder={type(text_encoder).__name__}: a model of transformers is needed")
+        raise TypeError(f"text_encoder: expected a model of transformers, got {type(text_encoder).__name__}")
     taker = _MapTaker(text_encoder)
     configs = {id(config): (config, config._attn_implementation) for config in _configs(text_encoder)}
     name = f"entropy_attn_{next(_NUMBERS)}"
     AttentionInterface.register(name, taker.attention)
-    # A name without a mask function would be given no padding mask at all.
+    # Under a name without a mask function, attention gets no padding mask at all.
     AttentionMaskInterface.register(name, AttentionMaskInterface()["sdpa"])
     hooks = []
     try:
@@ -75,7 +92,7 @@ _NOT_OFFERED = "this version of transformers does not send its attention through
 
 
 def _configs(model: nn.Module) -> Iterator[Any]:
-    """Every configuration that changing the implementation of `model` may change."""
+    """The configurations that `set_attn_implementation` of `model` may change."""
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             yield module.config
@@ -85,7 +102,7 @@ class _MapTaker:
     """Computes the attention of one encoder's layers, and collects the maps of each of its calls."""
 
     def __init__(self, text_encoder: PreTrainedModel):
-        self.own = set(map(id, text_encoder.modules()))
+        self.modules = set(map(id, text_encoder.modules()))
         self.model = type(text_encoder).__name__
         self.maps: list[torch.Tensor] = []
         self.layers: list[torch.Tensor] | None = None
@@ -112,7 +129,7 @@ class _MapTaker:
         position_bias: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
-        """Has the signature and meaning of transformers' own for "sdpa"."""
+        """Signature and meaning are those of the "sdpa" function of transformers."""
         ignored = {name for name in ("softcap", "s_aux", "head_mask", "cache") if kwargs.get(name) is not None}
         if dropout > 0.0 or ignored:
             what = ", ".join(sorted(ignored)) or f"dropout={dropout}"
@@ -123,7 +140,7 @@ class _MapTaker:
         if position_bias is not None:
             attention_mask = _with_bias(attention_mask, position_bias, is_causal)
             is_causal = False
-        own = id(module) in self.own
+        recorded = id(module) in self.modules
         result = ops.attention(
             query,
             key,
@@ -132,9 +149,9 @@ class _MapTaker:
             is_causal=is_causal,
             scale=scaling,
             enable_gqa=key.shape[1] != query.shape[1],
-            map_keys=(0, key.shape[2]) if own else None,
+            map_keys=(0, key.shape[2]) if recorded else None,
         )
-        if own and self.layers is not None:  # not when gradient checkpointing computes the layer again
+        if result.map is not None and self.layers is not None:  # None: computed again by checkpointing
             self.layers.append(result.map)
         return result.out.transpose(1, 2).contiguous(), None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -160,7 +160,7 @@ def scaled_dot_product_attention(
         ValueError: `scale` is a tensor that is neither 0-d nor (H,), or is not finite.
         RuntimeError: torch refuses the arguments.
     """
-    options = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+    options: dict[str, Any] = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
     if isinstance(scale, Tensor):
         if dropout_p == 0.0 and takes_shapes(query, key, value, enable_gqa):
             return attention(query, key, value, **options).out
@@ -241,7 +241,7 @@ def _by_torch(
     reasons: list[str],
 ) -> Tensor:
     """The output of torch's attention for tensors that no implementation reads, for these reasons."""
-    options = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+    options: dict[str, Any] = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
     try:
         return torch_attention(query, key, value, **options)
     except torch.OutOfMemoryError:

@@ -16,7 +16,7 @@ def has_autocast(device_type: str) -> bool:
     return torch._C._is_autocast_available(device_type)
 
 
-def no_autocast(device_type: str) -> AbstractContextManager:
+def no_autocast(device_type: str) -> AbstractContextManager[object]:
     """Keeps an autocast region from narrowing what the block computes."""
     return torch.autocast(device_type, enabled=False) if has_autocast(device_type) else nullcontext()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,7 +84,7 @@ def check_scale(scale: float | Tensor | None, query: Tensor) -> None:
         check_finite(scale)
 
 
-def check_finite(scale: Real) -> Real:
+def check_finite(scale: float) -> float:
     """The scale, if it is a number that a float can be."""
     try:
         finite = math.isfinite(scale)
@@ -116,7 +117,7 @@ def check_map_keys(map_keys: tuple[int, int] | slice, seqlen_k: int) -> tuple[in
     return start, stop
 
 
-def _plain_scale(scale: float | Tensor, query: Tensor) -> float | Tensor:
+def _plain_scale(scale: Any, query: Tensor) -> float | Tensor:
     """A number (NumPy's too) as a float; a 0-d tensor on the query's device, or as a float if that needs no waiting."""
     if isinstance(scale, Real):
         return float(scale)

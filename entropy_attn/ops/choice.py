@@ -70,9 +70,9 @@ def may_be_measured(query: Tensor, key: Tensor, value: Tensor) -> bool:
     tensors = query, key, value
     if not (all(isinstance(t, Tensor) for t in tensors) and is_plain(*tensors)):
         return False
-    tensors = as_autocast(*tensors)
-    one_kind = len({(t.device, t.dtype) for t in tensors}) == 1 and key.shape[:3] == value.shape[:3]
-    return one_kind and takes_shapes(*tensors) and 0 < query.shape[3] == key.shape[3]
+    cast = as_autocast(query, key, value)
+    one_kind = len({(t.device, t.dtype) for t in cast}) == 1 and key.shape[:3] == value.shape[:3]
+    return one_kind and takes_shapes(query, key, value) and 0 < query.shape[3] == key.shape[3]
 
 
 def takes_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool = False) -> bool:

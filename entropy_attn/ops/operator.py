@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,7 +83,7 @@ def _one_group_size(call: AttentionCall) -> AttentionCall:
     return replace(call, key=key, value=value)
 
 
-def _on_the_host(scale: Tensor | None) -> float | Tensor | None:
+def _on_the_host(scale: float | Tensor | None) -> float | Tensor | None:
     """A 0-d tensor on the CPU as its number, which the kernels take as an argument; reading it waits for nothing."""
     if isinstance(scale, Tensor) and scale.dim() == 0 and scale.device.type == "cpu":
         return scale.item()
@@ -111,7 +111,8 @@ def _attention(
         results = COMPUTATIONS[impl].forward(call)
     # As the fake below promises; the map's rows may be padded for wide stores.
     out = _laid_out(results[0], query)
-    return (out, *(_absent(query) if t is None else t.contiguous() for t in results[1:]))
+    lse, entropy, head_mean = (_absent(query) if t is None else t.contiguous() for t in results[1:])
+    return out, lse, entropy, head_mean
 
 
 def _laid_out(t: Tensor, like: Tensor) -> Tensor:
@@ -130,7 +131,18 @@ def _statistics_dtype(query: Tensor) -> torch.dtype:
 
 
 @_attention.register_fake
-def _(query, key, value, attn_mask, scale, is_causal, return_entropy, map_start, map_stop, impl):
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    scale: Tensor | None,
+    is_causal: bool,
+    return_entropy: bool,
+    map_start: int,
+    map_stop: int,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, heads, seqlen_q, _ = query.shape
     out = allocate_like(query, value.shape[3])
     dtype = _statistics_dtype(query)
@@ -143,19 +155,19 @@ def _(query, key, value, attn_mask, scale, is_causal, return_entropy, map_start,
     return out, lse, entropy, head_mean
 
 
-def _setup(ctx, inputs, output):
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     query, key, value, attn_mask, scale, *ctx.options = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(query, key, value, attn_mask, scale, *output[:3])
 
 
-def _backward(ctx, *grads):
+def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     needs = list(ctx.needs_input_grad[:5])
     is_causal, return_entropy, map_start, map_stop, impl = ctx.options
     wanted = (True, True, return_entropy, map_stop > map_start)
-    grads = [g if want else None for g, want in zip(grads, wanted, strict=True)]
-    results = _attention_backward(*ctx.saved_tensors, *grads, is_causal, map_start, map_stop, impl, needs)
-    results = [t if need else None for t, need in zip(results, needs, strict=True)]
+    given = [g if want else None for g, want in zip(grads, wanted, strict=True)]
+    computed = _attention_backward(*ctx.saved_tensors, *given, is_causal, map_start, map_stop, impl, needs)
+    results = [t if need else None for t, need in zip(computed, needs, strict=True)]
     return *results, None, None, None, None, None
 
 
@@ -186,14 +198,13 @@ def _attention_backward(
     )  # fmt: skip
     grads = (grad_out, grad_lse, grad_entropy, grad_map)
     computed = COMPUTATIONS[impl].backward(call, (out, lse, entropy), grads, tuple(needs))
-    inputs = (query, key, value, attn_mask, scale)
+    inputs: tuple[Any, ...] = (query, key, value, attn_mask, scale)  # a gradient that is there has an input
     return [_absent(query) if t is None else _gradient_like(of, t) for t, of in zip(computed, inputs, strict=True)]
 
 
 @_attention_backward.register_fake
-def _(query, key, value, attn_mask, scale, *rest):
-    needs = rest[-1]
-    inputs = (query, key, value, attn_mask, scale)
+def _(query: Tensor, *rest: Any) -> list[Tensor]:
+    inputs, needs = (query, *rest[:4]), rest[-1]
     return [_gradient_like(t) if need else _absent(query) for t, need in zip(inputs, needs, strict=True)]
 
 
@@ -204,11 +215,11 @@ def _gradient_like(t: Tensor, computed: Tensor | None = None) -> Tensor:
     return t.new_empty(t.shape) if computed is None else computed.contiguous()
 
 
-def _no_second_order(ctx, *grads):
+def _no_second_order(ctx: Any, *grads: Tensor | None) -> None:
     raise NotImplementedError("the fused attention has no second derivative; impl='reference' has")
 
 
-def _no_vmap(info, in_dims, *arguments):
+def _no_vmap(info: Any, in_dims: Any, *arguments: Any) -> None:
     raise Unsupported(
         "triton or sdpa", ['inside torch.vmap: put that dimension into the batch, or use impl="reference"']
     )

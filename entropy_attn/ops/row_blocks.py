@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,15 @@ def attention_row_blocks(
 
 class _RowBlocks(torch.autograd.Function):
     @staticmethod
-    def forward(q, k, v, mask, is_causal, want_entropy, map_keys):
+    def forward(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        is_causal: bool,
+        want_entropy: bool,
+        map_keys: tuple[int, int] | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         out = q.new_empty(*q.shape[:-1], v.shape[-1])
         row_max, log_sum = q.new_empty(q.shape[:-1]), q.new_empty(q.shape[:-1])  # [B, H, Nq]
         entropy = q.new_empty(q.shape[:-1]) if want_entropy else None
@@ -53,37 +62,41 @@ class _RowBlocks(torch.autograd.Function):
             row_max[at] = m.squeeze(-1)
             out[at] = torch.bmm(p, v[at[0], at[1], :keys]).div_(total)
             log_sum[at] = total.log().squeeze(-1)
-            if want_entropy:  # ln(sum p) - sum(p x) / sum(p): both parts are >= 0, so nothing cancels
+            if entropy is not None:  # ln(sum p) - sum(p x) / sum(p): both parts are >= 0, so nothing cancels
                 if blocks.has_masked:
                     x.clamp_(min=LOG_ZERO)
                 entropy[at] = log_sum[at] - x.mul_(p).sum(dim=-1).div_(total.squeeze(-1))
-            if map_keys:
+            if map_keys and head_mean is not None:
                 in_map, in_block = _shared_keys(map_keys, keys)
                 head_mean[at[0], at[2], in_map] += p[..., in_block].div_(total * q.shape[1]).sum(dim=0)
         lse = row_max + log_sum
-        if map_keys and is_causal:  # a row of NaN is NaN also beyond the keys of its block
+        if head_mean is not None and is_causal:  # a row of NaN is NaN also beyond the keys of its block
             head_mean.masked_fill_(lse.isnan().any(1)[..., None], math.nan)
         return out, lse, entropy, head_mean
 
     @staticmethod
-    def setup_context(ctx, inputs, output):  # separate, as functorch transforms need it
+    def setup_context(
+        ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]
+    ) -> None:  # separate, as functorch transforms need it
         ctx.set_materialize_grads(False)
         *tensors, ctx.is_causal, _, ctx.map_keys = inputs
         out, _, entropy, _ = output
         ctx.save_for_backward(*tensors, out, entropy)
 
     @staticmethod
-    def vmap(info, in_dims, *arguments):  # without it, plain tensors inside a vmap would be refused too
+    def vmap(
+        info: Any, in_dims: Any, *arguments: Any
+    ) -> None:  # without it, plain tensors inside a vmap would be refused too
         raise Unsupported("sdpa", ['inside torch.vmap: put that dimension into the batch, or use impl="reference"'])
 
     @staticmethod
-    def backward(ctx, *grads):
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # once: activation checkpointing unpacks no tensor twice
         with torch.no_grad():
             result = row_gradients(saved, ctx.needs_input_grad[:4], ctx.is_causal, ctx.map_keys, *grads)
         if torch.is_grad_enabled():  # create_graph=True: a second derivative must fail, not read as zero
             sources = [t for t in (*saved[:4], *grads) if t is not None]
-            result = [None if t is None else _FirstOrderOnly.apply(t, *sources) for t in result]
+            result = tuple(None if t is None else _FirstOrderOnly.apply(t, *sources) for t in result)
         return *result, None, None, None
 
 
@@ -100,18 +113,18 @@ class _FirstOrderOnly(torch.autograd.Function):
     """Marks a gradient as depending on its sources in a way that cannot be differentiated again."""
 
     @staticmethod
-    def forward(ctx, grad, *sources):
+    def forward(ctx: Any, grad: Tensor, *sources: Tensor) -> Tensor:
         return grad.view_as(grad)
 
     @staticmethod
-    def backward(ctx, *grads):
+    def backward(ctx: Any, *grads: Tensor | None) -> None:
         raise NotImplementedError(
             "attention with statistics has no second derivative in impl='sdpa'; impl='reference' has"
         )
 
 
 def row_gradients(
-    saved: tuple[Tensor | None, ...],
+    saved: tuple[Any, ...],
     needed: tuple[bool, ...],
     is_causal: bool,
     map_keys: tuple[int, int] | None,
@@ -150,7 +163,7 @@ def row_gradients(
         if grad_entropy is not None:
             log_p = x.sub_(total.log()).clamp_(min=LOG_ZERO)
             ds.addcmul_(log_p, grad_entropy[at].unsqueeze(-1), value=-1.0)
-        if grad_map is not None:
+        if grad_map is not None and map_keys is not None:
             in_map, in_block = _shared_keys(map_keys, keys)
             dp = grad_map[b, at[2], in_map] / q.shape[1]  # the same for every head
             ds.sub_((p[..., in_block] * dp).sum(dim=-1, keepdim=True))  # its part of delta

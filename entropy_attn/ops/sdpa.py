@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,8 +34,8 @@ def attention_sdpa(call: AttentionCall) -> Results:
             q, k, v, call.mask, call.is_causal, return_entropy=call.return_entropy, map_keys=call.map_keys
         )
     stats_dtype = torch.promote_types(call.query.dtype, torch.float32)
-    lse, entropy, head_mean = (None if t is None else t.to(stats_dtype) for t in (lse, entropy, head_mean))
-    return out.to(call.query.dtype), lse if call.return_lse else None, entropy, head_mean
+    entropy, head_mean = (None if t is None else t.to(stats_dtype) for t in (entropy, head_mean))
+    return out.to(call.query.dtype), lse.to(stats_dtype) if call.return_lse else None, entropy, head_mean
 
 
 def attention_sdpa_backward(
@@ -56,12 +58,12 @@ def attention_sdpa_backward(
     with no_autocast(q.device.type):
         dq, dk, dv, dmask = row_gradients(saved, needed, call.is_causal, call.map_keys, *wide)
     dscale = None
-    if needs[4]:
+    if isinstance(scale, Tensor) and needs[4] and dq is not None:
         dscale = (dq * query).sum((0, 2, 3)).sum_to_size(scale.shape).to(scale.dtype)
     if dq is not None:
         dq = (dq * softmax_scale(scale, query)).to(query.dtype) if needs[0] else None
     dk, dv = (None if t is None else _sum_of_groups(t, of.shape[1]).to(of.dtype) for t, of in ((dk, key), (dv, value)))
-    if dmask is not None:
+    if dmask is not None and call.attn_mask is not None:
         dmask = dmask.view(call.attn_mask.shape).to(call.attn_mask.dtype)
     return dq, dk, dv, dmask, dscale
 
@@ -108,7 +110,7 @@ def torch_attention(
     elif scale is not None and scale <= 0:
         # torch multiplies the causal -inf by the scale (NaN at 0, +inf below it), so the sign moves into the query
         query, scale = (query * 0.0, 1.0) if scale == 0 else (-query, -scale)
-    options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+    options: dict[str, Any] = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
     if attn_mask is None or attn_mask.is_nested:
         return F.scaled_dot_product_attention(query, key, value, attn_mask, **options)
     if attn_mask.dim() < 2:  # torch needs two dimensions
@@ -118,5 +120,5 @@ def torch_attention(
         attn_mask = attn_mask.to(wide) if attn_mask.is_floating_point() else attn_mask
         return F.scaled_dot_product_attention(query, key, value, attn_mask, **options)
     with no_autocast(query.device.type):  # which would narrow the mask
-        tensors = (t.to(wide) for t in (query, key, value, attn_mask))
-        return F.scaled_dot_product_attention(*tensors, **options).to(query.dtype)
+        q, k, v, mask = (t.to(wide) for t in (query, key, value, attn_mask))
+        return F.scaled_dot_product_attention(q, k, v, mask, **options).to(query.dtype)

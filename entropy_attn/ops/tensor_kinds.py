@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ def as_causal(attn_mask: Tensor, is_causal: bool, query: Tensor, key: Tensor) ->
     return keep.tril(lengths[1] - lengths[0]), False
 
 
-def is_plain(*tensors: object) -> bool:
+def is_plain(*tensors: Any) -> bool:
     """Whether tensors are what their memory says, and only autograd records them.
 
     Every call asks this about all of its tensors, so it is one loop with few function calls.
@@ -69,7 +70,7 @@ def traced() -> bool:
     return torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack() > 0
 
 
-def without_class(t: Tensor | None) -> Tensor | None:
+def without_class(t: Any) -> Any:
     """A subclass that only adds a name or attributes as a plain tensor, and a negative view with its signs in memory.
 
     The imaginary part of a conjugate is such a view.
@@ -125,11 +126,12 @@ def _has_tangent(t: Tensor) -> bool:
     return forward_ad._current_level >= 0 and forward_ad.unpack_dual(t).tangent is not None
 
 
-def _changes_nothing(kind: type) -> bool:
+def _changes_nothing(kind: Any) -> bool:
     """Whether a subclass overrides neither dispatch nor torch function; a Parameter disables the latter."""
     function = kind.__torch_function__
     usual = function is torch._C._disabled_torch_function_impl
-    usual = usual or getattr(function, "__func__", None) is Tensor.__torch_function__.__func__
+    tensors_function: Any = Tensor.__torch_function__
+    usual = usual or getattr(function, "__func__", None) is tensors_function.__func__
     return usual and kind.__torch_dispatch__ is Tensor.__torch_dispatch__
 
 

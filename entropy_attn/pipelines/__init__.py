@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from entropy_attn.integrations.diffusers.models.table import denoiser_of
+from entropy_attn.integrations.diffusers.target import denoiser_of
 from entropy_attn.integrations.guidance.attach import attach, check_guided
 from entropy_attn.pipelines.loading import SHAPES, load_pipeline, quiet_libraries
 from entropy_attn.pipelines.sampling import call_options, sample, takes_prompt

@@ -38,7 +38,7 @@ class Checkpoint:
         return bool((self.index.get("unet") or (None, None))[1])
 
     def load(self, dtype: torch.dtype) -> Any:
-        from entropy_attn.integrations.diffusers.versions import dtype_argument
+        from entropy_attn.integrations.diffusers.private import dtype_argument
 
         given = dtype_argument(dtype)
         try:
@@ -218,7 +218,7 @@ def _config_of(source: str) -> str:
 
 
 def _check_kind(model: str, index: dict[str, Any], anything: bool) -> None:
-    from entropy_attn.integrations.diffusers.models.table import MODELS
+    from entropy_attn.integrations.diffusers.models import MODELS
 
     kind = index.get("_class_name", "pipeline of unknown kind")
     arguments = _call_arguments(kind)

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from entropy_attn.integrations.diffusers.models.table import denoiser_of, latent_factor, model_of
+from entropy_attn.integrations.diffusers.models import latent_factor, model_of
+from entropy_attn.integrations.diffusers.target import denoiser_of
 
 GIB = 2**30
 _HELD = 2  # tensors: what goes into an operation, and what comes out
@@ -52,7 +53,7 @@ def memory_needed(pipe: Any, size: tuple[int, int], pictures: int = 1) -> Needs:
     if model.halves:
         tokens, width = rows * columns, config.block_out_channels[0]
     else:
-        tokens, width = model.picture_tokens(config, (rows, columns)), _width(denoiser)
+        tokens, width = model.image_tokens(config, (rows, columns)), _width(denoiser)
     # What the first convolution or projection makes of the latent, and what the first block makes of that.
     activations = _HELD * tokens * width * item * pictures
     return Needs(

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from entropy_attn.integrations.diffusers.handle import apply
+from entropy_attn.integrations.diffusers import apply
 from entropy_attn.pipelines.sizes import call_parameters, fixed_size
 
 

@@ -7,19 +7,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from entropy_attn.integrations.diffusers.models.table import Model, denoiser_of, latent_factor, model_of, pixels_a_token
+from entropy_attn.integrations.diffusers.models import Model, latent_factor, model_of
+from entropy_attn.integrations.diffusers.pipeline_calls import call_parameters as class_parameters
+from entropy_attn.integrations.diffusers.target import denoiser_of, pixels_a_token, train_size
 from entropy_attn.pipelines.memory import check_memory
 
 
 def call_parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
-    """What the pipeline's call takes, by name; a class that passes everything on to the one below is looked through."""
-    found: Mapping[str, inspect.Parameter] = {}
-    for kind in type(pipe).__mro__:
-        if "__call__" in vars(kind):
-            found = inspect.signature(vars(kind)["__call__"]).parameters
-            if any(p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in list(found.values())[1:]):
-                break
-    return found
+    """What the pipeline's call takes, by name; a class that passes everything on to its base is looked through."""
+    return class_parameters(type(pipe))
 
 
 def size_multiple(pipe: Any) -> int:
@@ -34,18 +30,6 @@ def size_multiple(pipe: Any) -> int:
     else:
         joined = model.cells_a_token(denoiser.config)
     return math.lcm(8, latent_factor(pipe) * joined)
-
-
-def train_size(pipe: Any) -> tuple[int, int]:
-    """(height, width) in pixels of the pictures that the model was trained on.
-
-    Raises `ValueError` where neither the pipeline nor its configuration says it.
-    """
-    denoiser, model = _denoiser(pipe)
-    cells = model.train_size(denoiser, pipe)
-    if cells is None:
-        raise ValueError(f"{type(pipe).__name__} does not say at which size it was trained: give the sizes")
-    return cells[0] * latent_factor(pipe), cells[1] * latent_factor(pipe)
 
 
 def fixed_size(pipe: Any) -> tuple[int, int] | None:
@@ -89,7 +73,4 @@ def _check_positions(pipe: Any, size: tuple[int, int]) -> None:
 def _denoiser(pipe: Any) -> tuple[Any, Model]:
     """The denoiser and its row of the table."""
     denoiser = denoiser_of(pipe)
-    model = model_of(denoiser)
-    if model is None:
-        raise ValueError(f"{type(denoiser).__name__} is none of the denoisers of docs/models.md")
-    return denoiser, model
+    return denoiser, model_of(denoiser)

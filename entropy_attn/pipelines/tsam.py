@@ -11,7 +11,9 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from entropy_attn.guidance.method import Guidance, as_guidance
 from entropy_attn.guidance.tsam import TSAM
-from entropy_attn.integrations.guidance.attach import Generation, check_guided, checked_prompt, guided
+from entropy_attn.integrations.guidance.attach import check_guided
+from entropy_attn.integrations.guidance.generation import Generation, guided
+from entropy_attn.validation import checked_prompt
 
 
 class _Guided:
@@ -39,7 +41,8 @@ class _Guided:
             return super().__call__(*args, **kwargs)
         guidance = as_guidance(guidance)
         check_guided(self)
-        with guided(self, guidance, checked_prompt(guidance_prompt)) as self.last_guidance:
+        prompt = None if guidance_prompt is None else checked_prompt(guidance_prompt)
+        with guided(self, guidance, prompt, args, kwargs) as self.last_guidance:
             return super().__call__(*args, **kwargs)
 
     def to_json_string(self) -> str:

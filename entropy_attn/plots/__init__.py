@@ -5,18 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 from entropy_attn.plots.detail import entropy_against_step, entropy_maps, head_heat_map
+from entropy_attn.plots.entropy import change_from_training, entropy_against_tokens, entropy_per_layer
 from entropy_attn.plots.images import contact_sheet, side_by_side
-from entropy_attn.plots.layers import change_from_training, entropy_against_tokens, entropy_per_layer
-from entropy_attn.plots.style import layer_label
+from entropy_attn.plots.layers import layer_label
+from entropy_attn.plots.style import DPI
 from entropy_attn.profiling import Profile, changes, layer_means
-
-DPI = 150
 
 
 def save_figures(result: Profile, model: str, out: Path) -> dict[str, Path]:
-    """Draw every figure that the profile has numbers for into the folder `out`; returns {name: path}.
+    """Draw every figure that the profile has data for.
 
-    One of an earlier profile for which this one has none is removed, so that the folder tells of one profile.
+    A figure of an earlier profile that this one has no data for is removed, so that a folder belongs to one profile.
+
+    Args:
+        result: what `ea.profile` returned.
+        model: name of the model, for the titles.
+        out: folder to write into.
+
+    Returns:
+        {name: path} of the figures that were written.
     """
     plan = result.plan
     means = layer_means(result.entropy)

@@ -1,34 +1,53 @@
-"""Figures of a benchmark, from rows to PNG files; colours are safe for colour-blind readers."""
+"""Figures of a benchmark, from rows to PNG files."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from entropy_attn.bench.compare import added, denoising_steps, is_ours, name_of
 from entropy_attn.bench.measure import Row
 from entropy_attn.bench.workloads import SWEEP
+from entropy_attn.plots.style import (
+    BLUE,
+    DPI,
+    GREEN,
+    GREY,
+    MARKERS,
+    MAX_PANELS,
+    ORANGE,
+    PINK,
+    SKY,
+    VERMILION,
+    named_handles,
+    panels,
+    unique,
+)
 
-OURS_COLOURS = ("#D55E00", "#E69F00", "#CC79A7", "#8c564b")  # Okabe and Ito's warm colours; the others have the cool
-OTHER_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#5a5a5a", "#9a9a9a", "#003f5c", "#7fb8a4")
-MARKERS = "osD^vPX*<>"
-GREY = "#8a8a8a"
-MAX_PANELS = 3  # side by side in one row
+OUR_COLORS = (VERMILION, ORANGE, PINK, "#8c564b")  # warm; those of the other implementations are cool
+OTHER_COLORS = (BLUE, SKY, GREEN, "#5a5a5a", "#9a9a9a", "#003f5c", "#7fb8a4")
 PASSES = {"forward": "forward", "both": "forward and backward"}
-SIDES = {"ours": (OURS_COLOURS[0], "ours (auto)"), "other": (OTHER_COLOURS[0], "torch, or the best other way")}
+SIDES = {"ours": (OUR_COLORS[0], "ours (auto)"), "other": (OTHER_COLORS[0], "torch, or the best other way")}
 MAX_SIZES_AS_BARS = 2
 MAX_BARS = 40  # shapes in one panel
 TASKS = {"plain": "plain call", "lse": "with lse", "entropy": "with entropy", "map": "with maps"}
 
 
 def save_figures(rows: list[Row], about: Row, out: Path) -> dict[str, Path]:
-    """Draw what the rows have enough for into the folder ``out``; returns {name: path}."""
+    """Draw every figure that the rows have data for.
+
+    Args:
+        rows: rows of `measure_all`.
+        about: what all rows have in common, from `machine`.
+        out: folder to write into.
+
+    Returns:
+        {name: path} of the figures that were written.
+    """
     swept = [row for row in rows if row["model"] == SWEEP]
     figures: dict[str, Figure | None] = {}
     for name in PASSES:
@@ -44,17 +63,17 @@ def save_figures(rows: list[Row], about: Row, out: Path) -> dict[str, Path]:
     for name, figure in figures.items():
         if figure is not None:
             paths[name] = out / f"{name}.png"
-            figure.savefig(paths[name], dpi=150)
+            figure.savefig(paths[name], dpi=DPI)
     return paths
 
 
 def throughput(rows: list[Row], about: Row, passes: str) -> Figure | None:
-    """Useful TFLOP/s against N, a panel a head dim; the band is p20 to p80."""
+    """Useful TFLOP/s against N, a panel for each head dim; the band is p20 to p80."""
     timed = [row for row in rows if "p50_ms" in row]
-    head_dims = _unique(timed, "head_dim")
+    head_dims = unique(timed, "head_dim")
     if not timed:
         return None
-    figure, axes = _panels(len(head_dims), f"Attention, {passes}, {about['device']}")
+    figure, axes = panels(len(head_dims), f"Attention, {passes}, {about['device']}", share_y=False)
     styles = _styles(timed)
     for axis, head_dim in zip(axes, head_dims, strict=True):
         for name, style in styles.items():
@@ -73,19 +92,17 @@ def throughput(rows: list[Row], about: Row, passes: str) -> Figure | None:
 
 
 def memory(rows: list[Row], about: Row, passes: str) -> Figure | None:
-    """MiB that a call adds against N, log-log, a panel a task, at the head dim with most rows; with a line of N^2."""
+    """MiB that a call adds against N, log-log, a panel for each task, at the head dim with most rows; dotted: N²."""
     known = [row for row in rows if row.get("peak_mib") is not None and row["peak_mib"] > 0]
     if not known:
         return None
-    dims = _unique(known, "head_dim")
+    dims = unique(known, "head_dim")
     head_dim = max(dims, key=lambda d: (len({r["seqlen"] for r in known if r["head_dim"] == d}), d == 64))
     known = [row for row in known if row["head_dim"] == head_dim]
-    tasks = _unique(known, "task")
-    figure, axes = _panels(
-        len(tasks), f"Memory that a call adds, {passes}, head dim {head_dim}, {about['device']}", share_y=True
-    )
+    tasks = unique(known, "task")
+    figure, axes = panels(len(tasks), f"Memory that a call adds, {passes}, head dim {head_dim}, {about['device']}")
     styles = _styles(known)
-    # The sweep's batch shrinks with N, so what counts is a batch of one.
+    # The batch of the sweep becomes smaller as N grows, so memory is shown for a batch of one.
     for axis, task in zip(axes, tasks, strict=True):
         for name, style in styles.items():
             line = [row for row in _line(known, name, head_dim) if row["task"] == task]
@@ -100,35 +117,33 @@ def memory(rows: list[Row], about: Row, passes: str) -> Figure | None:
         axis.annotate("N² in float32", (n[-1], 4 * heads * n[-1] ** 2 / 2**20), color=GREY, fontsize=8,
                       xytext=(-4, 4), textcoords="offset points", ha="right")  # fmt: skip
     for axis in axes[::MAX_PANELS]:
-        axis.set_ylabel("MiB a picture")
+        axis.set_ylabel("MiB per image")
     _legend(figure, axes, styles)
     return figure
 
 
 def overhead(rows: list[Row], about: Row, passes: str) -> Figure | None:
-    """What entropy and the map add to a plain call: ours to ours, the best other way to torch's own choice."""
-    panels = []
-    for task in ("entropy", "map"):
-        found = added(rows, task)
-        if found:
-            panels.append((task, found))
-    if not panels:
+    """Time that entropy and the map add: ours to our plain call, the best other implementation to torch's choice."""
+    parts = [(task, found) for task in ("entropy", "map") if (found := added(rows, task))]
+    if not parts:
         return None
-    figure, axes = _panels(len(panels), f"What statistics add, {passes}, {about['device']}", panel_width=6.4)
-    for axis, (task, found) in zip(axes, panels, strict=True):
+    figure, axes = panels(
+        len(parts), f"What statistics add, {passes}, {about['device']}", panel_width=6.4, share_y=False
+    )
+    for axis, (task, found) in zip(axes, parts, strict=True):
         keys = list(dict.fromkeys((f["model"], f["head_dim"], f["seqlen"], f["seqlen_k"], f["kind"]) for f in found))
         keys.sort(key=lambda key: (key[0] != SWEEP, key[0], key[1], key[2]))
         count, keys = len(keys), keys[:MAX_BARS]
         for i, side in enumerate(("ours", "best other")):
-            colour = OURS_COLOURS[0] if side == "ours" else OTHER_COLOURS[0]
+            color = OUR_COLORS[0] if side == "ours" else OTHER_COLORS[0]
             for j, key in enumerate(keys):
                 ones = [f for f in found if f["side"] == side
                         and (f["model"], f["head_dim"], f["seqlen"], f["seqlen_k"], f["kind"]) == key]  # fmt: skip
                 if not ones:
                     continue
-                # several sizes of one model may share a shape: the mean stands for them
+                # Several sizes of one model can have the same shape: their mean is shown
                 percent = sum(f["percent"] for f in ones) / len(ones)
-                axis.barh(j + 0.4 * i - 0.2, percent, 0.38, color=colour, label=side if j == 0 else None)
+                axis.barh(j + 0.4 * i - 0.2, percent, 0.38, color=color, label=side if j == 0 else None)
                 at = (max(percent, 0.0), j + 0.4 * i - 0.2)
                 axis.annotate(f"{round(percent):+d} %", at, fontsize=7, va="center", xytext=(3, 0),
                               textcoords="offset points")  # fmt: skip
@@ -148,48 +163,50 @@ def overhead(rows: list[Row], about: Row, passes: str) -> Figure | None:
 
 
 def steps(rows: list[Row], about: Row, passes: str) -> Figure | None:
-    """Milliseconds of attention in one denoising step: bars for a size, or lines over the sizes where they are many."""
+    """Milliseconds of attention in one denoising step: bars at one size, or lines over many sizes."""
     found = denoising_steps(rows)
-    panels: dict[str, list[Row]] = {}
+    parts: dict[str, list[Row]] = {}
     for step in found:
         many = len({other["size"] for other in found if other["model"] == step["model"]}) > MAX_SIZES_AS_BARS
-        panels.setdefault(step["model"] if many else f"{step['model']}, {step['size']} px", []).append(step)
-    if not panels:
+        parts.setdefault(step["model"] if many else f"{step['model']}, {step['size']} px", []).append(step)
+    if not parts:
         return None
-    figure, axes = _panels(len(panels), f"Attention in one denoising step, {passes}, {about['device']}", height=3.4)
-    for axis, (title, own) in zip(axes, panels.items(), strict=True):
-        sizes = _unique(own, "size")
+    figure, axes = panels(
+        len(parts), f"Attention in one denoising step, {passes}, {about['device']}", height=3.8, share_y=False
+    )
+    for axis, (title, of_panel) in zip(axes, parts.items(), strict=True):
+        sizes = unique(of_panel, "size")
         if len(sizes) > 1:
-            _step_lines(axis, own, sizes)
+            _step_lines(axis, of_panel, sizes)
         else:
-            _step_bars(axis, own)
+            _step_bars(axis, of_panel)
         axis.set_title(title)
     for axis in axes[::MAX_PANELS]:
         axis.set_ylabel("ms")
-    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    handles = named_handles(axes)
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=8)
     return figure
 
 
-def _step_bars(axis: Any, own: list[Row]) -> None:
-    tasks = _unique(own, "task")
-    for i, (side, (colour, label)) in enumerate(SIDES.items()):
-        values = {step["task"]: step["ms"] for step in own if step["side"] == side}
-        places = [tasks.index(task) + 0.4 * i - 0.2 for task in values]
-        bars = axis.bar(places, list(values.values()), 0.38, color=colour, label=label)
+def _step_bars(axis: Any, rows: list[Row]) -> None:
+    tasks = unique(rows, "task")
+    for i, (side, (color, label)) in enumerate(SIDES.items()):
+        values = {step["task"]: step["ms"] for step in rows if step["side"] == side}
+        x = [tasks.index(task) + 0.4 * i - 0.2 for task in values]
+        bars = axis.bar(x, list(values.values()), 0.38, color=color, label=label)
         axis.bar_label(bars, [_short(ms) for ms in values.values()], fontsize=8, padding=2)
     axis.set_xticks(range(len(tasks)), [TASKS[task] for task in tasks])
     axis.margins(y=0.12)
     axis.grid(False, axis="x")
 
 
-def _step_lines(axis: Any, own: list[Row], sizes: list[str]) -> None:
+def _step_lines(axis: Any, rows: list[Row], sizes: list[str]) -> None:
     styles = {"plain": "-", "entropy": "--", "map": ":"}
-    for side, (colour, label) in SIDES.items():
+    for side, (color, label) in SIDES.items():
         for task, style in styles.items():
-            line = [step for step in own if step["side"] == side and step["task"] == task]
+            line = [step for step in rows if step["side"] == side and step["task"] == task]
             at = [sizes.index(step["size"]) for step in line]
-            axis.plot(at, [step["ms"] for step in line], color=colour, linestyle=style, marker="o", markersize=3,
+            axis.plot(at, [step["ms"] for step in line], color=color, linestyle=style, marker="o", markersize=3,
                       label=f"{label}: {TASKS[task]}")  # fmt: skip
     axis.set_yscale("log")
     axis.set_xticks(range(len(sizes)), sizes, rotation=45, fontsize=8)
@@ -199,42 +216,18 @@ def _short(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-# -- helpers --------------------------------------------------------------------------------------------------------
-
-
-def _panels(
-    count: int, title: str, panel_width: float = 4.2, height: float = 3.8, share_y: bool = False
-) -> tuple[Figure, list[Any]]:
-    """Panels in a figure outside pyplot's global state."""
-    columns = min(count, MAX_PANELS)
-    lines = math.ceil(count / columns)
-    figure = Figure(
-        figsize=(panel_width * columns + 1.6, height * lines + 1.0), layout="constrained", facecolor="white"
-    )
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=12)
-    grid = figure.subplots(lines, columns, squeeze=False, sharey=share_y).ravel()
-    for axis in grid[count:]:
-        axis.remove()
-    for axis in grid[:count]:
-        axis.grid(True, color="#dddddd", linewidth=0.6)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, list(grid[:count])
-
-
 def _styles(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """Colour and marker of each implementation, ours warm and thick."""
+    """Color and marker of each implementation; those of this package are warm and thick."""
     names = list(dict.fromkeys(name_of(row) for row in rows))
     ours = {name_of(row) for row in rows if is_ours(row)}
     counts, styles = {True: 0, False: 0}, {}
     for name in names:
         mine = name in ours
-        colours = OURS_COLOURS if mine else OTHER_COLOURS
+        colors = OUR_COLORS if mine else OTHER_COLORS
         i, counts[mine] = counts[mine], counts[mine] + 1
         styles[name] = {
-            "color": colours[i % len(colours)], "marker": MARKERS[i % len(MARKERS)], "markersize": 5,
-            "linewidth": 2.2 if mine else 1.3, "linestyle": "-" if mine or i < len(colours) else "--",
+            "color": colors[i % len(colors)], "marker": MARKERS[i % len(MARKERS)], "markersize": 5,
+            "linewidth": 2.2 if mine else 1.3, "linestyle": "-" if mine or i < len(colors) else "--",
             "zorder": 3 if mine else 2,
         }  # fmt: skip
     return styles
@@ -247,7 +240,7 @@ def _line(rows: Sequence[Row], name: str, head_dim: object) -> list[Row]:
 
 
 def _lengths(axis: Any, rows: Sequence[Row]) -> None:
-    """A tick at every length, in thousands where it is many."""
+    """A tick at every length, long ones in units of 1024."""
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_locator(FixedLocator(sorted({row["seqlen"] for row in rows})))
     axis.xaxis.set_minor_locator(NullLocator())
@@ -256,17 +249,9 @@ def _lengths(axis: Any, rows: Sequence[Row]) -> None:
 
 
 def _legend(figure: Figure, axes: Sequence[Any], styles: dict[str, Any]) -> None:
-    found: dict[str, Any] = {}
-    for axis in axes:
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            if len(handle.get_xdata()):
-                found.setdefault(label, handle)
+    found = named_handles(axes)
     names = [name for name in styles if name in found]
     figure.legend([found[name] for name in names], names, loc="outside right center", fontsize=8)
-
-
-def _unique(rows: Sequence[Row], column: str) -> list[Any]:
-    return list(dict.fromkeys(row[column] for row in rows))
 
 
 def _shape(key: tuple) -> str:

@@ -1,4 +1,4 @@
-"""Generated pictures: all of a profile on one sheet, and two side by side."""
+"""Generated images: all of a profile on one sheet, and some side by side."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from entropy_attn.plots.style import name_row, picture_grid
+from entropy_attn.plots.style import image_grid, name_row
 from entropy_attn.profiling import Profile, size_name
 
 MAX_SHEET_PROMPTS = 4
-MIN_COMPARE_WIDTH = 320  # px, so that captions fit below small pictures
+MIN_COMPARE_WIDTH = 320  # px, so that captions fit below small images
 
 
 def contact_sheet(result: Profile, model: str) -> Figure:
-    """Generated pictures of the first seed: a column a size, a row a (prompt, policy)."""
+    """Images of the first seed: a column for each size, a row for each prompt and policy."""
     plan = result.plan
     seed = plan.seeds[0]
     count = len(next(iter(result.pictures.values())))
     prompts = [plan.prompts[index] if index < len(plan.prompts) else "" for index in range(count)][:MAX_SHEET_PROMPTS]
     rows = [(index, policy) for index in range(len(prompts)) for policy in plan.policies]
-    figure, grid = picture_grid(
-        len(rows), len(plan.sizes), title=f"Pictures by size and scale, {model}, seed {seed}", cell=1.7
+    figure, grid = image_grid(
+        len(rows), len(plan.sizes), title=f"Images by size and scale, {model}, seed {seed}", cell=1.7
     )
     for (index, policy), row in zip(rows, grid, strict=True):
         for size, axis in zip(plan.sizes, row, strict=True):
@@ -38,7 +38,7 @@ def contact_sheet(result: Profile, model: str) -> Figure:
 
 
 def side_by_side(pictures: Sequence[Image.Image], captions: Sequence[str], title: str) -> Image.Image:
-    """Pictures of one size in a row, a caption below each and the title above; small ones are enlarged to be seen."""
+    """Images of one size in a row, with a caption below each and a title above; small images are enlarged."""
     zoom = max(1, math.ceil(MIN_COMPARE_WIDTH / pictures[0].width))
     width, height = pictures[0].width * zoom, pictures[0].height * zoom
     gap, line = 16, 28
@@ -50,9 +50,9 @@ def side_by_side(pictures: Sequence[Image.Image], captions: Sequence[str], title
     draw = ImageDraw.Draw(sheet)
     for index, text in enumerate(title_lines):
         draw.text((sheet_width / 2, gap // 2 + line * index), text, fill="black", font=font, anchor="ma")
-    for index, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+    for index, (image, caption) in enumerate(zip(pictures, captions, strict=True)):
         left = gap + index * (width + gap)
-        sheet.paste(picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST), (left, top))
+        sheet.paste(image.convert("RGB").resize((width, height), Image.Resampling.NEAREST), (left, top))
         draw.text((left + width / 2, top + height + 6), caption, fill="#333333", font=small, anchor="ma")
     return sheet
 

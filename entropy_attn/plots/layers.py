@@ -1,153 +1,76 @@
-"""Entropy layer by layer: against the number of tokens, against the training size, and by place in the model."""
+"""How layers appear in figures: short names, a color and a marker each, legends and ticks."""
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
-import pandas as pd
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from entropy_attn.plots.style import (
-    GREY,
-    folded,
-    layer_key,
-    layer_styles,
-    layer_ticks,
-    new_figure,
-    panels,
-    plain_axis,
-    policy_style,
-    sizes_by_area,
-    unique,
+from entropy_attn.plots.style import MARKERS
+
+MAX_LAYER_ENTRIES = 10  # a legend of more layers is unreadable
+MAX_LAYER_TICKS = 30
+
+_UNET = re.compile(
+    r"(down|mid|up)_blocks?(?:\.(\d+))?\.attentions\.(\d+)(?:\.transformer_blocks\.(\d+))?(?:\.(attn\d))?$"
 )
-from entropy_attn.profiling import ProfilePlan, size_name, slopes, spread
-
-MAX_PANEL_WIDTH = 10.0  # inches
+_BLOCK = re.compile(r"^(single_)?(?:transformer_)?(blocks|layers)\.(\d+)\.(.+)$")
 
 
-def entropy_against_tokens(means: pd.DataFrame, model: str) -> Figure:
-    """Mean entropy of every layer against its ln N, a line a layer and a panel a policy, with the slopes' median.
+def layer_label(layer: str) -> str:
+    """A short name for a layer, different from those of all other layers of the model.
 
-    No line goes through several layers: what they differ in is not N alone.
+    down_blocks.1.attentions.0.transformer_blocks.2.attn1 -> down1.0.2, its attn2 -> down1.0.2.attn2;
+    single_transformer_blocks.7.attn -> single7.attn. Any other name stays as it is.
     """
-    policies, styles = unique(means["policy"]), layer_styles(unique(means["layer"]))
-    figure, axes = panels(len(policies), title=f"Attention entropy against token count, layer by layer, {model}")
-    low, high = means["ln_tokens"].min(), means["ln_tokens"].max()
-    ends = np.array([low, high]) + np.array([-0.05, 0.05]) * max(high - low, 1.0)
-    lines = slopes(means)
-    for policy, axis in zip(policies, axes, strict=True):
-        axis.plot(ends, ends, linestyle=":", color=GREY, linewidth=1.2, label="uniform: ln N")
-        for layer, (colour, marker) in styles.items():
-            points = means[(means["policy"] == policy) & (means["layer"] == layer)].sort_values("ln_tokens")
-            axis.plot(points["ln_tokens"], points["entropy"], color=colour, marker=marker, markersize=5, linewidth=1.2)
-        axis.plot([], [], linestyle="", label=slope_text(lines[lines["policy"] == policy]["slope"]))
-        axis.set_title(f"scale: {folded(policy, 40)}")
-        axis.set_xlabel("ln N   (N = tokens attended)")
-        axis.legend(loc="upper left", fontsize=9)
-    axes[0].set_ylim(bottom=0)  # once every panel is drawn: the panels share it, and setting it ends autoscaling
-    axes[0].set_ylabel("mean entropy [nats]")
-    layer_key(figure, axes, styles)
-    return figure
+    if found := _UNET.search(layer):
+        part, level, index, block, attention = found.groups()
+        numbers = [number for number in (index, block) if number is not None]
+        cross = [attention] if attention == "attn2" else []
+        return ".".join([f"{part}{level or ''}", *numbers, *cross])
+    if found := _BLOCK.search(layer):
+        single, kind, number, rest = found.groups()
+        return f"{'single' if single else kind.removesuffix('s')}{number}.{rest}"
+    return layer
 
 
-def slope_text(values: pd.Series) -> str:
-    found = spread(values)
-    if found["median"] is None:
-        return "no slope: one token count a layer"
-    return (
-        f"slope of a layer: median {found['median']:.2f},\n"
-        f"half of them {found['lower_quartile']:.2f} to {found['upper_quartile']:.2f}"
+def labels_of(layers: Sequence[str]) -> list[str]:
+    """Short names, or the whole ones if two short ones were equal."""
+    short = [layer_label(layer) for layer in layers]
+    return short if len(set(short)) == len(short) else list(layers)
+
+
+def layer_styles(layers: Sequence[str]) -> dict[str, tuple[Any, str]]:
+    """{layer: (color, marker)}."""
+    shades = colormaps["viridis"](np.linspace(0.0, 0.85, max(len(layers), 2)))
+    return {layer: (shades[index], MARKERS[index % len(MARKERS)]) for index, layer in enumerate(layers)}
+
+
+def layer_key(figure: Figure, axes: Sequence[Any], styles: Mapping[str, tuple[Any, str]]) -> None:
+    """A legend of the layers, or a color bar of their order if there are too many to name."""
+    layers = list(styles)
+    if len(layers) > MAX_LAYER_ENTRIES:
+        colors = LinearSegmentedColormap.from_list("layers", [styles[layer][0] for layer in layers])
+        bar = figure.colorbar(ScalarMappable(Normalize(1, len(layers)), colors), ax=axes, pad=0.02)
+        bar.set_label("layer, in the order of the forward pass")
+        return
+    handles = [
+        Line2D([], [], color=styles[layer][0], marker=styles[layer][1], label=label)
+        for layer, label in zip(layers, labels_of(layers), strict=True)
+    ]
+    figure.legend(handles=handles, loc="outside right center", title="layer")
+
+
+def layer_ticks(axis: Any, layers: Sequence[str]) -> None:
+    every = math.ceil(len(layers) / MAX_LAYER_TICKS)
+    axis.set_xticks(
+        np.arange(0, len(layers), every), labels_of(layers)[::every], rotation=60, ha="right", rotation_mode="anchor"
     )
-
-
-def change_from_training(table: pd.DataFrame, plan: ProfilePlan, model: str) -> Figure | None:
-    """How far each layer's entropy is from its own at the training size: a dot a layer, a bar at their median.
-
-    table: as `profiling.changes` gives it. None where nothing could be compared.
-    """
-    table = table.dropna(subset="change")
-    if table.empty:
-        return None
-    sizes, policies = sizes_by_area(table), unique(table["policy"])
-    figure = new_figure(max(6.5, 1.1 + 0.5 * len(sizes) * (len(policies) + 1)) + 1.6, 4.6,
-                        f"Distance of every layer from its own entropy at the training size, {model}")  # fmt: skip
-    axis = figure.subplots()
-    plain_axis(axis)
-    axis.axhline(0, color="black", linewidth=0.8)
-    step = 0.8 / len(policies)
-    for index, policy in enumerate(policies):
-        style = policy_style(index)
-        for place, size in enumerate(sizes):
-            values = table[(table["policy"] == policy) & (table["size"] == size)]["change"].to_numpy()
-            if not len(values):
-                continue
-            middle = place + (index - (len(policies) - 1) / 2) * step
-            across = np.linspace(-0.3, 0.3, len(values)) * step if len(values) > 1 else np.zeros(1)
-            axis.scatter(middle + across, values, s=16, alpha=0.6, linewidths=0, **style,
-                         label=policy if place == 0 else None)  # fmt: skip
-            axis.hlines(
-                np.median(values), middle - 0.4 * step, middle + 0.4 * step, color=style["color"], linewidth=2.5
-            )
-    names = [f"{size}\n(training)" if size == size_name(plan.reference) else size for size in sizes]
-    axis.set_xticks(np.arange(len(sizes)), names)
-    axis.set_xlabel("size [px]")
-    own = "own scale" if plan.baseline is not None else "same scale"
-    axis.set_ylabel(f"entropy less that at the training\nsize under its {own} [nats]")
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, [folded(label, 24) for label in labels], loc="outside right center",
-                  title="scale (bar: median)")  # fmt: skip
-    return figure
-
-
-def entropy_per_layer(means: pd.DataFrame, model: str, reference: tuple[int, int] | None = None) -> Figure:
-    """Entropy of every layer at the smallest and the largest size, one line a policy, and below what a policy changes.
-
-    Where `reference`, the training size, was run too, its entropies under the first policy are drawn beside them.
-    """
-    sizes = sizes_by_area(means)
-    shown = sizes if len(sizes) == 1 else [sizes[0], sizes[-1]]
-    middle = None if reference is None else size_name(reference)
-    if middle not in sizes or middle in shown:
-        middle = None
-    policies, layers = unique(means["policy"]), unique(means["layer"])
-    first, others = policies[0], policies[1:]
-    width = min(max(4.6, 0.32 * len(layers) + 1.5), MAX_PANEL_WIDTH)
-    rows = 2 if others else 1
-    figure = new_figure(width * len(shown) + 1.6, 5.8 if others else 4.2, f"Attention entropy by layer, {model}")
-    grid = figure.subplots(
-        rows, len(shown), squeeze=False, sharex="col", sharey="row", height_ratios=(2, 1) if others else None
-    )
-    for axis in grid.ravel():
-        plain_axis(axis)
-    places = np.arange(len(layers))
-    for column, size in enumerate(shown):
-        axis = grid[0][column]
-        if middle is not None:
-            values = _by_layer(means, first, middle, layers)
-            axis.plot(places, values, color=GREY, linestyle=":", linewidth=1.4, label=f"{first}, {middle} px")
-        base = _by_layer(means, first, size, layers)
-        for index, policy in enumerate(policies):
-            style = policy_style(index)
-            values = _by_layer(means, policy, size, layers)
-            axis.plot(places, values, label=policy, **style)
-            if policy != first:
-                bar = 0.8 / len(others)
-                offset = (index - 1 - (len(others) - 1) / 2) * bar
-                grid[1][column].bar(places + offset, values - base, width=bar, color=style["color"])
-        axis.set_title(f"{size} px")
-        axis.tick_params(labelbottom=not others)
-        layer_ticks(grid[-1][column], layers)
-        grid[-1][column].set_xlabel("layer, in the order of the forward pass")
-    grid[0][0].set_ylim(bottom=0)
-    grid[0][0].set_ylabel("mean entropy [nats]")
-    if others:
-        grid[1][0].set_ylabel(f"change against\n{folded(first)} [nats]")
-        for axis in grid[1]:
-            axis.axhline(0, color="black", linewidth=0.8)
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, [folded(label, 24) for label in labels], loc="outside right center", title="scale")
-    return figure
-
-
-def _by_layer(means: pd.DataFrame, policy: str, size: str, layers: list[str]) -> np.ndarray:
-    rows = means[(means["policy"] == policy) & (means["size"] == size)]
-    return rows.set_index("layer")["entropy"].reindex(layers).to_numpy()

@@ -1,4 +1,4 @@
-"""Entropy profiles: sizes x scale policies x seeds through one pipeline, and what the measurements say. No printing."""
+"""Entropy profiles: run sizes x scale policies x seeds through one pipeline, and summarize the measurements."""
 
 from __future__ import annotations
 

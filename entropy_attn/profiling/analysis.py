@@ -1,4 +1,4 @@
-"""What the entropies of a profile say, layer by layer."""
+"""The entropies of a profile, layer by layer: means, slopes, changes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ from entropy_attn.profiling.plan import ProfilePlan, size_name
 
 
 def picture_rows(entropy: pd.DataFrame) -> pd.DataFrame:
-    """What tables and figures are about: self and joint attention, else cross; the prompt's half of the batch."""
+    """The rows that tables and figures show: self- and joint attention, else cross; not of the unconditional branch.
+
+    Raises:
+        ValueError: there are none.
+    """
     rows = entropy[entropy["kind"].isin(["self", "joint"])]
     rows = entropy[entropy["kind"] == "cross"] if rows.empty else rows
     rows = rows[rows["branch"] != "uncond"]
     if rows.empty:
-        raise ValueError("entropy has no rows of attention to the picture: nothing to fit or to plot")
+        raise ValueError("entropy: expected rows of self-, joint or cross-attention of the prompt's branch, got none")
     return rows
 
 
 def layer_means(entropy: pd.DataFrame) -> pd.DataFrame:
-    """Mean entropy of every (policy, size, layer) over heads, steps and seeds, with its `tokens` = N and ln N.
+    """Mean entropy of each (policy, size, layer) over heads, steps and seeds, with `tokens` = N and `ln_tokens`.
 
     Layers keep the order in which the denoiser calls them.
     """
@@ -31,10 +35,10 @@ def layer_means(entropy: pd.DataFrame) -> pd.DataFrame:
 
 
 def slopes(means: pd.DataFrame) -> pd.DataFrame:
-    """Of every (policy, layer), the least-squares slope of entropy against ln N over sizes; NaN for a single N.
+    """The least-squares slope of entropy against ln N over sizes for each (policy, layer); NaN for a single N.
 
-    Attention that stays equally sharp has slope 0, uniform attention 1. Layers are never pooled: those of different
-    sizes differ in more than N.
+    Attention that stays equally sharp has slope 0, uniform attention 1. Layers are never pooled, because they differ in
+    more than N.
     """
     rows = [
         {"policy": policy, "layer": layer, "points": len(group), "slope": slope(group["ln_tokens"], group["entropy"])}
@@ -47,14 +51,14 @@ def slope(x: object, y: object) -> float:
     x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     if len(np.unique(x)) < 2:
         return float("nan")
-    centred = x - x.mean()
-    return float((centred * y).sum() / (centred**2).sum())
+    centered = x - x.mean()
+    return float((centered * y).sum() / (centered**2).sum())
 
 
 def changes(means: pd.DataFrame, plan: ProfilePlan) -> pd.DataFrame:
-    """`means` with `change`: each layer's entropy less its own at the training size under the model's own scale, nats.
+    """`means` with `change`: each layer's entropy minus its value at the training size under the default scale (nats).
 
-    Where the model's own scale was not run, less its own under the same policy; NaN where the training size was not.
+    If the model's default scale was not run, minus its value under the same policy. NaN without the training size.
     """
     means = means.copy()
     means["change"] = np.nan
@@ -62,18 +66,17 @@ def changes(means: pd.DataFrame, plan: ProfilePlan) -> pd.DataFrame:
         return means
     there = means[means["size"] == size_name(plan.reference)]
     if plan.baseline is not None:
-        own = there[there["policy"] == plan.baseline].set_index("layer")["entropy"]
-        means["change"] = means["entropy"] - means["layer"].map(own)
+        trained = there[there["policy"] == plan.baseline].set_index("layer")["entropy"]
+        means["change"] = means["entropy"] - means["layer"].map(trained)
     else:
-        own = there.set_index(["policy", "layer"])["entropy"]
-        means["change"] = (
-            means["entropy"] - own.reindex(pd.MultiIndex.from_frame(means[["policy", "layer"]])).to_numpy()
-        )
+        trained = there.set_index(["policy", "layer"])["entropy"]
+        keys = pd.MultiIndex.from_frame(means[["policy", "layer"]])
+        means["change"] = means["entropy"] - trained.reindex(keys).to_numpy()
     return means
 
 
 def spread(values: pd.Series) -> dict[str, float | int | None]:
-    """Median, quartiles and ends of one number a layer; None for all where there is none."""
+    """Median, quartiles and range of one value for each layer; None for all if there are no values."""
     values = values.dropna()
     names = ("median", "lower_quartile", "upper_quartile", "min", "max")
     if values.empty:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from entropy_attn.integrations.diffusers.models.table import denoiser_of, model_of
+from entropy_attn.integrations.diffusers.models import find_model
+from entropy_attn.integrations.diffusers.target import denoiser_of
 from entropy_attn.pipelines.sampling import takes_prompt
 from entropy_attn.pipelines.sizes import fixed_size, size_multiple, train_size
 from entropy_attn.profiling.layers import Measured
@@ -44,48 +45,51 @@ def profile(
     on_step: Callable[[Run], None] | None = None,
     on_run: Callable[[Run, float | None, int, int], None] | None = None,
 ) -> Profile:
-    """Measure the attention entropy of a pipeline at several picture sizes, under several scale policies.
+    """Measure the attention entropy of a pipeline at several image sizes under several scale policies.
 
-    Every run is one generation of all prompts. It serves each denoiser of docs/models.md, on whatever device the
-    pipeline is, offloaded or not; the pipeline is left as it was. Entropies are in nats, of the queries of the
-    picture. What would fail or measure nothing is refused before anything is sampled.
+    Each run (a size, a policy, a seed) is one generation of all prompts. Every denoiser listed in docs/models.md works,
+    on any device, offloaded or not, and the pipeline is unchanged afterwards. Arguments that would fail, or measure
+    nothing, are refused before anything is sampled.
 
         result = ea.profile(pipe, sizes=[512, (768, 512)], scales=["off", ea.scale.LogN(strength=0.5)], out="profile")
-        result.summary["slope"]["off"]["median"]  # nats a layer's entropy grows by, per unit of ln N
+        result.summary["slope"]["off"]["median"]  # by how many nats a layer's entropy grows per unit of ln N
 
     Args:
-        sizes: picture sizes in pixels, a number for a square or (height, width); None is 0.5 to 2 times the training
-            size. Layers can be compared with their own value at the training size only if that is among them.
-        scales: policies, or their names with settings as on the command line ("logn:strength=0.5"); None among them, or
-            "off", is the model's own scale. A mapping gives the names that tables and figures show. None is
-            ("off", "logn"), or "off" alone for a model without self or joint attention.
-        prompts: of the pictures, which make one batch; None is a few built-in ones, or none for a pipeline that takes
-            no text or is given embeddings by `arguments`.
-        negative_prompt: for every prompt. Refused where the pipeline would pass over it.
-        seeds: of the starting noise.
-        steps: denoising steps.
-        guidance_scale: None is the pipeline's own.
-        layers: what the policies are for, as in `ea.apply`.
+        pipe: a diffusers pipeline.
+        sizes: image sizes in pixels, each a number for a square or (height, width). None is 0.5, 0.75, 1, 1.5 and 2
+            times the training size. Layers can be compared with their values at the training size only if it is one of
+            the sizes.
+        scales: policies, or their names with settings as on the command line ("logn:strength=0.5"); None and "off" are
+            the model's default scale. A mapping gives the names for tables and figures. None is ("off", "logn"), or
+            ("off",) for a model without self- or joint attention.
+        prompts: one image is generated for each, all in one batch. None is a few built-in prompts, or none for a
+            pipeline that takes no text or gets embeddings from `arguments`.
+        negative_prompt: used with every prompt; refused if the pipeline would ignore it.
+        seeds: seeds of the starting noise.
+        steps: number of denoising steps.
+        guidance_scale: strength of classifier-free guidance; None is the pipeline's default.
+        layers: layers that get the policies, as in `ea.apply`: "self", "cross", "all" or a regular expression.
         arguments: further arguments of the pipeline's call, such as {"num_frames": 9}.
-        heads: keep a row of every head at every step in `entropy`, instead of statistics over heads.
-        pictures: decode and keep the pictures; without, a VAE is not run at all.
-        out: folder to write into, made if missing; None writes nothing. Every finished run is in it at once, so that
-            nothing finished is lost when one is interrupted or fails.
-        figures: draw the figures into `out`; needs matplotlib.
-        resume: go on with the unfinished profile of the same plan in `out`.
-        title: what figures call the model; None is the class of the pipeline.
-        about: further facts for plan.json, with which `resume` has to agree.
+        heads: keep a row for every head at every step in `Profile.entropy`, instead of statistics over heads.
+        pictures: decode and keep the images; if False, the VAE does not run.
+        out: folder to write into, created if it is missing; None writes nothing. Each run is written as soon as it is
+            finished, so an interruption or failure loses only the run in progress.
+        figures: draw figures into `out`; needs matplotlib.
+        resume: continue the unfinished profile of the same plan in `out`.
+        title: name of the model in figures; None is the class name of the pipeline.
+        about: further facts for plan.json; `resume` requires them to be the same.
         on_step: called with the run after each denoising step.
-        on_run: called with (run, seconds, number, of how many) after each run; seconds are None for one that was
-            finished before.
+        on_run: called with (run, seconds, number of this run, number of runs) after each run; `seconds` is None for a
+            run that was finished before.
 
     Returns:
-        A `Profile`: data frames, pictures, maps, `summary`.
+        A `Profile` with data frames, images, maps and `summary`. Entropies are those of the image's queries, in nats.
 
     Raises:
-        ValueError: an argument, a size, a policy or the plan in `out` is not usable; the message names it.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument, a size, a policy or the plan in `out` cannot be used; the message names it.
         ea.Unsupported: the pipeline cannot be routed.
-        ImportError: pandas is missing, or matplotlib where figures are wanted.
+        ImportError: pandas is missing, or matplotlib if figures are drawn.
     """
     plan = make_plan(
         pipe,
@@ -103,10 +107,10 @@ def profile(
         about=about,
     )
     if resume and out is None:
-        raise ValueError("resume=True: give the folder of the profile as out=")
+        raise ValueError("out: expected the folder of the profile to resume, got None")
     measured = check_plan(pipe, plan)
     if out is not None and figures:
-        import matplotlib  # noqa: F401  (missing, it is missed now and not at the end)
+        import matplotlib  # noqa: F401  (if it is missing, fail now and not at the end)
     store = None if out is None else Store(Path(out), plan, resume)
     kept: list[RunResult] = []
     runs = list(plan.runs())
@@ -126,7 +130,7 @@ def profile(
         tables = {name: pd.concat([getattr(r, name) for r in kept], ignore_index=True) for name in ("entropy", "heads")}
     else:
         tables, kept = store.read()
-    found = _put_together(plan, runs, tables, kept, measured)
+    found = _assemble(plan, runs, tables, kept, measured)
     if store is not None:
         from entropy_attn.profiling.files import save_all
 
@@ -137,7 +141,7 @@ def profile(
 def make_plan(
     pipe: Any, *, sizes: Any, scales: Any, prompts: Any, arguments: Any, about: Any, **others: Any
 ) -> ProfilePlan:
-    """The plan, with everything that was left to us filled in."""
+    """The plan, with all defaults filled in."""
     arguments = dict(arguments or {})
     if prompts is None:
         embedded = any("embeds" in name for name in arguments)
@@ -165,7 +169,7 @@ def make_plan(
 def _sizes(pipe: Any, given: Sequence[int | Size] | None) -> list[Size]:
     if given is not None:
         if isinstance(given, (str, int)):
-            raise TypeError(f"sizes={given!r}: a list of sizes is needed")
+            raise TypeError(f"sizes: expected a list of sizes, got {given!r}")
         return [_size(size) for size in given]
     only = fixed_size(pipe)
     if only is not None:
@@ -182,29 +186,29 @@ def _sizes(pipe: Any, given: Sequence[int | Size] | None) -> list[Size]:
 def _size(size: Any) -> Size:
     pair = (size, size) if isinstance(size, int) else size
     if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(side, int) for side in pair):
-        raise TypeError(f"sizes: {size!r} is no size: a whole number of pixels, or (height, width), is needed")
+        raise TypeError(f"sizes: expected a whole number of pixels, or a pair (height, width), got {size!r}")
     return pair[0], pair[1]
 
 
 def _policies(denoiser: Any, given: Any) -> dict[str, Any]:
     if given is None:
-        model = model_of(denoiser)
+        model = find_model(denoiser)
         attends = model is None or any(rule.kind in ("self", "joint", "call") for rule in model.layers)
         given = ("off", "logn") if attends else ("off",)
     if isinstance(given, str):
-        raise TypeError(f"scales={given!r}: a list of policies is needed, such as [{given!r}]")
+        raise TypeError(f"scales: expected a list of policies, such as [{given!r}], got {given!r}")
     if not isinstance(given, Mapping):
         named = [(_policy_name(policy), policy) for policy in given]
         names = [name for name, _ in named]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise ValueError(f"scales: {twice!r} is given twice: a mapping gives each a name")
+            raise ValueError(f"scales: expected different policies, got {twice!r} twice; a mapping can name them")
         given = dict(named)
     policies = {str(name): parse_scale(policy) if isinstance(policy, str) else policy for name, policy in given.items()}
     for name, policy in policies.items():
         if policy is not None and not callable(policy):
             raise TypeError(
-                f"scales: {name}={policy!r}: a policy, its name or None is needed; a number is Fixed(number)"
+                f"scales: expected a policy, its name or None for {name!r}, got {policy!r}; for a number: Fixed(number)"
             )
     return policies
 
@@ -215,10 +219,10 @@ def _policy_name(policy: Any) -> str:
     return "off" if policy in (None, Fixed()) else described(policy)
 
 
-def _put_together(
+def _assemble(
     plan: ProfilePlan, runs: list[Run], tables: dict[str, pd.DataFrame], kept: list[RunResult], measured: Measured
 ) -> Profile:
-    # Those of a resumed profile are in the order of the plan, for runs are made in that order.
+    # Runs are made in the order of the plan, so those of a resumed profile are in that order, too.
     timed = pd.DataFrame([{**run.keys, "seconds": each.seconds} for run, each in zip(runs, kept, strict=True)])
     pairs = list(zip(runs, kept, strict=True))
     pictures = {(run.size, run.policy, run.seed): each.pictures for run, each in pairs if each.pictures}
@@ -232,16 +236,16 @@ def _notes(plan: ProfilePlan, measured: Measured) -> list[str]:
     notes += [f"{_layers(names)}: no map, {reason}" for reason, names in _by_reason(measured.without_map).items()]
     if measured.crosses:
         notes.append(
-            "the entropies are those of cross-attention, whose keys are the text: N does not grow with the picture"
+            "the entropies are those of cross-attention: its keys are the text, so N does not grow with the image"
         )
     if plan.reference is None:
-        notes.append("the model does not state its training size, so nothing is compared with it")
+        notes.append("not compared with the training size, which the model does not state")
     elif plan.reference not in [tuple(size) for size in plan.sizes]:
         height, width = plan.reference
         notes.append(f"not compared with the training size, {height}x{width} px, which is not among the sizes")
     elif plan.baseline is None:
         notes.append(
-            "compared with each policy's own value at the training size, for the model's own scale was not run"
+            "compared with the same policy at the training size, because the model's default scale was not run"
         )
     return notes
 
@@ -249,7 +253,7 @@ def _notes(plan: ProfilePlan, measured: Measured) -> list[str]:
 def _by_reason(reasons: Mapping[str, str | None]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for layer, reason in reasons.items():
-        found.setdefault(reason or "for no reason that is known", []).append(layer)
+        found.setdefault(reason or "for an unknown reason", []).append(layer)
     return found
 
 

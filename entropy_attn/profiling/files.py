@@ -1,4 +1,4 @@
-"""What is written once all runs are finished."""
+"""What is written when all runs are finished."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COLUMNS = ["policy", "size", "height", "width", "layer", "kind", "tokens", "ln_t
 
 
 def save_all(found: Profile, store: Store, title: str, figures: bool) -> None:
-    """summary.json, layers.csv and the figures; `found.files` has the path of everything in the folder."""
+    """Write summary.json, layers.csv and the figures; `found.files` gets the paths of all files."""
     layers = changes(layer_means(found.entropy), found.plan)[COLUMNS]
     for column in ("ln_tokens", "entropy", "change"):
         layers[column] = rounded(layers[column])

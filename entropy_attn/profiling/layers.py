@@ -1,4 +1,4 @@
-"""Which layers a profile will measure, worked out from the pipeline's structure before anything is sampled."""
+"""Which layers a profile will measure; known from the structure of the pipeline before anything is sampled."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from entropy_attn.integrations.diffusers.models.table import Model, denoiser_of, model_of, pixels_a_token
+from entropy_attn.integrations.diffusers.models import Model, model_of
 from entropy_attn.integrations.diffusers.survey import LayerReport, survey
+from entropy_attn.integrations.diffusers.target import denoiser_of, pixels_a_token
 from entropy_attn.profiling.plan import Size, size_name
 from entropy_attn.scale import Fixed
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What there is to measure in a denoiser.
+    """What can be measured in a denoiser.
 
-    layers: {name: "self" | "joint"}, or of a model with neither, "cross"; those that the tables and figures are about.
-    without_map: the layers whose queries are in no known place of the picture, and why.
-    unmeasured: attention layers without a softmax, and why.
+    Attributes:
+        model: the row of the table of models.
+        layers: {name: kind} of the layers that tables and figures show: "self" and "joint", or "cross" if there are
+            neither.
+        without_map: {name: reason} of layers whose queries have no known position in the image.
+        unmeasured: {name: reason} of attention layers without a softmax.
     """
 
     model: Model
@@ -35,7 +39,7 @@ class Measured:
         return self.kinds == ("cross",)
 
     def grid(self, pipe: Any, size: Size, frames: int) -> tuple[int, ...] | None:
-        """Tokens of the picture for `EntropyRecorder.spatial`; None in a UNet, whose layers differ."""
+        """(frames, rows, columns) in tokens for `EntropyRecorder.spatial`; None in a UNet, whose layers differ."""
         if self.model.halves:
             return None
         side = pixels_a_token(pipe)
@@ -45,8 +49,9 @@ class Measured:
 def measured_layers(pipe: Any, sizes: list[Size], policies: Mapping[str, Any], layers: str) -> Measured:
     """The layers that will be measured at these sizes under these policies.
 
-    Raises `ValueError` for a policy that some layer refuses, and for one that would change no layer at all; and what
-    `ea.apply` raises for a model that cannot be routed.
+    Raises:
+        ValueError: a layer refuses a policy, or a policy would change no layer.
+        Unsupported: the model cannot be routed, as in `ea.apply`.
     """
     denoiser = denoiser_of(pipe)
     model = model_of(denoiser)
@@ -58,21 +63,21 @@ def measured_layers(pipe: Any, sizes: list[Size], policies: Mapping[str, Any], l
                 if report.kind is not None and report.refused is not None:
                     raise ValueError(f"scale {name!r} at {size_name(size)}: layer {report.layer}: {report.refused}")
     routed = [report for report in found if report.kind is not None]
-    # Text that attends to itself has no part in the picture, and keeps its length at every size.
-    picture = {r.layer: r.kind for r in routed if r.kind != "cross" and r.text_tokens != r.seqlen_k}
-    chosen = picture or {report.layer: report.kind for report in routed if report.kind == "cross"}
-    unmeasured = {report.layer: report.refused for report in found if report.kind is None}
-    own = type(denoiser).__name__
+    # Text that attends to itself is not part of the image, and has the same length at every size.
+    image = {r.layer: str(r.kind) for r in routed if r.kind != "cross" and r.text_tokens != r.seqlen_k}
+    chosen = image or {report.layer: str(report.kind) for report in routed if report.kind == "cross"}
+    unmeasured = {report.layer: report.refused or "" for report in found if report.kind is None}
+    name_of_denoiser = type(denoiser).__name__
     if not chosen:
         reasons = "; ".join(dict.fromkeys(filter(None, unmeasured.values()))) or "it has no attention layers"
-        raise ValueError(f"{own} has no layer whose attention can be measured: {reasons}")
-    if not picture and layers == "self":
+        raise ValueError(f"{name_of_denoiser} has no layer whose attention can be measured: {reasons}")
+    if not image and layers == "self":
         idle = [name for name, policy in policies.items() if policy not in (None, Fixed())]
         if idle:
             raise ValueError(
-                f"scales={idle}: {own} has a softmax in its cross-attention alone, which layers='self' leaves as it "
-                "is: give layers='cross' and policies with train_tokens=..., or the scale 'off' alone"
+                f"scales: expected only 'off', got {idle}: {name_of_denoiser} has a softmax only in cross-attention, "
+                "which layers='self' does not select: use layers='cross' and policies with train_tokens=..."
             )
-    ragged = "the text of each prompt is as long as the prompt, so that the picture begins elsewhere in each"
+    ragged = "prompts have different lengths, so the image starts at a different position for each"
     without_map = {name: ragged for name in chosen if (rule := model.rule(name)) is not None and rule.ragged}
     return Measured(model, chosen, without_map, unmeasured)

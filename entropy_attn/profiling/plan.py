@@ -1,4 +1,4 @@
-"""What a profile runs: sizes x scale policies x seeds, in that order."""
+"""What a profile runs: sizes x scale policies x seeds, in this order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 Size = tuple[int, int]  # (height, width) in pixels
 
-MAX_SEED = 2**64 - 1  # of torch's generators
+MAX_SEED = 2**64 - 1  # the largest that torch's generators accept
 DEFAULT_PROMPTS = ("a photograph of a red fox in a snowy forest", "a bowl of fruit on a wooden table, oil painting")
 
 
@@ -19,7 +19,13 @@ def size_name(size: Size) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """One generation of all prompts."""
+    """One generation of all prompts.
+
+    Attributes:
+        size: (height, width) in pixels.
+        policy: name of the scale policy.
+        seed: seed of the starting noise.
+    """
 
     size: Size
     policy: str
@@ -27,7 +33,7 @@ class Run:
 
     @property
     def keys(self) -> dict[str, Any]:
-        """The columns that every table begins with."""
+        """The first columns of every table."""
         height, width = self.size
         return {"size": size_name(self.size), "height": height, "width": width, "policy": self.policy,
                 "seed": self.seed}  # fmt: skip
@@ -38,16 +44,26 @@ class Run:
 
 @dataclass(frozen=True)
 class ProfilePlan:
-    """What to run. `policies` maps the name that tables and figures show to a scale policy.
+    """What a profile runs.
 
-    prompts: none for a pipeline that takes no text, or is given embeddings by `arguments`.
-    guidance_scale: None is the pipeline's own.
-    arguments: of the pipeline's call, besides those of this plan.
-    layers: what the policies are for, as in `ea.apply`.
-    heads: keep a row of every head and step.
-    pictures: decode and keep pictures.
-    reference: the training size, with which other sizes are compared; None where it is not known.
-    about: further facts, which a profile that is resumed has to agree with.
+    Attributes:
+        sizes: image sizes (height, width) in pixels.
+        policies: {name in tables and figures: scale policy}; None is the model's default scale.
+        prompts: one image is generated for each; empty for a pipeline that takes no text, or gets embeddings from
+            `arguments`.
+        seeds: seeds of the starting noise.
+        steps: number of denoising steps.
+        guidance_scale: strength of classifier-free guidance; None is the pipeline's default.
+        reference: the training size, which other sizes are compared with; None if it is unknown.
+        negative_prompt: used with every prompt.
+        arguments: further arguments of the pipeline's call.
+        layers: layers that get the policies, as in `ea.apply`.
+        heads: keep a row for every head and step.
+        pictures: decode and keep the images.
+        about: further facts, which a resumed profile must have in common with the first part.
+
+    Raises:
+        ValueError: a field is empty, has the same value twice, or has a value that cannot be used.
     """
 
     sizes: Sequence[Size]
@@ -67,45 +83,48 @@ class ProfilePlan:
     def __post_init__(self) -> None:
         for name in ("sizes", "policies", "seeds"):
             if not getattr(self, name):
-                raise ValueError(f"{name} is empty: at least one is needed")
+                raise ValueError(f"{name}: expected at least one, got {getattr(self, name)!r}")
         for name in ("sizes", "seeds"):
             values = list(getattr(self, name))
             if len(set(values)) < len(values):
-                raise ValueError(f"{name}={values}: the same one is given twice")
+                raise ValueError(f"{name}: expected different values, got {values}")
         if any(not isinstance(seed, int) or not 0 <= seed <= MAX_SEED for seed in self.seeds):
-            raise ValueError(f"seeds={list(self.seeds)}: whole numbers from 0 to {MAX_SEED} are needed")
+            raise ValueError(f"seeds: expected whole numbers from 0 to {MAX_SEED}, got {list(self.seeds)}")
         if not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"steps={self.steps}: a whole number from 1 is needed")
+            raise ValueError(f"steps: expected a whole number from 1, got {self.steps!r}")
         if isinstance(self.prompts, str) or any(not isinstance(p, str) or not p.strip() for p in self.prompts):
-            raise ValueError(f"prompts={self.prompts!r}: a list of texts that are not empty is needed")
+            raise ValueError(f"prompts: expected a list of texts that are not empty, got {self.prompts!r}")
 
     @property
     def map_size(self) -> Size:
-        """The size whose spatial maps are kept: the largest, where repetition shows."""
+        """The size whose entropy maps are kept: the largest, at which repetition shows."""
         return max(self.sizes, key=lambda size: size[0] * size[1])
 
     @property
     def total_steps(self) -> int:
+        """Denoising steps of all runs."""
         return len(self.sizes) * len(self.policies) * len(self.seeds) * self.steps
 
     def runs(self) -> Iterator[Run]:
+        """The runs, in the order in which they are made."""
         for size in self.sizes:
             for policy in self.policies:
                 for seed in self.seeds:
                     yield Run(size, policy, seed)
 
     def keeps_map(self, run: Run) -> bool:
+        """Whether the entropy maps of this run are kept."""
         return run.size == self.map_size and run.seed == self.seeds[0]
 
     @property
     def baseline(self) -> str | None:
-        """The policy that is the model's own scale; None where none of them is."""
+        """Name of the policy that is the model's default scale; None if there is none."""
         from entropy_attn.scale import Fixed
 
         return next((name for name, policy in self.policies.items() if policy in (None, Fixed())), None)
 
     def described(self) -> dict[str, Any]:
-        """The plan as plain values, by which one is compared with another."""
+        """The plan as plain values, for plan.json and for comparing plans."""
         return {
             "sizes": [size_name(size) for size in self.sizes],
             "policies": {name: described(policy) for name, policy in self.policies.items()},
@@ -123,7 +142,7 @@ class ProfilePlan:
 
 
 def described(value: Any) -> str:
-    """A value in words that are the same in another process; of tensors, their shapes and sums."""
+    """A description of a value that is the same in another process; of tensors, their shapes and sums."""
     import torch
 
     def of(part: Any) -> str:

@@ -1,4 +1,4 @@
-"""What a profile gives."""
+"""The results of a profile."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from entropy_attn.profiling.plan import ProfilePlan, Size
 
 @dataclass
 class Profile:
-    """Measurements and pictures of one profile. Entropies are in nats.
+    """Measurements and images of one profile. Entropies are in nats.
 
-    plan: what was run.
-    entropy: a row a layer, step and branch, with `size height width policy seed` in front; `mean std min max` are over
-        the queries of all heads, `head_min` and `head_max` are the lowest and the highest mean of a head. With
-        `plan.heads` a row a head, with the columns of `EntropyRecorder.to_dataframe()`.
-    heads: a row a layer, branch and head of the layers that attend to the picture: the mean over steps.
-    runs: a row a run, with its `seconds`.
-    pictures: {(size, policy, seed): a picture a prompt}, of a video its middle frame; none with `pictures=False`.
-    maps: {policy: {layer: (rows, columns) array}}, the entropy of every token of the first prompt at the largest size
-        and for the first seed, mean over heads and steps.
-    notes: what could not be measured or compared, and why.
-    files: {name: path} of what was written.
+    Attributes:
+        plan: what was run.
+        entropy: a row for each layer, step and branch; `size height width policy seed` are the first columns. `mean std
+            min max` are over the queries of all heads; `head_min` and `head_max` are the lowest and highest mean of a
+            head. With `plan.heads` a row for each head, with the columns of `EntropyRecorder.to_dataframe()`.
+        runs: a row for each run, with its `seconds`.
+        pictures: {(size, policy, seed): an image for each prompt}; for a video, its middle frame. Empty with
+            `pictures=False`.
+        maps: {policy: {layer: array (rows, columns)}}, the entropy of each token of the first prompt at the largest
+            size and for the first seed, mean over heads and steps.
+        heads: a row for each layer, branch and head of the layers that the figures show: the mean over steps.
+        notes: what could not be measured or compared, and why.
+        files: {name: path} of the files that were written.
     """
 
     plan: ProfilePlan
@@ -41,7 +43,7 @@ class Profile:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The figures worth quoting, as plain values; docs/profile.md explains each."""
+        """Slopes, changes from the training size and mean entropies, as plain values; see docs/profile.md."""
         from entropy_attn.profiling.summary import summarize
 
         return summarize(self)
@@ -56,7 +58,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class RunResult:
-    """One finished run: its rows, its pictures, and at the largest size its maps."""
+    """One finished run: its rows, its images, and its maps at the largest size."""
 
     entropy: pd.DataFrame
     heads: pd.DataFrame

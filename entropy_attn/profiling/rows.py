@@ -1,4 +1,4 @@
-"""From a recorder to the rows that a profile keeps."""
+"""From a recorder to the rows of a profile."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from entropy_attn.profiling.layers import Measured
 from entropy_attn.profiling.plan import Run
 from entropy_attn.recorders.entropy import EntropyRecorder
 
-DIGITS = 6  # significant ones: more than half precision computes, and what is read back equals what was written
+DIGITS = 6  # significant digits: more than half precision has; what is read back equals what was written
 _CALL = ["layer", "kind", "step", "branch"]
 
 
 def rows_of(recorder: EntropyRecorder, run: Run, measured: Measured, heads: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows of `entropy` and of `heads` of one run, as `Profile` describes them."""
+    """The rows of `Profile.entropy` and `Profile.heads` of one run."""
     table = recorder.to_dataframe()
-    pictures = recorder.picture_layers()
-    texts = (table["kind"] != "cross") & ~table["layer"].isin(pictures)
+    images = recorder.picture_layers()
+    texts = (table["kind"] != "cross") & ~table["layer"].isin(images)
     table.loc[texts, "kind"] = "text"
     absent = sorted(set(measured.layers) - set(table["layer"]))
     if absent:
-        raise RuntimeError(f"{run}: {len(absent)} layers were not called, {absent[0]} among them: is one skipped?")
+        raise RuntimeError(f"{run}: {len(absent)} layers were not called, such as {absent[0]}: are layers skipped?")
     by_head = _head_means(table[table["layer"].isin(measured.layers)])
     return _finished(table if heads else over_heads(table), run), _finished(by_head, run)
 
 
 def over_heads(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a layer, step and branch: statistics over the queries of all heads, and of the heads' own means."""
+    """One row for each layer, step and branch: statistics over the queries of all heads, and of the means of heads."""
     table = table.assign(_square=table["std"] ** 2 + table["mean"] ** 2)
-    # A layer may be called more than once in a step, as for a panorama: then the calls are one.
+    # A layer can be called more than once in a step, as for a panorama: these calls form one row.
     groups = table.groupby(_CALL, sort=False)
     of_heads = table.groupby([*_CALL, "head"], sort=False)["mean"].mean().groupby(level=_CALL, sort=False)
     joined = pd.DataFrame(
@@ -52,7 +52,7 @@ def over_heads(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _head_means(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a layer, branch and head: the mean over steps."""
+    """One row for each layer, branch and head: the mean over steps."""
     keys = ["layer", "kind", "branch", "head"]
     means = table.groupby(keys, sort=False).agg(
         seqlen_q=("seqlen_q", "first"), seqlen_k=("seqlen_k", "first"), scale=("scale", "mean"), mean=("mean", "mean")

@@ -1,4 +1,4 @@
-"""The runs of a plan, one after the other."""
+"""One run of a plan, and the checks before the first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from entropy_attn.integrations.diffusers.models.table import pixels_a_token
+from entropy_attn.integrations.diffusers.target import pixels_a_token
 from entropy_attn.pipelines import check_size, sample
 from entropy_attn.pipelines.sampling import call_options
 from entropy_attn.profiling.layers import Measured, measured_layers
@@ -20,7 +20,11 @@ from entropy_attn.recorders.entropy import EntropyRecorder
 
 
 def check_plan(pipe: Any, plan: ProfilePlan) -> Measured:
-    """Everything that can be known before sampling; raises `ValueError` for what would fail, or measure nothing."""
+    """What the plan will measure.
+
+    Raises:
+        ValueError: a run would fail, or measure nothing.
+    """
     call_options(
         pipe,
         plan.prompts,
@@ -40,10 +44,10 @@ def run_once(
     measured: Measured,
     on_step: Callable[[Run], None] | None = None,
 ) -> RunResult:
-    """One generation of all prompts, measured."""
+    """Generate an image for each prompt, and measure."""
     keep_map = plan.keeps_map(run) and len(measured.without_map) < len(measured.layers)
     recorder = EntropyRecorder(per_query=keep_map)
-    # Where only cross-attention has a softmax, "self" leaves every layer its own scale, and `apply` has it said.
+    # If only cross-attention has a softmax, layers="self" selects no layer, and `apply` requires that scale is None.
     idle = measured.crosses and plan.layers == "self"
     start = time.perf_counter()
     pictures = sample(
@@ -68,14 +72,14 @@ def run_once(
 
 
 def _maps(pipe: Any, run: Run, recorder: EntropyRecorder, measured: Measured) -> dict[str, np.ndarray]:
-    """Of the first picture: {layer: (rows, columns)}."""
+    """{layer: (rows, columns)} of the first image."""
     keep: Sequence[str] = [layer for layer in measured.layers if layer not in measured.without_map]
     found: dict[str, np.ndarray] = {}
     table = recorder.to_columns()
     queries = dict(zip(table["layer"], table["seqlen_q"], strict=True))
     for kind in dict.fromkeys(measured.layers[layer] for layer in keep):
         if not all(layer in keep for layer in measured.layers if measured.layers[layer] == kind):
-            continue  # a kind of which some layers have no map has none at all
+            continue  # `spatial` takes whole kinds: if some layers have no map, none of the kind has one
         first = next(layer for layer in keep if measured.layers[layer] == kind)
         grid = measured.grid(pipe, run.size, frames_of(pipe, run, measured, queries[first]))
         found |= {layer: maps[0] for layer, maps in recorder.spatial(kind=kind, grid=grid).items()}
@@ -83,7 +87,7 @@ def _maps(pipe: Any, run: Run, recorder: EntropyRecorder, measured: Measured) ->
 
 
 def frames_of(pipe: Any, run: Run, measured: Measured, queries: int) -> int:
-    """Of a video, in tokens; 1 for a picture, whatever it is filled up with."""
+    """Frames of a video, in tokens; 1 for an image, even if its tokens are padded."""
     if measured.model.halves or measured.model.pad:
         return 1
     side = pixels_a_token(pipe)

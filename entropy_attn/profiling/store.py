@@ -1,7 +1,7 @@
-"""A profile's folder: every finished run is in it at once, and a profile that was cut off goes on from there.
+"""The folder of a profile: each run is in it as soon as it is finished, and an interrupted profile can be resumed.
 
-Rows are appended to the tables; then `plan.json` is replaced, with the lengths of the tables. What lies beyond those
-lengths is of a run that was cut off, and is dropped when the profile goes on.
+Rows are appended to the tables; then `plan.json` is replaced, with the new lengths of the tables. Data beyond these
+lengths belongs to a run that was interrupted, and is dropped when the profile is resumed.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ PICTURES, MAPS = "pictures", "maps"
 class Store:
     """The folder of one plan.
 
-    Raises `ValueError` where `resume` is asked for and the folder holds no profile, or that of another plan; and where
-    it is not asked for and the folder holds one that was cut off.
+    Raises:
+        ValueError: with `resume`, the folder has no profile or one of another plan; without it, the folder has a
+            profile that was interrupted.
     """
 
     def __init__(self, folder: Path, plan: ProfilePlan, resume: bool):
@@ -40,7 +41,7 @@ class Store:
         self._lengths = dict.fromkeys(self.tables, 0)
         before = _ledger(folder)
         if resume:
-            self._take_up(before)
+            self._resume(before)
         else:
             self._refuse_to_overwrite(before)
             folder.mkdir(parents=True, exist_ok=True)
@@ -52,70 +53,71 @@ class Store:
         return any(self._is(entry, run) for entry in self.finished)
 
     def add(self, run: Run, result: RunResult) -> None:
-        """Keep a finished run."""
+        """Write a finished run."""
         for name, table in (("entropy", result.entropy), ("heads", result.heads)):
             text = table.to_csv(index=False, header=self._lengths[name] == 0, lineterminator="\n").encode()
             if self.tables[name].suffix == ".gz":
-                text = gzip.compress(text, mtime=0)  # members one after the other are one file
+                text = gzip.compress(text, mtime=0)  # concatenated gzip members are one file
             with self.tables[name].open("ab") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
             self._lengths[name] += len(text)
         files = []
-        for index, picture in enumerate(result.pictures):
+        for index, image in enumerate(result.pictures):
             files.append(f"{PICTURES}/{self._stem(run)}-prompt{index}.png")
-            _save_picture(picture, self.folder / files[-1])
+            _save_image(image, self.folder / files[-1])
         maps = None
         if result.maps is not None:
             maps = f"{MAPS}/{self._stem(run)}.npz"
             (self.folder / MAPS).mkdir(exist_ok=True)
-            np.savez_compressed(self.folder / maps, **result.maps)
+            arrays: dict[str, Any] = dict(result.maps)
+            np.savez_compressed(self.folder / maps, **arrays)
         self.finished.append({**run.keys, "seconds": result.seconds, "pictures": files, "maps": maps})
         self._write_ledger()
 
     def read(self) -> tuple[dict[str, pd.DataFrame], list[RunResult]]:
-        """The tables, and of every finished run what is not in them."""
+        """The tables, and for each finished run what is not in them."""
         tables = {name: _read_table(path) for name, path in self.tables.items()}
         runs = []
         for entry in self.finished:
-            pictures = []
+            images = []
             for name in entry["pictures"]:
-                with Image.open(self.folder / name) as picture:
-                    pictures.append(picture.copy())
+                with Image.open(self.folder / name) as image:
+                    images.append(image.copy())
             maps = None
             if entry["maps"] is not None:
                 with np.load(self.folder / entry["maps"]) as file:
                     maps = dict(file)
-            runs.append(RunResult(pd.DataFrame(), pd.DataFrame(), entry["seconds"], pictures, maps))
+            runs.append(RunResult(pd.DataFrame(), pd.DataFrame(), entry["seconds"], images, maps))
         return tables, runs
 
-    def _take_up(self, before: dict[str, Any] | None) -> None:
+    def _resume(self, before: dict[str, Any] | None) -> None:
         if before is None:
-            raise ValueError(f"resume: {str(self.folder)!r} has no {LEDGER}, so no profile was begun there")
+            raise ValueError(f"resume: expected a profile in {str(self.folder)!r}, but it has no {LEDGER}")
         was, now = before["plan"], json.loads(json.dumps(self.plan.described()))
         for name in dict.fromkeys([*now, *was]):
             if was.get(name) != now.get(name):
                 raise ValueError(
-                    f"resume: the profile in {str(self.folder)!r} has {name}={was.get(name)!r}, and this one "
-                    f"{name}={now.get(name)!r}: give what it had, or another folder"
+                    f"resume: expected {name}={was.get(name)!r}, as in the profile in {str(self.folder)!r}, got "
+                    f"{now.get(name)!r}: use the old value, or another folder"
                 )
         self.finished, self._lengths = before["finished"], before["lengths"]
         for name, table in self.tables.items():
             if not table.is_file() or table.stat().st_size < self._lengths[name]:
-                raise ValueError(f"resume: {str(table)!r} is missing or shorter than {LEDGER} says: begin anew")
+                raise ValueError(f"resume: {str(table)!r} is missing, or shorter than {LEDGER} says: start again")
             with table.open("r+b") as file:
                 file.truncate(self._lengths[name])
 
     def _refuse_to_overwrite(self, before: dict[str, Any] | None) -> None:
         if before is not None and before["finished"] and len(before["finished"]) < before["runs"]:
             raise ValueError(
-                f"{str(self.folder)!r} holds a profile that was cut off, with {len(before['finished'])} of "
-                f"{before['runs']} runs finished: resume it, give another folder, or remove {LEDGER}"
+                f"out: {str(self.folder)!r} has an interrupted profile, with {len(before['finished'])} of "
+                f"{before['runs']} runs finished: resume it, use another folder, or remove {LEDGER}"
             )
 
     def _write_ledger(self) -> None:
-        """In one step, so that it is never half written."""
+        """Replace the file in one step, so that it is never half written."""
         ledger = {"plan": self.plan.described(), "runs": len(list(self.plan.runs())), "lengths": self._lengths,
                   "finished": self.finished}  # fmt: skip
         new = self.folder / f"{LEDGER}.new"
@@ -123,10 +125,10 @@ class Store:
         os.replace(new, self.folder / LEDGER)
 
     def _stem(self, run: Run) -> str:
-        """A name for the files of a run; policies whose names differ in odd characters alone are told apart."""
+        """A name for the files of a run, unique even if the names of two policies differ only in special characters."""
         slugs = [re.sub(r"[^\w.=-]+", "_", name)[:80] for name in self.plan.policies]
-        place = list(self.plan.policies).index(run.policy)
-        slug = slugs[place] if slugs.count(slugs[place]) == 1 else f"{slugs[place]}_{place}"
+        index = list(self.plan.policies).index(run.policy)
+        slug = slugs[index] if slugs.count(slugs[index]) == 1 else f"{slugs[index]}_{index}"
         return f"{size_name(run.size)}-{slug}-seed{run.seed}"
 
     @staticmethod
@@ -142,11 +144,11 @@ def _ledger(folder: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
         return {name: found[name] for name in ("plan", "runs", "lengths", "finished")}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{str(path)!r} is no record of a profile: remove it, or give another folder") from error
+        raise ValueError(f"{str(path)!r} is not the plan of a profile: remove it, or use another folder") from error
 
 
 def _read_table(path: Path) -> pd.DataFrame:
-    """Names of policies and sizes stay text, whatever they look like."""
+    """Names of policies and sizes stay text, even if they look like numbers."""
     data = path.read_bytes()
     data = gzip.decompress(data) if path.suffix == ".gz" else data
     names = ["size", "policy", "layer", "kind", "branch"]
@@ -155,16 +157,16 @@ def _read_table(path: Path) -> pd.DataFrame:
     )
 
 
-def _save_picture(picture: Any, path: Path) -> None:
+def _save_image(image: Any, path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
-    if not isinstance(picture, Image.Image):
-        values = np.asarray(picture)
-        picture = Image.fromarray((values.clip(0, 1) * 255).round().astype(np.uint8).squeeze())
-    picture.save(path)
+    if not isinstance(image, Image.Image):
+        values = np.asarray(image)
+        image = Image.fromarray((values.clip(0, 1) * 255).round().astype(np.uint8).squeeze())
+    image.save(path)
 
 
 def unfinished(folder: Path) -> tuple[int, int] | None:
-    """(finished runs, all runs) of the profile in a folder; None where there is none, or all are finished."""
+    """(finished runs, all runs) of the profile in a folder; None if there is none, or it is finished."""
     try:
         found = _ledger(folder)
     except ValueError:

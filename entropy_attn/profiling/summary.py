@@ -1,4 +1,4 @@
-"""The figures of a profile worth quoting, as plain values for JSON."""
+"""The summary of a profile, as plain values for JSON."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from entropy_attn.profiling.result import Profile
 
 
 def summarize(result: Profile) -> dict[str, Any]:
-    """docs/profile.md explains each key."""
+    """`Profile.summary`; docs/profile.md explains each key."""
     plan = result.plan
     means = changes(layer_means(result.entropy), plan)
     lines = slopes(means)
     slope, by_layer, entropy, relative, change, seconds = {}, {}, {}, {}, {}, {}
     for policy in plan.policies:
         rows = means[means["policy"] == policy]
-        own = lines[lines["policy"] == policy]
-        slope[policy] = spread(own["slope"])
-        by_layer[policy] = {r.layer: None if math.isnan(r.slope) else float(r.slope) for r in own.itertuples()}
+        fits = lines[lines["policy"] == policy]
+        slope[policy] = spread(fits["slope"])
+        by_layer[policy] = {r.layer: None if math.isnan(r.slope) else float(r.slope) for r in fits.itertuples()}
         by_size = rows.groupby("size", sort=False)
         entropy[policy] = {size: float(group["entropy"].mean()) for size, group in by_size}
         relative[policy] = {size: _relative_entropy(group) for size, group in by_size}
@@ -46,12 +46,12 @@ def summarize(result: Profile) -> dict[str, Any]:
 
 
 def _relative_entropy(group: pd.DataFrame) -> float | None:
-    """Mean of H / ln N, 1 for uniform attention; a layer with a single token has no such ratio."""
+    """Mean of H / ln N, which is 1 for uniform attention; layers with a single token have no such ratio."""
     many = group[group["tokens"] > 1]
     return float((many["entropy"] / many["ln_tokens"]).mean()) if len(many) else None
 
 
 def _change(group: pd.DataFrame) -> dict[str, float | int | None]:
-    """Over layers; `mean_distance` is that of the absolute values, in which layers do not make up for each other."""
+    """Spread over layers; `mean_distance` is the mean absolute value, in which layers do not cancel out."""
     found = group["change"].dropna()
     return {**spread(found), "mean_distance": float(found.abs().mean()) if len(found) else None}

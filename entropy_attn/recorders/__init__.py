@@ -1,1 +1,7 @@
-"""What is recorded of attention calls: the entropy of their rows, and maps of where images attend to words."""
+"""Recorders: what is kept of the attention calls of a routed model."""
+
+from entropy_attn.recorders.base import Recorder
+from entropy_attn.recorders.entropy import EntropyRecorder
+from entropy_attn.recorders.maps import MapRecorder
+
+__all__ = ["EntropyRecorder", "MapRecorder", "Recorder"]

@@ -1,4 +1,4 @@
-"""What a recorder is to the router: it says what it wants of a call, and is handed that. Nothing here measures."""
+"""The base class of recorders: what the router asks of one, and what it gives."""
 
 from __future__ import annotations
 
@@ -11,36 +11,38 @@ import torch
 from entropy_attn.prompts import TextPart
 from entropy_attn.scale import CallInfo
 
-# "entropy" is (batch, heads, queries); a range (start, stop) of the text is its map, (batch, queries, stop - start).
-# The queries are those of the picture alone where both attend, in joint attention.
-Wish = Literal["entropy"] | tuple[int, int] | None
+# "entropy" is (B, H, queries) in nats; a range (start, stop) of text positions is a map, (B, queries, stop - start).
+# In joint attention, where image and text both attend, the queries are those of the image alone.
+Request = Literal["entropy"] | tuple[int, int] | None
 
-# One for each part of the text, where they differ.
+# A prompt is one text, or one text for each part where the parts differ.
 Prompt = str | tuple[str, ...]
 
 
 class UnknownParts(ValueError):
-    """Which rows of a denoiser's batch are of which branch is not known; says why, without a remedy."""
+    """Which rows of a denoiser's batch belong to which branch is not known; says why, without a remedy."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The equal parts of a denoiser's batch, by their names; none at all for a call that is not to be recorded.
+    """The equal parts of a denoiser's batch, by name; none at all for a call that is not recorded.
 
-    rows: the rows of the batch part after part, in each in the order of its pictures; None is the order that they have.
+    Attributes:
+        names: the branches, in order.
+        rows: the rows of the batch part after part, in each in the order of its images; None for rows in that order.
     """
 
     names: tuple[str, ...]
     rows: tuple[int, ...] | None = None
 
     def rows_of(self, name: str, batch: int) -> Sequence[int]:
-        """The rows of one part, of so many in all."""
+        """The rows of one part of a batch with this many rows."""
         each = batch // len(self.names)
         start = each * self.names.index(name)
         return (range(batch) if self.rows is None else self.rows)[start : start + each]
 
     def name_of(self, row: int, batch: int) -> str:
-        """The part that a row is of."""
+        """The part that a row belongs to."""
         return next(name for name in self.names if row in self.rows_of(name, batch))
 
     def sort(self, batch: torch.Tensor) -> torch.Tensor:
@@ -49,50 +51,83 @@ class Parts:
 
 
 def unknown_rows(query: torch.Tensor, batch: int | None, names: Sequence[str]) -> str | None:
-    """Why it is not known which rows of an attention call are of which branch, and what to do; None where it is.
+    """Why the rows of an attention call cannot be assigned to branches, and what to do; None if they can.
 
-    Windows of a picture, or heads, may have been made rows; a layer may be called for a part of the batch only.
+    A layer may turn windows of an image, or heads, into rows, or may be called for a part of the batch only.
 
-    batch: rows of the denoiser's batch; None where the call is not of all of them.
+    batch: rows of the denoiser's batch; None if the call is not for all of them.
     """
     if query.dim() != 4:
         return (
-            f"its attention call has a query of shape {tuple(query.shape)}, not (batch, heads, tokens, head_dim), as "
-            "recording needs it; record with the model's own processors, or apply without record"
+            f"its attention call has a query of shape {tuple(query.shape)}; recording expects (batch, heads, tokens, "
+            "head_dim); record with the model's default processors, or apply without record"
         )
     if batch in (None, len(query)) or len(names) < 2:
         return None
     return (
-        f"its attention call has {len(query)} rows and the denoiser's batch {batch}: which of them are of which of "
-        f"{names} is not known; give the recorder branches=('all',) for one mean of them, or apply without record"
+        f"its attention call has {len(query)} rows and the denoiser's batch {batch}, so which rows belong to which of "
+        f"{names} is not known; give the recorder branches=('all',) for one mean over all rows, or apply without record"
     )
 
 
 class Recorder:
-    """Base of what `apply(record=...)` takes.
+    """Base class of what `apply(record=...)` takes.
 
-    branches: names of the equal parts that the denoiser's batch consists of, in order; None finds them out, by the
-        texts of its rows.
+    A subclass needs `wants` and `record`. For each attention call the router calls `observe`, then `wants`; if that
+    returns a request, the result is measured and given to `record`. Nothing that no recorder wants is computed.
+
+    Args:
+        branches: names of the equal parts of the denoiser's batch, in order, such as ("uncond", "cond"). None finds
+            them out from the texts of the rows.
+
+    Raises:
+        TypeError: `branches` is neither None nor a tuple of strings.
+        ValueError: `branches` is empty, or has a name twice.
     """
 
     def __init__(self, branches: tuple[str, ...] | None):
         if branches is not None:
             named = isinstance(branches, (tuple, list)) and all(isinstance(name, str) for name in branches)
             if not named:
-                raise TypeError(f"branches={branches!r}: a tuple of names or None is needed")
+                raise TypeError(f"branches: expected a tuple of names or None, got {branches!r}")
             branches = tuple(branches)
             if not branches or len(set(branches)) < len(branches):
-                raise ValueError(f"branches={branches!r}: at least one name, each once, is needed")
+                raise ValueError(f"branches: expected at least one name, each once, got {branches!r}")
         self.branches = branches
 
     def attach(self, parts: tuple[TextPart, ...]) -> None:
-        """Routing begins. `parts` are of the text that layers attend to; a denoiser alone does not know of any."""
+        """`apply` was called with this recorder.
+
+        Args:
+            parts: the parts of the text that layers attend to, one for each tokenizer; empty for a denoiser without
+                a pipeline.
+        """
 
     def begin(self, prompts: list[Prompt] | None) -> None:
-        """A generation begins; None for prompts that the pipeline was not given as text."""
+        """A generation begins.
 
-    def wants(self, info: CallInfo, latent_size: tuple[int, int]) -> Wish:
-        """What is to be measured in this call."""
+        Args:
+            prompts: the prompts of the batch; None if the pipeline was given embeddings instead of text.
+        """
+
+    def observe(self, info: CallInfo, latent_size: tuple[int, int]) -> None:
+        """Note an attention call before `wants` is asked about it. A recorder that keeps such notes overrides this.
+
+        Args:
+            info: the call.
+            latent_size: (rows, columns) of the image in latent cells.
+        """
+
+    def wants(self, info: CallInfo, latent_size: tuple[int, int]) -> Request:
+        """What to measure in this call; answers without changing the recorder.
+
+        Args:
+            info: the call.
+            latent_size: (rows, columns) of the image in latent cells.
+
+        Returns:
+            "entropy", a range (start, stop) of text positions for their map, or None for nothing.
+        """
         raise NotImplementedError
 
     def record(
@@ -103,11 +138,25 @@ class Recorder:
         branches: tuple[str, ...],
         latent_size: tuple[int, int],
     ) -> None:
-        """Take in what was wanted. `branches` names the parts of this batch: the recorder's own, or those found out."""
+        """Take in what was requested, without waiting for the device.
+
+        Args:
+            info: the call.
+            scale: the softmax scale that was used, a number or a tensor of shape () or (H,).
+            measured: the entropy (B, H, queries) in nats, or the map (B, queries, stop - start) of probabilities
+                averaged over the heads; float32, or float64 for float64 queries. In joint attention the queries are
+                those of the image.
+            branches: names of the equal parts of B, in order: those of this recorder, or those that were found out.
+            latent_size: (rows, columns) of the image in latent cells.
+        """
         raise NotImplementedError
 
     def check_call(self) -> None:
-        """A call of the denoiser is over; raises where nothing of it, and so of none, fits what was asked for."""
+        """A call of the denoiser is over.
+
+        Raises:
+            ValueError: nothing in it fits what this recorder was made for, so no later call will either.
+        """
 
     def _check_parts(self, info: CallInfo, batch: int, branches: tuple[str, ...]) -> None:
         """The branches divide the batch."""

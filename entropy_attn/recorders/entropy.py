@@ -1,4 +1,4 @@
-"""Attention entropy by layer, head and step, kept on the device until it is asked for."""
+"""Attention entropy by layer, head and step, kept on the device until it is read."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from entropy_attn.recorders.base import Recorder, Wish
+from entropy_attn.recorders.base import Recorder, Request
 from entropy_attn.scale import CallInfo, token_grid
+from entropy_attn.validation import require_bool
 
 COLUMNS = (
     "layer",
@@ -41,33 +42,37 @@ class _Record:
     branches: tuple[str, ...]
     scale: float | torch.Tensor
     statistics: torch.Tensor  # (4, branches, heads)
-    queries: int  # those that were measured: of joint attention, the picture's
-    per_query: torch.Tensor | None  # (branches, items, queries), mean over heads
+    queries: int  # that were measured: in joint attention, those of the image
+    per_query: torch.Tensor | None  # (branches, images, queries), mean over heads
     grid: tuple[int, int]
 
 
 class EntropyRecorder(Recorder):
     """Collects the row entropies, in nats, of every routed attention call: `ea.apply(pipe, record=recorder)`.
 
-    For each layer, step, branch and head it keeps the mean, the (population) standard deviation, the minimum and the
-    maximum over the queries and over the pictures of the batch; of joint attention, over the queries of the picture,
-    whose number is then `seqlen_q`. Sampling is not held up: what is recorded stays on the
-    device until it is read.
-
-    per_query: keep also the entropy of every query, averaged over the heads, for `spatial()`. That is one float32 a
-        query, layer, step and picture, instead of four a head.
-    branches: names of the equal parts that the denoiser's batch consists of, in order. None finds them out, call by
-        call: rows with the text of the prompt are "cond", those with that of the negative prompt "uncond", and where
-        the pipeline encodes none of these, or runs without guidance, the batch is "all". A batch with rows of other
-        texts is refused, with its first call. A denoiser that is called by hand does not say what its batch is: it is
-        "all", unless it is named here, as ("uncond", "cond").
+    The entropy of a query is -sum p ln p over its keys. For each layer, step, branch and head the recorder keeps the
+    mean, the (population) standard deviation, the minimum and the maximum over the queries and over the images of the
+    batch; in joint attention, over the queries of the image, whose number is then `seqlen_q`. Nothing waits for the
+    device: what is recorded stays there until it is read.
 
     Several generations may be recorded one after the other; steps start at 0 in each. `reset()` forgets them.
+
+    Args:
+        per_query: keep also the entropy of every query, averaged over the heads, for `spatial()`. That is one float32
+            for each query, layer, step and image, in addition to four for each head.
+        branches: names of the equal parts of the denoiser's batch, in order. None finds them out, call by call: rows
+            with the text of the prompt are "cond", those with the text of the negative prompt "uncond", and if the
+            pipeline encodes neither, or runs without guidance, the batch is "all". A batch with rows of other texts
+            is refused at its first call. If the denoiser is routed without its pipeline, no text is known: each batch
+            is "all" unless its parts are named here, as ("uncond", "cond").
+
+    Raises:
+        TypeError: `per_query` is no bool, or `branches` no tuple of strings.
+        ValueError: `branches` is empty, or has a name twice.
     """
 
     def __init__(self, per_query: bool = False, branches: tuple[str, ...] | None = None):
-        if not isinstance(per_query, bool):
-            raise TypeError(f"per_query={per_query!r}: True or False is needed")
+        require_bool("per_query", per_query)
         super().__init__(branches)
         self.per_query = per_query
         self._records: list[_Record] = []
@@ -80,7 +85,7 @@ class EntropyRecorder(Recorder):
         """Forget everything recorded."""
         self._records.clear()
 
-    def wants(self, info: CallInfo, latent_size: tuple[int, int]) -> Wish:
+    def wants(self, info: CallInfo, latent_size: tuple[int, int]) -> Request:
         return "entropy"
 
     @torch.no_grad()
@@ -129,7 +134,15 @@ class EntropyRecorder(Recorder):
         return columns
 
     def to_dataframe(self) -> Any:
-        """One row a layer, step, branch and head, in the order of the calls, with the columns of `COLUMNS`."""
+        """The recorded entropies as a pandas.DataFrame.
+
+        Returns:
+            One row for each layer, step, branch and head, in the order of the calls. Columns: layer, kind ("self",
+            "cross" or "joint"), step, branch, head, seqlen_q, seqlen_k, scale, and mean, std, min and max in nats.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
         try:
             import pandas as pd
         except ImportError as error:
@@ -137,10 +150,20 @@ class EntropyRecorder(Recorder):
         return pd.DataFrame(self.to_columns(), columns=list(COLUMNS))
 
     def save(self, path: str | Path) -> Path:
-        """Write the table as .csv, or as .json, a list of one object a row; returns the path."""
+        """Write the table of `to_dataframe`, without pandas.
+
+        Args:
+            path: ends in .csv, or in .json for a list with one object for each row.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: the path has another ending.
+        """
         path = Path(path)
         if path.suffix not in (".csv", ".json"):
-            raise ValueError(f"path={str(path)!r}: a name that ends in .csv or .json is needed")
+            raise ValueError(f"path: expected a name that ends in .csv or .json, got {str(path)!r}")
         columns = self.to_columns()
         rows = zip(*columns.values(), strict=True)
         with path.open("w", newline="", encoding="utf-8") as file:
@@ -153,8 +176,8 @@ class EntropyRecorder(Recorder):
         return path
 
     def picture_layers(self) -> dict[str, str]:
-        """The recorded layers that attend to the picture, {layer: "self" or "joint"}: not those of text alone."""
-        return {record.info.layer: record.info.kind for record in self._records if _sees_picture(record.info)}
+        """The recorded layers that attend to the image, {layer: "self" or "joint"}, without those of text alone."""
+        return {record.info.layer: record.info.kind for record in self._records if _sees_image(record.info)}
 
     def spatial(
         self,
@@ -164,57 +187,78 @@ class EntropyRecorder(Recorder):
         step: int | None = None,
         grid: tuple[int, ...] | None = None,
     ) -> dict[str, np.ndarray]:
-        """Entropy of every query of the picture, where it lies in it: {layer: array (pictures, rows, columns)}, nats.
+        """Entropy of every query of the image, at its position in the image.
 
         Averaged over heads, and over steps (and generations, if several were recorded) unless `step` is given.
 
-        kind: None is every layer in which the picture attends to itself, alone ("self") or with the text ("joint"), and
-            where the model has none of these, "cross"; else the one of the three that is wanted.
-        branch: None is the guided half, "cond", of a guided batch, else the only branch there is.
-        grid: (rows, columns) of the picture in tokens, or (frames, rows, columns) of a video, whose mean over frames is
-            given; what a model fills its tokens up with comes after them and is left out. None works it out from the
-            latent, which can be done for single pictures without filling.
+        Args:
+            kind: "self", "cross" or "joint". None is every layer in which the image attends to itself, alone ("self")
+                or with the text ("joint"), or "cross" if the model has no such layer.
+            branch: a recorded branch. None is the guided half, "cond", of a guided batch, else the only branch.
+            step: a denoising step, from 0. None is the mean over all steps.
+            grid: (rows, columns) of the image in tokens, or (frames, rows, columns) of a video, which is averaged over
+                frames. Tokens after the grid, which some models add as padding, are left out. None computes the grid
+                from the latent size; that works for single images without padding.
 
-        Raises `ValueError` where nothing of what is wanted was recorded, where branches have to be chosen from, and
-        where a layer's queries are no such grid, as in Lumina 2, whose text is as long as each prompt.
+        Returns:
+            {layer: array (images, rows, columns)}, float32, in nats.
+
+        Raises:
+            ValueError: per_query is False; nothing of this kind, branch or step was recorded; several branches were
+                recorded and none is chosen; a layer's queries are no such grid, as in Lumina 2, where the length of
+                the text differs by prompt.
         """
         if not self.per_query:
             raise ValueError("spatial() needs the entropies of single queries: EntropyRecorder(per_query=True)")
         if kind not in (None, "self", "cross", "joint"):
-            raise ValueError(f"kind={kind!r}: None, 'self', 'cross' or 'joint' is needed")
+            raise ValueError(f"kind: expected None, 'self', 'cross' or 'joint', got {kind!r}")
         if grid is not None and (len(grid) not in (2, 3) or not all(isinstance(n, int) and n > 0 for n in grid)):
-            raise ValueError(f"grid={grid!r}: (rows, columns) or (frames, rows, columns) is needed")
-        # Text that attends to itself is no part of the picture.
-        pictures = self.picture_layers()
-        found = [r for r in self._records if r.info.kind == "cross" or r.info.layer in pictures]
-        if kind is None:
-            kinds = ("self", "joint") if pictures else ("cross",)
-        else:
-            kinds = (kind,)
-        records = [r for r in found if r.info.kind in kinds and step in (None, r.info.step)]
-        if not records:
-            at = "" if step is None else f" at step {step}"
-            raise ValueError(f"no {'' if kind is None else kind + '-'}attention call was recorded{at}")
-        names = list(dict.fromkeys(name for record in records for name in record.branches))
-        if branch is None:
-            if len(names) > 1 and "cond" not in names:
-                raise ValueError(f"branch=None: several were recorded, one of {names} is needed")
-            branch = names[0] if len(names) == 1 else "cond"
-        elif branch not in names:
-            raise ValueError(f"branch={branch!r}: recorded were {names}")
+            raise ValueError(f"grid: expected (rows, columns) or (frames, rows, columns), got {grid!r}")
+        records = self._of_image(kind, step)
+        branch = _chosen_branch(branch, records)
         by_layer: dict[str, list[_Record]] = defaultdict(list)
         for record in records:
             if branch in record.branches:
                 by_layer[record.info.layer].append(record)
         return {layer: _mean_map(layer, calls, branch, grid) for layer, calls in by_layer.items()}
 
+    def _of_image(self, kind: str | None, step: int | None) -> list[_Record]:
+        """The records of this kind and step, without text that attends to itself."""
+        image_layers = self.picture_layers()
+        if kind is None:
+            kinds = ("self", "joint") if image_layers else ("cross",)
+        else:
+            kinds = (kind,)
+        records = [
+            record
+            for record in self._records
+            if (record.info.kind == "cross" or record.info.layer in image_layers)
+            and record.info.kind in kinds
+            and step in (None, record.info.step)
+        ]
+        if not records:
+            at = "" if step is None else f" at step {step}"
+            raise ValueError(f"no {'' if kind is None else kind + '-'}attention call was recorded{at}")
+        return records
 
-def _sees_picture(info: CallInfo) -> bool:
+
+def _chosen_branch(branch: str | None, records: list[_Record]) -> str:
+    names = list(dict.fromkeys(name for record in records for name in record.branches))
+    if branch is None:
+        if len(names) > 1 and "cond" not in names:
+            raise ValueError(f"branch: expected one of {names}, which were recorded, got None")
+        return names[0] if len(names) == 1 else "cond"
+    if branch not in names:
+        raise ValueError(f"branch: expected one of {names}, which were recorded, got {branch!r}")
+    return branch
+
+
+def _sees_image(info: CallInfo) -> bool:
     return info.kind != "cross" and info.text_tokens != info.seqlen_k
 
 
 def _statistics_of(records: list[_Record]) -> list[np.ndarray]:
-    """The statistics (4, branches, heads) of every record on the host, in one transfer a device."""
+    """The statistics (4, branches, heads) of every record on the host, in one transfer for each device."""
     flat = _to_host([record.statistics.flatten() for record in records])
     return [
         values.reshape(_STATISTICS, len(record.branches), record.info.num_heads)
@@ -233,7 +277,7 @@ def _scales_of(records: list[_Record]) -> list[list[float]]:
 
 
 def _to_host(tensors: list[torch.Tensor]) -> list[np.ndarray]:
-    """1-D tensors as arrays, in one transfer a device."""
+    """1-D tensors as arrays, in one transfer for each device."""
     by_device: dict[torch.device, list[int]] = defaultdict(list)
     for index, tensor in enumerate(tensors):
         by_device[tensor.device].append(index)
@@ -247,17 +291,17 @@ def _to_host(tensors: list[torch.Tensor]) -> list[np.ndarray]:
 
 
 def _mean_map(layer: str, calls: list[_Record], branch: str, given: tuple[int, ...] | None) -> np.ndarray:
-    shapes = {(call.per_query[0].shape, call.grid) for call in calls}
+    entropies = [call.per_query[call.branches.index(branch)] for call in calls if call.per_query is not None]
+    shapes = {(each.shape, call.grid) for each, call in zip(entropies, calls, strict=True)}
     if len(shapes) > 1:
         raise ValueError(f"layer {layer!r} was recorded at several sizes or batches: reset() between them")
-    (items, seqlen_q), grid = shapes.pop()
-    grid = grid if given is None else given
+    (images, seqlen_q), recorded = shapes.pop()
+    grid: tuple[int, ...] = recorded if given is None else given
     cells = math.prod(grid)
     if cells > seqlen_q or (given is None and cells != seqlen_q):
         raise ValueError(
-            f"layer {layer!r} has {seqlen_q} queries, which are no picture of {'x'.join(map(str, grid))} tokens: give "
+            f"layer {layer!r} has {seqlen_q} queries, which are no image of {'x'.join(map(str, grid))} tokens: give "
             "grid=(rows, columns), or (frames, rows, columns) of a video"
         )
-    entropies = torch.stack([call.per_query[call.branches.index(branch)] for call in calls]).mean(dim=0)
-    frames = entropies[:, :cells].reshape(items, -1, *grid[-2:])
+    frames = torch.stack(entropies).mean(dim=0)[:, :cells].reshape(images, -1, *grid[-2:])
     return frames.mean(dim=1).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Writing maps: arrays as .npz, or one number a line as .csv or .json."""
+"""Writing maps: arrays as .npz, or one number in each row of a .csv or .json table."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,16 +16,28 @@ COLUMNS = ("step", "branch", "picture", "token", "row", "column", "attention")
 def save_maps(
     path: Path, maps: Mapping[int | None, np.ndarray], branches: tuple[str, ...], tokens: tuple[tuple[str, ...], ...]
 ) -> Path:
-    """Write {step: (branch, picture, token, row, column)}; the step None is a mean over steps, "mean" in a table.
+    """Write maps to a file.
 
-    tokens: the labels of every picture.
+    Args:
+        path: ends in .npz, .csv or .json.
+        maps: {step: (branch, image, token, row, column)}; the step None is a mean over steps, "mean" in a table.
+        branches: names of the branches.
+        tokens: for each image, the labels of its tokens.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: the path has another ending.
     """
     if path.suffix == ".npz":
-        steps = {} if None in maps else {"steps": np.array(list(maps))}
+        arrays: dict[str, Any] = {"branches": np.array(branches), "tokens": np.array(tokens)}
         stacked = np.stack(list(maps.values()))
-        np.savez_compressed(
-            path, maps=stacked if steps else stacked[0], branches=np.array(branches), tokens=np.array(tokens), **steps
-        )
+        if None in maps:
+            arrays["maps"] = stacked[0]
+        else:
+            arrays |= {"maps": stacked, "steps": np.array(list(maps))}
+        np.savez_compressed(path, **arrays)
     elif path.suffix == ".csv":
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -34,14 +47,14 @@ def save_maps(
         rows = [dict(zip(COLUMNS, row, strict=True)) for row in _rows(maps, branches, tokens)]
         path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     else:
-        raise ValueError(f"path={str(path)!r}: a name that ends in .npz, .csv or .json is needed")
+        raise ValueError(f"path: expected a name that ends in .npz, .csv or .json, got {str(path)!r}")
     return path
 
 
 def _rows(
     maps: Mapping[int | None, np.ndarray], branches: tuple[str, ...], tokens: tuple[tuple[str, ...], ...]
-) -> Iterator[tuple]:
+) -> Iterator[tuple[Any, ...]]:
     for step, values in maps.items():
-        for (branch, picture, token, row, column), value in np.ndenumerate(values):
-            label = tokens[picture][token]
-            yield "mean" if step is None else step, branches[branch], picture, label, row, column, float(value)
+        for (branch, image, token, row, column), value in np.ndenumerate(values):
+            label = tokens[image][token]
+            yield "mean" if step is None else step, branches[branch], image, label, row, column, float(value)

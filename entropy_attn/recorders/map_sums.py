@@ -14,7 +14,7 @@ from entropy_attn.validation import Size
 
 @dataclass
 class _Sum:
-    """Maps added up, (pictures, tokens of the picture, text positions), and how many they were."""
+    """The sum of `calls` maps, (images, image tokens, text positions)."""
 
     total: torch.Tensor
     calls: int = 0
@@ -28,29 +28,36 @@ def preferred_size(layers: Mapping[Size, Collection[str]], latent_size: Size) ->
 
 
 class MapSums:
-    """One sum a size and branch, and step where `apart`; `size=None` is `preferred_size` once a step was seen."""
+    """One sum for each size and branch, and for each step if `apart`.
+
+    With `size=None` every size is kept in the first step; then `preferred_size` is settled and the others are dropped.
+    """
 
     def __init__(self, size: Size | None, apart: bool):
         self.apart = apart
         self.held: dict[tuple[Size, int | None, str], _Sum] = {}
-        self.layers: dict[Size, set[str]] = defaultdict(set)  # all that were called, whether wanted or not
+        self.layers: dict[Size, set[str]] = defaultdict(set)  # all that were called, of any size
         self._settled = size
         self._first_step: int | None = None
 
     def __bool__(self) -> bool:
         return bool(self.held)
 
-    def wants(self, layer: str, size: Size, step: int, latent_size: Size) -> bool:
-        """Whether a call of this layer is to be added."""
+    def observe(self, layer: str, size: Size, step: int, latent_size: Size) -> None:
+        """Note a layer and its size; the second step settles the size."""
         if self._first_step is None:
             self._first_step = step
         if self._settled is None and self.layers and step != self._first_step:
             self._settled = self.size(latent_size)
             self.held = {key: held for key, held in self.held.items() if key[0] == self._settled}
         self.layers[size].add(layer)
+
+    def wants(self, size: Size) -> bool:
+        """Whether maps of this size are added."""
         return self._settled in (None, size)
 
     def add(self, size: Size, step: int, branch: str, maps: torch.Tensor) -> None:
+        """Add the maps (images, image tokens, text positions) of one call."""
         key = (size, step if self.apart else None, branch)
         if key not in self.held:
             with torch.inference_mode(False):  # or a later generation outside of it could not be added
@@ -74,16 +81,16 @@ class MapSums:
         return tuple(dict.fromkeys(branch for _, _, branch in self.held))
 
     def mean(self, size: Size, step: int | None) -> torch.Tensor:
-        """Over all calls of this size; of one step where that is given. Branches come first."""
+        """Mean over the calls of this size, of one step if that is given: (branch, image, image token, position)."""
         if step is not None and not self.apart:
             raise ValueError(f"step={step!r}: steps were not kept apart; give MapRecorder(steps=...)")
         if step is not None and step not in self.steps(size):
-            raise ValueError(f"step={step!r}: recorded were {', '.join(map(str, self.steps(size)))}")
+            raise ValueError(f"step: expected one of {', '.join(map(str, self.steps(size)))}, got {step!r}")
         return torch.stack([self._mean(size, step, branch) for branch in self.branches()])
 
     def _mean(self, size: Size, step: int | None, branch: str) -> torch.Tensor:
         found = [
-            held for (at, of, own), held in self.held.items() if at == size and step in (None, of) and own == branch
+            held for (at, of, name), held in self.held.items() if at == size and step in (None, of) and name == branch
         ]
         if not found:  # guidance was off at this step
             other = next(held for (at, _, _), held in self.held.items() if at == size)

@@ -1,1 +1,1 @@
-"""What happens to a routed attention call: the scale policy, the attention itself, the recorders."""
+"""One routed attention call: the scale policy, the attention itself, the recorders."""

@@ -48,7 +48,7 @@ def load_pipeline(which: str = "unet", *, dtype: torch.dtype | None = None) -> S
             from diffusers import StableDiffusionPipeline
         except ImportError as error:
             raise ImportError("the shapes pipeline needs diffusers: pip install 'entropy_attn[diffusers]'") from error
-        from entropy_attn.integrations.diffusers.versions import dtype_argument
+        from entropy_attn.integrations.diffusers.private import dtype_argument
 
         pipe = StableDiffusionPipeline.from_pretrained(MODELS[which], **dtype_argument(dtype or torch.float32))
     pipe.set_progress_bar_config(disable=True)

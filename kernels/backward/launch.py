@@ -65,7 +65,8 @@ def attention_backward(
     dk = allocate_like(key, key.shape[3]) if needs[1] else None
     dv = allocate_like(value, value.shape[3]) if needs[2] else None
     grad_lse = None if grad_lse is None else grad_lse.contiguous()
-    grad_entropy, entropy = (None, None) if grad_entropy is None else (grad_entropy.contiguous(), entropy.contiguous())
+    grad_entropy = None if grad_entropy is None else grad_entropy.contiguous()
+    entropy = None if grad_entropy is None or entropy is None else entropy.contiguous()
     out = None if grad_out is None else out
     backward = BackwardCall(
         call, out, lse.contiguous(), entropy, grad_out, grad_lse, grad_entropy, grad_map,
@@ -167,9 +168,9 @@ class BackwardCall:
         """The values that differ between calls with the same `plan_key`; `OF_VALUE` and its like are indices of it."""
         call = self.call
         read = (call.query, call.key, call.value, self.grad_out, self.out, self.lse, self.entropy, self.grad_lse)
-        read += (self.grad_entropy, self.grad_map, call.mask, *self.scaling[:2])
+        more = (self.grad_entropy, self.grad_map, call.mask, *self.scaling[:2])
         written = (self.dq, self.dk, self.dv, rows.lse, rows.delta, rows.log2_l, rows.g, parts)
-        return (*read, *written, rows.bounds)
+        return (*read, *more, *written, rows.bounds)
 
     def plan_key(self, config: BackwardConfig | None) -> Hashable:
         """All else that the table's configuration, the arguments and the compiled code depend on."""
@@ -191,7 +192,7 @@ class BackwardCall:
             for d in (self.dq, self.dk, self.dv):
                 if d is not None:
                     d.zero_()
-            return torch.zeros_like(call.scale) if self.need_dscale else None
+            return torch.zeros_like(call.scale) if isinstance(call.scale, Tensor) and self.need_dscale else None
 
         chosen = config or self.table_config()
         rows, parts = self.allocate_rows(chosen), self.allocate_scale_parts(chosen)
@@ -199,7 +200,7 @@ class BackwardCall:
         launch(self.plan_key(config), varying, lambda: self.launch(chosen, rows, parts, varying))
         if self.dv is not None and self.grad_out is None:
             self.dv.zero_()
-        if parts is None:
+        if parts is None or not isinstance(call.scale, Tensor):
             return None
         return parts.sum((0, 2) if call.scale.dim() else (0, 1, 2)).to(call.scale.dtype)
 
@@ -211,8 +212,8 @@ class BackwardCall:
         first = self.rows_launch(config, rows, largest).run((*varying, largest), self.target)
         bound = row_bound(varying)
         launches = self.gradient_launches(config, rows, bound, parts)
-        plans = [each.run((*varying, bound), self.target) for each in launches]
-        return None if first is None or None in plans else BackwardPlan(first, Series(plans))
+        gradients = Series.of(each.run((*varying, bound), self.target) for each in launches)
+        return None if first is None or gradients is None else BackwardPlan(first, gradients)
 
     def allocate_rows(self, config: BackwardConfig) -> Rows:
         call = self.call
@@ -220,15 +221,15 @@ class BackwardCall:
         heads_kv = call.key.shape[1]
         programs = num_heads // heads_kv * -(-seqlen_q // config.rows.block_m)
 
-        def values(needed: bool = True, shape: tuple[int, ...] = (batch, num_heads, seqlen_q)) -> Tensor | None:
-            return allocate(shape, torch.float32, call.query.device) if needed else None
+        def values(*shape: int) -> Tensor:
+            return allocate(shape or (batch, num_heads, seqlen_q), torch.float32, call.query.device)
 
         return Rows(
             lse=values(),
             delta=values(),
-            log2_l=values(call.mask is not None and call.mask.dtype != torch.bool),
-            g=values(self.grad_entropy is not None),
-            bounds=values(call.query.dtype == torch.float16, (batch, heads_kv, programs)),
+            log2_l=values() if call.mask is not None and call.mask.dtype != torch.bool else None,
+            g=None if self.grad_entropy is None else values(),
+            bounds=values(batch, heads_kv, programs) if call.query.dtype == torch.float16 else None,
         )
 
     def allocate_scale_parts(self, config: BackwardConfig) -> Tensor | None:
@@ -308,7 +309,8 @@ class BackwardCall:
         there = [t for t in tensors.values() if t is not None]
         mask, grad_map = broadcast(call.mask), MapGradient(None)
         if self.grad_map is not None:
-            grad_map = MapGradient(self.grad_map, *self.grad_map.stride(), *call.map_keys)
+            stride_b, stride_row, stride_col = self.grad_map.stride()
+            grad_map = MapGradient(self.grad_map, stride_b, stride_row, stride_col, *call.map_range)
         spans = [tile_span(t, max(tiles.block_m, tiles.block_n)) for t in there]
         spans += [tiles.block_m * t.stride_row + tiles.block_n * t.stride_col for t in (mask, grad_map)]
         return {

@@ -23,9 +23,12 @@ LEAST_NORMAL = torch.finfo(torch.float32).tiny
 class Compiled(Protocol):
     """The compiler's part of a configuration."""
 
-    num_warps: int
-    num_stages: int
-    max_registers: int | None
+    @property
+    def num_warps(self) -> int: ...
+    @property
+    def num_stages(self) -> int: ...
+    @property
+    def max_registers(self) -> int | None: ...
 
 
 def pipeline_stages(config: Compiled, target: str, *, by_pointer: bool = True) -> int:

@@ -39,6 +39,13 @@ class AttentionCall:
         return self.return_lse or self.return_entropy or self.map_keys is not None
 
     @property
+    def map_range(self) -> tuple[int, int]:
+        """`map_keys` of a call that has them."""
+        if self.map_keys is None:
+            raise ValueError("map_keys: expected (start, stop), got None")
+        return self.map_keys
+
+    @property
     def grouped(self) -> bool:
         """Whether several query heads share a head of key or value."""
         heads = self.query.shape[1]

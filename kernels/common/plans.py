@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextvars
 import copy
 import operator
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Protocol
 
 import torch
@@ -110,6 +110,13 @@ class Series:
 
     def __init__(self, plans: list[Plan]):
         self.plans = plans
+
+    @classmethod
+    def of(cls, plans: Iterable[Plan | None]) -> Series | None:
+        """None where one of the launches has no plan."""
+        found = list(plans)
+        kept = [plan for plan in found if plan is not None]
+        return cls(kept) if len(kept) == len(found) else None
 
     def launch(self, varying: tuple[Any, ...]) -> None:
         for plan in self.plans:

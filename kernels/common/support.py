@@ -113,7 +113,7 @@ def unsupported_reasons(call: AttentionCall) -> list[str]:
 
 def _map_grid_reasons(call: AttentionCall) -> list[str]:
     """A call's map needs at most one program for each head and small tile, which may be more than a grid has."""
-    query, (start, stop) = call.query, call.map_keys
+    query, (start, stop) = call.query, call.map_range
     batch, num_heads, seqlen_q, head_dim = query.shape
     columns = stop - start
     if batch * num_heads * -(-seqlen_q // LEAST_BLOCK) * -(-columns // LEAST_BLOCK) <= MAX_PROGRAMS:

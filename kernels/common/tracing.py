@@ -14,5 +14,5 @@ def constant_in_graphs(function: F) -> F:
     This is `torch.compiler.assume_constant_result`, which would import the compiler: a second for everyone who imports
     this package.
     """
-    function._dynamo_marked_constant = True
+    vars(function)["_dynamo_marked_constant"] = True
     return function

@@ -7,6 +7,7 @@ powers of two, so that a new resolution seldom tunes again.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import statistics
@@ -26,7 +27,7 @@ from .measured import length_bucket
 
 FLUSH_BYTES = 256 * 2**20  # beyond twice the cache of any card so far
 WARMUPS, MOST_RUNS, MEASURED_MS = 3, 100, 50.0
-Timer = Callable[[Callable[[], None]], float]
+Timer = Callable[[Callable[[], object]], float]
 _remembered: dict[tuple[Path, str], ForwardConfig] = {}
 
 
@@ -86,7 +87,7 @@ def _fastest(call: ForwardCall, timer: Timer) -> ForwardConfig:
     failures: list[str] = []
     for config in forward_candidates(**call.options()):
         try:
-            times[config] = timer(lambda config=config: call.launch(config))
+            times[config] = timer(functools.partial(call.launch, config))
         except (OutOfResources, PTXASError) as error:  # more shared memory or registers than the device has
             failures.append(f"{config}: {error!r}")
     if not times:
@@ -98,7 +99,7 @@ def _default_timer() -> Timer:
     return _wall_clock if interpreting() else _gpu_clock
 
 
-def _gpu_clock(run: Callable[[], None]) -> float:
+def _gpu_clock(run: Callable[[], object]) -> float:
     """Milliseconds on the current device with a cold level-2 cache, the median of at most MOST_RUNS."""
     cache = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
     run()  # compiles
@@ -108,7 +109,7 @@ def _gpu_clock(run: Callable[[], None]) -> float:
     return statistics.median(watch.time().gpu for _ in range(count))
 
 
-def _wall_clock(run: Callable[[], None]) -> float:
+def _wall_clock(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start

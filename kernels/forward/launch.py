@@ -136,7 +136,7 @@ class ForwardCall:
         """In how many numbers a row's lse is returned."""
         return 0 if self.lse is None else 2 if self.lse.dim() == 4 else 1
 
-    def plan_key(self) -> Hashable:
+    def plan_key(self) -> tuple[Hashable, ...]:
         """All else that the table's configuration, the arguments and the compiled code depend on."""
         call = self.call
         scale = layout(call.scale) if isinstance(call.scale, Tensor) else self.scaling[1] < 0

@@ -10,6 +10,7 @@ import csv
 import functools
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from .configs import ForwardConfig
 
@@ -52,8 +53,8 @@ def table(path: Path = FILE) -> dict[Key, Measured]:
 
 
 def _key(row: dict[str, str]) -> Key:
-    lengths = (length_bucket(int(row[name])) for name in ("seqlen_q", "seqlen_k"))
-    return (row["target"], int(row["head_dim"]), *lengths, row["entropy"] == "True")
+    seqlen_q, seqlen_k = (length_bucket(int(row[name])) for name in ("seqlen_q", "seqlen_k"))
+    return row["target"], int(row["head_dim"]), seqlen_q, seqlen_k, row["entropy"] == "True"
 
 
 def _measured(row: dict[str, str]) -> Measured:
@@ -61,6 +62,6 @@ def _measured(row: dict[str, str]) -> Measured:
     return Measured(config, float(row["ms"]), float(row["torch_ms"]) if row["torch_ms"] else None)
 
 
-def _value(text: str) -> int | bool | str | None:
-    words = {"True": True, "False": False, "": None}
+def _value(text: str) -> Any:
+    words: dict[str, Any] = {"True": True, "False": False, "": None}
     return words[text] if text in words else int(text) if text.isdigit() else text

@@ -42,9 +42,9 @@ def attention_forward_with_map(
 
     `config` overrides the table's choice.
     """
-    query, key, (start, stop) = call.query, call.key, call.map_keys
+    query, key, (start, stop) = call.query, call.key, call.map_range
     target, by_table = call_target(query), config is None
-    if by_table:
+    if config is None:
         mask_per_query = call.mask is not None and call.mask.shape[2] > 1
         widths = query.shape[3], call.value.shape[3]
         config = map_config(target, *widths, query.dtype, seqlen_k=key.shape[2], mask_per_query=mask_per_query)
@@ -63,7 +63,7 @@ def attention_forward_with_map(
 
     if out.numel() == 0:
         empty = allocate((batch, seqlen_q, columns), torch.float32, query.device).zero_()
-        if call.return_lse and lse.dim() == 4:
+        if lse is not None and lse.dim() == 4:
             lse = lse[..., 0]  # of no row
         return out, lse if call.return_lse else None, entropy, empty
     # A part of the heads for each program, where there are too few blocks to keep the device busy.
@@ -80,8 +80,8 @@ def attention_forward_with_map(
         tune = not config.one_pass and os.environ.get(AUTOTUNE_VARIABLE, "0") == "1"  # the forward kernel
         if tune or not by_table:
             plan_key = (config, tune, *plan_key)
-        launch(plan_key, varying, lambda: mapped.launch(config, varying, tune))
-    if call.return_lse and lse.dim() == 4:
+        launch(plan_key, varying, functools.partial(mapped.launch, config, varying, tune))
+    if call.return_lse and lse is not None and lse.dim() == 4:
         lse = lse[..., 0] * 4.0 + lse[..., 1] * math.log(2.0)
     return out, lse if call.return_lse else None, entropy, parts[0] if shape[0] == 1 else parts.sum(0)
 
@@ -104,7 +104,7 @@ class MapCall:
         written = (self.out, self.lse, self.entropy, self.map_parts)
         return (call.query, call.key, call.value, *written, call.mask, *self.scaling[:2])
 
-    def plan_key(self) -> Hashable:
+    def plan_key(self) -> tuple[Hashable, ...]:
         """All else that the table's configuration, the arguments and the compiled code depend on."""
         call = self.call
         scale = layout(call.scale) if isinstance(call.scale, Tensor) else self.scaling[1] < 0
@@ -119,8 +119,7 @@ class MapCall:
         forward = ForwardCall(self.call, self.out, self.lse, self.entropy, self.target)
         forward.scaling = self.scaling  # the same object, by which a plan finds the factor among its arguments
         first = forward.launch(forward.tuned_config() if tune else forward.table_config(), varying)
-        plans = [first, self.launch_map(config, varying)]
-        return None if None in plans else Series(plans)
+        return Series.of((first, self.launch_map(config, varying)))
 
     def launch_map(self, config: MapConfig, varying: tuple[Any, ...]) -> Plan | None:
         parts, batch, seqlen_q, columns = self.map_parts.shape
@@ -138,7 +137,8 @@ class MapCall:
         from . import kernel as maps
 
         call = self.call
-        mask, (start, stop), map_strides = broadcast(call.mask), call.map_keys, self.map_parts.stride()[:3]
+        mask, (start, stop) = broadcast(call.mask), call.map_range
+        stride_part, stride_b, stride_row = self.map_parts.stride()[:3]
         by_stride = [call.query, call.key, call.value, self.out] if config.one_pass else [call.query, call.key]
         rows = max(config.block_m, config.block_n)
         spans = [*(tile_span(t, rows) for t in by_stride), config.block_m * mask[3] + config.block_n * mask[4]]
@@ -148,7 +148,14 @@ class MapCall:
             "k": strided(call.key),
             "lse_ptr": self.lse,
             "parts": MapParts(
-                self.map_parts, *map_strides, start, stop - start, self.heads_per_program, 1.0 / call.query.shape[1]
+                self.map_parts,
+                stride_part,
+                stride_b,
+                stride_row,
+                start,
+                stop - start,
+                self.heads_per_program,
+                1.0 / call.query.shape[1],
             ),
             "mask": mask,
             "scale": Scale(*self.scaling),

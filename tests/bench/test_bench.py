@@ -15,7 +15,7 @@ from entropy_attn.bench.cases import Case, cases
 from entropy_attn.bench.implementations import registry as implementations
 from entropy_attn.bench.implementations.contract import Ask, Implementation
 from entropy_attn.bench.implementations.registry import IMPLEMENTATIONS, contenders
-from entropy_attn.bench.implementations.softmax import materialised
+from entropy_attn.bench.implementations.softmax import materialized
 from entropy_attn.bench.machine import Sensors
 from entropy_attn.bench.measure import FIELDS, DeviceLost, failure, measure, measure_all
 from entropy_attn.bench.presets import PRESETS, preset
@@ -33,7 +33,7 @@ def seeded():
 
 
 class OneRun(CpuClock):
-    """Each implementation runs once a round: the interpreter takes its time."""
+    """Each implementation runs once in each round, because the interpreter is slow."""
 
     round_ms = 0.0
 
@@ -60,10 +60,10 @@ def test_every_task_and_pass_on_the_cpu():
         assert {("entropy", passes, f"{name}+entropy") for name in ("auto", "materialised", "chunked")} <= found
         assert {("map", passes, f"{name}+map") for name in ("auto", "daam", "attend-and-excite")} <= found
     assert ("lse", "forward", "aten-flash+lse") in found and ("entropy", "forward", "vk-flash+entropy") in found
-    assert ("entropy", "both", "vk-flash+entropy") not in found  # torch gives no gradient of its lse
+    assert ("entropy", "both", "vk-flash+entropy") not in found  # the lse of torch has no gradient
 
 
-@pytest.mark.skipif(not interpreting(), reason="Triton's interpreter was not asked for: TRITON_INTERPRET=1")
+@pytest.mark.skipif(not interpreting(), reason="needs Triton's interpreter: TRITON_INTERPRET=1")
 @pytest.mark.parametrize("gradient", [False, True])
 @pytest.mark.parametrize("task", ["plain", "entropy", "map"])
 def test_the_kernels(task, gradient):
@@ -71,7 +71,7 @@ def test_the_kernels(task, gradient):
     assert row["status"] == "ok" and row["implementation"] == ("triton" if task == "plain" else f"triton+{task}")
 
 
-def test_the_host_has_a_column_where_its_time_is_apart():
+def test_host_time_has_a_column_if_it_is_measured():
     class Apart(OneRun):
         def runs(self, run, sets, count):
             return Times(super().runs(run, sets, count), host=[0.25] * count)
@@ -83,7 +83,7 @@ def test_the_host_has_a_column_where_its_time_is_apart():
 
 def test_a_wrong_result_has_no_time(monkeypatch):
     def times(factor):
-        return lambda q, k, v, ask: {"out": factor * materialised(q, k, v, ask)["out"]}
+        return lambda q, k, v, ask: {"out": factor * materialized(q, k, v, ask)["out"]}
 
     def breaks(q, k, v, ask):
         raise TypeError("no such argument\nand more")
@@ -141,23 +141,23 @@ def test_a_device_error_that_leaves_the_device_is_a_result(monkeypatch):
 
 @pytest.mark.parametrize("run", [1, 4])
 def test_a_lost_device_is_a_row_and_keeps_the_others(run, monkeypatch):
-    """In the first run, which the gate checks, or while it is timed; what was measured of other cases is kept."""
-    calls, told = itertools.count(1), []
+    """In the first run, which the gate checks, or during timing; rows of other cases are kept."""
+    calls, at_risk = itertools.count(1), []
 
     def loses(q, k, v, ask):
         if next(calls) == run:
             raise RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
-        return materialised(q, k, v, ask)
+        return materialized(q, k, v, ask)
 
-    invented = [Implementation("right", materialised), Implementation("loses", loses)]
+    invented = [Implementation("right", materialized), Implementation("loses", loses)]
     monkeypatch.setattr(implementations, "IMPLEMENTATIONS", {i.name: i for i in invented})
     with pytest.raises(DeviceLost, match="loses: Triton Error") as caught:
-        measure(of(JOINT), CPU, OneRun(), at_risk=told.append)
+        measure(of(JOINT), CPU, OneRun(), at_risk=at_risk.append)
     rows = {row["implementation"]: row for row in caught.value.rows}
     assert rows["loses"]["status"].startswith("lost the device: Triton Error [CUDA]: an illegal memory access")
     assert rows["right"]["status"] == "not measured: loses lost the device"
     assert caught.value.by == [{"implementation": "loses"}]
-    assert told == [["right"], ["loses"], ["right", "loses"]][: 2 if run == 1 else 3]
+    assert at_risk == [["right"], ["loses"], ["right", "loses"]][: 2 if run == 1 else 3]
     calls = itertools.count(1)
     found = []
     with pytest.raises(DeviceLost):
@@ -167,7 +167,7 @@ def test_a_lost_device_is_a_row_and_keeps_the_others(run, monkeypatch):
     assert [row["implementation"] for row in measure(of(JOINT), CPU, OneRun(), skip=["loses"])] == ["right"]
 
 
-def test_turns_are_taken_in_both_orders():
+def test_implementations_alternate_in_both_orders():
     order = []
     runs = {name: (lambda inputs, name=name: order.append(name)) for name in "ab"}
     times = interleaved(OneRun(), runs, [None], lambda name, error: None)
@@ -181,12 +181,12 @@ def test_turns_are_taken_in_both_orders():
     assert list(times) == ["good"] and str(errors["bad"]) == "later"
 
 
-def test_what_nvidia_smi_says(monkeypatch):
+def test_the_output_of_nvidia_smi(monkeypatch):
     sensors = Sensors(CPU)
     sensors.ask()
     assert sensors.answer() == {}
-    for said, found in (("1980, 650.12", {"sm_mhz": "1980", "power_w": "650.12"}), ("[N/A], 70", {"power_w": "70"})):
-        sensors._command = ["printf", said]
+    for output, found in (("1980, 650.12", {"sm_mhz": "1980", "power_w": "650.12"}), ("[N/A], 70", {"power_w": "70"})):
+        sensors._command = ["printf", output]
         sensors.ask()
         assert sensors.answer() == found
     sensors._command = ["no-such-program-here"]
@@ -194,9 +194,10 @@ def test_what_nvidia_smi_says(monkeypatch):
     assert sensors.answer() == {}
 
 
-def test_inputs_are_fresh_and_rotate():
+def test_inputs_are_fresh_and_rotate(monkeypatch):
+    monkeypatch.setattr(CpuClock, "round_ms", 1e4)  # several runs in each round, however slow one is
     case, seen = of(JOINT), []
-    monkey = Implementation("sees", lambda q, k, v, ask: seen.append(q.data_ptr()) or materialised(q, k, v, ask))
+    monkey = Implementation("sees", lambda q, k, v, ask: seen.append(q.data_ptr()) or materialized(q, k, v, ask))
     implementations.IMPLEMENTATIONS["sees"] = monkey
     try:
         ((_, rows),) = measure_all([case], CPU, ["sees"])
@@ -242,15 +243,15 @@ def test_workloads_are_those_of_diffusers_defaults(model, transformer, heads):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="unknown model 'sd9'"):
+    with pytest.raises(ValueError, match=r"model: expected one of .*, got 'sd9'"):
         workloads("sd9")
     with pytest.raises(ValueError, match="multiples of 64"):
         workloads("sd15", (100, 64))
-    with pytest.raises(ValueError, match="unknown implementation 'magic'"):
+    with pytest.raises(ValueError, match=r"implementations: expected some of .*, got 'magic'"):
         contenders(Ask(), ["magic"])
-    with pytest.raises(ValueError, match="unknown preset"):
+    with pytest.raises(ValueError, match="preset: expected one of quick, paper, full, got 'huge'"):
         preset("huge", "cpu")
-    with pytest.raises(ValueError, match="a map needs keys"):
+    with pytest.raises(ValueError, match="map_keys: expected a range of keys for the task 'map', else None, got None"):
         Ask("map")
 
 
@@ -271,7 +272,7 @@ def test_scripts(script, monkeypatch, capsys):
     rows = {i.row_name(case.ask) for case, names in asked for i in contenders(case.ask, names)}
     wanted = {"maps": {"triton", "triton+map", "materialised+map"}, "backward": {"triton", "triton+entropy", "flex"},
               "forward": {"triton", "triton+entropy", "sdpa-cudnn", "materialised+entropy"}}  # fmt: skip
-    assert wanted[script] <= rows  # what report.py puts into README's tables
+    assert wanted[script] <= rows  # the rows that benchmarks/report puts into tables
     if not torch.cuda.is_available():
         monkeypatch.setattr(sys, "argv", [script])
         assert module.main() == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.common import read_rows
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.parts import PARTS, Part
 
@@ -68,8 +68,7 @@ def code(name: str, text: str, share: float = 1.0, **more) -> Part:
 
 
 def table(out: Path, name: str = "table.csv") -> list[dict[str, str]]:
-    with (out / name).open(newline="") as file:
-        return list(csv.DictReader(file))
+    return read_rows(out / name)
 
 
 def statuses(out: Path, name: str = "table.csv") -> dict[tuple[str, str], str]:
@@ -93,7 +92,7 @@ def alive(text: str) -> bool:
     return False
 
 
-def test_whatever_a_case_does_costs_itself_alone(tmp_path):
+def test_whatever_a_case_does_affects_only_itself(tmp_path):
     out = tmp_path / "out"
     part = cases_of(tmp_path, "good", "hangs", "killed", "exits", "forks", "loses", "wrong", "last")
     assert main(["--out", str(out), "--budget", "30"], [part], DESCRIBE) == 1
@@ -146,11 +145,11 @@ def test_commands_that_fail_hang_and_leave_processes_behind(tmp_path):
     found = parts_of(out)
     assert found["passes"] == found["forks"] == found["after"] == ("ok", "exit code 0")
     assert found["fails"] == ("failed", "exit code 5") and found["dies"] == ("failed", "signal SIGKILL")
-    lacks = "this machine lacks the package no_such_package and the program no-such-program"
+    lacks = "this machine does not have the package no_such_package and the program no-such-program"
     assert found["lacks"] == ("skipped", lacks)
-    assert found["long"][0] == "skipped" and found["long"][1].startswith("it needs 1000 s, and its share")
+    assert found["long"][0] == "skipped" and found["long"][1].startswith("it needs 1000 s, but its share")
     assert found["absent"][0] == "failed" and "no/such/program" in found["absent"][1]
-    assert found["hangs"] == ("unfinished", "its share of the time was up")
+    assert found["hangs"] == ("unfinished", "its share of the time was used up")
     assert "no program" not in found
     log = (out / "log.txt").read_text()
     assert all(text in log for text in ("said before the end", "said before it hung", "still here"))
@@ -169,14 +168,14 @@ def test_resuming_measures_what_is_missing(tmp_path):
     assert main(["--out", str(out), "--budget", "20", "--resume"], [again], DESCRIBE) == 0
     rows = [(row["case"], row["way"]) for row in table(out)]
     assert len(rows) == len(set(rows)) == 9
-    assert parts_of(out)["table"] == ("ok", "3 cases, 1 of them were there")
+    assert parts_of(out)["table"] == ("ok", "3 cases, 1 of them from before")
     other = cases_of(tmp_path, "a", "c", device="another")
     assert main(["--out", str(out), "--resume"], [other], DESCRIBE) == 1
-    assert "holds rows of device 'stub', and these are of 'another'" in parts_of(out)["table"][1]
+    assert "expected rows of device 'another', but it has some of 'stub'" in parts_of(out)["table"][1]
 
 
 def started(tmp_path: Path, parts: list[Part], *options: str, until: str) -> tuple[subprocess.Popen, Path]:
-    """The runner in a process of its own, which has just printed a line with ``until``; and its folder."""
+    """The runner in another process, which has just printed a line with `until`; and its folder."""
     out, script = tmp_path / "out", tmp_path / "drive.py"
     script.write_text(
         "import sys\nfrom benchmarks.gpu.__main__ import main\nfrom benchmarks.gpu.parts import Part\n"
@@ -233,22 +232,22 @@ def test_no_device_nothing_done(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
-        (["--budget", "0"], "--budget 0: a number of seconds above 0"),
+        (["--budget", "0"], "--budget: expected a number of seconds above 0, got 0"),
         (["--only", "nothing"], "invalid choice: 'nothing'"),
-        (["--out", "{used}"], "it has results; give --resume"),
-        (["--out", "{file}"], "it is a file"),
+        (["--out", "{used}"], "--out: expected a folder without results, or --resume to continue"),
+        (["--out", "{file}"], "--out: expected a folder, got the file"),
     ],
 )
-def test_bad_arguments_are_refused_before_any_work(tmp_path, capsys, given, told):
+def test_bad_arguments_are_refused_before_any_work(tmp_path, capsys, given, message):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "forward.csv").write_text("device\n")
     (tmp_path / "file").write_text("")
     given = [word.format(used=tmp_path / "used", file=tmp_path / "file") for word in given]
     with pytest.raises(SystemExit) as stopped:
         main(given, [code("passes", "")], DESCRIBE)
-    assert stopped.value.code == 2 and told in capsys.readouterr().err
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_the_parts_leave_at_most_eight_files():

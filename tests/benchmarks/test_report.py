@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import pytest
 
+from benchmarks.common import write_rows
 from benchmarks.report import documents
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ def test_documents_agree_with_the_results(report):
         assert report.rewritten(path) == path.read_text(), f"{path}: run python -m benchmarks.report"
 
 
-def test_what_was_not_measured_is_said(report):
+def test_missing_measurements_are_named(report):
     for table in (report.forward_table, report.backward_table, report.maps_table):
         assert "not yet measured" in table([])
     assert "Not yet measured" in report.shapes_table([])
@@ -66,14 +66,14 @@ def test_targets_take_the_worst_long_row(report):
         row("materialised+entropy", 16384, 26.0),
     ]
     maps = [row("triton", 4096, 1.0), row("triton+map", 4096, 1.1), row("materialised+map", 4096, 6.6)]
-    told = {name: value for name, _, value in report.perf.targets(forward, [], maps, [])}
-    assert told["forward, d 64 and 128, times the speed of the best of SDPA"] == "0.80"
-    assert told["entropy, d 64"] == "1.10"
-    assert told["entropy, d 128, times the plain kernel's time"] == "not yet measured"
-    assert told["entropy, N = 16,384, times the speed of the softmax that is kept"] == "10.00"
-    assert told["cross-attention with its map, times the time without"] == "1.10"
-    assert told["cross-attention with its map, times the speed of keeping the softmax"] == "6.00"
-    assert told["forward and backward, times the speed of the best of SDPA"] == "not yet measured"
+    found = {name: value for name, _, value in report.perf.targets(forward, [], maps, [])}
+    assert found["forward, d 64 and 128, times the speed of the best of SDPA"] == "0.80"
+    assert found["entropy, d 64"] == "1.10"
+    assert found["entropy, d 128, times the plain kernel's time"] == "not yet measured"
+    assert found["entropy, N = 16,384, times the speed of a materialized softmax"] == "10.00"
+    assert found["cross-attention with its map, times the time without"] == "1.10"
+    assert found["cross-attention with its map, times the speed of a materialized softmax"] == "6.00"
+    assert found["forward and backward, times the speed of the best of SDPA"] == "not yet measured"
 
 
 def test_a_table_of_guidance(report):
@@ -91,7 +91,7 @@ def test_a_table_of_guidance(report):
     what, _, body = report.guidance.marks(rows, "seen")
     assert body[0] == ["no guidance", "-", "-", "70.5", "70.5", "70.5", "70.5"]
     assert body[5] == ["SynGen", "2.5", "-", *["70.5 (+1.2 [-3.1, +5.0])"] * 4]
-    assert what == "150 seen captions, 600 pictures a row, torch 2, 2026-01-01, commit abc"
+    assert what == "150 seen captions, 600 images per row, torch 2, 2026-01-01, commit abc"
 
 
 def test_a_table_of_a_guided_step(report, tmp_path, monkeypatch):
@@ -101,15 +101,12 @@ def test_a_table_of_a_guided_step(report, tmp_path, monkeypatch):
            "ours_extra_mib": "10", "diffusers_extra_mib": "40", "memory_ratio": "0.25"}  # fmt: skip
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     assert report.guided_step().startswith("Not yet measured") and "`make gpu`" in report.guided_step()
-    with (tmp_path / "tsam_cost.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        writer.writeheader()
-        writer.writerow(row)
+    write_rows(tmp_path / "tsam_cost.csv", [row])
     table = report.guided_step()
     assert "| a card | 512² | SD 1.5 | float16 | 1.0 | 3.0 | 3.00 (2.90-3.10) | 10 | 40 | 0.25 |" in table
     assert "not yet measured" not in table
     _, _, body = report.guidance.cost([row | {"width_divisor": "2"}])
-    assert body[0][2] == "reduced: 2 layer(s) a block, width / 2"
+    assert body[0][2] == "reduced: 2 layer(s) per block, width / 2"
 
 
 def test_a_missing_marker_is_named(report, tmp_path, monkeypatch):

@@ -1,13 +1,13 @@
-"""What chooses configurations on a card, with the interpreter's candidates on the CPU."""
+"""The script that chooses configurations on a GPU, with the candidates of the interpreter on the CPU."""
 
 from __future__ import annotations
 
-import csv
 import sys
 
 import pytest
 import torch
 
+from benchmarks.common import read_rows, write_rows
 from benchmarks.kernels import tune
 from entropy_attn.bench.cases import Case
 from entropy_attn.bench.implementations.contract import Ask
@@ -39,7 +39,7 @@ def tuned(script, task: str) -> list[dict]:
 
 @pytest.mark.skipif(not interpreting(), reason="runs the kernels in Triton's interpreter")
 @pytest.mark.parametrize("task", ["plain", "entropy"])
-def test_the_fastest_right_candidate_is_chosen(script, task):
+def test_the_fastest_correct_candidate_is_chosen(script, task):
     rows = tuned(script, task)
     assert len(rows) > 1 and {row["status"] for row in rows} == {"ok"}
     (chosen,) = (row for row in rows if row["chosen"])
@@ -64,14 +64,11 @@ def test_a_wrong_candidate_is_never_chosen(script, monkeypatch):
 
 
 @pytest.mark.skipif(not interpreting(), reason="runs the kernels in Triton's interpreter")
-def test_winners_are_taken_over(script, tmp_path, monkeypatch):
+def test_winners_are_adopted(script, tmp_path, monkeypatch):
     rows = tuned(script, "plain") + tuned(script, "entropy")
     about = {"device": "none", "triton": "3", "torch": "2", "commit": "0", "date": "2026-01-01"}
     results, kept = tmp_path / "tuning.csv", tmp_path / "measured.csv"
-    with results.open("w", newline="") as file:
-        writer = csv.DictWriter(file, script.FIELDS)
-        writer.writeheader()
-        writer.writerows(row | about for row in rows)
+    write_rows(results, [row | about for row in rows], script.FIELDS)
     monkeypatch.setattr(script, "FILE", kept)
     assert script.adopt(results) == 2
     assert kept.read_text().splitlines()[0] == ",".join(COLUMNS)
@@ -80,34 +77,30 @@ def test_winners_are_taken_over(script, tmp_path, monkeypatch):
     assert {key[-1]: row.ms for key, row in read.items()} == chosen
 
 
-def test_the_fastest_of_the_schedules_winners_is_taken_over(script, tmp_path, monkeypatch):
-    """Where each schedule of a shape was tuned by itself, each has a winner."""
+def test_the_fastest_of_the_schedules_winners_is_adopted(script, tmp_path, monkeypatch):
+    """If each schedule of a shape was tuned separately, each has a winner."""
     shape = {"target": "sm_90", "head_dim": 64, "seqlen_q": 4096, "seqlen_k": 4096, "entropy": False, "chosen": True}
     times = {"plain": 1.5, "rotated": 0.9, "specialized": 10.0}
     rows = [{**shape, "schedule": name, "ms": ms} for name, ms in times.items()]
     rows += [{**shape, "head_dim": 128, "schedule": "plain", "ms": 2.0}]
     rows += [{**shape, "schedule": "rotated", "chosen": False, "ms": ""}]
     results, kept = tmp_path / "tuning.csv", tmp_path / "measured.csv"
-    with results.open("w", newline="") as file:
-        writer = csv.DictWriter(file, script.FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(results, rows, script.FIELDS)
     monkeypatch.setattr(script, "FILE", kept)
     assert script.adopt(results) == 2
-    with kept.open(newline="") as file:
-        found = [(row["head_dim"], row["schedule"], row["ms"]) for row in csv.DictReader(file)]
+    found = [(row["head_dim"], row["schedule"], row["ms"]) for row in read_rows(kept)]
     assert found == [("64", "rotated", "0.9"), ("128", "plain", "2.0")]
 
 
 @pytest.mark.parametrize(
-    ("code", "told"),
+    ("code", "outcome"),
     [
         ("pass", "ok"),
         ("raise SystemExit('no such unit')", "no such unit"),
         ("import time; time.sleep(60)", "within 2 s"),
     ],
 )
-def test_a_schedule_that_fails_or_hangs_is_told(script, monkeypatch, code, told):
+def test_a_schedule_that_fails_or_hangs_is_reported(script, monkeypatch, code, outcome):
     monkeypatch.setattr(script, "PROBE_SECONDS", 2)
     monkeypatch.setattr(script, "command_of", lambda schedule: [sys.executable, "-c", code])
-    assert told in script.works("rotated")
+    assert outcome in script.works("rotated")

@@ -110,11 +110,11 @@ def test_the_shapes_of_a_transformers_calls():
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (["--preset", "huge"], "unknown preset 'huge'"),
-        (["--tasks", "speed"], "--tasks: unknown 'speed'"),
-        (["--passes", "backward"], "--passes: unknown 'backward'"),
-        (["--implementations", "magic"], "unknown implementation 'magic'"),
-        (["--size", "512"], "give --model too"),
+        (["--preset", "huge"], "preset: expected one of quick, paper, full, got 'huge'"),
+        (["--tasks", "speed"], "--tasks: expected some of plain, lse, entropy, map, got 'speed'"),
+        (["--passes", "backward"], "--passes: expected some of forward, both, got 'backward'"),
+        (["--implementations", "magic"], "got 'magic'"),
+        (["--size", "512"], "--size: expected --model with it"),
         (["--model", "no/such/thing/here"], "unknown model"),
         (["--model", "sd15", "--size", "100"], "multiples of 64"),
         (["--model", "sd15", "--tasks", "lse", "--implementations", "daam"], "nothing to measure"),
@@ -122,9 +122,9 @@ def test_the_shapes_of_a_transformers_calls():
             ["--model", "sd15", "--size", "64", "--tasks", "plain", "--implementations", "sage"],
             "nothing could be measured",
         ),
-        (["--dtype", "int8"], "--dtype 'int8'"),
-        (["--device", "cuda:99"], "--device 'cuda:99'"),
-        (["--csv", "rows.txt"], "must end in .csv"),
+        (["--dtype", "int8"], "--dtype: expected one of auto, float32, float16, bfloat16, got 'int8'"),
+        (["--device", "cuda:99"], "CUDA devices of this machine, got 'cuda:99'"),
+        (["--csv", "rows.txt"], "--csv: expected a name that ends in .csv, got 'rows.txt'"),
     ],
 )
 def test_bench_refuses_in_one_line(arguments, what, capsys):
@@ -148,5 +148,5 @@ def test_a_wrong_result_is_exit_code_1(monkeypatch, capsys):
     monkeypatch.setitem(implementations.IMPLEMENTATIONS, "wrong", wrong)
     assert main(["bench", "--device", "cpu", "--implementations", "sdpa,wrong", "--tasks", "plain"]) == 1
     printed = capsys.readouterr()
-    assert "wrong result(s), which have no time: wrong: wrong: out: error" in printed.err
+    assert "wrong result(s), which are not timed: wrong: wrong: out: error" in printed.err
     assert "wrong (" in printed.out

@@ -1,8 +1,7 @@
-"""The command line: files, JSON, help, and refusals in one line with exit code 2."""
+"""The command line: files, JSON, tables and help."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import subprocess
@@ -16,10 +15,7 @@ from PIL import Image
 pytest.importorskip("typer")
 pytest.importorskip("diffusers")
 
-from entropy_attn.cli import main, options
-from entropy_attn.cli.options import parse_scale
-from entropy_attn.guidance import TSAM
-from entropy_attn.scale import POLICIES, Constant, Fixed, Layers, LogN, Steps, YaRN
+from entropy_attn.cli import main
 from tests.support.figures import FIGURES
 
 
@@ -121,15 +117,6 @@ def test_generate_shows_maps(tmp_path, capsys):
     assert [step for step, _ in unguided] == [step for step, _ in guided] == [0, 1]
     assert unguided[0] == guided[0] and unguided[1] != guided[1] and guided == plain["losses"]["logn + tsam:alpha=30"]
     assert Image.open(sheet).width > 1000 and Image.open(out).width > 640
-
-
-def test_the_settings_of_a_guidance():
-    found = options.parse_guidance(
-        "tsam:alpha=10:steps=0..12:refine_at=0+10:map_size=8x4:step_range=1..0.5:variant=paper"
-    )
-    expected = {"alpha": 10, "steps": range(12), "refine_at": (0, 10), "map_size": (8, 4), "step_range": (1, 0.5)}
-    assert found == TSAM(**expected, variant="paper")
-    assert options.parse_guidance("off") is options.parse_guidance(None) is None
 
 
 def test_a_warning_is_one_line(tmp_path, capsys):
@@ -284,185 +271,3 @@ def test_help_has_an_example(command, capsys):
     assert main([command, "--help"]) == 0
     out = capsys.readouterr().out
     assert f"entropy-attn {command}" in out and "Example" in out
-
-
-PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MODEL", "--prompt", "a"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([*PROFILE, "--sizes", "32,30"], "size 30x30: both sides must be multiples of 8 px, for example 32x32"),
-        ([*PROFILE, "--sizes", "32x"], "size '32x'"),
-        ([*PROFILE, "--sizes", ","], "at least one value"),
-        ([*PROFILE, "--sizes", "32,32x32"], "the same size is given twice"),
-        ([*PROFILE, "--scales", "off,cosine"], "unknown scale 'cosine': give one of off, logn, lognoroot"),
-        ([*PROFILE, "--scale", "off", "--scale", "power"], "scale 'power': give p=..."),
-        ([*PROFILE, "--scale", "logn:strength=1:strength=2"], "strength is given twice"),
-        ([*PROFILE, "--scale", "yarn:clamp=2..1"], "scale 'yarn:clamp=2..1': clamp=(2, 1): low must not exceed high"),
-        ([*PROFILE, "--scale", "constant:factor=-1"], "factor=-1: more than 0 is needed; allow_nonpositive=True takes"),
-        ([*PROFILE, "--scale", "constant:factor=1..0"], "factor=0: more than 0 is needed"),
-        ([*PROFILE, "--scale", "logn:clamp=..-1"], "clamp=(None, -1): high must be more than 0"),
-        ([*PROFILE, "--scale", "off:steps=3"], "steps=3 is not START..STOP"),
-        ([*PROFILE, "--scale", "off:steps=3..1"], "stop=1: at least 4"),
-        ([*PROFILE, "--scale", "off:layers=("], "'(' is not a regular expression"),
-        ([*PROFILE, "--scale", "adaptive:profile=none.csv"], "profile='none.csv' cannot be read"),
-        ([*PROFILE, "--scales", "off,off"], "'off' is given twice"),
-        ([*PROFILE, "--scales", "logn:warmth=2"], "'warmth=2' is not option=value with one of train_tokens, strength"),
-        ([*PROFILE, "--scales", "logn:direction=sideways"], "sideways"),
-        ([*PROFILE, "--seeds", "0,x"], "--seeds '0,x'"),
-        ([*PROFILE, "--steps", "0"], "--steps 0: at least 1 is needed"),
-        ([*PROFILE, "--steps", "many"], "--steps"),
-        ([*PROFILE, "--guidance-scale", "-1"], "--guidance-scale -1.0"),
-        ([*PROFILE, "--guidance-scale", "nan"], "--guidance-scale nan"),
-        ([*PROFILE, "--prompt", " "], "--prompt is empty"),
-        ([*PROFILE, "--device", "tpu"], "--device 'tpu'"),
-        ([*PROFILE, "--device", "cuda:99"], "--device 'cuda:99'"),
-        ([*PROFILE, "--dtype", "int8"], "--dtype 'int8'"),
-        ([*PROFILE, "--out", "FILE/below"], "cannot be written to"),
-        ([*PROFILE, "--sizes", "1048576"], "size 1048576x1048576 needs at least"),
-        ([*PROFILE, "--resume"], "has no plan.json"),
-        ([*PROFILE, "--argument", "x"], "--argument 'x': give NAME=VALUE"),
-        ([*PROFILE, "--argument", "num_frames=9"], "takes no 'num_frames'"),
-        ([*PROFILE, "--offload", "disk"], "--offload 'disk': give one of model, sequential"),
-        ([*PROFILE, "--offload", "model", "--device", "cpu"], "--offload model: it moves weights off a GPU"),
-        ([*PROFILE, "--scheduler", "Nothing"], "scheduler 'Nothing' is no scheduler of diffusers: give one of"),
-        ([*PROFILE, "--scheduler", "FlowMatchEulerDiscreteScheduler"], "is made for other models"),
-        ([*PROFILE, "--lora", "a.safetensors:much"], "'much' is no weight"),
-        ([*PROFILE, "--variant", "fp8"], "no files of variant 'fp8'"),
-        ([*PROFILE, "--revision", "main"], "only a Hub id has revisions"),
-        ([*PROFILE, "--config", "x"], "has its own; a single .safetensors file needs one"),
-        (["profile", "--variant", "fp16"], "the embedded model has but one"),
-        ([*GENERATE, "--prompt", "b", "--show-maps", "maps.png", "--guidance", "tsam"], "give one --prompt"),
-        ([*GENERATE, "--negative-prompt", "b", "--guidance-scale", "1"], "changes nothing at guidance_scale=1"),
-        (["profile", "--model", "./nowhere"], "unknown model './nowhere'"),
-        (["profile", "--model", "nobody/nothing"], "unknown model 'nobody/nothing'"),
-        (["generate"], "--prompt"),
-        ([*GENERATE, "--size", "33"], "size 33x33"),
-        ([*GENERATE, "--size", "big"], "size 'big'"),
-        ([*GENERATE, "--scale", "other"], "unknown scale 'other'"),
-        ([*GENERATE, "--scale", "off", "--compare"], "--compare"),
-        ([*GENERATE, "--guidance", "tsan"], "unknown guidance 'tsan'"),
-        ([*GENERATE, "--guidance", "tsam:alpha=-1"], "alpha=-1"),
-        ([*GENERATE, "--guidance", "tsam:beta=1"], "option=value"),
-        ([*GENERATE, "--guidance", "tsam:target=1"], "option=value"),
-        ([*GENERATE, "--guidance", "tsam:steps=9"], "steps=9 is not START..STOP"),
-        ([*GENERATE, "--guidance", "tsam:refine_at=0,10"], "refine_at=0,10: give steps with + between them"),
-        ([*GENERATE, "--guidance", "tsam:steps=8..9", "--steps", "6"], "none of its steps is one of the 6 of --steps"),
-        ([*GENERATE, "--guidance", "tsam:map_size=big"], "map_size 'big'"),
-        ([*GENERATE, "--show-maps", "maps.png"], "--show-maps draws what a guidance does: give --guidance tsam"),
-        ([*GENERATE, "--show-maps", "maps.png", "--guidance", "off"], "give --guidance tsam"),
-        ([*GENERATE, "--show-maps", "picture.png", "--guidance", "tsam"], "is --out as well"),
-        ([*GENERATE, "--show-maps", "maps.txt", "--guidance", "tsam"], "--show-maps 'maps.txt': the name must end"),
-        ([*GENERATE, "--show-maps", "maps.png", "--guidance", "tsam"], "the prompt 'a' has too few words"),
-        ([*GENERATE, "--seed", "-1"], "--seed -1"),
-        ([*GENERATE, "--out", "picture.docx"], "picture format"),
-        ([*GENERATE, "--out", "FILE/below/a.png"], "cannot be written to"),
-        ([*GENERATE, "--out", "FOLDER.png"], "is a folder"),
-        (["maps"], "--prompt"),
-        ([*MAPS, "--words", "dog"], "'dog' is not in the prompt 'a cat', whose words are 'a', 'cat'"),
-        ([*MAPS, "--words", "99"], "position 99 is not in the text"),
-        ([*MAPS, "--words", ","], "--words ','"),
-        ([*MAPS, "--words", "a", "--tokens", "a"], "--tokens is the older name of --words"),
-        ([*MAPS, "--colours", "each"], "--colours 'each': give one of word, all"),
-        ([*MAPS, "--map-size", "big"], "--map-size 'big'"),
-        ([*MAPS, "--map-size", "5"], "size=(5, 5): no layer of that size was called"),
-        ([*MAPS, "--at-steps", "2"], "--at-steps '2': give steps from 0 to 1"),
-        ([*MAPS, "--at-steps", "-1"], "--at-steps '-1'"),
-        ([*MAPS, "--csv", "maps.txt"], "--csv 'maps.txt': the name must end in .csv"),
-        ([*MAPS, "--csv", "FILE/below/maps.csv"], "--csv 'FILE/below' cannot be written to"),
-        ([*MAPS, "--out", "maps.txt"], "picture format"),
-        (["render"], "render"),
-        (["info", "--jsn"], "--jsn"),
-    ],
-)
-def test_bad_input_is_one_line_and_code_2(arguments, message, tiny_model, tmp_path, capsys, monkeypatch):
-    import huggingface_hub
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "FILE").write_text("")
-    (tmp_path / "FOLDER.png").mkdir()
-    assert main([str(tiny_model) if argument == "MODEL" else argument for argument in arguments]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    (line,) = captured.err.splitlines()
-    assert line.startswith("entropy-attn: error: ") and message in line
-
-
-def test_a_refusal_through_the_interpreter_has_no_traceback():
-    done = _run(["generate", "--prompt", "a", "--scale", "other"])
-    assert done.returncode == 2 and done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1 and "unknown scale" in done.stderr
-
-
-def test_a_missing_dependency_is_named(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "typer", None)
-    monkeypatch.delitem(sys.modules, "entropy_attn.cli.app", raising=False)
-    assert main(["info"]) == 2
-    assert "typer" in (error := capsys.readouterr().err) and "entropy-attn[cli]" in error
-
-
-def _written(value):
-    """A setting as it is written on the command line."""
-    return "..".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-# A value other than the default for every setting of every policy, by its name.
-SETTINGS = {
-    "value": 0.2,
-    "factor": 1.5,
-    "p": 0.25,
-    "train_tokens": 64,
-    "strength": 0.5,
-    "direction": "down",
-    "clamp": (0.9, 1.2),
-    "count_text_tokens": True,
-    "lambda_min": 1.1,
-    "lambda_max": 1.5,
-    "gamma": 1.5,
-    "h_min": 0.25,
-    "h_max": 6.0,
-    "missing": "leave",
-    "size": "32x32",
-    "policy": "off",
-    "step": 0,
-    "branch": "uncond",
-    "relative": True,
-    "allow_nonpositive": True,
-}
-
-
-@pytest.mark.parametrize("name", POLICIES)
-def test_every_policy_takes_every_setting(name, tmp_path, invented):
-    table = tmp_path / "entropy.csv"
-    invented.entropy.to_csv(table, index=False)
-    chosen = {"profile": str(table), "size": "32x32", "policy": "off"}  # of a profile of several
-    fields = dataclasses.fields(POLICIES[name])
-    values = {**SETTINGS, **chosen}
-    needed = {f.name: values[f.name] for f in fields if f.default is dataclasses.MISSING or f.name in chosen}
-    for field in fields:
-        settings = {**needed, field.name: values[field.name]}
-        policy = parse_scale(":".join([name, *(f"{key}={_written(each)}" for key, each in settings.items())]))
-        assert policy == POLICIES[name](**settings)
-        assert field.name in needed or policy != POLICIES[name](**needed), f"{field.name} makes no difference"
-    assert name in options.SCALE_HELP
-
-
-def test_scale_options_become_the_policy():
-    assert parse_scale("off") == Fixed()
-    assert parse_scale("off:value=0") == Fixed(value=0)
-    assert parse_scale("logn:strength=0.5:direction=up") == LogN(strength=0.5, direction="up")
-    assert parse_scale("logn:clamp=0.9..1.2:count_text_tokens=true") == LogN(clamp=(0.9, 1.2), count_text_tokens=True)
-    assert parse_scale("logn:clamp=..1.2") == LogN(clamp=(None, 1.2))
-    assert parse_scale("constant:factor=1.1..1.2") == Constant((1.1, 1.2))
-    turned = parse_scale("constant:factor=-1:allow_nonpositive=true")
-    assert turned == Constant(-1, allow_nonpositive=True)
-    assert parse_scale("yarn:steps=2..5") == Steps(YaRN(), 2, 5)
-    assert parse_scale("yarn:steps=..5") == Steps(YaRN(), 0, 5)
-    assert parse_scale("yarn:steps=5..") == Steps(YaRN(), 5)
-    assert parse_scale("yarn:layers=^mid|up_blocks.1:steps=0..5:strength=2") == Layers(
-        {"^mid|up_blocks.1": Steps(YaRN(strength=2), 0, 5)}
-    )
-    with pytest.raises(ValueError, match=r"profile='\.\./none\.csv' cannot be read"):
-        parse_scale("adaptive:profile=../none.csv")

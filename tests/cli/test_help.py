@@ -78,12 +78,12 @@ def test_version(capsys):
 
 
 @pytest.mark.parametrize(
-    ("typed", "place", "completed"), [("entropy-attn pro", 1, "profile"), ("entropy-attn maps --map", 2, "--map-size")]
+    ("typed", "index", "completed"), [("entropy-attn pro", 1, "profile"), ("entropy-attn maps --map", 2, "--map-size")]
 )
-def test_completion(typed, place, completed):
+def test_completion(typed, index, completed):
     import os
 
-    given = {"_ENTROPY_ATTN_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(place)}
+    given = {"_ENTROPY_ATTN_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(index)}
     assert run(**{**os.environ, **given}).stdout.split() == [completed]
 
 
@@ -92,12 +92,12 @@ def test_completion_is_offered(monkeypatch, capsys):
 
 
 def test_an_interruption_says_so(monkeypatch, capsys):
-    from entropy_attn.cli import options
+    from entropy_attn.cli import versions
 
     def interrupted():
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(options, "versions", interrupted)
+    monkeypatch.setattr(versions, "versions", interrupted)
     assert main(["info"]) == 130
     captured = capsys.readouterr()
     assert captured.err == "entropy-attn: interrupted\n" and captured.out == ""
@@ -122,18 +122,20 @@ def test_a_module_of_ours_that_is_missing_is_a_bug(monkeypatch):
 @pytest.mark.parametrize("command", [["maps", "--prompt", "a", "--seed"], ["generate", "--prompt", "a", "--seed"]])
 def test_a_seed_out_of_range_is_refused_by_name(command, seed, capsys):
     assert main([*command, seed]) == 2
-    assert f"{command[-1]} {seed}: a whole number from 0 to 18446744073709551615" in capsys.readouterr().err
+    assert (
+        f"{command[-1]}: expected a whole number from 0 to 18446744073709551615, got {seed}" in capsys.readouterr().err
+    )
 
 
 def test_a_seed_among_several_too(capsys):
     assert main(["profile", "--seeds", f"0,{2**64}"]) == 2
-    assert f"--seeds {2**64}: a whole number from 0 to" in capsys.readouterr().err
+    assert f"--seeds: expected a whole number from 0 to 18446744073709551615, got {2**64}" in capsys.readouterr().err
 
 
 def test_the_largest_seed_is_one():
     import torch
 
-    from entropy_attn.cli.seeds import MAX_SEED, check_seed
+    from entropy_attn.cli.parsing import MAX_SEED, check_seed
     from entropy_attn.profiling import plan
 
     torch.Generator().manual_seed(check_seed("--seed", MAX_SEED))
@@ -149,4 +151,4 @@ def test_help_does_not_wait_for_torch():
 @pytest.mark.parametrize("prompt", ["!!! , .", "...", "—", "« »", "^", "$ + ="])
 def test_a_prompt_without_a_word_is_refused(prompt, capsys):
     assert main(["maps", "--prompt", prompt]) == 2
-    assert "has no word" in (error := capsys.readouterr().err) and "--words" in error
+    assert "--prompt: expected at least one word" in (error := capsys.readouterr().err) and "--words" in error

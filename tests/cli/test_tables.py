@@ -67,9 +67,9 @@ def test_every_number_is_whole_or_its_column_is_named(table, width):
 def reports():
     """What `info` says of the embedded model, and of one with numbers as long as those of a large transformer."""
     pytest.importorskip("diffusers")
-    from entropy_attn.cli.info_model import model_report
+    from entropy_attn.cli import info_model
 
-    found = model_report("shapes", None, "logn", "self", None, None, 1, "cpu", "auto", None)
+    found = info_model.model_report(info_model.ModelRequest("shapes", device="cpu"))
     large = [
         {
             **row,
@@ -202,5 +202,5 @@ def test_markup_in_a_name_is_text():
 
 
 def test_a_row_of_another_length_is_refused():
-    with pytest.raises(ValueError, match="2 cells are needed"):
+    with pytest.raises(ValueError, match="expected 2 cells"):
         printed([Column("a"), Column("b")], [[1]], 40)

@@ -1,4 +1,4 @@
-"""The benchmark of the host's part: Triton's launcher is the real one, and both paths get to the driver."""
+"""The benchmark of host time: Triton's launcher is the real one, and both launch paths reach the driver."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 build = pytest.importorskip("tests.emulation.build")
 
-# In a separate process, since the stub driver stays loaded.
+# In a separate process, because the stub driver stays loaded.
 CODE = """
 import json, torch
 from benchmarks.kernels import host_time, stub_driver
@@ -35,5 +35,5 @@ def test_both_paths_are_timed():
     row, used, left = json.loads(done.stdout)
     assert row["call"] == "cross, 77 keys" and 0 < row["p20_us"] <= row["p50_us"] <= row["p80_us"]
     assert 0 < row["p20_of_triton"] <= row["p50_of_triton"] <= row["p80_of_triton"]
-    assert len(used) == 5 * (2 + 3) - 1  # ours, except the first call
+    assert len(used) == 5 * (2 + 3) - 1  # only our path, without the first call
     assert set(used) == {1} and left == 0

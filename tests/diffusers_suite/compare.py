@@ -51,7 +51,7 @@ FILES = {
     "hunyuan_video": "tests/models/transformers/test_models_transformer_hunyuan_video.py",
     "hunyuan_dit": "tests/models/transformers/test_models_transformer_hunyuan_dit.py",
 }
-REFUSAL = "entropy_attn.routing.router.Unroutable"
+REFUSAL = "entropy_attn.errors.Unroutable"
 COLUMNS = (
     "model",
     "passed",

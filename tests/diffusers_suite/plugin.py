@@ -11,7 +11,7 @@ from collections import Counter
 import diffusers
 
 import entropy_attn as ea
-from entropy_attn.integrations.diffusers.models.table import MODELS
+from entropy_attn.integrations.diffusers.models import MODELS
 
 _routed: Counter[str] = Counter()
 

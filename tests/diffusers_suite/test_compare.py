@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from . import compare
+from tests.diffusers_suite import compare
 
 REPORT = """<testsuites><testsuite>
 <testcase classname="tests.a.TestA" name="test_fine"/>
@@ -27,7 +27,7 @@ def test_outcomes_of_a_report(tmp_path):
     failed = {"TestA::test_fine": "passed", "TestA::test_wrong": "failed", "TestB::test_fine": "skipped",
               "TestB::test_setup": "failed"}  # fmt: skip
     assert read(tmp_path, "E  AssertionError") == failed
-    refused = read(tmp_path, "E  entropy_attn.routing.router.Unroutable: cannot route layer")
+    refused = read(tmp_path, "E  entropy_attn.errors.Unroutable: cannot route layer")
     assert refused == failed | {"TestA::test_wrong": "refused"}
 
 

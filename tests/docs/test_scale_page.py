@@ -27,7 +27,7 @@ def test_every_policy_is_named():
 
 def test_examples_of_the_command_line_are_policies():
     pytest.importorskip("typer")
-    from entropy_attn.cli.options import parse_scale
+    from entropy_attn.cli.parsing import parse_scale
 
     cells = [line.split("|")[-2] for line in PAGE.splitlines() if line.startswith("| ") and line.count("|") == 4]
     texts = [text for cell in cells for text in re.findall(r"`([a-z][^`…]*)`", cell)]

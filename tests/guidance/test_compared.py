@@ -139,7 +139,7 @@ def test_a_callable_is_a_guidance():
     "make, error, match",
     [
         (lambda: AttendAndExcite(tokens=None), ValueError, "tokens=None"),
-        (lambda: AttendAndExcite(tokens=()), ValueError, "tokens="),
+        (lambda: AttendAndExcite(tokens=()), ValueError, "tokens: "),
         (lambda: AttendAndExcite(tokens=("a",), thresholds=0.5), TypeError, "thresholds="),
         (lambda: AttendAndExcite(tokens=("a",), refine_at=(1,)), ValueError, "thresholds="),
         (lambda: CONFORM(groups=["red", "circle"]), ValueError, "groups="),

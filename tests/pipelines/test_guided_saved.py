@@ -10,7 +10,8 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusio
 
 import entropy_attn as ea
 from entropy_attn.guidance import TSAM
-from tests.integrations.guidance.test_attach import draw, make_text_pipe, make_xl
+from tests.support.guided_pipes import draw, make_xl
+from tests.support.tiny_models import make_text_pipe
 
 FAMILIES = [
     (make_text_pipe, StableDiffusionPipeline, ea.TSAMStableDiffusionPipeline),

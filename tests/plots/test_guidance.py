@@ -17,12 +17,12 @@ from entropy_attn.guidance import TSAM, AttendAndExcite, Guidance, Prompt
 from entropy_attn.plots.guidance import MAX_LABELS, MAX_NUMBERED, guidance_sheet
 from entropy_attn.prompts import Text
 
-PICTURES = [Image.new("RGB", (48, 32), colour) for colour in ("white", "grey")]
+IMAGES = [Image.new("RGB", (48, 32), color) for color in ("white", "grey")]
 
 
 @dataclass
 class Run:
-    """What a handle of `attach` has after a generation of two pictures, invented."""
+    """What a handle of `attach` has after a generation of two images, with invented values."""
 
     guidance: Guidance
     prompts: list[Prompt]
@@ -53,10 +53,10 @@ def axis_of(figure, title: str):
 
 def test_maps_matrices_and_losses(tokenizer):
     before, after = (make_run(tokenizer, "a red circle", seed=seed) for seed in (0, 1))
-    figure = guidance_sheet(after, PICTURES, unguided=before, index=1, subtitle="where from")
+    figure = guidance_sheet(after, IMAGES, unguided=before, index=1, subtitle="where from")
     assert figure.get_suptitle() == "a red circle" and figure.get_supxlabel() == "where from"
     assert titles(figure) == [
-        *("picture", "a", "red", "circle"),
+        *("image", "a", "red", "circle"),
         *("T of the text encoder", "S of the maps without guidance", "S of the maps with guidance"),
         "loss before each update",
     ]
@@ -79,11 +79,11 @@ def test_maps_matrices_and_losses(tokenizer):
     assert all(line.get_xydata().tolist() == [[0.0, 3.0], [1.0, 2.0]] for line in lines)
 
 
-def test_a_word_has_one_colour_scale_in_both_rows(tokenizer):
+def test_a_word_has_one_color_scale_in_both_rows(tokenizer):
     before, after = make_run(tokenizer, "red circle"), make_run(tokenizer, "red circle")
     before.maps, after.maps = torch.full((2, 4, 6, 77), 0.1), torch.full((2, 4, 6, 77), 0.4)
     before.maps[..., 2] = after.maps[..., 2] = 0.01
-    figure = guidance_sheet(after, [PICTURES[0]] * 2, unguided=before)
+    figure = guidance_sheet(after, [IMAGES[0]] * 2, unguided=before)
     shown = [axis.images[0].get_array().astype(float).mean() for axis in figure.axes if axis.images]
     _, red_before, circle_before, red_after, circle_after = shown[:5]
     assert red_before < red_after and circle_before == circle_after == red_after
@@ -91,7 +91,7 @@ def test_a_word_has_one_colour_scale_in_both_rows(tokenizer):
 
 def test_refinements_lie_within_their_step(tokenizer):
     losses = [(step, torch.tensor([value])) for step, value in ((0, 5.0), (1, 4.0), (1, 3.0), (1, 2.0), (2, 1.0))]
-    figure = guidance_sheet(make_run(tokenizer, "red circle", losses=losses), PICTURES[:1])
+    figure = guidance_sheet(make_run(tokenizer, "red circle", losses=losses), IMAGES[:1])
     (line,) = axis_of(figure, "loss before each update").lines
     assert line.get_xdata() == pytest.approx([0, 1, 4 / 3, 5 / 3, 2])
     assert "S of the maps with guidance" in titles(figure) and "S of the maps without guidance" not in titles(figure)
@@ -99,16 +99,16 @@ def test_refinements_lie_within_their_step(tokenizer):
 
 def test_another_guidance_has_no_matrices(tokenizer):
     run = make_run(tokenizer, "a red circle", AttendAndExcite(tokens="circle"))
-    assert titles(guidance_sheet(run, PICTURES[:1])) == ["picture", "a", "red", "circle", "loss before each update"]
+    assert titles(guidance_sheet(run, IMAGES[:1])) == ["image", "a", "red", "circle", "loss before each update"]
 
 
 @pytest.mark.parametrize("count", [2, MAX_NUMBERED, MAX_NUMBERED + 1, MAX_LABELS + 1, 75])
 def test_no_labels_overlap(tokenizer, count):
     run = make_run(tokenizer, " ".join((["triangle", "square", "circles", "left", "of"] * 15)[:count]))
-    figure = guidance_sheet(run, PICTURES[:1], subtitle="where from")
+    figure = guidance_sheet(run, IMAGES[:1], subtitle="where from")
     figure.canvas.draw()
-    assert len([title for title in titles(figure) if title != "picture"]) == count + 3
-    assert titles(figure).count("picture") == 1
+    assert len([title for title in titles(figure) if title != "image"]) == count + 3
+    assert titles(figure).count("image") == 1
     renderer = figure.canvas.get_renderer()
     for axis in figure.axes[-4:]:
         for labels in (axis.get_yticklabels(), [axis.title]):
@@ -124,13 +124,13 @@ def test_no_labels_overlap(tokenizer, count):
 
 def test_refusals(tokenizer):
     run = make_run(tokenizer, "red circle")
-    with pytest.raises(ValueError, match="pictures: 2 are needed"):
-        guidance_sheet(run, PICTURES[:1], unguided=run)
-    with pytest.raises(ValueError, match="index=2: a picture from 0 to 1"):
-        guidance_sheet(run, PICTURES[:1], index=2)
+    with pytest.raises(ValueError, match=r"pictures: expected 2 \(without guidance, with guidance\), got 1"):
+        guidance_sheet(run, IMAGES[:1], unguided=run)
+    with pytest.raises(ValueError, match="index: expected an image from 0 to 1, got 2"):
+        guidance_sheet(run, IMAGES[:1], index=2)
     run.maps = None
-    with pytest.raises(ValueError, match="nothing was guided"):
-        guidance_sheet(run, PICTURES[:1])
+    with pytest.raises(ValueError, match="guided: expected a handle that has maps"):
+        guidance_sheet(run, IMAGES[:1])
 
 
 def test_the_handles_of_a_generation_are_drawn(tmp_path):
@@ -138,7 +138,7 @@ def test_the_handles_of_a_generation_are_drawn(tmp_path):
     with ea.guidance.attach(pipe, TSAM()) as handle:
         pictures = pipe("a red circle", num_inference_steps=2).images
     guidance_sheet(handle, pictures).savefig(tmp_path / "a.png")
-    own = ea.TSAMStableDiffusionPipeline.from_pipe(pipe)
-    own.set_progress_bar_config(disable=True)
-    pictures = own("a red circle", num_inference_steps=2).images
-    assert titles(guidance_sheet(own.last_guidance, pictures))[1:4] == ["a", "red", "circle"]
+    tsam = ea.TSAMStableDiffusionPipeline.from_pipe(pipe)
+    tsam.set_progress_bar_config(disable=True)
+    pictures = tsam("a red circle", num_inference_steps=2).images
+    assert titles(guidance_sheet(tsam.last_guidance, pictures))[1:4] == ["a", "red", "circle"]

@@ -1,4 +1,4 @@
-"""The sheet of maps: every word and row is drawn, on one colour scale, at any number of words."""
+"""The sheet of maps: every word and row is drawn, on the right color scale, for any number of words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib")
 
 from entropy_attn.plots.maps import MAX_COLUMNS, grid_of, map_sheet
 
-PICTURE = Image.new("RGB", (48, 32), "white")
+IMAGE = Image.new("RGB", (48, 32), "white")
 
 
 def shown(figure) -> list[np.ndarray]:
@@ -24,8 +24,8 @@ def titles(figure) -> list[str]:
 
 def test_words_are_columns_and_names_are_rows(tmp_path):
     rows = {"mean": torch.full((2, 4, 6), 0.1), "step 0": torch.full((2, 4, 6), 0.3)}
-    figure = map_sheet(PICTURE, rows, ["red", "fox"], "a red fox", subtitle="where from", common_scale=True)
-    assert titles(figure) == ["picture", "red", "fox"]
+    figure = map_sheet(IMAGE, rows, ["red", "fox"], "a red fox", subtitle="where from", common_scale=True)
+    assert titles(figure) == ["image", "red", "fox"]
     assert [text.get_text() for axis in figure.axes for text in axis.texts] == ["mean", "step 0"]
     assert figure.get_suptitle() == "a red fox" and figure.get_supxlabel() == "where from"
     _, mean, _, first, _ = shown(figure)
@@ -37,32 +37,32 @@ def test_words_are_columns_and_names_are_rows(tmp_path):
         assert sheet.width > sheet.height
 
 
-def test_many_words_go_on_below():
+def test_many_words_continue_below():
     labels = [str(number) for number in range(MAX_COLUMNS + 2)]
-    figure = map_sheet(PICTURE, {"mean": torch.rand(len(labels), 4, 6)}, labels, "many " * 40)
-    assert titles(figure) == ["picture", *labels] and len(figure.get_suptitle().splitlines()) > 1
+    figure = map_sheet(IMAGE, {"mean": torch.rand(len(labels), 4, 6)}, labels, "many " * 40)
+    assert titles(figure) == ["image", *labels] and len(figure.get_suptitle().splitlines()) > 1
 
 
 @pytest.mark.parametrize("words", [1, 8, 9, 20])
 @pytest.mark.parametrize("rows", [1, 2])
-def test_bands_are_even_and_hold_the_picture_once(words, rows):
+def test_bands_are_even_and_hold_the_image_once(words, rows):
     """No more cells are left empty than there are bands, less one; the rows of a band stay together."""
     bands, columns = grid_of(words)
     assert columns <= MAX_COLUMNS and 0 <= bands * columns - (words + 1) < bands
     labels = [str(number) for number in range(words)]
     maps = {f"row {row}": torch.rand(words, 2, 3) for row in range(rows)}
-    figure = map_sheet(PICTURE, maps, labels, "many")
+    figure = map_sheet(IMAGE, maps, labels, "many")
     cells = [axis for axis in figure.axes[:-1] if axis.images]
-    assert len(cells) == 1 + rows * words and titles(figure) == ["picture", *sorted(labels, key=titles(figure).index)]
+    assert len(cells) == 1 + rows * words and titles(figure) == ["image", *sorted(labels, key=titles(figure).index)]
     names = [text.get_text() for axis in figure.axes for text in axis.texts if text.get_text().startswith("row")]
     assert len(names) == (bands * rows if rows > 1 else 0)
 
 
-def test_every_word_has_its_own_colours_and_says_how_high_they_go():
+def test_each_word_has_a_color_scale_and_says_how_high_it_goes():
     """The faint word is as bright at its highest as the strong one; which is which stands below."""
     maps = torch.zeros(2, 4, 6)
     maps[0, 0, 5], maps[1, 0, 5] = 0.5, 0.001
-    figure = map_sheet(PICTURE, {"step 0": maps / 2, "mean": maps}, ["fox", "the"], "the fox")
+    figure = map_sheet(IMAGE, {"step 0": maps / 2, "mean": maps}, ["fox", "the"], "the fox")
     _, _, _, strong, faint = shown(figure)
     assert (np.asarray(strong) == np.asarray(faint)).all()
     half = shown(figure)[1]
@@ -70,8 +70,8 @@ def test_every_word_has_its_own_colours_and_says_how_high_they_go():
     said = [text.get_text() for axis in figure.axes for text in axis.texts if text.get_text().startswith("highest")]
     assert said == ["highest 0.5", "highest 0.001"]
     bar = figure.axes[-1]
-    assert bar.get_ylabel() == "attention to the word, of its highest" and bar.get_ylim() == pytest.approx((0, 1))
-    together = map_sheet(PICTURE, {"mean": maps}, ["fox", "the"], "the fox", common_scale=True)
+    assert bar.get_ylabel() == "attention to the word / its highest" and bar.get_ylim() == pytest.approx((0, 1))
+    together = map_sheet(IMAGE, {"mean": maps}, ["fox", "the"], "the fox", common_scale=True)
     _, strong, faint = shown(together)
     assert np.asarray(strong, dtype=float).max() > np.asarray(faint, dtype=float).max()
     assert together.axes[-1].get_ylim() == pytest.approx((0, 0.5))
@@ -79,16 +79,16 @@ def test_every_word_has_its_own_colours_and_says_how_high_they_go():
 
 
 def test_rows_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"rows\['mean'\] of shape \(3, 4, 6\): \(2, h, w\) is needed"):
-        map_sheet(PICTURE, {"mean": torch.rand(3, 4, 6)}, ["a", "b"], "a b")
-    with pytest.raises(ValueError, match="at least one row and one word"):
-        map_sheet(PICTURE, {}, ["a"], "a")
+    with pytest.raises(ValueError, match=r"rows\['mean'\]: expected shape \(2, h, w\), got \(3, 4, 6\)"):
+        map_sheet(IMAGE, {"mean": torch.rand(3, 4, 6)}, ["a", "b"], "a b")
+    with pytest.raises(ValueError, match="rows, labels: expected at least one of each"):
+        map_sheet(IMAGE, {}, ["a"], "a")
 
 
-def test_the_map_lies_where_it_belongs():
+def test_a_map_is_drawn_in_the_right_orientation():
     maps = torch.zeros(1, 4, 6)
     maps[0, 0, 5] = 1.0  # the upper right corner
-    _, laid = shown(map_sheet(PICTURE, {"mean": maps}, ["fox"], "a fox"))
+    _, laid = shown(map_sheet(IMAGE, {"mean": maps}, ["fox"], "a fox"))
     light = np.asarray(laid, dtype=float).sum(-1)
     row, column = np.unravel_index(light.argmax(), light.shape)
     assert row < light.shape[0] / 4 and column > light.shape[1] * 5 / 6

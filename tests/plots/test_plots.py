@@ -28,9 +28,9 @@ def test_every_figure_is_written_and_has_something_drawn(invented, tmp_path):
     paths = plots.save_figures(invented, "shapes", tmp_path)
     assert set(paths) == FIGURES
     for path in paths.values():
-        with Image.open(path) as picture:
-            assert picture.format == "PNG" and min(picture.size) > 300
-            assert len(picture.convert("RGB").resize((200, 200)).getcolors(maxcolors=40_000)) > 20
+        with Image.open(path) as image:
+            assert image.format == "PNG" and min(image.size) > 300
+            assert len(image.convert("RGB").resize((200, 200)).getcolors(maxcolors=40_000)) > 20
 
 
 def test_a_line_a_layer_and_the_spread_of_their_slopes(invented):
@@ -79,7 +79,7 @@ def test_a_reference_that_was_not_run_is_left_out(invented):
 
 
 def many_policies(invented, count):
-    """The same profile under so many policies, each a tenth of a nat lower than the one before."""
+    """The same profile under this many policies, each a tenth of a nat below the previous one."""
     policies = {
         "off": None,
         "logn:strength=0.5": LogN(strength=0.5),
@@ -90,10 +90,10 @@ def many_policies(invented, count):
     chosen = dict(list(policies.items())[:count])
 
     def repeated(table):
-        own = table[table["policy"] == "off"]
-        lower = "mean" if "mean" in own else None
-        parts = [own.assign(policy=name, **({lower: own[lower] - 0.1 * place} if lower else {}))
-                 for place, name in enumerate(chosen)]  # fmt: skip
+        off = table[table["policy"] == "off"]
+        lower = "mean" if "mean" in off else None
+        parts = [off.assign(policy=name, **({lower: off[lower] - 0.1 * index} if lower else {}))
+                 for index, name in enumerate(chosen)]  # fmt: skip
         return pd.concat(parts, ignore_index=True)
 
     invented.plan = dataclasses.replace(invented.plan, policies=chosen)
@@ -112,11 +112,11 @@ def test_heads_of_any_number_of_policies(invented, count: int):
     assert len(grids) == 2 * count - 1 and {grid.shape for grid in grids} == {(4, 5)}
     titles = [axis.get_title() for axis in figure.axes]
     assert sum(title.startswith("scale: ") for title in titles) == count
-    assert sum(title == "less off" for title in titles) == count - 1
+    assert sum(title == "minus off" for title in titles) == count - 1
     lns = [math.log(tokens) for tokens in (1024, 256, 64, 256, 1024)]
-    changed = [axis.images[0].get_array() for axis in figure.axes if axis.get_title() == "less off"]
-    for place, grid in enumerate(changed, start=1):
-        assert grid[0].tolist() == pytest.approx([-0.1 * place / ln for ln in lns], abs=1e-4)
+    changed = [axis.images[0].get_array() for axis in figure.axes if axis.get_title() == "minus off"]
+    for index, grid in enumerate(changed, start=1):
+        assert grid[0].tolist() == pytest.approx([-0.1 * index / ln for ln in lns], abs=1e-4)
 
 
 @pytest.mark.parametrize("count", [2, 5])
@@ -155,7 +155,7 @@ def test_one_policy_and_one_size_still_draw(invented, tmp_path):
     assert set(plots.save_figures(invented, "shapes", tmp_path)) == FIGURES - {"entropy_vs_training"}
 
 
-def test_many_layers_get_a_colour_bar_instead_of_a_legend(invented):
+def test_many_layers_get_a_color_bar_instead_of_a_legend(invented):
     means = layer_means(invented.entropy)
     many = [means.assign(layer=means["layer"].str.replace("blocks.0", f"blocks.{i}")) for i in range(6)]
     figure = plots.entropy_against_tokens(pd.concat(many), "big")
@@ -182,11 +182,11 @@ def test_layer_labels(name, label):
     assert plots.layer_label(name) == label
 
 
-def test_side_by_side_enlarges_small_pictures_and_wraps_a_long_prompt():
-    pictures = [Image.new("RGB", (64, 32), colour) for colour in ("red", "blue")]
-    short = plots.side_by_side(pictures, ["original", "ours"], title="two")
-    long = plots.side_by_side(pictures, ["original", "ours"], title="a very long prompt " * 10)
+def test_side_by_side_enlarges_small_images_and_wraps_a_long_prompt():
+    images = [Image.new("RGB", (64, 32), color) for color in ("red", "blue")]
+    short = plots.side_by_side(images, ["original", "ours"], title="two")
+    long = plots.side_by_side(images, ["original", "ours"], title="a very long prompt " * 10)
     assert short.width == long.width >= 2 * 320
     assert long.height > short.height
-    colours = {colour for _, colour in short.getcolors(maxcolors=100_000)}
-    assert {(255, 0, 0), (0, 0, 255)} <= colours
+    colors = {color for _, color in short.getcolors(maxcolors=100_000)}
+    assert {(255, 0, 0), (0, 0, 255)} <= colors

@@ -1,4 +1,4 @@
-"""`ea.profile` on a tiny instance of every row of the table of models."""
+"""`ea.profile` on a tiny pipeline for each row of the table of models."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 pytest.importorskip("diffusers")
 
 import entropy_attn as ea
-from entropy_attn.integrations.diffusers.models.table import MODELS, model_of
+from entropy_attn.integrations.diffusers.models import MODELS, model_of
 from entropy_attn.pipelines import fixed_size
 from tests.support.tiny_pipelines import PIPELINES
 
 TEXT_ONLY = {"lumina2": "context_refiner", "zimage": "context_refiner", "hunyuan-video": "token_refiner"}
-OTHER_SIZE = {"zimage": (128, 128)}  # a smaller one is filled up to the same number of tokens
+OTHER_SIZE = {"zimage": (128, 128)}  # smaller ones are padded to the same number of tokens
 
 
 def profiled(name: str, **options):
@@ -54,7 +54,7 @@ def test_every_row_of_the_table_is_profiled(name: str):
     for found in slopes.values():
         assert set(found) == layers and all((slope is not None) == several for slope in found.values())
     ragged = {layer for layer in layers if model.rule(layer) is not None and model.rule(layer).ragged}
-    for maps in result.maps.values():  # a map of the picture's tokens of every layer, self and joint
+    for maps in result.maps.values():  # a map over the image's tokens for every layer of self- and joint attention
         assert set(maps) == layers - ragged
         assert all(np.isfinite(each).all() and (each >= -1e-5).all() for each in maps.values())
     assert bool(ragged) == any("no map" in note for note in result.notes)

@@ -1,4 +1,4 @@
-"""What a profile measures and says, on a tiny pipeline with random weights and on invented numbers."""
+"""What a profile measures and reports, on a tiny pipeline with random weights and on invented numbers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def measured(tiny_pipe, tmp_path_factory):
         out=tmp_path_factory.mktemp("profile"),
         figures=False,
         on_step=steps.append,
-        on_run=lambda *told: runs.append(told),
+        on_run=lambda *run: runs.append(run),
     )
     return result, steps, runs
 
@@ -50,7 +50,7 @@ def test_rows_carry_what_was_run(measured):
     assert (table["mean"] <= np.log(table["seqlen_k"]) + 1e-4).all() and (table["mean"] >= 0).all()
 
 
-def test_token_counts_follow_the_picture(measured):
+def test_token_counts_follow_the_image(measured):
     means = layer_means(measured[0].entropy)
     largest = means.groupby("size")["tokens"].max()
     assert largest.to_dict() == {"16x16": 64, "32x32": 256, "32x48": 384}
@@ -92,8 +92,8 @@ def test_files_are_what_is_returned(measured):
     assert json.loads(result.files["summary"].read_text()) == json.loads(json.dumps(result.summary))
     layers = pd.read_csv(result.files["layers"])
     assert len(layers) == 3 * 2 * result.summary["layers_measured"]
-    own = layers.query("size == '32x32' and policy == 'off'")["change"]
-    assert own.tolist() == pytest.approx([0] * len(own), abs=1e-9)
+    change = layers.query("size == '32x32' and policy == 'off'")["change"]
+    assert change.tolist() == pytest.approx([0] * len(change), abs=1e-9)
 
 
 def test_statistics_over_heads_are_those_of_all_queries():
@@ -111,7 +111,7 @@ def test_statistics_over_heads_are_those_of_all_queries():
 
 
 def test_slopes_are_of_each_layer_alone():
-    """Two flat layers of which the larger is the more diffuse: one line through both would say 1.4."""
+    """Two flat layers, the larger of which is more diffuse: a line through both would have slope 1.4."""
     rows = [
         {"policy": "off", "size": str(n), "layer": layer, "ln_tokens": math.log(n * factor), "entropy": entropy}
         for n in (64, 256)
@@ -175,21 +175,21 @@ def test_an_empty_plan_is_refused(change):
     ("options", "error", "message"),
     [
         ({"sizes": [30]}, ValueError, "size 30x30: both sides must be multiples of 8 px"),
-        ({"sizes": "32"}, TypeError, "sizes='32'"),
-        ({"sizes": [(1, 2, 3)]}, TypeError, r"sizes: \(1, 2, 3\) is no size"),
-        ({"sizes": [16, (16, 16)]}, ValueError, "the same one is given twice"),
+        ({"sizes": "32"}, TypeError, "sizes: expected a list of sizes, got '32'"),
+        ({"sizes": [(1, 2, 3)]}, TypeError, r"sizes: expected .*, got \(1, 2, 3\)"),
+        ({"sizes": [16, (16, 16)]}, ValueError, r"sizes: expected different values, got"),
         ({"sizes": [2**20]}, ValueError, r"size 1048576x1048576 needs at least .* GiB \(weights .*VAE decode.*has"),
-        ({"scales": "off"}, TypeError, "scales='off': a list"),
+        ({"scales": "off"}, TypeError, "scales: expected a list of policies"),
         ({"scales": ["of"]}, ValueError, "unknown scale 'of'"),
-        ({"scales": [0.2]}, TypeError, "a number is Fixed"),
-        ({"scales": [None, "off"]}, ValueError, "'off' is given twice"),
-        ({"seeds": [-1]}, ValueError, r"seeds=\[-1\]"),
-        ({"prompts": "a"}, ValueError, "prompts='a': a list"),
+        ({"scales": [0.2]}, TypeError, r"for a number: Fixed\(number\)"),
+        ({"scales": [None, "off"]}, ValueError, "scales: expected different policies, got 'off' twice"),
+        ({"seeds": [-1]}, ValueError, r"seeds: expected whole numbers from 0 to .*, got \[-1\]"),
+        ({"prompts": "a"}, ValueError, "prompts: expected a list of texts that are not empty, got 'a'"),
         ({"prompts": []}, ValueError, "needs a prompt, or its embeddings"),
         ({"arguments": {"num_frames": 9}}, ValueError, "StableDiffusionPipeline takes no 'num_frames'"),
         ({"arguments": {"height": 9}}, ValueError, "'height' is set by"),
         ({"negative_prompt": "b", "guidance_scale": 1.0}, ValueError, "changes nothing at guidance_scale=1"),
-        ({"resume": True}, ValueError, "give the folder of the profile as out="),
+        ({"resume": True}, ValueError, "out: expected the folder of the profile to resume, got None"),
         ({"scales": {"mine": lambda info: 1 / 0}}, ZeroDivisionError, "division"),
     ],
 )
@@ -210,11 +210,11 @@ def test_a_policy_that_a_layer_refuses_is_refused_before_sampling(tiny_pipe, tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_without_the_models_own_scale_or_the_training_size_it_says_so(tiny_pipe):
+def test_notes_say_when_the_default_scale_or_the_training_size_is_missing(tiny_pipe):
     given = {"prompts": ["a"], "steps": 1, "pictures": False}
     found = ea.profile(tiny_pipe, sizes=[16], scales=[Fixed()], **given)
     assert any("not compared with the training size, 32x32 px" in note for note in found.notes)
     assert not found.pictures and found.summary["change_from_training"]["off"]["16x16"]["median"] is None
     found = ea.profile(tiny_pipe, sizes=[16, 32], scales={"x": Constant(1.1)}, **given)
-    assert any("each policy's own value" in note for note in found.notes)
+    assert any("compared with the same policy" in note for note in found.notes)
     assert found.summary["change_from_training"]["x"]["32x32"]["mean_distance"] == pytest.approx(0.0)

@@ -1,4 +1,4 @@
-"""What an interrupted profile leaves, and how it goes on."""
+"""What an interrupted profile leaves, and how it is resumed."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ def stop_after(count: int):
 
 
 @pytest.fixture
-def cut_off(tiny_pipe, tmp_path):
+def interrupted(tiny_pipe, tmp_path):
     with pytest.raises(Stop):
         ea.profile(tiny_pipe, **PLAN, out=tmp_path, on_run=stop_after(2))
     return tmp_path
 
 
-def test_finished_runs_are_in_the_folder_and_the_rest_is_made_later(tiny_pipe, cut_off, tmp_path_factory):
-    table = pd.read_csv(cut_off / "entropy.csv")
+def test_finished_runs_are_in_the_folder_and_the_rest_is_made_later(tiny_pipe, interrupted, tmp_path_factory):
+    table = pd.read_csv(interrupted / "entropy.csv")
     assert list(dict.fromkeys(table["size"] + table["policy"])) == ["16x16off", "16x16logn"]
-    assert len(list((cut_off / "pictures").iterdir())) == 2
-    with (cut_off / "entropy.csv").open("a") as file:  # as of a process that was killed while it wrote
+    assert len(list((interrupted / "pictures").iterdir())) == 2
+    with (interrupted / "entropy.csv").open("a") as file:  # as if the process was killed while it wrote
         file.write("32x32,32,32,off,0,down_bl")
-    told = []
-    resumed = ea.profile(tiny_pipe, **PLAN, out=cut_off, resume=True, on_run=lambda *run: told.append(run))
-    assert [seconds is None for _, seconds, _, _ in told] == [True, True, False, False]
+    runs = []
+    resumed = ea.profile(tiny_pipe, **PLAN, out=interrupted, resume=True, on_run=lambda *run: runs.append(run))
+    assert [seconds is None for _, seconds, _, _ in runs] == [True, True, False, False]
     whole = ea.profile(tiny_pipe, **PLAN, out=tmp_path_factory.mktemp("whole"))
     for name in ("entropy", "heads"):
         pd.testing.assert_frame_equal(getattr(resumed, name), getattr(whole, name), rtol=1e-4)
     assert resumed.pictures.keys() == whole.pictures.keys() and resumed.maps.keys() == whole.maps.keys()
-    again = ea.profile(tiny_pipe, **PLAN, out=cut_off, resume=True, on_run=lambda *run: told.append(run))
-    assert all(seconds is None for _, seconds, _, _ in told[4:])
+    again = ea.profile(tiny_pipe, **PLAN, out=interrupted, resume=True, on_run=lambda *run: runs.append(run))
+    assert all(seconds is None for _, seconds, _, _ in runs[4:])
     pd.testing.assert_frame_equal(again.entropy, resumed.entropy)
 
 
@@ -68,32 +68,32 @@ def test_without_a_folder_the_numbers_are_the_same(tiny_pipe, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sizes": [16]}, r"has sizes=\['16x16', '32x32'\], and this one sizes=\['16x16'\]"),
-        ({"steps": 2}, "has steps=1, and this one steps=2"),
-        ({"scales": ["off", "logn:strength=2"]}, r"has policies=\{'off': "),
-        ({"prompts": ["b"]}, r"has prompts=\['a'\], and this one prompts=\['b'\]"),
-        ({"heads": True}, "has heads=False, and this one heads=True"),
-        ({"about": {"revision": "x"}}, "has revision=None, and this one revision='x'"),
+        ({"sizes": [16]}, r"expected sizes=\['16x16', '32x32'\], as in .*, got \['16x16'\]"),
+        ({"steps": 2}, "expected steps=1, as in .*, got 2"),
+        ({"scales": ["off", "logn:strength=2"]}, r"expected policies=\{'off': "),
+        ({"prompts": ["b"]}, r"expected prompts=\['a'\], as in .*, got \['b'\]"),
+        ({"heads": True}, "expected heads=False, as in .*, got True"),
+        ({"about": {"revision": "x"}}, "expected revision=None, as in .*, got 'x'"),
     ],
 )
-def test_another_plan_is_refused_by_name(tiny_pipe, cut_off, change, message):
-    before = (cut_off / "entropy.csv").read_bytes()
+def test_another_plan_is_refused_by_name(tiny_pipe, interrupted, change, message):
+    before = (interrupted / "entropy.csv").read_bytes()
     with pytest.raises(ValueError, match=message):
-        ea.profile(tiny_pipe, **{**PLAN, **change}, out=cut_off, resume=True)
-    assert (cut_off / "entropy.csv").read_bytes() == before
+        ea.profile(tiny_pipe, **{**PLAN, **change}, out=interrupted, resume=True)
+    assert (interrupted / "entropy.csv").read_bytes() == before
 
 
-def test_a_folder_without_a_plan_or_with_one_that_was_cut_off(tiny_pipe, cut_off, tmp_path_factory):
-    with pytest.raises(ValueError, match=r"has no plan\.json, so no profile was begun there"):
+def test_a_folder_without_a_plan_or_with_one_that_was_interrupted(tiny_pipe, interrupted, tmp_path_factory):
+    with pytest.raises(ValueError, match=r"resume: expected a profile in .*, but it has no plan\.json"):
         ea.profile(tiny_pipe, **PLAN, out=tmp_path_factory.mktemp("empty"), resume=True)
-    with pytest.raises(ValueError, match=r"cut off, with 2 of 4 runs finished: resume it"):
-        ea.profile(tiny_pipe, **PLAN, out=cut_off)
-    (cut_off / "heads.csv").unlink()
-    with pytest.raises(ValueError, match=r"heads\.csv' is missing or shorter"):
-        ea.profile(tiny_pipe, **PLAN, out=cut_off, resume=True)
-    (cut_off / store.LEDGER).write_text("{")
-    with pytest.raises(ValueError, match=r"plan\.json' is no record of a profile"):
-        ea.profile(tiny_pipe, **PLAN, out=cut_off, resume=True)
+    with pytest.raises(ValueError, match=r"interrupted profile, with 2 of 4 runs finished: resume it"):
+        ea.profile(tiny_pipe, **PLAN, out=interrupted)
+    (interrupted / "heads.csv").unlink()
+    with pytest.raises(ValueError, match=r"heads\.csv' is missing, or shorter"):
+        ea.profile(tiny_pipe, **PLAN, out=interrupted, resume=True)
+    (interrupted / store.LEDGER).write_text("{")
+    with pytest.raises(ValueError, match=r"plan\.json' is not the plan of a profile"):
+        ea.profile(tiny_pipe, **PLAN, out=interrupted, resume=True)
 
 
 def test_ctrl_c_keeps_what_was_finished_and_says_so(tiny_model, tmp_path, capsys):
@@ -123,11 +123,11 @@ def test_ctrl_c_keeps_what_was_finished_and_says_so(tiny_model, tmp_path, capsys
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # jobs in the background ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # background jobs ignore it
     )
     try:
         lines = []
-        for line in process.stderr:  # a line a run, for it is no terminal
+        for line in process.stderr:  # a line for each run, because stderr is not a terminal
             lines.append(line)
             if "run 1 of 30" in line:
                 process.send_signal(signal.SIGINT)
@@ -138,7 +138,7 @@ def test_ctrl_c_keeps_what_was_finished_and_says_so(tiny_model, tmp_path, capsys
         process.kill()
     assert process.returncode == 130 and "Traceback" not in rest, rest
     finished = len(json.loads((out / store.LEDGER).read_text())["finished"])
-    said = f"entropy-attn: interrupted; {finished} of 30 runs are kept in {out}, --resume goes on from there"
+    said = f"entropy-attn: interrupted; {finished} of 30 runs are kept in {out}; --resume continues from there"
     assert 1 <= finished < 30 and said in rest.splitlines()
     table = pd.read_csv(out / "entropy.csv")
     assert set(table["seed"]) == set(range(finished))
@@ -179,4 +179,4 @@ def test_out_of_memory_says_what_is_kept_and_what_is_left_to_try(tiny_model, tmp
     assert main(command) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("entropy-attn: error: out of device memory: try --offload model, then a smaller size; ")
-    assert line.endswith(f"1 of 2 runs are kept in {tmp_path}, --resume goes on from there")
+    assert line.endswith(f"1 of 2 runs are kept in {tmp_path}; --resume continues from there")

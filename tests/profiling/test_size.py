@@ -1,4 +1,4 @@
-"""How large the tables of a large model are, by rows as many and as long as it would have."""
+"""How large the tables of a large model are, with as many and as long rows as it would have."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from entropy_attn.profiling.rows import _finished, _head_means, over_heads
 from entropy_attn.profiling.store import Store
 
 STEPS, SIZES, POLICIES = 15, 5, 2
-# of Stable Diffusion XL: (block, attentions, transformer blocks in each, heads)
+# Stable Diffusion XL: (block, attentions, transformer blocks in each, heads)
 BLOCKS = (("down_blocks.1", 2, 2, 10), ("down_blocks.2", 2, 10, 20), ("mid_block", 1, 10, 20),
           ("up_blocks.0", 3, 10, 20), ("up_blocks.1", 3, 2, 10))  # fmt: skip
 
 
 def recorded(random) -> pd.DataFrame:
-    """One run as a recorder has it, with the steps that are asked for: here one, the others are as long."""
+    """One step of one run as a recorder has it; the other steps are as long."""
     rows = []
     for block, attentions, depth, heads in BLOCKS:
-        for place in range(attentions * depth):
-            stem = f"{block}.attentions.{place // depth}.transformer_blocks.{place % depth}"
+        for index in range(attentions * depth):
+            stem = f"{block}.attentions.{index // depth}.transformer_blocks.{index % depth}"
             for kind, name in (("self", "attn1"), ("cross", "attn2")):
                 for branch in ("uncond", "cond"):
                     for head in range(heads):
@@ -34,7 +34,7 @@ def recorded(random) -> pd.DataFrame:
 
 
 def size_of(folder, heads: bool) -> float:
-    """MB of entropy.csv and heads.csv, of all runs and steps."""
+    """MB of entropy.csv and heads.csv for all runs and steps."""
     table = recorded(np.random.default_rng(0))
     assert table.query("kind == 'self'")["layer"].nunique() == 70
     plan = ProfilePlan([(2048, 2048)], {"logn": None}, ["a"], heads=heads)

@@ -20,7 +20,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from entropy_attn.integrations.diffusers.handle import apply
+from entropy_attn.integrations.diffusers import apply
 from entropy_attn.prompts import JoinedText, TextPart
 from entropy_attn.recorders.entropy import EntropyRecorder
 from entropy_attn.recorders.maps import MapRecorder
@@ -92,7 +92,7 @@ def sd3(**parts: Any) -> StableDiffusion3Pipeline:
     return pipe
 
 
-# Pipeline, what it is called with, the picture's grid, positions of its text, the text's order
+# Pipeline, what it is called with, the image's grid, positions of its text, the text's order
 FLUX = (flux, {"height": 96, "width": 64, "max_sequence_length": T5, "guidance_scale": 3.5}, (6, 4), T5, "first")
 SD3 = (sd3, {"height": 24, "width": 16, "max_sequence_length": T5, "guidance_scale": 4.0}, (6, 4), CLIP + T5, "last")
 
@@ -103,7 +103,7 @@ def generate(pipe: Any, prompt: Any, options: dict[str, Any], **changes: Any) ->
 
 
 class Probabilities(TorchFunctionMode):
-    """Of every joint attention call: the picture's rows over the text's keys, mean over heads, (batch, grid, text)."""
+    """For every joint attention call: image queries over text keys, mean over heads, (batch, grid, text)."""
 
     def __init__(self, grid: tuple[int, int], text: int, order: str):
         super().__init__()
@@ -136,12 +136,12 @@ def recorded(setting: tuple, prompt: Any, recorder: MapRecorder, **changes: Any)
 
 
 def grids(maps: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """(tokens of the picture, words) as (words, rows, columns)."""
+    """(image tokens, words) as (words, rows, columns)."""
     return maps.mT.unflatten(-1, grid)
 
 
 def test_flux_by_word():
-    """T5's text stands first: "ab" is its positions 0 and 1, "c" its 2 and 3, for it stands twice."""
+    """T5's text comes first: "ab" is at its positions 0 and 1, "c", which is there twice, at 2 and 3."""
     calls = expected(FLUX, "ab c c")
     mean = torch.stack(calls).mean(0)[0]
     recorder = recorded(FLUX, "ab c c", MapRecorder(("ab", "c")))
@@ -152,27 +152,27 @@ def test_flux_by_word():
     every = recorded(FLUX, "ab c c", MapRecorder())
     assert every.tokens == ("a", "b", "c", "c")
     whole = recorded(FLUX, "ab c c", MapRecorder(special=True)).maps()
-    assert whole.shape[2] == T5 and (whole.sum(2) < 1).all()  # normalised over all keys, the picture's too
+    assert whole.shape[2] == T5 and (whole.sum(2) < 1).all()  # normalized over all keys, also the image's
 
 
 def test_sd3_by_word():
-    """The picture stands first, then CLIP's text with its start mark, then T5's."""
+    """The image comes first, then CLIP's text with its start mark, then T5's."""
     calls = expected(SD3, "ab c")
     mean = torch.stack(calls).mean(0)[1]  # of the guided half
     recorder = recorded(SD3, "ab c", MapRecorder(("ab", "c")))
     assert recorder.positions == ((1, 2, CLIP, CLIP + 1), (3, CLIP + 2)) and recorder.branch_names == ("cond",)
-    assert len(recorder.layers) * STEPS == len(calls) == 2 * STEPS  # without the picture's own attention
+    assert len(recorder.layers) * STEPS == len(calls) == 2 * STEPS  # without the attention of the image to itself
     words = torch.stack([mean[:, list(positions)].mean(-1) for positions in recorder.positions], dim=-1)
     torch.testing.assert_close(recorder.maps()[0, 0], grids(words, (6, 4)), rtol=1e-4, atol=1e-5)
     every = recorded(SD3, "ab c", MapRecorder())
     assert every.tokens == ("a", "b", "c") * 2
     assert torch.equal(every.heat_map(5), every.maps()[0, 0, 5])
-    with pytest.raises(ValueError, match=r"token='c' stands at several places"):
+    with pytest.raises(ValueError, match="token: expected a label that is there once, got 'c'"):
         every.heat_map("c")
 
 
 @pytest.mark.parametrize("setting", [FLUX, SD3], ids=["flux", "sd3"])
-def test_maps_where_the_rows_of_the_picture_are_called_apart(setting):
+def test_maps_where_the_rows_of_the_image_are_called_separately(setting):
     """As rows="image" has it; here with the usual scale, so that the maps are the same."""
     make, options, *_ = setting
     together, apart, pipe = MapRecorder("c"), MapRecorder("c"), make()
@@ -183,7 +183,7 @@ def test_maps_where_the_rows_of_the_picture_are_called_apart(setting):
 
 
 def test_flux_with_a_negative_prompt():
-    """It is encoded by itself, after the prompt, and has calls of its own."""
+    """It is encoded after the prompt, by itself, and the denoiser is called for it separately."""
     guided = {"true_cfg_scale": 3.0, "negative_prompt": "d"}
     calls = expected(FLUX, "ab c", **guided)
     per_pass = len(calls) // (2 * STEPS)
@@ -209,19 +209,19 @@ def test_prompts_of_the_other_encoders():
 
 
 def test_sd3_without_t5():
-    """There are zeros in its place, which are no words."""
+    """Zeros replace its text; they are no words."""
     make = functools.partial(sd3, text_encoder_3=None)
     recorder = recorded((make, *SD3[1:]), "ab c", MapRecorder(("ab", "c")))
     assert recorder.positions == ((1, 2), (3,))
     assert recorded((make, *SD3[1:]), "ab c", MapRecorder((CLIP + 2,))).tokens == (str(CLIP + 2),)
 
 
-def test_a_batch_of_prompts_and_pictures():
+def test_a_batch_of_prompts_and_images():
     recorder = recorded(SD3, ["c", "ab c"], MapRecorder("c"), num_images_per_prompt=2)
     mean = torch.stack(expected(SD3, ["c", "ab c"], num_images_per_prompt=2)).mean(0)[4:]
-    for picture, positions in enumerate([(1, CLIP)] * 2 + [(3, CLIP + 2)] * 2):
-        found = grids(mean[picture, :, list(positions)].mean(-1, keepdim=True), (6, 4))
-        torch.testing.assert_close(recorder.maps()[0, picture], found, rtol=1e-4, atol=1e-5)
+    for image, positions in enumerate([(1, CLIP)] * 2 + [(3, CLIP + 2)] * 2):
+        found = grids(mean[image, :, list(positions)].mean(-1, keepdim=True), (6, 4))
+        torch.testing.assert_close(recorder.maps()[0, image], found, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("setting", [FLUX, SD3], ids=["flux", "sd3"])
@@ -247,7 +247,7 @@ def test_words_elsewhere_are_refused():
     for name in ("qwen", "pixart", "auraflow", "cogview4", "if"):
         pipe = PIPELINES[name].make()
         pipe.register_modules(tokenizer=make_tokenizer())
-        with pytest.raises(ValueError, match="it is not known where its words are: give positions"):
+        with pytest.raises(ValueError, match="positions of its words are not known: give positions"):
             apply(pipe, scale=None, record=MapRecorder("c"))
     pipe, recorder = PIPELINES["auraflow"].make(), MapRecorder((0, 9))
     with apply(pipe, scale=None, record=recorder):
@@ -255,7 +255,7 @@ def test_words_elsewhere_are_refused():
     assert recorder.maps().shape[2] == 2 and recorder.tokens == ("0", "9")
 
 
-def test_no_map_where_pictures_begin_at_different_places():
+def test_no_map_where_images_begin_at_different_positions():
     pipe, recorder = PIPELINES["lumina2"].make(), MapRecorder((0,))
     with apply(pipe, scale=None, record=recorder), pytest.raises(ValueError, match="differs within the"):
         PIPELINES["lumina2"].run(pipe)
@@ -273,5 +273,7 @@ def test_joined_text():
 
 
 def test_self_attention_has_no_words():
-    assert MapRecorder(1).wants(CallInfo("a", "self", 16, 16, 2, 8, text_tokens=16), (8, 8)) is None
-    assert MapRecorder(1).wants(CallInfo("a", "joint", 16, 16, 2, 8), (8, 8)) is None
+    for info in (CallInfo("a", "self", 16, 16, 2, 8, text_tokens=16), CallInfo("a", "joint", 16, 16, 2, 8)):
+        recorder = MapRecorder(1)
+        recorder.observe(info, (8, 8))
+        assert recorder.wants(info, (8, 8)) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import dataclasses
 import json
 from collections import defaultdict
 
@@ -16,7 +17,7 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from entropy_attn.integrations.diffusers.handle import apply
+from entropy_attn.integrations.diffusers import apply
 from entropy_attn.ops import api as ops
 from entropy_attn.recorders.entropy import EntropyRecorder
 from entropy_attn.recorders.maps import MapRecorder
@@ -93,7 +94,7 @@ def test_branches_and_steps_apart():
     both = (recorder.maps(0) + recorder.maps(2)) / 2
     torch.testing.assert_close(recorder.maps(), both)
     torch.testing.assert_close(both.sum(2), torch.ones(2, 1, 8, 12))
-    with pytest.raises(ValueError, match="step=1: recorded were 0, 2"):
+    with pytest.raises(ValueError, match="step: expected one of 0, 2, got 1"):
         recorder.maps(1)
 
 
@@ -206,13 +207,19 @@ def test_of_equally_common_sizes_a_quarter_of_the_latent_is_chosen():
     recorder = MapRecorder(1)
     for tokens, layers in ((64 * 48, 5), (32 * 24, 5), (16 * 12, 5), (8 * 6, 1)):
         for layer in range(layers):
-            recorder.wants(CallInfo(f"{tokens}.{layer}", "cross", tokens, 77, 1, 8, text_tokens=77), (64, 48))
+            recorder.observe(CallInfo(f"{tokens}.{layer}", "cross", tokens, 77, 1, 8, text_tokens=77), (64, 48))
     assert recorder._sums.size((64, 48)) == (16, 12)  # Stable Diffusion at 512 x 384
     recorder.reset()
     for tokens, layers in ((64 * 64, 10), (32 * 32, 60)):
         for layer in range(layers):
-            recorder.wants(CallInfo(f"{tokens}.{layer}", "cross", tokens, 77, 1, 8, text_tokens=77), (128, 128))
+            recorder.observe(CallInfo(f"{tokens}.{layer}", "cross", tokens, 77, 1, 8, text_tokens=77), (128, 128))
     assert recorder._sums.size((128, 128)) == (32, 32)  # SDXL at 1024
+
+
+def requested(recorder: MapRecorder, info: CallInfo, latent_size: tuple[int, int]):
+    """As the router asks."""
+    recorder.observe(info, latent_size)
+    return recorder.wants(info, latent_size)
 
 
 def held(recorder: MapRecorder) -> int:
@@ -227,7 +234,7 @@ def test_memory_does_not_grow_with_steps_layers_or_heads():
             sample(pipe, steps=steps)
         sizes.append(held(recorder))
         assert len(recorder._sums.held) == 1
-    assert set(sizes) == {256 * 3 * 4}  # one float32 a token of the picture and position from 2 to 4
+    assert set(sizes) == {256 * 3 * 4}  # one float32 per image token and position from 2 to 4
     recorder = MapRecorder((2, 4), (16, 16), steps=range(5))
     with apply(pipe, scale=None, record=recorder):
         sample(pipe, steps=6)
@@ -246,17 +253,36 @@ def test_recording_waits_for_nothing():
     with Watch():
         for step in range(2):
             info = CallInfo("a", "cross", 16, 7, 2, 8, text_tokens=7, step=step)
+            recorder.observe(info, (4, 4))
             assert recorder.wants(info, (4, 4)) == (1, 3)
             recorder.record(info, 0.1, torch.rand(2, 16, 2), ("uncond", "cond"), (4, 4))
     assert recorder.maps().shape == (1, 1, 2, 4, 4)
 
 
 def test_keys_that_are_not_the_text_are_left_out():
-    """An IP-Adapter's layers attend to the picture's four tokens besides."""
+    """An IP-Adapter's layers also attend to the four tokens of its image."""
     recorder = MapRecorder(1)
-    text, picture = (CallInfo("a", "cross", 16, keys, 2, 8, text_tokens=keys) for keys in (7, 4))
-    assert recorder.wants(text, (4, 4)) == (1, 2) and recorder.wants(picture, (4, 4)) is None
-    assert recorder.wants(CallInfo("a", "self", 16, 16, 2, 8), (4, 4)) is None
+    text, image = (CallInfo("a", "cross", 16, keys, 2, 8, text_tokens=keys) for keys in (7, 4))
+    assert requested(recorder, text, (4, 4)) == (1, 2) and requested(recorder, image, (4, 4)) is None
+    assert requested(recorder, CallInfo("a", "self", 16, 16, 2, 8), (4, 4)) is None
+
+
+def test_asking_changes_nothing():
+    """`observe` writes; `wants` answers by what was observed, however often and in which order it is asked."""
+    large, small = (CallInfo(f"{n}", "cross", n, 7, 2, 8, text_tokens=7) for n in (64, 16))
+    asked, plain = MapRecorder(1), MapRecorder(1)
+    assert asked.wants(small, (8, 8)) is None  # nothing is known of the text yet
+    for step in range(2):
+        for info in (large, large, small):
+            info = dataclasses.replace(info, step=step)
+            asked.observe(info, (8, 8))
+            plain.observe(info, (8, 8))
+            for other in (info, small, large, dataclasses.replace(small, step=7)):
+                asked.wants(other, (8, 8))
+            assert asked.wants(info, (8, 8)) == plain.wants(info, (8, 8))
+    assert vars(asked._sums) == vars(plain._sums) and vars(asked._seen) == vars(plain._seen)
+    assert asked._sums.size((8, 8)) == plain._sums.size((8, 8)) == (4, 4)
+    assert plain.wants(large, (8, 8)) is None and plain.wants(small, (8, 8)) == (1, 2)
 
 
 def test_generations_are_averaged_until_reset():
@@ -278,7 +304,7 @@ def test_generations_are_averaged_until_reset():
         recorder.reset()
         pipe("c", **PICTURE)
         assert recorder.positions == ((1,),)
-        with pytest.raises(ValueError, match=r"from 1 pictures in.*'cond'\), to which those 2 pictures in"):
+        with pytest.raises(ValueError, match=r"from 1 images in.*'cond'\), to which those 2 images in"):
             pipe("c", num_images_per_prompt=2, **PICTURE)
 
 
@@ -291,7 +317,7 @@ def test_inference_mode_and_then_not():
     assert not recorder.maps().requires_grad
 
 
-def test_the_pipeline_is_listened_to_and_then_not():
+def test_the_pipeline_is_hooked_and_then_not():
     pipe, recorder = make_text_pipe(), MapRecorder("c", (8, 12))
     handle = apply(pipe, scale=None, record=recorder)
     twin = copy.deepcopy(pipe)
@@ -370,32 +396,32 @@ def test_heat_maps_and_overlays():
         large = recorder.heat_map("c", (32, 48), mode=mode)
         assert large.shape == (32, 48) and small.min() <= large.min() and large.max() <= small.max()
     assert torch.equal(recorder.heat_map("c", (16, 24), mode="nearest")[::2, ::2], small)
-    picture = Image.new("RGB", (48, 32), "white")
-    laid = recorder.overlay(picture, "c", strength=1.0, mode="nearest")
-    assert laid.size == picture.size
+    image = Image.new("RGB", (48, 32), "white")
+    laid = recorder.overlay(image, "c", strength=1.0, mode="nearest")
+    assert laid.size == image.size
     row, column = divmod(int(small.argmax()), 12)
     assert laid.getpixel((column * 4 + 1, row * 4 + 1)) == (252, 255, 164)
-    assert np.array_equal(np.asarray(recorder.overlay(picture, "c", strength=0.0)), np.asarray(picture))
+    assert np.array_equal(np.asarray(recorder.overlay(image, "c", strength=0.0)), np.asarray(image))
     for options, message in (
-        ({"token": "x"}, r"token='x': one of \('ab', 'c'\)"),
-        ({"token": 2}, "token=2"),
-        ({"token": "c", "mode": "cubic"}, "mode='cubic'"),
-        ({"token": "c", "size": (0, 3)}, r"size=\(0, 3\)"),
-        ({"token": "c", "picture": 1}, "picture=1"),
-        ({"token": "c", "branch": "uncond"}, r"branch='uncond': recorded were \('cond',\)"),
+        ({"token": "x"}, r"token: expected one of \('ab', 'c'\).*got 'x'"),
+        ({"token": 2}, "token: .*got 2"),
+        ({"token": "c", "mode": "cubic"}, "mode: .*got 'cubic'"),
+        ({"token": "c", "size": (0, 3)}, r"size: .*got \(0, 3\)"),
+        ({"token": "c", "picture": 1}, "picture: expected an integer from 0 to 0, got 1"),
+        ({"token": "c", "branch": "uncond"}, r"branch: expected one of \('cond',\).*got 'uncond'"),
     ):
         with pytest.raises(ValueError, match=message):
             recorder.heat_map(**{"size": (4, 4), **options})
-    for options, message in (({"strength": 2}, "strength=2"), ({"limits": (1.0, 0.0)}, "limits=")):
+    for options, message in (({"strength": 2}, "strength: .*got 2"), ({"limits": (1.0, 0.0)}, "limits: ")):
         with pytest.raises(ValueError, match=message):
-            recorder.overlay(picture, "c", **options)
+            recorder.overlay(image, "c", **options)
 
 
-def test_a_label_that_stands_twice_needs_its_place():
+def test_a_label_that_is_there_twice_needs_its_index():
     pipe, recorder = make_text_pipe(), MapRecorder(size=(8, 12))
     with apply(pipe, scale=None, record=recorder):
         pipe("c c", **PICTURE)
-    with pytest.raises(ValueError, match=r"token='c' stands at several places.*\[0, 1\]"):
+    with pytest.raises(ValueError, match=r"token: .*got 'c'; give one of its indices \[0, 1\]"):
         recorder.heat_map("c")
     recorder.heat_map(1)
 
@@ -416,11 +442,11 @@ def test_save(tmp_path):
     assert float(rows[13]["attention"]) == pytest.approx(float(recorders[1].maps(0)[0, 0, 0, 1, 1]))
     rows = json.loads(recorders[0].save(tmp_path / "maps.json").read_text())
     assert rows[0]["step"] == "mean" and {row["token"] for row in rows} == {"ab", "c"}
-    with pytest.raises(ValueError, match=r"maps\.png.*\.npz, \.csv or \.json"):
+    with pytest.raises(ValueError, match=r"\.npz, \.csv or \.json, got .*maps\.png"):
         recorders[0].save(tmp_path / "maps.png")
 
 
-def test_recording_does_not_change_the_picture(pipe):
+def test_recording_does_not_change_the_image(pipe):
     with apply(pipe, scale=Fixed(0.3), layers="all"):
         expected = sample(pipe)
     with apply(pipe, scale=Fixed(0.3), layers="all", record=MapRecorder(1)):
@@ -438,7 +464,7 @@ def test_recording_does_not_change_the_picture(pipe):
         ({"steps": ()}, ValueError, "at least one"),
         ({"all_branches": "yes"}, TypeError, "all_branches='yes'"),
         ({"prompt": 3}, TypeError, "prompt=3"),
-        ({"branches": ("a", "b")}, ValueError, "'cond' must be among them"),
+        ({"branches": ("a", "b")}, ValueError, "branches: expected 'cond' among them"),
     ],
 )
 def test_refusals(options: dict, error: type[Exception], message: str):
@@ -448,8 +474,8 @@ def test_refusals(options: dict, error: type[Exception], message: str):
 
 @pytest.mark.parametrize("record", [(), [None], [EntropyRecorder, MapRecorder], "maps"])
 def test_what_is_no_recorder_is_refused(unet, record):
-    with pytest.raises(TypeError, match="record="):
+    with pytest.raises(TypeError, match="record: "):
         apply(unet, record=record)
     recorder = EntropyRecorder()
-    with pytest.raises(ValueError, match="given twice"):
+    with pytest.raises(ValueError, match="each recorder once"):
         apply(unet, record=[recorder, recorder])

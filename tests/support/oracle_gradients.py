@@ -105,10 +105,13 @@ def gradient_rounding(
         mask = torch.zeros(mask.shape, dtype=torch.float64, device=mask.device).masked_fill(~mask, -math.inf)
     moved = [0.0] * len(truth)
     few = any(t.numel() <= 16 for t in truth)  # a scale's gradient: one number may move by nothing in the first draws
-    for seed in range(8 if few else 2):
+    draws = 8 if few else 2
+    for seed in range(draws + 1):
         g = torch.Generator().manual_seed(seed)
         noise = unit * size * _signs(size, g) + (0 if mask is None else mask.double())
-        of_row = unit * lse.abs() * _signs(lse, g)
+        # in the last draw the same in every row, as the rounding of a constant is, by which lse changes its unit
+        of_lse = _signs(lse, g) if seed < draws else torch.ones_like(lse)
+        of_row = unit * lse.abs() * of_lse
         changed = {n: t if n == "map_keys" else t.double() for n, t in grads.items()}
         delta = torch.zeros_like(lse)
         if "grad_out" in grads:
@@ -121,7 +124,8 @@ def gradient_rounding(
             delta += unit / 2 * magnitudes * _signs(magnitudes, g)
         if "grad_entropy" in grads:
             changed["grad_entropy"] = changed["grad_entropy"] * (1 + of_row)
-            delta += unit * grads["grad_entropy"].double() * (entropy + lse.abs()) * _signs(lse, g)
+            # twice for lse, which is stored in nats and read in base 2; where one key takes a row this alone is left
+            delta += unit * grads["grad_entropy"].double() * (entropy + 2 * lse.abs()) * of_lse
         if "grad_map" in grads:
             changed["grad_map"] = changed["grad_map"] * (1 + of_row[:, 0, :, None])
         changed["grad_lse"] = changed.get("grad_lse", 0.0) * (1 + of_row) + delta

@@ -105,7 +105,7 @@ def make_pipe(family: str = "sd1", seed: int = 0, **unet: Any) -> StableDiffusio
 def sample(
     pipe: Any, height: int = 32, width: int = 32, steps: int = 2, batch: int = 1, **options: Any
 ) -> torch.Tensor:
-    """Latents after a few steps; the pictures are twice their size in pixels."""
+    """Latents after a few steps; the images are twice their size in pixels."""
     generator = torch.Generator().manual_seed(3)
     embeds = torch.randn(2, batch, TEXT_TOKENS, TEXT_WIDTH, generator=generator)
     options = {"prompt_embeds": embeds[0], "negative_prompt_embeds": embeds[1], "guidance_scale": 5.0, **options}

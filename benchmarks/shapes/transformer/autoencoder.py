@@ -1,7 +1,7 @@
-"""Train the autoencoder of the second embedded pipeline, from the first one's weights and one level deeper.
+"""Train the autoencoder of the second embedded pipeline: one level deeper than the first, starting from its weights.
 
-Half of the batches are canvases of 128 pixels, put together from scenes and empty ground, so that a larger picture
-decodes as well as one of the training size: its norms are taken over the whole picture.
+Half of the batches are canvases of 128 pixels, made of scenes and empty ground. The norms are over the whole image, so
+larger images would not decode well without them.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from entropy_attn.shapes.scenes import GROUND, scene, to_array
 BATCH = 8
 
 
-def pictures(rng: random.Random, count: int) -> torch.Tensor:
-    """``(count, 3, 64, 64)`` in -1..1."""
+def images_of(rng: random.Random, count: int) -> torch.Tensor:
+    """Images (count, 3, 64, 64) in -1..1."""
     arrays = [to_array(scene(rng, (IMAGE_SIZE, IMAGE_SIZE))[1]) for _ in range(count)]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 def canvases(rng: random.Random, count: int) -> torch.Tensor:
-    """``(count, 3, 128, 128)``: four scenes each, of which about half are empty ground."""
-    tiles = pictures(rng, 4 * count)
+    """Images (count, 3, 128, 128) of four scenes each; about half of the scenes are empty ground."""
+    tiles = images_of(rng, 4 * count)
     empty = torch.tensor([rng.random() < 0.5 for _ in range(4 * count)])
     tiles[empty] = (torch.tensor(GROUND).float() / 127.5 - 1.0).view(1, 3, 1, 1)
     tiles = tiles.view(count, 2, 2, 3, IMAGE_SIZE, IMAGE_SIZE)
@@ -40,7 +40,7 @@ def canvases(rng: random.Random, count: int) -> torch.Tensor:
 
 
 def warm_start(model: AutoencoderKL) -> None:
-    """Take every block that the first autoencoder has too; its decoder's blocks lie one level deeper here."""
+    """Copy the blocks that the first autoencoder has, too; those of its decoder are one level deeper here."""
     old = AutoencoderKL.from_pretrained(MODEL_DIR / "vae", torch_dtype=torch.float32).state_dict()
     old = {
         re.sub(r"^decoder\.up_blocks\.(\d)", lambda m: f"decoder.up_blocks.{int(m[1]) + 1}", name): value
@@ -51,7 +51,7 @@ def warm_start(model: AutoencoderKL) -> None:
 
 
 def train_autoencoder(path: Path, steps: int, log, device: str = "cpu"):
-    """The trained model, from ``path`` where it is complete, resumed where it is not."""
+    """The trained model; loaded from `path` if it is complete there, else resumed."""
     model = vae()
     warm_start(model)
     model.to(device)
@@ -67,7 +67,7 @@ def train_autoencoder(path: Path, steps: int, log, device: str = "cpu"):
 
     def checkpoint(step: int) -> None:
         with torch.no_grad():
-            latents = model.encode(pictures(random.Random(1), 512).to(device)).latent_dist.mean
+            latents = model.encode(images_of(random.Random(1), 512).to(device)).latent_dist.mean
         model.register_to_config(scaling_factor=float(1.0 / latents.std()))
         save(path, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
                     "scaling_factor": model.config.scaling_factor})  # fmt: skip
@@ -75,10 +75,10 @@ def train_autoencoder(path: Path, steps: int, log, device: str = "cpu"):
     began, running = time.time(), []
     for step in range(start, steps):
         rng = random.Random(f"autoencoder-{step}")
-        x = (pictures(rng, BATCH) if step % 2 == 0 else canvases(rng, BATCH // 4)).to(device)
+        x = (images_of(rng, BATCH) if step % 2 == 0 else canvases(rng, BATCH // 4)).to(device)
         posterior = model.encode(x).latent_dist
         y = model.decode(posterior.sample()).sample
-        # Edges are few and the ground is wide: the error where a picture changes is what the eye sees.
+        # Most pixels are ground; the L1 loss keeps the few edges sharp.
         loss = F.l1_loss(y, x) + F.mse_loss(y, x) + 3e-4 * posterior.kl().sum() / x.numel()
         for group in optimizer.param_groups:
             group["lr"] = rate(step, steps, 1.5e-3)

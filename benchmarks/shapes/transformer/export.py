@@ -1,28 +1,27 @@
-"""Write a checkpoint as an ordinary diffusers folder in fp16, or as the small state that training can go on from.
+"""Write a checkpoint as a diffusers folder in fp16, or as the small state from which training can continue.
 
-example:
-    python -m benchmarks.shapes.transformer.export --work runs/transformer --out model/
-    python -m benchmarks.shapes.transformer.export --state benchmarks/shapes/transformer/state --out model/
-    python -m benchmarks.shapes.transformer.export --work runs/transformer --write-state benchmarks/shapes/transformer/state
-"""  # noqa: E501 (a command that can be copied)
+python -m benchmarks.shapes.transformer.export --work runs/transformer --out model/
+python -m benchmarks.shapes.transformer.export --state benchmarks/shapes/transformer/state --out model/
+python -m benchmarks.shapes.transformer.export --work runs/transformer --write-state benchmarks/shapes/transformer/state
+"""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
 
+from benchmarks.common import new_parser
 from benchmarks.shapes.transformer.files import load_state, write_state
 from benchmarks.shapes.transformer.model import pipeline, transformer, vae
 
 LIMIT = 16 * 2**20
-# The tokenizer's class by the name that transformers 4 and 5 both know; 5 writes one of its own.
+# A class name that transformers 4 and 5 both know; 5 would write a new one.
 TOKENIZER_CLASS = "PreTrainedTokenizerFast"
 
 
 def load_checkpoint(work: Path | None, state: Path | None):
-    """The autoencoder, the averaged transformer and its step, float32, from a work folder or a committed state."""
+    """(autoencoder, averaged transformer, step) in float32, from a work folder or a committed state."""
     if work is not None:
         latest = torch.load(work / "transformer.pt", map_location="cpu")
     else:
@@ -40,7 +39,7 @@ def load_checkpoint(work: Path | None, state: Path | None):
 
 
 def export(work: Path | None, state: Path | None, out: Path) -> tuple[int, int]:
-    """Write the pipeline; returns the step and the bytes of all safetensors."""
+    """Write the pipeline; returns the step and the size of all safetensors in bytes."""
     autoencoder, denoiser, step = load_checkpoint(work, state)
     pipeline(autoencoder, denoiser).to(torch.float16).save_pretrained(out, safe_serialization=True)
     for file in (out / "model_index.json", out / "tokenizer" / "tokenizer_config.json"):
@@ -49,24 +48,24 @@ def export(work: Path | None, state: Path | None, out: Path) -> tuple[int, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = new_parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--work", type=Path, help="train.py's folder")
+    source.add_argument("--work", type=Path, help="the folder of train.py")
     source.add_argument("--state", type=Path, help="a committed state")
-    parser.add_argument("--out", type=Path, help="write the pipeline here")
-    parser.add_argument("--write-state", type=Path, help="write the state here (needs --work)")
+    parser.add_argument("--out", type=Path, help="write the pipeline to this folder")
+    parser.add_argument("--write-state", type=Path, help="write the state to this folder; needs --work")
     args = parser.parse_args()
     if args.out is None and args.write_state is None:
-        parser.error("nothing to write: give --out, --write-state or both")
+        parser.error("expected --out, --write-state or both, got neither")
     if args.write_state and args.work is None:
-        parser.error("--write-state needs --work: it is written from a training folder")
+        parser.error("--write-state: expected --work with it, because the state is written from a training folder")
     if args.write_state:
         print(f"{args.write_state}: step {write_state(args.work, args.write_state)}")
     if args.out:
         step, size = export(args.work, args.state, args.out)
         print(f"{args.out}: step {step}, {size / 2**20:.1f} MiB of weights")
         if size > LIMIT:
-            raise SystemExit(f"{args.out}: {size} bytes of weights; allowed are {LIMIT}")
+            raise SystemExit(f"{args.out}: expected at most {LIMIT} bytes of weights, got {size}")
 
 
 if __name__ == "__main__":

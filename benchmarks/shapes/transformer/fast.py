@@ -1,4 +1,4 @@
-"""The same transformer, faster on a CPU: rotary positions in real numbers, so that a block compiles into few loops."""
+"""The same transformer, faster on a CPU: rotary positions in real numbers, so that blocks compile into few loops."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import torch.nn.functional as F
 
 
 def rotate(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """Turn neighbouring dims as pairs: x ``(B, N, H, D)``, turns ``(B, N, 1, D / 2, 2)`` of cosine and sine."""
+    """Rotate pairs of neighboring dims: x (B, N, H, D), turns (B, N, 1, D / 2, 2) of cosine and sine."""
     a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
     cosine, sine = turns.unbind(-1)
     return torch.stack([a * cosine - b * sine, a * sine + b * cosine], -1).flatten(-2)
 
 
 class RealRotary:
-    """What ``Lumina2AttnProcessor2_0`` computes, without complex numbers and without a copy of keys for each head."""
+    """The same as `Lumina2AttnProcessor2_0`, without complex numbers and without a copy of the keys for each head."""
 
     def __call__(self, attn, hidden_states, encoder_hidden_states, attention_mask=None, image_rotary_emb=None):
         query, key, value = (
@@ -35,7 +35,7 @@ class RealRotary:
 
 
 def accelerate(model):
-    """Compile the blocks of a transformer that is to be trained, in place; its weights and results stay the same."""
+    """Compile the blocks of a transformer for training, in place; its weights and results stay the same."""
     model.rope_embedder.freqs_cis = [table.to(torch.complex64) for table in model.rope_embedder.freqs_cis]
     for block in (*model.context_refiner, *model.noise_refiner, *model.layers):
         block.attn.set_processor(RealRotary())

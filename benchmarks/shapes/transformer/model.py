@@ -1,8 +1,8 @@
-"""The parts of the second embedded pipeline: a Lumina 2 pipeline so small that it trains on a CPU.
+"""The parts of the second embedded pipeline: a Lumina 2 pipeline, small enough to train on a CPU.
 
-Lumina 2 was taken because its pipeline cuts every caption at its last word (no padding key is ever attended), guides
-by a second pass over the empty caption, and its joint-attention blocks have rotary positions and normed queries and
-keys. Its pipeline fixes eight pixels to a latent, so the autoencoder is one of its own: the embedded UNet's has four.
+Why Lumina 2: its pipeline cuts each caption after its last word (no attention to padding), guides with a second pass
+over the empty caption, and its joint-attention blocks have rotary positions and normalized queries and keys. Its
+pipeline requires eight pixels per latent, so the autoencoder of the embedded UNet, with four, cannot be used.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from entropy_attn.shapes.scenes import COLOURS, NUMBERS, RELATIONS, SHAPES
 
 BOS, PAD, UNKNOWN = "<bos>", "<pad>", "<unk>"
 IMAGE_SIZE = 64
-LATENT_SIZE = 8  # eight pixels to a latent, one latent to a token: 64 picture tokens at the training size
+LATENT_SIZE = 8  # eight pixels per latent, one latent per token: 64 image tokens at the training size
 LATENT_CHANNELS = 8
 WORD_WIDTH = 64
 HEAD_DIM = 32
-AXES = (8, 12, 12)  # rotary dims of a head: place in the caption, row, column
+AXES = (8, 12, 12)  # rotary dims of a head: position in the caption, row, column
 
 
 def words() -> list[str]:
-    """Every word of the captions; the comma is one."""
+    """All words of the captions, and the comma."""
     plain = {"and", ",", *NUMBERS.values(), *COLOURS, *SHAPES, *(f"{s}s" for s in SHAPES), "crosses"} - {"crosss"}
     return sorted(plain | {word for relation in RELATIONS for word in relation.split()})
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A token a word after ``<bos>``; the system prompt that Lumina 2's pipeline puts before a caption is dropped."""
+    """One token per word after `<bos>`; drops the system prompt that Lumina 2's pipeline puts before a caption."""
     vocabulary = {word: i for i, word in enumerate([PAD, BOS, UNKNOWN, *words()])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     core.normalizer = normalizers.Sequence(
@@ -47,8 +47,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def text_encoder(vocabulary: int) -> Gemma2Model:
     """A table of fixed orthogonal word vectors, as a Gemma 2 of one layer.
 
-    The pipeline reads the hidden states before the last layer, which here are the word vectors. The transformer's own
-    caption projection and context refiner learn what the words mean.
+    The pipeline reads the hidden states before the last layer, which are the word vectors here. The caption projection
+    and context refiner of the transformer learn what the words mean.
     """
     config = Gemma2Config(
         vocab_size=vocabulary, hidden_size=WORD_WIDTH, intermediate_size=WORD_WIDTH, num_hidden_layers=1,
@@ -63,7 +63,7 @@ def text_encoder(vocabulary: int) -> Gemma2Model:
 
 
 def vae() -> AutoencoderKL:
-    """Pixels (3, H, W) to latents (8, H / 8, W / 8); convolutions only, so that it has no attention to scale."""
+    """Pixels (3, H, W) to latents (8, H / 8, W / 8); only convolutions, so there is no attention to scale."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(16, 32, 64, 64), layers_per_block=1, latent_channels=LATENT_CHANNELS, norm_num_groups=8,
@@ -72,7 +72,7 @@ def vae() -> AutoencoderKL:
 
 
 def transformer(width: int = 192, layers: int = 6, refiners: int = 1, feed_forward: float = 0.5):
-    """Joint attention over words and picture tokens, ``width // 32`` heads of 32."""
+    """Joint attention over words and image tokens, with `width // 32` heads of 32."""
     model = Lumina2Transformer2DModel(
         sample_size=LATENT_SIZE, patch_size=1, in_channels=LATENT_CHANNELS, hidden_size=width, num_layers=layers,
         num_refiner_layers=refiners, num_attention_heads=width // HEAD_DIM, num_kv_heads=width // HEAD_DIM,
@@ -80,19 +80,19 @@ def transformer(width: int = 192, layers: int = 6, refiners: int = 1, feed_forwa
         cap_feat_dim=WORD_WIDTH,
     )  # fmt: skip
     for name, parameter in model.named_parameters():
-        # Every block starts as the identity, and the prediction at zero.
+        # Every block starts as the identity, and the prediction as zero.
         if ".norm1.linear" in name or "norm_out.linear" in name:
             torch.nn.init.zeros_(parameter)
     return model
 
 
 def scheduler(shift: float = 1.0) -> FlowMatchEulerDiscreteScheduler:
-    """Rectified flow, straight from noise to picture."""
+    """Rectified flow from noise to image."""
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
 
 
 def pipeline(autoencoder, denoiser, shift: float = 1.0) -> Lumina2Pipeline:
-    """The parts as a stock pipeline."""
+    """The parts as an ordinary pipeline."""
     tok = tokenizer()
     pipe = Lumina2Pipeline(
         transformer=denoiser, scheduler=scheduler(shift), vae=autoencoder, text_encoder=text_encoder(len(tok)),

@@ -1,8 +1,8 @@
 """Muon for the matrices of the blocks, AdamW for the rest.
 
 K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024, https://kellerjordan.github.io/posts/muon/.
-torch's own works in bfloat16, which is slow on a CPU that has no instructions for it; this one is float32 and
-orthogonalises all matrices of a shape at once.
+torch's Muon computes in bfloat16, which is slow on a CPU without instructions for it; this one computes in float32, and
+orthogonalizes all matrices of the same shape at once.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ROUNDS = 5
 
 
-def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
-    """The nearest (semi-)orthogonal matrices, roughly, of a stack ``(K, rows, columns)``."""
+def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
+    """Approximately the nearest (semi-)orthogonal matrices of a stack (K, rows, columns)."""
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -29,7 +29,7 @@ def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, made orthogonal. ``lr`` is the size of the change of a square matrix, as a spectral norm."""
+    """SGD with orthogonalized momentum. `lr` is the spectral norm of the change of a square matrix."""
 
     def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.01):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -37,7 +37,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         if closure is not None:
-            raise ValueError("closure: got one; allowed is None")
+            raise ValueError(f"closure: expected None, got {closure!r}")
         for group in self.param_groups:
             shapes = defaultdict(list)
             for parameter in group["params"]:
@@ -51,12 +51,12 @@ class Muon(torch.optim.Optimizer):
                     moving.lerp_(parameter.grad, 1 - group["momentum"])
                     directions.append(parameter.grad.lerp(moving, group["momentum"]))
                 size = group["lr"] * max(1.0, rows / columns) ** 0.5
-                for parameter, direction in zip(members, orthogonalised(torch.stack(directions)), strict=True):
+                for parameter, direction in zip(members, orthogonalized(torch.stack(directions)), strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-size)
 
 
 def split(model) -> tuple[list, list]:
-    """The attention and feed-forward matrices of the blocks, and every other parameter."""
+    """(attention and feed-forward matrices of the blocks, all other parameters)."""
     hidden, rest = [], []
     for name, parameter in model.named_parameters():
         inside = ".attn.to_" in name or ".feed_forward." in name

@@ -1,4 +1,4 @@
-"""Means of marked pictures and paired differences between policies, with 95 % intervals."""
+"""Means of scores and paired differences between policies, with 95 % intervals."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ FIELDS = ("size", "policy", "captions", "measure", "mean", "low", "high", "diffe
 
 
 def values(rows: list[dict], measure: str) -> np.ndarray:
-    """One number a picture: 0 or 1 for presence and exact count, objects for count error and found."""
+    """One number per image: 0 or 1 for presence and exact count, objects for count error and found."""
     if measure == "count_error":
         return np.array([abs(int(r["found"]) - int(r["asked"])) for r in rows], dtype=np.float64)
     return np.array([int(r[measure]) for r in rows], dtype=np.float64)
 
 
 def interval(numbers: np.ndarray) -> tuple[float, float]:
-    """Mean -+ 1.96 standard errors (Student's t); both ends are the mean where all numbers are equal."""
+    """Student's t interval of the mean; both ends are the mean if all numbers are equal."""
     mean, error = numbers.mean(), stats.sem(numbers) if len(numbers) > 1 else np.nan
     reach = stats.t.ppf(0.975, len(numbers) - 1) * error if len(numbers) > 1 else np.nan
     return float(mean - reach), float(mean + reach)
 
 
 def summary(size: int, by_policy: dict[str, list[dict]]) -> list[dict]:
-    """Rows of means with intervals, and of differences to ``"off"``, picture by picture.
+    """Rows of means with intervals, and of differences to `"off"`, paired by image.
 
-    Shares have Wilson's interval, other means and every difference Student's t.
+    Proportions have Wilson's interval, other means and all differences Student's t.
     """
     out = []
     for name, rows in by_policy.items():
@@ -51,5 +51,5 @@ def summary(size: int, by_policy: dict[str, list[dict]]) -> list[dict]:
 
 
 def best_strength(tried: dict[str, list[dict]]) -> str:
-    """The policy with the smallest mean count error; of equals, the one with more pictures that hold every object."""
+    """The policy with the smallest mean count error; of equals, the one with more images that have every object."""
     return min(tried, key=lambda n: (values(tried[n], "count_error").mean(), -values(tried[n], "presence").mean()))

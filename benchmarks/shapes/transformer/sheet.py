@@ -1,4 +1,4 @@
-"""A look at a model in training: a sheet of samples, and the checker's marks on a few fixed captions."""
+"""Progress of a model in training: a sheet of samples, and scores of a few fixed captions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from entropy_attn.shapes.scenes import training_request
 
 
 def glance(autoencoder, denoiser, path: Path, captions: int = 48, steps: int = 16) -> str:
-    """Write the sheet to ``path`` and return a line of presence, exact count and mean count error."""
+    """Write the sheet to `path`; returns a line with presence, exact count and mean count error."""
     rng = random.Random("glance")
     requests = [training_request(rng) for _ in range(captions)]
     pipe = pipeline(autoencoder, denoiser.eval())

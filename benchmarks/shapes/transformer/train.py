@@ -1,10 +1,9 @@
-"""Train the transformer of the second embedded pipeline on a CPU, in the background, for as long as it is let.
+"""Train the transformer of the second embedded pipeline, on a CPU in the background.
 
 Stages: autoencoder, latents of the training scenes, transformer. The same command resumes where the last one stopped;
-Ctrl-C or a kill -TERM writes a checkpoint first. --steps may be changed between runs: the learning rate is constant
-and falls to zero over the last part of whatever --steps says.
+Ctrl-C and kill -TERM write a checkpoint first. `--steps` can change between runs: the learning rate is constant, and
+falls to zero over the last part of `--steps`.
 
-example:
     python -m benchmarks.shapes.transformer.train --work runs/transformer --steps 8000
     python -m benchmarks.shapes.transformer.train --work runs/more --from-state benchmarks/shapes/transformer/state
 """
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from benchmarks.common import new_parser
 from benchmarks.shapes.transformer.autoencoder import train_autoencoder
 from benchmarks.shapes.transformer.fast import accelerate
 from benchmarks.shapes.transformer.files import Log, load_state, rate, save
@@ -34,7 +34,7 @@ ALLOWED_GRADIENT = 1.0
 
 
 class Words:
-    """Token ids to word vectors and mask, cut at the longest caption of the batch."""
+    """Token ids to word vectors and mask, cut after the longest caption of the batch."""
 
     def __init__(self, tok, device: str):
         self.table = text_encoder(len(tok))
@@ -87,8 +87,8 @@ def train(args, autoencoder, log: Log):
             x = x.to(args.device)
             ids[torch.rand(len(ids)) < EMPTY, 1:] = 0
             states, mask = words(ids)
-            # Where things stand and what they are is settled at high noise, so more of the draws go there. In this
-            # model time runs from noise (0) to picture (1).
+            # Positions and kinds of objects are decided at high noise, so more samples are drawn there. In this
+            # model, time runs from noise (0) to image (1).
             t = 1 - torch.rand(len(x), device=args.device) ** args.noise_power
             noise = torch.randn_like(x)
             mixed = torch.lerp(noise, x, t.view(-1, 1, 1, 1))
@@ -118,13 +118,13 @@ def train(args, autoencoder, log: Log):
                 print(glance(autoencoder, averaged, args.work / f"samples-{done:06d}.png"), flush=True)
     except KeyboardInterrupt:
         checkpoint(step)
-        print(f"stopped at step {step}; the same command goes on from there", flush=True)
+        print(f"stopped at step {step}; the same command continues from there", flush=True)
         raise SystemExit(130) from None
     return averaged
 
 
 def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = new_parser(__doc__)
     options.add_argument("--work", type=Path, required=True, help="folder of checkpoints, sample sheets and loss.csv")
     options.add_argument("--steps", type=int, default=8000, help="steps in all (default %(default)s)")
     options.add_argument("--autoencoder-steps", type=int, default=1500, help="default %(default)s")
@@ -139,7 +139,7 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--every", type=int, default=100, help="steps between checkpoints (default %(default)s)")
     options.add_argument("--look", type=int, default=500, help="steps between sample sheets (default %(default)s)")
-    options.add_argument("--from-state", type=Path, help="start from these fp16 weights where --work has no checkpoint")
+    options.add_argument("--from-state", type=Path, help="start from these fp16 weights if --work has no checkpoint")
     options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return options
 
@@ -157,7 +157,9 @@ def main() -> None:
     try:
         autoencoder = train_autoencoder(path, args.autoencoder_steps, log, args.device)
         train(args, autoencoder, log)
-    except KeyboardInterrupt:  # before the transformer's first step; the stages there keep their own checkpoints
+    except (
+        KeyboardInterrupt
+    ):  # before the first step of the transformer; the earlier stages write checkpoints themselves
         raise SystemExit(130) from None
 
 

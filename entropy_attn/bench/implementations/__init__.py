@@ -1,1 +1,1 @@
-"""What competes in the benchmark: this package, torch's attention, other packages, and the softmax matrix."""
+"""The competing implementations: this package, torch's attention, other packages, and the materialized softmax."""

@@ -1,4 +1,4 @@
-"""What an implementation is to the benchmark: one signature, and what it says about calls that it does not serve."""
+"""What an implementation is: a function with one signature, and reasons for calls that it does not serve."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-TASKS = ("plain", "lse", "entropy", "map")  # what is asked of a call besides its output
+TASKS = ("plain", "lse", "entropy", "map")  # what a call computes besides its output
 PASSES = ("forward", "both")  # both: forward and backward, with a gradient of every result
 
-Results = dict[str, Tensor]  # "out", and what the task asks for: "lse", "entropy", "map"
+Results = dict[str, Tensor]  # "out", and that of the task: "lse", "entropy" or "map"
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What a call is asked for. ``map_keys`` is the range of keys whose head-averaged map is wanted."""
+    """What a call computes.
+
+    Attributes:
+        task: one of `TASKS`.
+        gradient: whether the backward pass is computed, too.
+        map_keys: for the task "map", the range of keys of the head-averaged map.
+    """
 
     task: str = "plain"
     gradient: bool = False
@@ -24,14 +30,20 @@ class Ask:
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
-            raise ValueError(f"unknown task {self.task!r}: give one of {', '.join(TASKS)}")
+            raise ValueError(f"task: expected one of {', '.join(TASKS)}, got {self.task!r}")
         if (self.task == "map") != (self.map_keys is not None):
-            raise ValueError(
-                f"task {self.task!r} with map_keys={self.map_keys}: a map needs keys, and nothing else does"
-            )
+            raise ValueError(f"map_keys: expected a range of keys for the task 'map', else None, got {self.map_keys}")
+
+    @property
+    def map_slice(self) -> slice:
+        """`map_keys` of the task "map"."""
+        if self.map_keys is None:
+            raise ValueError(f"task {self.task!r}: it has no map_keys")
+        return slice(*self.map_keys)
 
     @property
     def results(self) -> tuple[str, ...]:
+        """Names of the results."""
         return ("out",) if self.task == "plain" else ("out", self.task)
 
 
@@ -41,13 +53,19 @@ Reasons = Callable[[Tensor, Tensor, Tensor, Ask], list[str]]
 
 @dataclass(frozen=True)
 class Implementation:
-    """One way to attention.
+    """One implementation of attention.
 
-    tasks: what it can be asked for. passes: "both" where it has a backward pass.
-    reasons: every reason why it does not serve a call, from query, key and value as they are; empty where it may.
-    slack: the gate's allowance times this, for a method that is coarser by design; the row still shows its error.
-    matrices: (Nq, Nk) matrices of float32 per batch and head that it holds at once: what a CPU, whose memory ends
-        without an error, is asked before a run.
+    Attributes:
+        name: unique in the registry.
+        attend: (query, key, value, ask) -> results; tensors are (B, H, N, D).
+        tasks: what it can compute.
+        passes: includes "both" if it has a backward pass.
+        reasons: (query, key, value, ask) -> all reasons why it does not serve this call; empty if it may.
+        ours: whether it belongs to this package.
+        slack: multiplies the error that the gate allows, for methods that are less precise by design; rows still show
+            the error.
+        matrices: how many float32 matrices (Nq, Nk) it holds at once per batch and head. On a CPU this is compared with
+            the free memory before a run, because running out of memory there kills the process.
     """
 
     name: str
@@ -60,23 +78,24 @@ class Implementation:
     matrices: float = 0.0
 
     def competes(self, ask: Ask) -> bool:
-        """Whether it is made for what is asked at all; if not, the table has no row for it."""
+        """Whether it has this task; if not, there is no row for it."""
         return ask.task in self.tasks
 
     def unsupported_reasons(self, query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[str]:
-        """Every reason why it does not serve this call; empty where it may."""
+        """All reasons why it does not serve this call; empty if it may."""
         missing = ["it has no backward pass"] if ask.gradient and "both" not in self.passes else []
         return missing + self.reasons(query, key, value, ask)
 
     def row_name(self, ask: Ask) -> str:
+        """Its name in rows: "name" or "name+task"."""
         return self.name if ask.task == "plain" else f"{self.name}+{ask.task}"
 
 
 def half_on_cuda(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[str]:
-    """The reasons that most GPU libraries share."""
+    """The reasons that most GPU libraries have in common."""
     reasons = []
     if query.device.type != "cuda":
-        reasons.append(f"the tensors are on the {query.device.type}, and it needs a CUDA device")
+        reasons.append(f"expected tensors on a CUDA device, got {query.device.type}")
     if query.dtype not in (torch.float16, torch.bfloat16):
-        reasons.append(f"dtype {query.dtype} is neither float16 nor bfloat16")
+        reasons.append(f"expected dtype float16 or bfloat16, got {query.dtype}")
     return reasons

@@ -1,8 +1,9 @@
-"""This package's own implementations, as the benchmark calls them."""
+"""The implementations of this package, as the benchmark calls them."""
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,10 +11,10 @@ from torch import Tensor
 from entropy_attn.bench.implementations.contract import TASKS, Ask, Implementation, Results
 from entropy_attn.ops.api import attention, unsupported_reasons
 
-ORACLE_SCORES = 1024**2  # the oracle holds a dozen float64 matrices: beyond this it only takes time
+ORACLE_SCORES = 1024**2  # the reference has a dozen float64 matrices: larger calls only take time
 
 
-def _options(ask: Ask) -> dict[str, object]:
+def _options(ask: Ask) -> dict[str, Any]:
     return {"return_lse": ask.task == "lse", "return_entropy": ask.task == "entropy", "map_keys": ask.map_keys}
 
 
@@ -25,10 +26,10 @@ def _attend(impl: str, query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> R
 def _reasons(impl: str, query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[str]:
     reasons = []
     if impl == "reference" and query.shape[2] * key.shape[2] > ORACLE_SCORES:
-        reasons.append(f"{query.shape[2]} x {key.shape[2]} scores: the oracle is for calls up to 1024 x 1024")
+        reasons.append(f"expected at most 1024 x 1024 scores, got {query.shape[2]} x {key.shape[2]}")
     with torch.enable_grad():
-        tensors = (t.detach().requires_grad_(ask.gradient) for t in (query, key, value))
-        return reasons + unsupported_reasons(*tensors, **_options(ask), impl=impl)
+        query, key, value = (t.detach().requires_grad_(ask.gradient) for t in (query, key, value))
+        return reasons + unsupported_reasons(query, key, value, **_options(ask), impl=impl)
 
 
 def _ours(name: str, impl: str, tasks: tuple[str, ...] = TASKS, matrices: float = 0.0) -> Implementation:
@@ -39,6 +40,6 @@ def _ours(name: str, impl: str, tasks: tuple[str, ...] = TASKS, matrices: float 
 OURS = (
     _ours("auto", "auto"),
     _ours("triton", "triton"),
-    _ours("ours-sdpa", "sdpa", TASKS[1:]),  # without statistics it is torch's own call, which has a row
+    _ours("ours-sdpa", "sdpa", TASKS[1:]),  # a plain call would be torch's own, which has a row
     _ours("reference", "reference", matrices=12.0),
 )

@@ -1,4 +1,4 @@
-"""Other people's attention, where it is installed. None of it is required, or imported before it is run."""
+"""Attention of other packages. None is required; each is imported when it runs."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from torch import Tensor
 
 from entropy_attn.bench.implementations.contract import Ask, Implementation, Results, half_on_cuda
 
-TUTORIAL = "ENTROPY_ATTN_TUTORIAL"  # path of triton's python/tutorials/06-fused-attention.py, which is in no package
-SAGE_SLACK = 64.0  # it quantises queries and keys to 8 bits
+TUTORIAL = "ENTROPY_ATTN_TUTORIAL"  # path of Triton's python/tutorials/06-fused-attention.py, which no package contains
+SAGE_SLACK = 64.0  # it quantizes queries and keys to 8 bits
 
 
 def _installed(package: str, more: Callable[..., list[str]] | None = None) -> Callable[..., list[str]]:
     def reasons(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[str]:
         missing = [] if importlib.util.find_spec(package) else [f"{package} is not installed"]
-        own = more(query, key, value, ask) if more else []
-        return missing + half_on_cuda(query, key, value, ask) + own
+        return missing + half_on_cuda(query, key, value, ask) + (more(query, key, value, ask) if more else [])
 
     return reasons
 
@@ -31,7 +31,7 @@ def _tokens_first(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.transpose(1, 2) for t in tensors)
 
 
-def _with_lse(answer: object, ask: Ask) -> Results:
+def _with_lse(answer: Any, ask: Ask) -> Results:
     out, lse = (answer[0], answer[1]) if isinstance(answer, tuple) else (answer, None)
     return {"out": out.transpose(1, 2)} | ({"lse": lse} if ask.task == "lse" else {})
 
@@ -50,8 +50,8 @@ def _flash3(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
 
 
 def _flash_reasons(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[str]:
-    wide = [f"head_dim {query.shape[3]} is above 256"] if query.shape[3] > 256 else []
-    return wide + (["it has no gradient of its lse"] if ask.gradient and ask.task == "lse" else [])
+    wide = [f"expected head_dim up to 256, got {query.shape[3]}"] if query.shape[3] > 256 else []
+    return wide + (["its lse has no gradient"] if ask.gradient and ask.task == "lse" else [])
 
 
 def _sage(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
@@ -61,7 +61,7 @@ def _sage(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
 
 
 def _sage_reasons(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[str]:
-    return [f"head_dim {query.shape[3]} is above 128"] if query.shape[3] > 128 else []
+    return [f"expected head_dim up to 128, got {query.shape[3]}"] if query.shape[3] > 128 else []
 
 
 def _xformers(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
@@ -73,6 +73,8 @@ def _xformers(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
 @functools.cache
 def _tutorial_module(path: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location("triton_tutorial_fused_attention", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{TUTORIAL}: expected a Python file, got {path!r}")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -86,11 +88,11 @@ def _tutorial(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
 def _tutorial_reasons(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[str]:
     reasons = half_on_cuda(query, key, value, ask)
     if not Path(os.environ.get(TUTORIAL, "")).is_file():
-        reasons.append(f"{TUTORIAL} does not name a copy of Triton's tutorial 06-fused-attention.py")
+        reasons.append(f"expected {TUTORIAL} to be the path of Triton's tutorial 06-fused-attention.py")
     if query.shape[3] not in (16, 32, 64, 128, 256):
-        reasons.append(f"head_dim {query.shape[3]} is no power of two from 16 to 256")
+        reasons.append(f"expected head_dim to be a power of two from 16 to 256, got {query.shape[3]}")
     if query.shape[2] != key.shape[2] or query.shape[2] % 128:
-        reasons.append(f"lengths {query.shape[2]} and {key.shape[2]} are not one multiple of 128")
+        reasons.append(f"expected equal lengths, a multiple of 128, got {query.shape[2]} and {key.shape[2]}")
     return reasons
 
 

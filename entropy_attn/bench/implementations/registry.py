@@ -1,4 +1,4 @@
-"""Everything that competes, by name. Adding one is a row in the file it belongs to: see CONTRIBUTING.md."""
+"""All implementations by name. To add one, add a row to the file it belongs to; see CONTRIBUTING.md."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ from entropy_attn.bench.implementations.packages import PACKAGES
 from entropy_attn.bench.implementations.softmax import SOFTMAX
 from entropy_attn.bench.implementations.torch_backends import TORCH
 
-IMPLEMENTATIONS: dict[str, Implementation] = {i.name: i for i in (*OURS, *TORCH, *PACKAGES, *SOFTMAX)}
-TORCHS_CHOICE = "sdpa"
+IMPLEMENTATIONS: dict[str, Implementation] = {one.name: one for one in (*OURS, *TORCH, *PACKAGES, *SOFTMAX)}
+TORCHS_CHOICE = "sdpa"  # the implementation that leaves the choice of the backend to torch
 
 
 def contenders(ask: Ask, names: Iterable[str] | None = None) -> list[Implementation]:
-    """Those that are made for what is asked, of ``names`` or of all, in the registry's order.
+    """The implementations that have the task of `ask`, in the order of the registry.
+
+    Args:
+        ask: what a call computes.
+        names: only these; None is all.
 
     Raises:
-        ValueError: for a name that is not registered.
+        ValueError: a name is not in the registry.
     """
     chosen = list(IMPLEMENTATIONS if names is None else names)
     unknown = next((name for name in chosen if name not in IMPLEMENTATIONS), None)
     if unknown is not None:
-        raise ValueError(f"unknown implementation {unknown!r}: give some of {', '.join(IMPLEMENTATIONS)}")
-    return [i for i in IMPLEMENTATIONS.values() if i.name in chosen and i.competes(ask)]
+        raise ValueError(f"implementations: expected some of {', '.join(IMPLEMENTATIONS)}, got {unknown!r}")
+    return [one for one in IMPLEMENTATIONS.values() if one.name in chosen and one.competes(ask)]

@@ -1,4 +1,4 @@
-"""How entropy and maps are had today: from the softmax matrix, whole, in chunks of rows, or stored by layer."""
+"""How others compute entropy and maps: from the softmax matrix, whole, in chunks of rows, or stored by layer."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from torch.utils.checkpoint import checkpoint
 
 from entropy_attn.bench.implementations.contract import Ask, Implementation, Results
 
-CHUNK_SCORES = {"cuda": 2**26, "cpu": 2**22}  # scores that the chunked way holds at once: enough to keep a device busy
+CHUNK_SCORES = {"cuda": 2**26, "cpu": 2**22}  # scores of one chunk: enough to keep a device busy
 
 
-def materialised(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
-    """The softmax matrix, held; its own dtype's product and float32 after it. The gate measures errors by this."""
+def materialized(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
+    """With the whole softmax matrix; the product in the dtype of the inputs, then float32. The gate's yardstick."""
     wide = torch.promote_types(query.dtype, torch.float32)
     scores = (query @ key.mT).to(wide) * query.shape[-1] ** -0.5
     if ask.task not in ("lse", "entropy"):
         p = scores.softmax(dim=-1)
-        head_map = {"map": p[..., slice(*ask.map_keys)].mean(dim=1)} if ask.task == "map" else {}
+        head_map = {"map": p[..., ask.map_slice].mean(dim=1)} if ask.task == "map" else {}
         return {"out": p.to(value.dtype) @ value} | head_map
     log_p = scores.log_softmax(dim=-1)
     p = log_p.exp()
@@ -26,24 +26,24 @@ def materialised(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results
 
 
 def chunks(query: Tensor, key: Tensor, held: int) -> list[slice]:
-    """Rows of the query whose scores fit into ``held``."""
+    """Chunks of query rows with at most `held` scores each."""
     rows = max(1, held // (query.shape[0] * query.shape[1] * key.shape[2]))
     return [slice(start, start + rows) for start in range(0, query.shape[2], rows)]
 
 
 def chunked(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
-    """The same over chunks of rows; for a gradient each chunk is computed again, so that none is held."""
+    """The same over chunks of rows; with a gradient, each chunk is recomputed, so that none is kept."""
     parts: list[Results] = []
     for rows in chunks(query, key, CHUNK_SCORES.get(query.device.type, 2**22)):
         tensors = (query[:, :, rows], key, value, ask)
         parts.append(
-            checkpoint(materialised, *tensors, use_reentrant=False) if ask.gradient else materialised(*tensors)
+            checkpoint(materialized, *tensors, use_reentrant=False) if ask.gradient else materialized(*tensors)
         )
     return {name: torch.cat([part[name] for part in parts], dim=1 if name == "map" else 2) for name in ask.results}
 
 
 def _eager(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Output and probabilities as diffusers' AttnProcessor and get_attention_scores make them: all in one dtype."""
+    """Output and probabilities as in diffusers' AttnProcessor and get_attention_scores: all in one dtype."""
     q, k, v = (t.flatten(0, 1) for t in (query, key, value))
     empty = torch.empty(q.shape[0], q.shape[1], k.shape[1], dtype=q.dtype, device=q.device)
     p = torch.baddbmm(empty, q, k.mT, beta=0, alpha=q.shape[-1] ** -0.5).softmax(dim=-1)
@@ -51,20 +51,20 @@ def _eager(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def stored(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
-    """Attend-and-Excite: every layer's probabilities are kept, and averaged over heads when the loss is made."""
+    """Attend-and-Excite: the probabilities of each layer are kept, and averaged over heads for the loss."""
     out, p = _eager(query, key, value)
-    return {"out": out, "map": p[..., slice(*ask.map_keys)].mean(dim=1)}
+    return {"out": out, "map": p[..., ask.map_slice].mean(dim=1)}
 
 
 def heat_maps(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
-    """DAAM: every head's probabilities in float32 are added to a running sum; one layer's part of it."""
+    """DAAM: the probabilities of each head are added to a sum in float32; this is the part of one layer."""
     out, p = _eager(query, key, value)
-    heads = p[..., slice(*ask.map_keys)].float()
+    heads = p[..., ask.map_slice].float()
     return {"out": out, "map": heads.sum(dim=1) / heads.shape[1]}
 
 
 SOFTMAX = (
-    Implementation("materialised", materialised, ("lse", "entropy", "map"), matrices=4.0),
+    Implementation("materialised", materialized, ("lse", "entropy", "map"), matrices=4.0),
     Implementation("chunked", chunked, ("entropy", "map")),
     Implementation("attend-and-excite", stored, ("map",), matrices=3.0, slack=4.0),  # a mean in half precision
     Implementation("daam", heat_maps, ("map",), matrices=3.0, slack=4.0),

@@ -1,13 +1,14 @@
-"""Torch's own attention: every backend of SDPA forced, and FlexAttention compiled.
+"""Torch's attention: each backend of SDPA, and compiled FlexAttention.
 
-Entropy without a kernel that gives it is one more attention call with V = K, from any backend that returns the lse:
-entropy = lse - scale * q . (sum of p k). These are the rows that begin with "vk".
+A backend that returns the lse can compute the entropy with one more attention call in which V = K:
+entropy = lse - scale * q . (sum of p k). The names of these implementations begin with "vk".
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +17,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from entropy_attn.bench.implementations.contract import Ask, Implementation, Results, half_on_cuda
 
-# In half precision the V = K way loses digits in sum(p k): 3e-4 to 1.2e-2 nats in bfloat16.
+# In half precision, V = K loses digits in sum(p k): 3e-4 to 1.2e-2 nats in bfloat16.
 VK_SLACK = 64.0
-MAX_SHAPES = 256  # FlexAttention compiles for each shape, and torch's limit of 8 would end the benchmark
+MAX_SHAPES = 256  # FlexAttention compiles for each shape, and torch's default limit is 8
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
@@ -26,7 +27,7 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
 
 
 def _forced(backend: SDPBackend, query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
-    """One backend, which raises RuntimeError where it does not take the call."""
+    """One backend; it raises RuntimeError for calls that it does not support."""
     with sdpa_kernel(backend):
         return {"out": F.scaled_dot_product_attention(query, key, value)}
 
@@ -39,7 +40,7 @@ def _flash_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
 
 def _efficient_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True)[:2]
-    return out, lse[..., : query.shape[2]]  # it pads the rows
+    return out, lse[..., : query.shape[2]]  # rows are padded
 
 
 def _cudnn_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,11 +49,11 @@ def _cudnn_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
 
 
 @functools.cache
-def _flex() -> Callable[..., object]:
+def _flex() -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_SHAPES)
-    # fullgraph: past its limit torch would go on uncompiled, and time something else
+    # fullgraph: beyond the limit torch would run without compilation
     return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 
@@ -86,24 +87,24 @@ def _by_vk(
 
 def _flash_reasons(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[str]:
     reasons = [] if query.device.type == "cpu" else half_on_cuda(query, key, value, ask)
-    return reasons + ([f"head_dim {query.shape[3]} is above 256"] if query.shape[3] > 256 else [])
+    return reasons + ([f"expected head_dim up to 256, got {query.shape[3]}"] if query.shape[3] > 256 else [])
 
 
 def _efficient_reasons(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[str]:
-    return [] if query.device.type == "cuda" else [f"the tensors are on the {query.device.type}, not on a CUDA device"]
+    return [] if query.device.type == "cuda" else [f"expected tensors on a CUDA device, got {query.device.type}"]
 
 
 def _cudnn_reasons(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[str]:
     limit = 128 if ask.gradient else 256
-    wide = query.shape[3] > limit and f"head_dim {query.shape[3]} is above {limit}"
+    wide = query.shape[3] > limit and f"expected head_dim up to {limit}, got {query.shape[3]}"
     return half_on_cuda(query, key, value, ask) + ([wide] if wide else [])
 
 
 def _flex_reasons(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[str]:
-    return [] if query.device.type == "cuda" else ["it is compiled for CUDA devices only here"]
+    return [] if query.device.type == "cuda" else [f"expected tensors on a CUDA device, got {query.device.type}"]
 
 
-# The operators that give the lse are torch's own, private, and have no gradient of it.
+# The operators that return the lse are private in torch, and the lse has no gradient.
 _LSE = {
     "flash": (_flash_lse, _flash_reasons),
     "cudnn": (_cudnn_lse, _cudnn_reasons),

@@ -1,7 +1,7 @@
-"""Routed layers under torch.compile: the policy is asked by an operator, so that no graph depends on what it answers.
+"""Routed layers under torch.compile: an operator calls the policy, so no graph depends on the scale that it returns.
 
-The operator runs when the graph does, in the thread and the step that it is run in. The layer comes to it as a tensor,
-which makes the repeated blocks of a transformer one graph.
+The operator runs when the graph runs, in the thread and the step of that run. It gets the layer as a tensor, so the
+repeated blocks of a transformer are one graph.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ def layer_scale(
     seqlen_k: int,
     num_heads: int,
     head_dim: int,
-    own: float,
+    default: float,
     device: torch.device,
 ) -> torch.Tensor:
-    """The scale of every head, (H,), of one attention call; `own` where the policy leaves it."""
+    """The scale of every head, (H,), of one attention call; `default` where the policy returns None."""
     routing = _HANDLES[handle]
-    place = routing.place(int(layer), None if kind < 0 else (_KINDS[kind], _TEXTS[text]), index)
-    chosen = routing.router.scale_of(place, seqlen_q, seqlen_k, num_heads, head_dim)
+    call = routing.layer_call(int(layer), None if kind < 0 else (_KINDS[kind], _TEXTS[text]), index)
+    chosen = routing.router.scale_of(call, seqlen_q, seqlen_k, num_heads, head_dim)
     if not isinstance(chosen, torch.Tensor):
-        return torch.full((num_heads,), own if chosen is None else chosen, dtype=torch.float32, device=device)
+        return torch.full((num_heads,), default if chosen is None else chosen, dtype=torch.float32, device=device)
     if chosen.requires_grad:
         raise ValueError(
             f"scale policy {routing.router.policy!r} returned a tensor with a gradient, which torch.compile would lose"
@@ -70,7 +70,7 @@ def _(
     seqlen_k: int,
     num_heads: int,
     head_dim: int,
-    own: float,
+    default: float,
     device: torch.device,
 ) -> torch.Tensor:
     return torch.empty((num_heads,), dtype=torch.float32, device=device)
@@ -79,11 +79,11 @@ def _(
 def trace_layer(
     handle: int, by_call: bool, module: AttentionLayer, call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
 ) -> Any:
-    """Call a layer while torch.compile traces it. by_call: its kind goes by the arguments of the call."""
+    """Call a layer while torch.compile traces it. by_call: the arguments of the call decide its kind."""
     kind, text = -1, 0
     if by_call:
-        name, place = kind_by_context(module, *args, **kwargs)
-        kind, text = _KINDS.index(name), _TEXTS.index(place)
+        name, text_position = kind_by_context(module, *args, **kwargs)
+        kind, text = _KINDS.index(name), _TEXTS.index(text_position)
     layer, count = module.__dict__[NUMBER], 0
 
     def attend(
@@ -98,9 +98,9 @@ def trace_layer(
     ) -> torch.Tensor:
         nonlocal count
         heads, seqlen_q, head_dim = query.shape[-3:]
-        own = head_dim**-0.5 if scale is None else scale
+        default = head_dim**-0.5 if scale is None else scale
         chosen = layer_scale(
-            layer, handle, kind, text, count, seqlen_q, key.shape[-2], heads, head_dim, own, query.device
+            layer, handle, kind, text, count, seqlen_q, key.shape[-2], heads, head_dim, default, query.device
         )
         count += 1
         return ops.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, chosen, enable_gqa)

@@ -1,14 +1,15 @@
-"""The attention layers of diffusers' models: what their attention calls are of, and what of them cannot be routed."""
+"""The attention layers of diffusers' models: what their attention calls attend to, and which cannot be routed."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from entropy_attn.integrations.diffusers.models.table import LayerRule
+from entropy_attn.errors import Unroutable
+from entropy_attn.integrations.diffusers.models import LayerRule
 from entropy_attn.integrations.diffusers.private import (
     TORCH_BACKENDS,
     Attention,
@@ -17,67 +18,74 @@ from entropy_attn.integrations.diffusers.private import (
     other_processors,
 )
 from entropy_attn.integrations.diffusers.processors import calling, has_copy
-from entropy_attn.routing.router import AttentionCalls, LayerCall, Router, Unroutable
+from entropy_attn.routing.calls import AttentionArguments, LayerCall
+from entropy_attn.routing.intercept import AttentionCalls
+from entropy_attn.routing.router import Router
 from entropy_attn.scale import Kind
 
 _REMEDY = (
-    "set one that does, with set_attn_processor(AttnProcessor2_0()) of the model, AttnProcessor2_0 being of "
-    "diffusers.models.attention_processor "
-    "(set_default_attn_processor() sets AttnProcessor, which does not)"
+    "set one that does, with set_attn_processor(AttnProcessor2_0()) of the model, AttnProcessor2_0 from "
+    "diffusers.models.attention_processor (set_default_attn_processor() sets AttnProcessor, which does not)"
 )
 
 
 class _Attend:
     """Takes the attention calls of one call of a layer, and counts them.
 
-    own_keys: those of the layer's text, for a processor that may attend to other texts too; see `own_keys_of`.
+    calls: the call with an index; None for one call too many.
+    text_keys: those of the layer's text, for a processor that may attend to other texts too; see `text_keys_of`.
     """
 
-    __slots__ = ("count", "module", "own_keys", "places", "recorded", "router")
+    __slots__ = ("calls", "count", "module", "recorded", "router", "text_keys")
 
     def __init__(
         self,
         router: Router,
         module: AttentionLayer,
-        places: Callable[[int], LayerCall | None],
-        own_keys: torch.Tensor | None = None,
+        calls: Callable[[int], LayerCall | None],
+        text_keys: torch.Tensor | None = None,
     ):
         self.router = router
         self.module = module
-        self.places = places
-        self.own_keys = own_keys
+        self.calls = calls
+        self.text_keys = text_keys
         self.count = self.recorded = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        place = self.places(self.count)
+        arguments = AttentionArguments(*args, **kwargs)
+        call = self.calls(self.count)
         self.count += 1
         if not self.router.watching:
-            return self.router.attention(place or self.places(0), *args, **kwargs)
-        if self.own_keys is not None:
-            key = args[1] if len(args) > 1 else kwargs["key"]
-            if key.shape != self.own_keys.shape or not torch.allclose(key, self.own_keys, rtol=1e-2, atol=1e-3):
-                return self.router.attention(self.places(0), *args, record=False, **kwargs)
-            place = self.places(0)
+            return self.router.attention(call or self.first, arguments)
+        if self.text_keys is not None:
+            key = arguments.key
+            if key.shape != self.text_keys.shape or not torch.allclose(key, self.text_keys, rtol=1e-2, atol=1e-3):
+                return self.router.attention(self.first, arguments, record=False)
+            call = self.first
             if self.recorded:
-                raise Unroutable(f"layer {place.layer!r}", [self.several()])
-        if place is None:
-            raise Unroutable(f"layer {self.places(0).layer!r}", [self.several()])
+                raise Unroutable(f"layer {call.layer!r}", [self.several()])
+        if call is None:
+            raise Unroutable(f"layer {self.first.layer!r}", [self.several()])
         self.recorded += 1
-        return self.router.attention(place, *args, **kwargs)
+        return self.router.attention(call, arguments)
+
+    @property
+    def first(self) -> LayerCall:
+        return cast(LayerCall, self.calls(0))  # a layer makes one call at least
 
     def several(self) -> str:
         return (
             f"its processor, {type(self.module.processor).__name__}, makes several attention calls, and which of them "
-            "is to be recorded is not known; record with the model's own processors, or apply without record"
+            "to record is not known; record with diffusers' processors, or apply without record"
         )
 
     def check_recorded(self, name: str) -> None:
-        """One of its calls was to the layer's own text."""
-        if self.own_keys is not None and self.count and not self.recorded:
+        """One of its calls attended to the layer's text."""
+        if self.text_keys is not None and self.count and not self.recorded:
             processor = type(self.module.processor).__name__
             reason = (
                 f"none of the attention calls of its processor, {processor}, has the keys of the text that the layer "
-                "is given; record with the model's own processors, or apply without record"
+                "receives; record with diffusers' processors, or apply without record"
             )
             raise Unroutable(f"layer {name!r}", [reason])
 
@@ -91,9 +99,9 @@ def run_layer(
     args: tuple,
     kwargs: dict[str, Any],
 ) -> Any:
-    """Call a layer, whose attention calls are the router's."""
-    own_keys = own_keys_of(module, rule, *args, **kwargs) if router.watching else None
-    attend = _Attend(router, module, _places(name, module, rule, args, kwargs), own_keys)
+    """Call a layer; the router takes its attention calls."""
+    text_keys = text_keys_of(module, rule, *args, **kwargs) if router.watching else None
+    attend = _Attend(router, module, _calls(name, module, rule, args, kwargs), text_keys)
     copied = has_copy(module)
     if copied:
         outer = calling.layer, calling.attend
@@ -105,7 +113,7 @@ def run_layer(
     else:
         with AttentionCalls(attend):
             result = call(*args, **kwargs)
-    # A processor that was copied does call attention: if it did not, a cache answered for the layer at this step.
+    # A copied processor does call attention: without a call, a cache answered for the layer at this step.
     if not attend.count and not copied:
         raise Unroutable(f"layer {name!r}", [_explain(module)])
     attend.check_recorded(name)
@@ -113,7 +121,7 @@ def run_layer(
 
 
 @torch.no_grad()
-def own_keys_of(
+def text_keys_of(
     module: AttentionLayer,
     rule: LayerRule,
     hidden_states: Any = None,
@@ -121,10 +129,10 @@ def own_keys_of(
     *args: Any,
     **kwargs: Any,
 ) -> torch.Tensor | None:
-    """The keys (batch, heads, tokens, head dim) of the text that a cross-attention layer is given.
+    """The keys (batch, heads, tokens, head dim) of the text that a cross-attention layer receives.
 
-    None for processors of diffusers, that attend to what their layer is given, and for layers whose keys are made in
-    ways of their own.
+    None for processors of diffusers, which attend to what their layer receives, and for layers that make their keys in
+    other ways.
     """
     if type(module.processor).__module__.startswith("diffusers.") or not isinstance(module, Attention):
         return None
@@ -151,7 +159,7 @@ def refusal_of(module: AttentionLayer) -> str | None:
 
 def _explain(module: AttentionLayer) -> str:
     if not _torch_backend(module):
-        name = backend_of(module.processor).value
+        name = getattr(backend_of(module.processor), "value", None)
         return (
             f"its attention backend, {name!r}, makes no scaled_dot_product_attention call; set 'native', with "
             "set_attention_backend('native') of the model"
@@ -159,55 +167,59 @@ def _explain(module: AttentionLayer) -> str:
     return f"its processor, {type(module.processor).__name__}, makes no scaled_dot_product_attention call; {_REMEDY}"
 
 
-def _places(
+def _calls(
     name: str, module: AttentionLayer, rule: LayerRule, args: tuple, kwargs: dict[str, Any]
 ) -> Callable[[int], LayerCall | None]:
-    """What the attention calls within one call of a layer are of, by their order; None for one too many."""
+    """What the attention calls within one call of a layer attend to, by their index; None for one too many."""
     by_call = rule.kind == "call"
     kind, text = kind_by_context(module, *args, **kwargs) if by_call else kind_of(rule)
     if rule.per_sample:
         samples = len(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
-        return lambda index: LayerCall(name, kind, text, sample=index, samples=samples)
-    own = _own_call(module, rule)
-    if own is None:
-        only = _place(name, kind, text, rule.ragged)
+        return lambda index: LayerCall(name, kind, cast(Any, text), sample=index, samples=samples)
+    text_call = _text_call(module, rule)
+    if text_call is None:
+        only = _layer_call(name, kind, text, rule.ragged)
         return lambda index: None if index else only
-    return lambda index: _place_among(name, rule, kind, text, index == own)
+    return lambda index: _text_or_image_prompt(name, rule, kind, text, index == text_call)
 
 
 @functools.lru_cache(maxsize=4096)
-def _place(name: str, kind: Kind, text: Any, ragged: bool) -> LayerCall:
+def _layer_call(name: str, kind: Kind, text: Any, ragged: bool) -> LayerCall:
     return LayerCall(name, kind, text, ragged=ragged)
 
 
-def place_of(name: str, module: AttentionLayer, rule: LayerRule, kind: Kind, text: str | None, index: int) -> LayerCall:
+def layer_call_of(
+    name: str, module: AttentionLayer, rule: LayerRule, kind: Kind, text: str | None, index: int
+) -> LayerCall:
     """The index-th attention call of a layer."""
-    return _place_among(name, rule, kind, text, _own_call(module, rule) in (None, index))
+    return _text_or_image_prompt(name, rule, kind, text, _text_call(module, rule) in (None, index))
 
 
-def _place_among(name: str, rule: LayerRule, kind: Kind, text: str | None, own: bool) -> LayerCall:
-    """A call of a layer that also attends to a picture prompt: its own, or that."""
-    return _place(name, kind, text, rule.ragged) if own else _place(f"{name}.image", "cross", None, False)
+def _text_or_image_prompt(name: str, rule: LayerRule, kind: Kind, text: str | None, to_text: bool) -> LayerCall:
+    """A call of a layer that attends to the text, and in another call to an image prompt."""
+    if to_text:
+        return _layer_call(name, kind, text, rule.ragged)
+    return _layer_call(f"{name}.image", "cross", None, False)
 
 
 def kind_of(rule: LayerRule) -> tuple[Kind, str | None]:
-    """Kind of a layer's calls, and where their text is."""
+    """Kind of a layer's calls, and where the text lies in them."""
     if rule.kind == "text":
         return "self", "all"
-    return rule.kind, "all" if rule.kind == "cross" else rule.text
+    return cast(Kind, rule.kind), "all" if rule.kind == "cross" else rule.text
 
 
-def _own_call(module: AttentionLayer, rule: LayerRule) -> int | None:
-    """Which attention call of a layer that also attends to a picture prompt is not to that; None if it has no such."""
+def _text_call(module: AttentionLayer, rule: LayerRule) -> int | None:
+    """Index of the call that attends to the text, in a layer that also attends to an image prompt; else None."""
     if "IPAdapter" in type(module.processor).__name__:
         return 0
-    return 1 if rule.picture_first and module.add_k_proj is not None else None
+    return 1 if rule.image_prompt_first and module.add_k_proj is not None else None
 
 
 def kind_by_context(
     module: AttentionLayer, hidden_states: Any = None, encoder_hidden_states: Any = None, *args: Any, **kwargs: Any
 ) -> tuple[Kind, Any]:
-    """By the context; some models hand a self-attention layer its own input as that."""
+    """Kind and text, by the context; some models pass a self-attention layer its input as the context."""
     if encoder_hidden_states is None or encoder_hidden_states is hidden_states:
         return "self", None
     if module.added_kv_proj_dim is not None and not module.only_cross_attention:

@@ -1,13 +1,14 @@
-"""Everything of diffusers that its documentation does not promise, in one place.
+"""Everything of diffusers that its documentation does not promise, and what differs between its releases.
 
-tests/integrations/diffusers/test_private_names.py pins each name, and says which one moved.
+tests/integrations/diffusers/test_private_names.py pins each name, and reports the one that moved.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import diffusers
 from diffusers.models import attention_processor
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import (
@@ -16,6 +17,10 @@ from diffusers.models.attention_dispatch import (
     dispatch_attention_fn,
 )
 from diffusers.models.attention_processor import Attention, MochiAttention
+from packaging.version import Version
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "OTHER_PROCESSORS",
@@ -27,6 +32,7 @@ __all__ = [
     "backend_of",
     "config_of_single_file",
     "dispatch_attention_fn",
+    "dtype_argument",
     "is_context_parallel",
     "other_processors",
 ]
@@ -34,7 +40,7 @@ __all__ = [
 # What every attention layer of diffusers is one of.
 AttentionLayer = Attention | MochiAttention | AttentionModuleMixin
 
-# Processors that compute attention without torch's scaled_dot_product_attention, so that there is nothing to route.
+# Processors that compute attention without torch's scaled_dot_product_attention: there is nothing to route.
 OTHER_PROCESSORS = (
     "AttnProcessor",
     "SlicedAttnProcessor",
@@ -45,7 +51,7 @@ OTHER_PROCESSORS = (
     "IPAdapterXFormersAttnProcessor",
 )
 
-# Backends of the dispatcher that end in torch's attention: the plain one, and those that pick one of its kernels.
+# Backends of the dispatcher that end in torch's attention: the default, and those that pick one of its kernels.
 PICKED_BACKENDS = tuple(
     getattr(AttentionBackendName, f"_NATIVE_{name}") for name in ("CUDNN", "EFFICIENT", "FLASH", "MATH")
 )
@@ -57,7 +63,7 @@ def other_processors() -> tuple[type, ...]:
 
 
 def active_backend() -> AttentionBackendName:
-    """What the dispatcher takes for a processor that names none."""
+    """The dispatcher's backend for a processor that names none."""
     return _AttentionBackendRegistry.get_active_backend()[0]
 
 
@@ -75,7 +81,7 @@ def is_context_parallel(denoiser: Any) -> bool:
 
 
 def config_of_single_file(weights: Mapping[str, Any]) -> str:
-    """The Hub id whose configuration a checkpoint in one file has, by the names and shapes of its weights."""
+    """The Hub id with the configuration of a single-file checkpoint, by the names and shapes of its weights."""
     from diffusers.loaders.single_file_utils import fetch_diffusers_config
 
     return fetch_diffusers_config({name: _Shaped(part) for name, part in weights.items()})[
@@ -84,7 +90,12 @@ def config_of_single_file(weights: Mapping[str, Any]) -> str:
 
 
 class _Shaped:
-    """A weight that is not read: its shape alone."""
+    """A weight that is not read, only its shape."""
 
     def __init__(self, part: Any):
         self.shape = tuple(part.get_shape())
+
+
+def dtype_argument(dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The keyword of `from_pretrained` for the dtype of the weights, which diffusers 0.42 renamed."""
+    return {"dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype": dtype}

@@ -1,10 +1,10 @@
-"""Copies of diffusers' attention processors that hand their attention calls to us.
+"""Copies of diffusers' attention processors whose attention calls go to the router.
 
-A processor looks torch's attention up among the globals of its module. The copy is the same code with other globals, of
-a class derived from the processor's, over the processor's own attributes. Nothing that others can see is exchanged: a
-wrapped layer (see `SwappedProcessor`) uses the copy while it is being called, and shows its own processor otherwise.
+A processor looks up torch's attention among the globals of its module. The copy is the same code with other globals, in
+a class derived from the processor's, with the same attributes. Nothing that others can see is exchanged: a wrapped
+layer (see `SwappedProcessor`) uses the copy while it is being called, and shows the original at all other times.
 Compared with a TorchFunctionMode, which sees every torch function of the layer, this costs a tenth of the time, and
-torch.compile traces it.
+torch.compile can trace it.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from entropy_attn.errors import Unroutable
 from entropy_attn.integrations.diffusers.private import (
     PICKED_BACKENDS,
     TORCH_BACKENDS,
     active_backend,
     dispatch_attention_fn,
 )
-from entropy_attn.routing.router import AttentionCalls, Unroutable
+from entropy_attn.routing.intercept import AttentionCalls
 
 _TORCHS, _DISPATCHER = "scaled_dot_product_attention", "dispatch_attention_fn"
-COPY = "_entropy_attn_processor"  # (the layer's own processor, its copy)
+COPY = "_entropy_attn_processor"  # (the original processor, its copy)
 
 
 class _Calling(threading.local):
-    """The layer that this thread is calling, and who takes its attention calls."""
+    """The layer that this thread is calling, and the function that takes its attention calls."""
 
     layer: Any = None
     attend: Callable[..., torch.Tensor] | None = None
@@ -51,19 +52,21 @@ traced = _Traced()
 class SwappedProcessor:
     """Base in front of a layer's class: its processor is the copy while the layer is being called."""
 
+    _modules: dict[str, Any]  # of the layer's class, an `nn.Module`
+
     @property
     def processor(self) -> Any:
         try:
-            own = self.__dict__["processor"]
+            original = self.__dict__["processor"]
         except KeyError:
-            own = self._modules.get("processor")  # one with parameters
-            if own is None:
+            original = self._modules.get("processor")  # one with parameters
+            if original is None:
                 raise AttributeError("processor") from None
         if torch.compiler.is_compiling() or calling.layer is self:
             copied = self.__dict__.get(COPY)
-            if copied is not None and copied[0] is own:
+            if copied is not None and copied[0] is original:
                 return copied[1]
-        return own
+        return original
 
     @processor.setter
     def processor(self, processor: Any) -> None:
@@ -75,18 +78,19 @@ class SwappedProcessor:
 
 
 def has_copy(layer: Any) -> bool:
-    """Make the copy of the layer's processor if need be; False where there can be none."""
-    own = layer.__dict__.get("processor")
-    if own is None:
-        own = layer._modules.get("processor")
+    """Make the copy of the layer's processor if needed; False where there can be none."""
+    original = layer.__dict__.get("processor")
+    if original is None:
+        original = layer._modules.get("processor")
     copied = layer.__dict__.get(COPY)
-    if copied is None or copied[0] is not own:
-        kind = None if own is None else _copied_class(type(own))
-        copy = None
+    if copied is None or copied[0] is not original:
+        cls: Any = type(original)
+        kind = None if original is None else _copied_class(cls)
+        copy: Any = None
         if kind is not None:
             copy = object.__new__(kind)
-            copy.__dict__ = own.__dict__
-        copied = layer.__dict__[COPY] = own, copy
+            copy.__dict__ = original.__dict__
+        copied = layer.__dict__[COPY] = original, copy
     return copied[1] is not None
 
 
@@ -95,7 +99,7 @@ def forget_copy(layer: Any) -> None:
 
 
 @functools.cache
-def _copied_class(cls: type) -> type | None:
+def _copied_class(cls: Any) -> type | None:
     function = cls.__call__
     if not isinstance(function, types.FunctionType) or not _calls_attention(function):
         return None
@@ -110,28 +114,27 @@ def _copied_class(cls: type) -> type | None:
 
 
 def _calls_attention(function: types.FunctionType) -> bool:
-    """By itself, as F.scaled_dot_product_attention or through the dispatcher, and by no other way."""
+    """In this code, as F.scaled_dot_product_attention or through the dispatcher, and in no other way."""
     names, namespace = set(function.__code__.co_names), function.__globals__
-    own = (_TORCHS in names and namespace.get("F") is F) or namespace.get(_DISPATCHER) is dispatch_attention_fn
+    direct = (_TORCHS in names and namespace.get("F") is F) or namespace.get(_DISPATCHER) is dispatch_attention_fn
     others = (namespace.get(name) for name in names - {_DISPATCHER})
     helpers = any(
         isinstance(other, types.FunctionType) and {_TORCHS, _DISPATCHER} & set(other.__code__.co_names)
         for other in others
     )
     inherited = "super" in names or ("torch" in names and _TORCHS in names and "F" not in names)
-    return own and bool({_TORCHS, _DISPATCHER} & names) and not helpers and not inherited
+    return direct and bool({_TORCHS, _DISPATCHER} & names) and not helpers and not inherited
 
 
 def _attend(*args: Any, **kwargs: Any) -> torch.Tensor:
     """Stands in for torch's attention."""
-    if torch.compiler.is_compiling():
-        return traced.attend(*args, **kwargs)
-    return calling.attend(*args, **kwargs)
+    attend: Any = traced.attend if torch.compiler.is_compiling() else calling.attend
+    return attend(*args, **kwargs)
 
 
 _FUNCTIONAL = types.ModuleType("functional")
 vars(_FUNCTIONAL).update({name: value for name, value in vars(F).items() if not name.startswith("__")})
-_FUNCTIONAL.scaled_dot_product_attention = _attend
+vars(_FUNCTIONAL)["scaled_dot_product_attention"] = _attend
 
 
 def _dispatch(

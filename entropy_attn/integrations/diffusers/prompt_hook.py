@@ -1,4 +1,4 @@
-"""Hearing which texts a pipeline encodes, undone without a trace."""
+"""Following which texts a pipeline encodes, undone without a trace."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
 
-from entropy_attn.integrations.diffusers.callers import names_given
+from entropy_attn.integrations.diffusers.pipeline_calls import running
 from entropy_attn.integrations.diffusers.row_texts import Encoded, encoded_states
 from entropy_attn.prompts import TextPart
 from entropy_attn.recorders.base import Prompt
@@ -18,60 +19,108 @@ from entropy_attn.recorders.base import Prompt
 _METHOD = "encode_prompt"
 _TOKENIZERS = ("tokenizer",)
 
-Tell = Callable[[Encoded], None]
+OnText = Callable[[Encoded], None]
 
 
-def listen(pipe: DiffusionPipeline, tell: Tell, tokenizers: tuple[str, ...] = _TOKENIZERS) -> None:
-    """From now on `tell(encoded)` is called whenever `pipe` has encoded a prompt, a negative one, or another text."""
-    if hasattr(type(pipe), _METHOD):
-        setattr(pipe, _METHOD, _Listener(pipe, tell, tokenizers or _TOKENIZERS))
+def add_prompt_hook(
+    pipe: DiffusionPipeline, on_text: OnText, tokenizers: tuple[str, ...] = _TOKENIZERS
+) -> Callable[[], None]:
+    """From now on `on_text(encoded)` is called whenever `pipe` has encoded a prompt, a negative one or another text.
+
+    Returns a function that undoes it.
+    """
+    if not hasattr(type(pipe), _METHOD):
+        return _add_encoder_hook(pipe, on_text)
+    hooked = pipe.__dict__.get(_METHOD)
+    if not isinstance(hooked, _HookedMethod):
+        hooked = _HookedMethod(pipe)
+        setattr(pipe, _METHOD, hooked)
+    hooked.hooks.append((on_text, tokenizers or _TOKENIZERS))
+    return hooked.latest_remover()
 
 
-def unlisten(pipe: DiffusionPipeline) -> None:
-    """Undo `listen`; does nothing to a pipeline that is not listened to."""
-    listener = pipe.__dict__.get(_METHOD)
-    if isinstance(listener, _Listener):
-        delattr(pipe, _METHOD)
-        if listener.previous is not None:
-            setattr(pipe, _METHOD, listener.previous)
+def _add_encoder_hook(pipe: DiffusionPipeline, on_text: OnText) -> Callable[[], None]:
+    """The same for LDM, whose pipeline calls its text encoder itself; the tokens of a text tell which one it is."""
+    encoder = getattr(pipe, "bert", None)
+    if encoder is None:
+        return lambda: None
+    of_pipe = weakref.ref(pipe)
+
+    def after(encoder: Any, args: tuple, output: Any) -> None:
+        if (run := running(of_pipe())) is None:
+            return
+        texts = run.arguments.get("prompt"), ""
+        text = next((text for text in texts if _same_tokens(run.pipe, text, args[0])), None)
+        names = run.names_of(text)  # UNNAMED for None
+        on_text(Encoded(names, None, None, output[0], None))
+
+    return encoder.register_forward_hook(after).remove
 
 
-class _Listener:
+def _same_tokens(pipe: DiffusionPipeline, text: Any, ids: torch.Tensor) -> bool:
+    """Whether these are the tokens of a text, or of one that is repeated."""
+    found = pipe.tokenizer(
+        text, padding="max_length", max_length=ids.shape[1], truncation=True, return_tensors="pt"
+    ).input_ids
+    return found.shape[1] == ids.shape[1] and len(found) in (1, len(ids)) and bool((ids.cpu() == found).all())
+
+
+class _HookedMethod:
     """Stands in for one pipeline's `encode_prompt`."""
 
-    def __init__(self, pipe: DiffusionPipeline, tell: Tell, tokenizers: tuple[str, ...]):
+    def __init__(self, pipe: DiffusionPipeline):
         self.pipe = weakref.ref(pipe)  # the pipeline holds this object
-        self.tell = tell
-        self.tokenizers = tokenizers
+        self.hooks: list[tuple[OnText, tuple[str, ...]]] = []
         self.previous = pipe.__dict__.get(_METHOD)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         pipe = self.pipe()
-        own = MethodType(getattr(type(pipe), _METHOD), pipe)
-        given = inspect.signature(own).bind(*args, **kwargs)  # `previous` may be a listener too
+        original = MethodType(getattr(type(pipe), _METHOD), pipe)
+        given = inspect.signature(original).bind(*args, **kwargs)
         given.apply_defaults()
         arguments = given.arguments
-        text = arguments.get("prompt") if arguments.get("prompt") is not None else arguments.get("prompt_embeds")
-        names = names_given(pipe, text)
-        result = (self.previous or own)(*args, **kwargs)
-        prompts = _prompts(pipe, arguments, self.tokenizers)
-        self.tell(Encoded(names, prompts, arguments.get("do_classifier_free_guidance"), *encoded_states(result)))
+        # Embeddings are what is encoded where both are given: Flux 2 passes an empty text with them.
+        given_embeds = arguments.get("prompt_embeds") is not None
+        text = arguments["prompt_embeds"] if given_embeds else arguments.get("prompt")
+        run = running(pipe)
+        names = () if run is None else run.names_of(text)
+        result = (self.previous or original)(*args, **kwargs)
+        guided = arguments.get("do_classifier_free_guidance")
+        for on_text, tokenizers in list(self.hooks):
+            prompts = _tokenized_prompts(pipe, arguments, tokenizers)
+            on_text(Encoded(names, prompts, guided, *encoded_states(result)))
         return result
 
+    def latest_remover(self) -> Callable[[], None]:
+        """A function that removes the latest hook; with the last hook, the method is restored."""
+        hook = self.hooks[-1]
+
+        def remove() -> None:
+            self.hooks.remove(hook)
+            pipe = self.pipe()
+            if not self.hooks and pipe is not None:
+                delattr(pipe, _METHOD)
+                if self.previous is not None:
+                    setattr(pipe, _METHOD, self.previous)
+
+        return remove
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        # Copies of the pipeline are not listened to; the copy is known by now, for this is one of its attributes.
+        # Copies of the pipeline have no hooks. The copy is in `memo` already, because this is one of its attributes.
         copied = memo[id(self.pipe())]
         return MethodType(getattr(type(copied), _METHOD), copied)
 
 
-def _prompts(pipe: DiffusionPipeline, arguments: dict[str, Any], tokenizers: tuple[str, ...]) -> list[Prompt] | None:
-    """As they are tokenised: a textual inversion of several vectors is several words then."""
+def _tokenized_prompts(
+    pipe: DiffusionPipeline, arguments: dict[str, Any], tokenizers: tuple[str, ...]
+) -> list[Prompt] | None:
+    """The prompts as they are tokenized: a textual inversion with several vectors is several words then."""
     if arguments.get("prompt") is None:
         return None
     expand = getattr(pipe, "maybe_convert_prompt", None)
     each = []
     for name in tokenizers:
-        # tokenizer_2 gets prompt_2, or where there is none the prompt
+        # tokenizer_2 gets prompt_2, or without one the prompt
         prompt = arguments.get(name.replace("tokenizer", "prompt")) or arguments["prompt"]
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         tokenizer = tokenizer_of(pipe, name)
@@ -80,7 +129,7 @@ def _prompts(pipe: DiffusionPipeline, arguments: dict[str, Any], tokenizers: tup
 
 
 def text_parts(pipe: DiffusionPipeline | None, tokenizers: tuple[str, ...], open_ended: bool) -> tuple[TextPart, ...]:
-    """What the layers attend to, where that is the tokenizers' texts of the prompt as it is.
+    """The parts of the text that layers attend to, where they are the tokenizers' texts of the unchanged prompt.
 
     open_ended: the last text is as long as the pipeline's call says.
     """
@@ -88,10 +137,10 @@ def text_parts(pipe: DiffusionPipeline | None, tokenizers: tuple[str, ...], open
         return ()
     parts = []
     for name in tokenizers:
-        tokenizer = tokenizer_of(pipe, name)
+        tokenizer: Any = tokenizer_of(pipe, name)
         encoder = name.replace("tokenizer", "text_encoder")
         if name == "tokenizer_3" and getattr(pipe, encoder, None) is None:
-            tokenizer = None  # Stable Diffusion 3 without T5 has zeros in its place
+            tokenizer = None  # Stable Diffusion 3 without T5 has zeros instead
         elif tokenizer is None:
             return ()
         last = open_ended and name == tokenizers[-1]
@@ -100,13 +149,13 @@ def text_parts(pipe: DiffusionPipeline | None, tokenizers: tuple[str, ...], open
 
 
 def _cleans_prompts(pipe: DiffusionPipeline) -> bool:
-    """Whether the pipeline tokenises other prompts than it is given, as DeepFloyd IF does."""
+    """Whether the pipeline changes prompts before it tokenizes them, as DeepFloyd IF does."""
     method = getattr(type(pipe), _METHOD, None)
     return method is not None and "clean_caption" in inspect.signature(method).parameters
 
 
-def tokenizer_of(pipe: DiffusionPipeline | None, name: str = "tokenizer") -> Any | None:
-    """One of the pipeline's tokenizers. The two of SDXL give the same tokens; its refiner has the second alone."""
+def tokenizer_of(pipe: DiffusionPipeline, name: str = "tokenizer") -> Any | None:
+    """One of the pipeline's tokenizers. The two of SDXL give the same tokens; its refiner has only the second."""
     if name != "tokenizer":
         return getattr(pipe, name, None)
     return getattr(pipe, "tokenizer", None) or getattr(pipe, "tokenizer_2", None)

@@ -1,4 +1,4 @@
-"""Which text each row of a denoiser's batch was conditioned on, found by comparing it with what was encoded."""
+"""The text that each row of a denoiser's batch is conditioned on, found by comparison with the encoded texts."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ States = torch.Tensor | list[torch.Tensor]
 
 @dataclass(frozen=True)
 class Encoded:
-    """What one call of a pipeline's `encode_prompt` was given and returned.
+    """What one call of a pipeline's `encode_prompt` received and returned.
 
-    names: what the pipeline calls the text that it had encoded, see `callers.names_given`.
-    prompts: the text, one for each part where the tokenizers' differ; None where embeddings were given.
-    guided: whether it was asked for with classifier-free guidance; None where that is no argument.
-    own, negative: the encoded text, and the negative one that came with it.
+    names: the arguments of the pipeline's call that are this text, see `PipelineRun.names_of`; () outside of a call.
+    prompts: the texts, one per part where the tokenizers' texts differ; None for embeddings.
+    guided: whether classifier-free guidance was requested; None where that is no argument.
+    text, negative: the encoded text, and the negative one that came with it.
     """
 
     names: tuple[str, ...]
     prompts: list[Prompt] | None
     guided: bool | None
-    own: States | None
+    text: States | None
     negative: States | None
 
 
@@ -38,15 +38,15 @@ def encoded_states(result: Any) -> tuple[States | None, States | None]:
     All pipelines of diffusers return the text first, and the negative one after it.
     """
     items = list(result) if isinstance(result, tuple) else [result]
-    own, *others = map(as_states, items) if items else [None]
-    if isinstance(own, torch.Tensor):
-        alike = (each for each in others if isinstance(each, torch.Tensor) and each.shape[-1] == own.shape[-1])
-        return own, next(alike, None)
-    return own, next((each for each in others if isinstance(each, list)), None)
+    text, *others = map(as_states, items) if items else [None]
+    if isinstance(text, torch.Tensor):
+        alike = (each for each in others if isinstance(each, torch.Tensor) and each.shape[-1] == text.shape[-1])
+        return text, next(alike, None)
+    return text, next((each for each in others if isinstance(each, list)), None)
 
 
 def as_states(value: Any) -> States | None:
-    """`value` if it is texts of a batch, and there is one."""
+    """`value` if it is the texts of a batch that is not empty."""
     if isinstance(value, torch.Tensor):
         return value if value.dim() >= 3 and value.is_floating_point() and len(value) else None
     if isinstance(value, list) and value and all(isinstance(each, torch.Tensor) for each in value):
@@ -64,23 +64,23 @@ class Match:
 
 
 def matches(states: States, known: Sequence[tuple[str, States]]) -> list[frozenset[Match]]:
-    """What every row of the batch may be; nothing for a row that was not encoded. Waits for the device once."""
+    """What every row of the batch may be; empty for a row that was not encoded. Waits for the device once."""
     found: list[set[Match]] = [set() for _ in range(len(states))]
-    asked: list[Match] = []
+    candidates: list[Match] = []
     answers: list[torch.Tensor] = []
     for role, texts in known:
         for index, text in enumerate(texts):
             match = Match(role, index, len(texts))
             if isinstance(states, torch.Tensor):
                 if text.shape == states.shape[1:]:
-                    asked.append(match)
+                    candidates.append(match)
                     answers.append((states == text.to(states)).flatten(1).all(1))
                 continue
             for row, state in enumerate(states):
                 if state is text or _equal(state, text):
                     found[row].add(match)
     if answers:
-        for match, rows in zip(asked, torch.stack(answers).tolist(), strict=True):
+        for match, rows in zip(candidates, torch.stack(answers).tolist(), strict=True):
             for row, same in enumerate(rows):
                 if same:
                     found[row].add(match)
@@ -88,7 +88,7 @@ def matches(states: States, known: Sequence[tuple[str, States]]) -> list[frozens
 
 
 def label_matches(labels: torch.Tensor, null: int) -> list[frozenset[Match]]:
-    """The same for class labels, where one number stands for no class."""
+    """The same as `matches`, for class labels, where one number stands for no class."""
     values = labels.tolist()
     wanted = [value for value in values if value != null]
     counts = {"cond": len(wanted), "uncond": len(values) - len(wanted)}
@@ -116,7 +116,7 @@ def same_rows(one: States, other: States) -> bool:
 
 
 class Remembered:
-    """What was worked out of one batch of texts, for as long as the pipeline hands out that very batch."""
+    """A result for one batch of texts, valid while the pipeline passes the same unchanged tensor."""
 
     def __init__(self) -> None:
         self._of: tuple[Any, int] | None = None
@@ -126,15 +126,14 @@ class Remembered:
         return self._of is not None and self._of[0]() is states and self._of[1] == _version(states)
 
     def keep(self, states: States, value: Any) -> Any:
-        # A list is made anew for every call, so that there is no telling two of them apart.
+        # A list is made anew for every call, so two of them cannot be distinguished.
         self._of = (weakref.ref(states), _version(states)) if isinstance(states, torch.Tensor) else None
         self.value = value
         return value
 
 
 def _version(states: States) -> int:
-    tracked = isinstance(states, torch.Tensor) and not states.is_inference()
-    return states._version if tracked else 0
+    return states._version if isinstance(states, torch.Tensor) and not states.is_inference() else 0
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:

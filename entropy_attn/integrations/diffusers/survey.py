@@ -1,6 +1,6 @@
-"""What routing would do to each attention layer of a denoiser at a size, worked out from its structure alone.
+"""What routing would do to each attention layer of a denoiser at a size, derived from its structure alone.
 
-Nothing is run, so the denoiser may be without weights, on torch's meta device.
+Nothing runs, so the denoiser may be without weights, on torch's meta device.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
 
-from entropy_attn.integrations.diffusers.handle import Handle, _denoiser_of, _train_size
+from entropy_attn.integrations.diffusers.handle import Handle
 from entropy_attn.integrations.diffusers.layers import kind_of, refusal_of
-from entropy_attn.integrations.diffusers.models import image_size as pictures
-from entropy_attn.integrations.diffusers.models.table import LayerRule, Model, latent_factor
-from entropy_attn.integrations.diffusers.models.unet_levels import halvings
+from entropy_attn.integrations.diffusers.models import LayerRule, Model, halvings, latent_factor
+from entropy_attn.integrations.diffusers.models.image_size import padded
 from entropy_attn.integrations.diffusers.private import AttentionLayer
+from entropy_attn.integrations.diffusers.target import Size, latent_train_size, resolve_target
 from entropy_attn.ops.choice import chosen_impl
-from entropy_attn.routing.router import LayerSelection, Router
-from entropy_attn.scale import CallInfo, Policy, resolve_scale
-
-Size = tuple[int, int]
+from entropy_attn.routing.calls import LayerSelection
+from entropy_attn.routing.router import Router
+from entropy_attn.scale import CallInfo, Kind, Policy, resolve_scale
 
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One attention layer. What is None is not known, or does not apply.
+    """One attention layer. None stands for what is not known or does not apply.
 
-    scale: what the policy gives it; None leaves the model's own. impl, impl_recorded: what serves it, without and with
-    a recorder. refused: why it is not routed, or the policy fails on it.
+    scale: what the policy returns; None keeps the model's default scale.
+    impl, impl_recorded: the implementation that serves it, without and with a recorder.
+    refused: why it is not routed, or the policy fails on it.
     """
 
     layer: str
@@ -65,18 +65,26 @@ def survey(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> list[LayerReport]:
-    """One report a layer, in the order of the modules. Raises what `apply` would, for the model as a whole.
+    """One report per layer, in the order of the modules.
 
-    size: (height, width) in pixels for a pipeline, in latent cells for a denoiser alone, as in `apply`.
-    frames: of a video, in tokens. text_tokens: length of the text; None is the usual one of the model.
+    Args:
+        pipe_or_denoiser, scale, layers, train_size: as in `apply`.
+        size: (height, width) in pixels for a pipeline, in latent cells for a denoiser alone.
+        frames: of a video, in tokens.
+        text_tokens: length of the text; None is the usual one of the model.
+        device, dtype: where and in what type the layers would compute.
+
+    Raises:
+        TypeError, ValueError, Unroutable: what `apply` raises for the model as a whole.
+        ValueError: `size` is no multiple of the pixels of a latent cell.
     """
-    denoiser, pipe = _denoiser_of(pipe_or_denoiser)
+    denoiser, pipe = resolve_target(pipe_or_denoiser)
     factor = 1 if pipe is None else latent_factor(pipe)
     if any(side % factor or side < factor for side in size):
-        raise ValueError(f"size={size}: multiples of {factor} pixels are needed")
+        raise ValueError(f"size: expected multiples of {factor} pixels, got {size}")
     latent = size[0] // factor, size[1] // factor
     selection = LayerSelection(layers)
-    router = Router(scale, selection, None, _train_size(denoiser, pipe, train_size))
+    router = Router(scale, selection, None, latent_train_size(denoiser, pipe, train_size))
     handle = Handle(denoiser, pipe, router)
     text = handle.model.text_tokens if text_tokens is None else text_tokens
     return [
@@ -84,15 +92,6 @@ def survey(
         for name, module in denoiser.named_modules()
         if isinstance(module, AttentionLayer)
     ]
-
-
-def stated_size(pipe: DiffusionPipeline) -> Size:
-    """The training size in pixels, as the pipeline or its denoiser states it."""
-    denoiser, _ = _denoiser_of(pipe)
-    latent, factor = _train_size(denoiser, pipe, None), latent_factor(pipe)
-    if latent is None:
-        raise ValueError(f"{type(denoiser).__name__} does not state its training size: give a size")
-    return latent[0] * factor, latent[1] * factor
 
 
 def _report(
@@ -111,22 +110,22 @@ def _report(
     head_dim = getattr(module, "head_dim", None) or module.inner_dim // heads
     facts = {"layer": name, "heads": heads, "head_dim": head_dim, "route": model.route}
     if rule is None or rule.kind is None:
-        refused = "no rule of the table is for it" if rule is None else rule.note
-        return LayerReport(**facts, kind=None, text=None, refused=refused)
-    kind, place = _kind(module, rule)
-    picture, train = _tokens(model, denoiser, name, latent, frames), None
+        note = "no rule of the table matches it" if rule is None else rule.note
+        return LayerReport(**facts, kind=None, text=None, refused=note)
+    kind, text_position = _kind(module, rule)
+    image, train = _tokens(model, denoiser, name, latent, frames), None
     if handle.router.train_size is not None:
         train = _tokens(model, denoiser, name, handle.router.train_size, frames)
     if model.pad:
-        text = pictures.padded(text)
-    of_text = {"all": text, None: 0}.get(place, text)
-    if kind == "self" and place == "all":
+        text = padded(text)
+    of_text = {"all": text, None: 0}.get(text_position, text)
+    if kind == "self" and text_position == "all":
         queries, keys, train = text, text, None
     elif kind == "cross":
-        queries, keys, train = picture, text, None
+        queries, keys, train = image, text, None
     else:
-        keys = picture + of_text
-        queries = picture if rule.kind == "call" else keys
+        keys = image + of_text
+        queries = image if rule.kind == "call" else keys
     info = CallInfo(name, kind, queries, keys, heads, head_dim, train, of_text)
     refused, factor = refusal_of(module), None
     if refused is None and handle.router.layers.takes(info):
@@ -137,7 +136,7 @@ def _report(
     return LayerReport(
         **facts,
         kind=kind,
-        text=place if kind == "joint" else None,
+        text=text_position if kind == "joint" else None,
         seqlen_q=queries,
         seqlen_k=keys,
         train_tokens=train,
@@ -149,7 +148,7 @@ def _report(
     )
 
 
-def _kind(module: AttentionLayer, rule: LayerRule) -> tuple[str, str | None]:
+def _kind(module: AttentionLayer, rule: LayerRule) -> tuple[Kind, str | None]:
     if rule.kind != "call":
         return kind_of(rule)
     if module.added_kv_proj_dim is not None and not module.only_cross_attention:
@@ -159,15 +158,15 @@ def _kind(module: AttentionLayer, rule: LayerRule) -> tuple[str, str | None]:
 
 
 def _tokens(model: Model, denoiser: ModelMixin, name: str, latent: Size, frames: int) -> int:
-    """Of the picture, in this layer."""
+    """Image tokens in this layer."""
     if not model.halves:
-        return model.picture_tokens(denoiser.config, latent, frames)
+        return model.image_tokens(denoiser.config, latent, frames)
     factor = 2 ** halvings(denoiser, name)
     return math.ceil(latent[0] / factor) * math.ceil(latent[1] / factor)
 
 
 def _impl(info: CallInfo, device: str, dtype: torch.dtype, recorded: bool) -> str:
-    """By tensors of these shapes that take no memory."""
+    """Chosen for tensors of these shapes that take no memory."""
 
     def of_length(length: int) -> torch.Tensor:
         shape = 1, info.num_heads, length, info.head_dim
@@ -178,7 +177,7 @@ def _impl(info: CallInfo, device: str, dtype: torch.dtype, recorded: bool) -> st
 
 
 def refusals(reports: list[LayerReport]) -> Iterator[tuple[str, list[str]]]:
-    """Every reason, with the layers it is for."""
+    """Every reason, with the layers that it applies to."""
     reasons = dict.fromkeys(report.refused for report in reports if report.refused)
     for reason in reasons:
         yield reason, [report.layer for report in reports if report.refused == reason]

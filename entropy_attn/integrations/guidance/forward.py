@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from entropy_attn.guidance.differentiable_maps import Enough, GraphMaps
 from entropy_attn.integrations.diffusers.handle import Handle, handle_of
-from entropy_attn.integrations.diffusers.models.unet_levels import halvings
+from entropy_attn.integrations.diffusers.models import halvings
 from entropy_attn.recorders.map_sums import Size, preferred_size
 
 
 def layers_by_size(handle: Handle, latent_size: Size) -> dict[Size, list[str]]:
     """Names of the cross-attention layers by the size (rows, columns) of their maps, for latents of this size."""
     found: dict[Size, list[str]] = defaultdict(list)
-    for name, module in handle.named_layers():
+    for name, module in handle.modules.items():
         if module.is_cross_attention:
             factor = 2 ** halvings(handle.denoiser, name)
             found[math.ceil(latent_size[0] / factor), math.ceil(latent_size[1] / factor)].append(name)
@@ -42,17 +42,18 @@ def map_layers(handle: Handle, latent_size: Size, map_size: Size | None) -> tupl
 
 
 def cross_attention_maps(
-    own: Handle, layers: list[str], size: Size, step: int, length: int, call: tuple[tuple, dict[str, Any]]
+    routing: Handle, layers: list[str], size: Size, step: int, length: int, call: tuple[tuple, dict[str, Any]]
 ) -> Tensor:
-    """A of every picture, (batch, h, w, length), float32, with its graph back to the inputs but not to the weights.
+    """The maps of every image, (B, h, w, length), float32, with their graph back to the inputs but not to the weights.
 
-    call: arguments and keywords of the UNet, `conditional` already. Under an `apply` of the user's it goes through
-    that, with its scale and unseen by its recorders; else through `own`.
+    routing: serves the pass, unless this UNet is under an `apply` of the user: then that one does, with its scale, and
+        its recorders do not see the pass.
+    call: positional and keyword arguments of the UNet, `conditional` already.
     """
     recorder = GraphMaps(layers, length)
-    unet, (args, kwargs) = own.denoiser, call
+    unet, (args, kwargs) = routing.denoiser, call
     with (
-        (handle_of(unet) or own).aside(recorder, step),
+        (handle_of(unet) or routing).isolated_pass(recorder, step),
         _no_graph_of(unet),
         _strengths_kept(unet),
         contextlib.suppress(Enough),
@@ -64,7 +65,7 @@ def cross_attention_maps(
 @torch.inference_mode(False)
 @torch.no_grad()
 def conditional(value: Any, batch: int, part: int, parts: int) -> Any:
-    """One of `parts` equal parts, `part`, of everything in `value` that is a batch of parts * batch."""
+    """The part with index `part`, of `parts` equal ones, of everything in `value` that is a batch of parts * batch."""
     if isinstance(value, Tensor):
         if value.is_inference():
             value = value.clone()  # else autograd could not keep it
@@ -79,7 +80,7 @@ def conditional(value: Any, batch: int, part: int, parts: int) -> Any:
 
 @contextlib.contextmanager
 def _no_graph_of(model: nn.Module) -> Iterator[None]:
-    """Nothing is kept for gradients of the weights."""
+    """No graph is kept for gradients of the weights."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in trained:
@@ -92,8 +93,9 @@ def _no_graph_of(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _strengths_kept(model: nn.Module) -> Iterator[None]:
-    """LoRA layers keep theirs: older releases of diffusers scale them for a forward pass that has to reach its end."""
-    before = [(module.scaling, dict(module.scaling)) for module in model.modules() if _is_lora(module)]
+    """LoRA layers keep their strengths: older releases of diffusers change them in a forward pass that has to end."""
+    layers: list[Any] = list(filter(_is_lora, model.modules()))
+    before = [(layer.scaling, dict(layer.scaling)) for layer in layers]
     try:
         yield
     finally:

@@ -16,14 +16,14 @@ from entropy_attn.prompts import Text
 
 
 def prompts_of(pipe: DiffusionPipeline, prompts: Sequence[str], attention: bool) -> list[Prompt]:
-    """One `Prompt` a text, as the pipeline tokenizes it; with `attention`, that of its text encoders."""
+    """One `Prompt` per text, as the pipeline tokenizes it. attention: with that of its text encoders."""
     tokenizer = tokenizer_of(pipe)
     if tokenizer is None:
-        raise ValueError(f"pipe={type(pipe).__name__} has no tokenizer, so that the words of a prompt are not known")
+        raise ValueError(f"pipe={type(pipe).__name__} has no tokenizer, so the words of a prompt are not known")
     texts = [Text(prompt, tokenizer) for prompt in prompts]
     tokens = real_tokens(torch.tensor([text.ids for text in texts]), tokenizer.eos_token_id)
     maps = _text_attention(pipe, prompts) if attention else [None] * len(texts)
-    return [Prompt(text, tuple(places), each) for text, places, each in zip(texts, tokens, maps, strict=True)]
+    return [Prompt(text, tuple(positions), each) for text, positions, each in zip(texts, tokens, maps, strict=True)]
 
 
 @torch.inference_mode(False)
@@ -42,11 +42,11 @@ def _text_attention(pipe: DiffusionPipeline, prompts: Sequence[str]) -> Tensor:
             truncation=True,
             return_tensors="pt",
         )
-        device = pipe._execution_device  # where offloading will have moved the encoder by then
+        device = pipe._execution_device  # where offloading moves the encoder
         masked = getattr(encoder.config, "use_attention_mask", None)
         mask = encoded.attention_mask.to(device) if masked else None
         _, maps = text_self_attention_maps(encoder, encoded.input_ids.to(device), mask)
         means.append(maps.mean(0))
     if not means:
-        raise ValueError(f"pipe={type(pipe).__name__} has no text encoder, whose attention this guidance looks at")
+        raise ValueError(f"pipe={type(pipe).__name__} has no text encoder, whose attention this guidance uses")
     return torch.stack(means).mean(0)

@@ -10,33 +10,26 @@ import threading
 import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline, UNet2DConditionModel
-from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
-from entropy_attn.integrations.diffusers.handle import apply
+from entropy_attn.integrations.diffusers import apply
 from entropy_attn.recorders.entropy import EntropyRecorder
 from entropy_attn.scale import Fixed, LogN
-from tests.support.tiny_models import TEXT_TOKENS, Spy, denoise, make_pipe, make_unet, sample
+from tests.support.footprint import footprint
+from tests.support.tiny_models import TEXT_TOKENS, Spy, denoise, make_pipe, sample
 
 DOWN = "down_blocks.0.attentions.0.transformer_blocks.0"
 MID = "mid_block.attentions.0.transformer_blocks.0"
 
 
-def footprint(model: torch.nn.Module) -> list:
-    """Everything that routing could leave behind."""
-    return [
-        (name, type(module), set(module.__dict__), dict(module._forward_hooks))
-        for name, module in model.named_modules()
-    ]
-
-
 @pytest.mark.parametrize("record", [False, True])
-def test_fixed_scale_gives_the_same_picture(pipe, record: bool):
+def test_fixed_scale_gives_the_same_image(pipe, record: bool):
     expected = sample(pipe)
     with apply(pipe, scale=Fixed(), record=EntropyRecorder() if record else None, layers="all"):
         torch.testing.assert_close(sample(pipe), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_scale_changes_the_picture_and_removal_restores_it(pipe):
+def test_a_scale_changes_the_image_and_removal_restores_it(pipe):
     before, expected = footprint(pipe.unet), sample(pipe, 48, 48)
     handle = apply(pipe, scale=LogN(strength=3))
     assert not torch.allclose(sample(pipe, 48, 48), expected, atol=1e-3)
@@ -139,11 +132,11 @@ def test_only_the_denoiser_is_routed():
     others = {"vae": pipe.vae, "text_encoder": pipe.text_encoder}
     before = {name: footprint(module) for name, module in others.items()}
     ids = torch.zeros(1, TEXT_TOKENS, dtype=torch.long)
-    text, picture = pipe.text_encoder(ids)[0], pipe.vae.decode(torch.ones(1, 4, 8, 8)).sample
+    text, image = pipe.text_encoder(ids)[0], pipe.vae.decode(torch.ones(1, 4, 8, 8)).sample
     spy = Spy(lambda info: 0.0)
     with apply(pipe, scale=spy, layers="all"):
         assert torch.equal(pipe.text_encoder(ids)[0], text)
-        assert torch.equal(pipe.vae.decode(torch.ones(1, 4, 8, 8)).sample, picture)
+        assert torch.equal(pipe.vae.decode(torch.ones(1, 4, 8, 8)).sample, image)
         assert {name: footprint(module) for name, module in others.items()} == before
     assert not spy.calls
 
@@ -398,111 +391,3 @@ def test_a_pipeline_that_shares_the_denoiser_is_routed_too():
             output_type="latent",
         )
     assert {info.seqlen_k for info in spy.calls} == {256, 64}
-
-
-@pytest.mark.parametrize(
-    ("train_size", "expected"),
-    [(None, 256), (32, 256), (64, 1024), ((32, 64), 512)],
-    ids=["config", "32", "64", "32x64"],
-)
-def test_train_size_is_in_pixels_for_a_pipeline(train_size, expected: int):
-    pipe, spy = make_pipe(), Spy()
-    with apply(pipe, scale=spy, train_size=train_size):
-        sample(pipe, 48, 48, steps=1)
-    assert max(info.train_tokens for info in spy.calls) == expected
-
-
-def test_train_size_is_in_latent_cells_for_a_denoiser(unet):
-    spy = Spy()
-    with apply(unet, scale=spy, train_size=32):
-        denoise(unet)
-    assert max(info.train_tokens for info in spy.calls) == 1024
-
-
-def test_sample_size_may_be_a_pair_or_missing():
-    spy = Spy()
-    unet = make_unet(sample_size=[16, 32])
-    with apply(unet, scale=spy):
-        denoise(unet)
-    assert max(info.train_tokens for info in spy.calls) == 512
-    unet = make_unet(sample_size=None)
-    with pytest.raises(ValueError, match="train_size"):
-        apply(unet)
-    with apply(unet, train_size=16), apply(make_unet(sample_size=None), scale=LogN(train_tokens=64)):
-        denoise(unet)
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"scale": 0.1}, TypeError, r"scale=0\.1.*Fixed"),
-        ({"record": []}, TypeError, r"record=\[\]"),
-        ({"layers": 3}, TypeError, "layers=3"),
-        ({"layers": ""}, TypeError, "layers=''"),
-        ({"layers": "("}, ValueError, "not a regular expression"),
-        ({"layers": "attn3"}, ValueError, "matches none"),
-        ({"layers": "all"}, ValueError, "layers='all' with LogN"),
-        ({"layers": "cross"}, ValueError, "layers='cross' with LogN"),
-        ({"train_size": 0}, ValueError, "train_size=0"),
-        ({"train_size": "512"}, ValueError, "train_size='512'"),
-        ({"train_size": (64, 64, 64)}, ValueError, "train_size="),
-        ({"train_size": 33}, ValueError, "multiples of 2 pixels"),
-    ],
-)
-def test_apply_refuses(options: dict, error: type[Exception], message: str):
-    pipe = make_pipe()
-    before = footprint(pipe.unet)
-    with pytest.raises(error, match=message):
-        apply(pipe, **options)
-    assert footprint(pipe.unet) == before
-
-
-def test_a_regex_that_reaches_cross_attention_needs_train_tokens(unet):
-    with apply(unet, layers="mid_block"), pytest.raises(ValueError, match=rf"{MID}\.attn2.*train_tokens"):
-        denoise(unet)
-
-
-@torch.no_grad()
-def test_a_routed_denoiser_may_be_compiled():
-    unet = make_unet(
-        block_out_channels=(32,), down_block_types=("CrossAttnDownBlock2D",), up_block_types=("UpBlock2D",)
-    )
-    recorder = EntropyRecorder()
-    with apply(unet, scale=Fixed(0.3), record=recorder) as handle:
-        expected = denoise(unet)
-        recorder.reset()
-        compiled = torch.compile(unet, backend="eager")
-        torch.testing.assert_close(denoise(compiled), expected, rtol=1e-4, atol=1e-5)
-        assert len(recorder) == len(handle.layers)
-    with pytest.raises(RuntimeError, match=r"OptimizedModule.*compile it then"):
-        apply(compiled)
-
-
-def test_other_models_are_refused_by_name():
-    with pytest.raises(TypeError, match="pipe_or_denoiser='unet'"):
-        apply("unet")
-    with pytest.raises(RuntimeError, match="Linear"):
-        apply(torch.nn.Linear(2, 2))
-    with pytest.raises(RuntimeError, match="AutoencoderKL"):
-        apply(make_pipe().vae)
-
-
-def test_pipelines_of_other_denoisers_are_refused_by_name():
-    from diffusers import DDPMScheduler, PriorTransformer, UnCLIPPipeline
-
-    prior = PriorTransformer(num_attention_heads=2, attention_head_dim=8, embedding_dim=16, num_layers=1)
-    names = ("decoder", "text_encoder", "tokenizer", "text_proj", "super_res_first", "super_res_last")
-    schedulers = {f"{name}_scheduler": DDPMScheduler() for name in ("prior", "decoder", "super_res")}
-    pipe = UnCLIPPipeline(prior=prior, **schedulers, **dict.fromkeys(names))
-    with pytest.raises(RuntimeError, match=r"UnCLIPPipeline.*PriorTransformer.*UNet2DConditionModel.*Flux"):
-        apply(pipe)
-    with pytest.raises(RuntimeError, match=r"PriorTransformer.*one of these is needed"):
-        apply(prior)
-
-
-def test_routed_layers_are_all_attention_layers(unet):
-    handle = apply(unet)
-    assert list(handle.layers) == [name for name, module in unet.named_modules() if isinstance(module, Attention)]
-    assert "LogN" in repr(handle)
-    handle.remove()
-    assert "removed" in repr(handle)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from entropy_attn.integrations.diffusers.handle import apply
+from entropy_attn.integrations.diffusers import apply
 from entropy_attn.recorders.entropy import EntropyRecorder
 from entropy_attn.scale import Fixed, LogN
 from tests.support.tiny_denoisers import CASES

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from entropy_attn.errors import Unsupported
-from entropy_attn.integrations.diffusers.handle import apply
-from entropy_attn.integrations.diffusers.models.table import MODELS
+from entropy_attn.integrations.diffusers import apply
+from entropy_attn.integrations.diffusers.models import MODELS
 from entropy_attn.recorders.base import Recorder
 from entropy_attn.recorders.entropy import EntropyRecorder
 from entropy_attn.scale import Fixed, LogN
-from tests.integrations.diffusers.test_apply import footprint
+from tests.support.footprint import footprint
 from tests.support.tiny_denoisers import CASES, Case, Layer
 from tests.support.tiny_models import Spy
 

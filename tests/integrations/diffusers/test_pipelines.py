@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from entropy_attn.integrations.diffusers.handle import apply
-from entropy_attn.integrations.diffusers.models.table import MODELS, model_of
+from entropy_attn.integrations.diffusers import apply
+from entropy_attn.integrations.diffusers.models import MODELS, model_of
 from entropy_attn.recorders.entropy import EntropyRecorder
 from entropy_attn.scale import Fixed, LogN
-from tests.integrations.diffusers.test_apply import footprint
+from tests.support.footprint import footprint
 from tests.support.tiny_models import Spy
 from tests.support.tiny_pipelines import PIPELINES
 
@@ -46,12 +46,12 @@ def test_guidance_is_arranged_as_the_table_says(name: str):
     denoiser.register_forward_pre_hook(note, with_kwargs=True)
     case.run(pipe)
     guidance = model_of(denoiser).guidance
-    if guidance == "calls: cond, uncond":
-        assert seen == [[True], [False]] * 2
-    elif guidance in ("uncond, cond", "cond, uncond") and name not in ("ldm", "dit"):
-        assert seen == [[part == "cond" for part in guidance.split(", ")]] * 2
-    elif guidance == "none":
+    if not guidance.branches:
         assert seen == [None] * 2
+    elif guidance.separate_calls:
+        assert seen == [[branch == "cond"] for branch in guidance.branches] * 2
+    elif name not in ("ldm", "dit"):
+        assert seen == [[branch == "cond" for branch in guidance.branches]] * 2
 
 
 def test_steps_and_branches(name: str):
@@ -65,7 +65,7 @@ def test_steps_and_branches(name: str):
             table = recorder.to_dataframe()
             assert set(table["step"]) == {0, 1}
             assert set(table["layer"]) == set(handle.layers)
-            guided = not options and guidance != "none"
+            guided = not options and bool(guidance.branches)
             assert set(table["branch"]) == ({"cond", "uncond"} if guided else {"all"})
             per_layer = table.groupby(["layer", "step", "branch", "head"]).size()
             assert set(per_layer) == {1}
@@ -86,7 +86,7 @@ def test_the_training_size_is_found(name: str):
     assert torch.equal(case.run(pipe), output)
 
 
-def test_the_picture_is_the_same_and_nothing_is_left(name: str):
+def test_the_image_is_the_same_and_nothing_is_left(name: str):
     case = PIPELINES[name]
     pipe = case.make()
     others = {key: each for key, each in pipe.components.items() if isinstance(each, torch.nn.Module)}
@@ -101,7 +101,7 @@ def test_the_picture_is_the_same_and_nothing_is_left(name: str):
 
 
 def test_the_factor_of_lumina_is_replaced():
-    """Its pipeline asks for the very factor of LogN, from the default size of the picture: then nothing changes."""
+    """Its pipeline asks for the very factor of LogN, from the default size of the image: then nothing changes."""
     case = PIPELINES["lumina"]
     pipe, recorder = case.make(), EntropyRecorder()
     own = case.run(pipe)
@@ -143,13 +143,35 @@ def test_a_transformer_that_does_not_say_its_training_size():
         apply(PIPELINES["flux"].make().transformer)
 
 
-def test_calls_of_the_denoiser_that_are_no_pipelines():
+def test_texts_of_a_pipeline_without_encode_prompt():
+    """LDM's pipeline calls its text encoder itself."""
+    case = PIPELINES["ldm"]
+    pipe = case.make()
+    before = footprint(pipe.bert)
+    for prompts, branches in ((["a b", "c"], {"cond", "uncond"}), ("", {"cond", "uncond"})):
+        with apply(pipe, scale=None, record=(recorder := EntropyRecorder())):
+            case.run(pipe, prompt=prompts)
+        assert set(recorder.to_dataframe()["branch"]) == branches
+    assert footprint(pipe.bert) == before
+    pipe.bert.register_forward_pre_hook(lambda module, args: (args[0].flip(1),))  # other texts than the pipeline's
+    with apply(pipe, scale=None, record=EntropyRecorder()):
+        with pytest.raises(ValueError, match=r"rows of its batch are of a text other than the prompt"):
+            case.run(pipe)
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["pipeline", "denoiser"])
+def test_calls_of_the_denoiser_that_are_no_pipelines(alone: bool):
     """By hand nobody says what a batch is of; its timestep says the step."""
     from tests.support.tiny_denoisers import CASES
 
-    pipe, recorder = PIPELINES["flux"].make(), EntropyRecorder()
-    with apply(pipe, scale=None, record=recorder), torch.no_grad():
+    pipe, call = PIPELINES["flux"].make(), CASES["flux"].call(8, 8)
+    target = pipe.transformer if alone else pipe
+    recorder = EntropyRecorder(branches=None if alone else ("all",))
+    with apply(target, scale=None, record=recorder), torch.no_grad():
         for _ in range(3):
-            pipe.transformer(**CASES["flux"].call(8, 8))
+            pipe.transformer(**call)
     seen = recorder.to_dataframe()[["step", "branch"]].drop_duplicates().to_numpy().tolist()
     assert seen == [[0, "all"]]
+    with apply(pipe, scale=None, record=EntropyRecorder()), torch.no_grad():
+        with pytest.raises(ValueError, match=r"not called by FluxPipeline.*apply to the pipeline that calls it"):
+            pipe.transformer(**call)

@@ -21,7 +21,7 @@ from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_processor import Attention, MochiAttention
 
 from entropy_attn.integrations.diffusers import private, processors
-from entropy_attn.integrations.diffusers.models import table as models
+from entropy_attn.integrations.diffusers.models import model_of
 from tests.support.tiny_denoisers import CASES
 from tests.support.tiny_models import make_pipe, sample
 
@@ -126,7 +126,7 @@ def test_denoisers_have_what_is_read_of_them(name: str):
     case = CASES[name]
     with torch.device("meta"):
         denoiser = getattr(diffusers, case.row)(**case.config)
-    model = models.model_of(denoiser)
+    model = model_of(denoiser)
     parameters = list(inspect.signature(type(denoiser).forward).parameters)
     assert set(case.call(*case.sizes[0])) <= set(parameters)
     assert set(model.refused) <= set(parameters), "an argument that is refused has another name now"

@@ -7,8 +7,9 @@ import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 
-from entropy_attn.integrations.diffusers.handle import apply
-from entropy_attn.integrations.diffusers.survey import refusals, stated_size, survey
+from entropy_attn.integrations.diffusers import apply
+from entropy_attn.integrations.diffusers.survey import refusals, survey
+from entropy_attn.integrations.diffusers.target import train_size
 from entropy_attn.pipelines.outline import outline_pipeline
 from entropy_attn.scale import Fixed, LogN
 from tests.integrations.diffusers.test_models import denoiser_of, run
@@ -84,6 +85,6 @@ def test_an_outline_says_the_same_as_the_pipeline(name: str, tmp_path):
     outline = outline_pipeline(str(tmp_path))
     assert type(outline) is type(pipe)
     assert {parameter.device.type for parameter in getattr(outline, case.component).parameters()} == {"meta"}
-    size = stated_size(pipe)
-    assert stated_size(outline) == size
+    size = train_size(pipe)
+    assert train_size(outline) == size
     assert survey(outline, size, scale=None) == survey(pipe, size, scale=None)

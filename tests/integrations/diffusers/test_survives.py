@@ -20,11 +20,11 @@ from diffusers.models.attention_processor import (
 )
 from torch.overrides import TorchFunctionMode
 
-from entropy_attn.integrations.diffusers.handle import apply
+from entropy_attn.integrations.diffusers import apply
 from entropy_attn.integrations.diffusers.processors import COPY
 from entropy_attn.recorders.entropy import EntropyRecorder
 from entropy_attn.scale import Fixed
-from tests.integrations.diffusers.test_apply import footprint
+from tests.support.footprint import footprint
 from tests.support.tiny_denoisers import CASES
 from tests.support.tiny_models import Spy, make_unet
 from tests.support.tiny_pipelines import PIPELINES
@@ -154,25 +154,25 @@ def test_nothing_but_the_copy_watches_the_layers():
     assert set(modes) == {0}
 
 
-def with_ip_adapter(unet: Any, pictures: int = 1) -> None:
-    """Cross-attention also to the four tokens of each picture prompt."""
+def with_ip_adapter(unet: Any, images: int = 1) -> None:
+    """Cross-attention also to the four tokens of each image prompt."""
     for name, module in unet.named_modules():
         if name.endswith("attn2"):
-            processor = IPAdapterAttnProcessor2_0(module.inner_dim, 32, num_tokens=(4,) * pictures)
+            processor = IPAdapterAttnProcessor2_0(module.inner_dim, 32, num_tokens=(4,) * images)
             module.set_processor(processor.eval())
 
 
 @torch.no_grad()
-def test_ip_adapter_keeps_text_and_picture_apart():
+def test_ip_adapter_keeps_text_and_image_apart():
     unet, spy, recorder = make_unet(), Spy(), EntropyRecorder()
-    text, pictures = torch.randn(1, 7, 32), [torch.randn(1, 1, 4, 32)]
+    text, images = torch.randn(1, 7, 32), [torch.randn(1, 1, 4, 32)]
     latents = torch.randn(1, 4, 16, 16)
 
     def run() -> torch.Tensor:
         contexts = [module for name, module in unet.named_modules() if name.endswith("attn2")]
         hooks = [
             module.register_forward_pre_hook(
-                lambda m, args, kwargs: (args, {**kwargs, "encoder_hidden_states": (text, pictures)}), with_kwargs=True
+                lambda m, args, kwargs: (args, {**kwargs, "encoder_hidden_states": (text, images)}), with_kwargs=True
             )
             for module in contexts
         ]

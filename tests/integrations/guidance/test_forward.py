@@ -11,7 +11,8 @@ from diffusers.models.attention_processor import AttnProcessor
 
 from entropy_attn.guidance import TSAM, attention_similarity, tsam_loss
 from entropy_attn.guidance.differentiable_maps import GraphMaps
-from entropy_attn.integrations.diffusers.handle import apply, handle_of, plain_routing
+from entropy_attn.integrations.diffusers.apply import apply, plain_routing
+from entropy_attn.integrations.diffusers.handle import handle_of
 from entropy_attn.integrations.guidance.forward import conditional, cross_attention_maps, layers_by_size, map_layers
 from entropy_attn.recorders.entropy import EntropyRecorder
 from entropy_attn.scale import Fixed
@@ -113,7 +114,7 @@ def test_gradients_are_those_of_the_routed_full_forward_bit_for_bit():
     own = plain_routing(unet)
     size, layers = map_layers(own, (16, 24), None)
     recorder = Patient(layers, TEXT_TOKENS)
-    with own.aside(recorder, 0):
+    with own.isolated_pass(recorder, 0):
         unet(latents, torch.tensor(10), encoder_hidden_states=text)
     (full,) = torch.autograd.grad(loss_of(recorder.mean(size)), latents)
     assert torch.equal(stopped, full)

@@ -13,7 +13,8 @@ from torch import nn
 
 import entropy_attn as ea
 from entropy_attn.guidance import TSAM
-from tests.integrations.guidance.test_attach import draw, make_text_pipe
+from tests.support.guided_pipes import draw
+from tests.support.tiny_models import make_text_pipe
 
 
 class Lora(nn.Module):

@@ -1,0 +1,213 @@
+"""The maps that a `MapRecorder` holds: means, labels, heat maps, overlays, files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from entropy_attn.recorders import overlay as heat
+from entropy_attn.recorders.map_calls import SeenCalls
+from entropy_attn.recorders.map_files import save_maps
+from entropy_attn.recorders.map_sums import MapSums
+from entropy_attn.recorders.text_choices import TextChoices
+from entropy_attn.validation import Size
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What has to stay the same for maps to be averaged."""
+
+    latent_size: Size
+    batch: int
+    branches: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.batch} images in {self.branches}"
+
+
+class RecordedMaps:
+    """The half of `MapRecorder` that is read; the recorder fills in the attributes."""
+
+    size: Size | None
+    steps: frozenset[int] | None
+    _text: TextChoices
+    _sums: MapSums
+    _seen: SeenCalls
+    _generation: Generation | None
+
+    def maps(self, step: int | None = None) -> torch.Tensor:
+        """The mean maps, on the device they were recorded on.
+
+        Args:
+            step: one of `recorded_steps`; None is the mean over everything recorded.
+
+        Returns:
+            (branch, image, token, row, column) in float32, probabilities. `branch_names` names the branches, `tokens`
+            the tokens. A branch that did not run at a step, because guidance was off then, is NaN there.
+
+        Raises:
+            ValueError: nothing was recorded, or nothing at this step, or the prompts differ in their numbers of tokens.
+        """
+        means = self._means(step)
+        images = [self._of_image(means, image) for image in range(means.shape[1])]
+        if len({found.shape for found in images}) > 1:
+            raise ValueError(
+                "the prompts have different numbers of tokens: choose words or positions with tokens=..., or read one "
+                "image with heat_map(token, picture=...)"
+            )
+        return torch.stack(images, dim=1)
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The label of every token of `maps()`: the word, or the position if the prompt is not known."""
+        return self.labels(0)
+
+    def labels(self, picture: int = 0) -> tuple[str, ...]:
+        """The labels of one image's tokens; with tokens=None they differ between prompts.
+
+        Args:
+            picture: index of the image in the batch.
+
+        Returns:
+            One label for each token.
+
+        Raises:
+            ValueError: nothing was recorded, or there is no such image.
+        """
+        choices = self._text.by_image(self._require_recorded().batch)
+        if not 0 <= picture < len(choices):
+            raise ValueError(f"picture: expected an integer from 0 to {len(choices) - 1}, got {picture!r}")
+        return tuple(choice.label for choice in choices[picture])
+
+    @property
+    def positions(self) -> tuple[tuple[int, ...], ...]:
+        """The text positions that each of `tokens` averages, in the first image."""
+        self._require_recorded()
+        return tuple(choice.positions for choice in self._text.by_image(len(self._text))[0])
+
+    @property
+    def branch_names(self) -> tuple[str, ...]:
+        """The parts of the batch that were kept, in the order of `maps()`."""
+        self._require_recorded()
+        return self._sums.branches()
+
+    @property
+    def map_size(self) -> Size:
+        """(rows, columns) of the maps."""
+        return self._sums.size(self._require_recorded().latent_size)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that were averaged."""
+        return tuple(sorted(self._sums.layers[self.map_size]))
+
+    @property
+    def recorded_steps(self) -> tuple[int, ...]:
+        """The steps that are kept apart, of those in `steps`; empty with steps=None."""
+        self._require_recorded()
+        return self._sums.steps(self.map_size)
+
+    def heat_map(
+        self,
+        token: str | int,
+        size: Size | None = None,
+        *,
+        picture: int = 0,
+        branch: str | None = None,
+        step: int | None = None,
+        mode: str = "bicubic",
+    ) -> torch.Tensor:
+        """One token's map.
+
+        Args:
+            token: a label of `labels(picture)`, or its index among them.
+            size: (height, width) to enlarge the map to, such as an image's; None leaves it at `map_size`.
+            picture: index of the image in the batch.
+            branch: one of `branch_names`. None is the guided half, "cond", of a guided batch, else the first branch.
+            step: one of `recorded_steps`; None is the mean over everything recorded.
+            mode: "bicubic", "bilinear" or "nearest" interpolation. The result stays within the map's range of values.
+
+        Returns:
+            (height, width) in float32, probabilities, on the device of the maps.
+
+        Raises:
+            ValueError: nothing was recorded, or an argument names something that was not.
+        """
+        index, names = _index_of(token, self.labels(picture)), self.branch_names
+        if branch is None:
+            branch = "cond" if "cond" in names else names[0]
+        elif branch not in names:
+            raise ValueError(f"branch: expected one of {names}, which were recorded, got {branch!r}")
+        found = self._of_image(self._means(step), picture)[names.index(branch), index]
+        return found if size is None else heat.enlarge(found, size, mode)
+
+    def overlay(
+        self,
+        image: Any,
+        token: str | int,
+        *,
+        limits: tuple[float, float] | None = None,
+        strength: float = 0.65,
+        **options: Any,
+    ) -> Any:
+        """One token's map in color over a PIL image.
+
+        Args:
+            image: the PIL image; it is not changed.
+            token: a label of `labels(picture)`, or its index among them.
+            limits: the probabilities that are shown darkest and brightest; None is the map's lowest and highest.
+            strength: 0 is the image alone, 1 the map alone.
+            **options: picture, branch, step and mode of `heat_map`.
+
+        Returns:
+            A new PIL image of the same size.
+
+        Raises:
+            ValueError: as `heat_map`, or limits or strength are out of range.
+        """
+        found = self.heat_map(token, (image.height, image.width), **options)
+        return heat.overlay(image, found, limits=limits, strength=strength)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the maps; with `steps`, those of each step by themselves.
+
+        Args:
+            path: ends in .npz for arrays (maps, branches, tokens, steps), in .csv or .json for a table.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: nothing was recorded, or the path has another ending.
+        """
+        tokens = tuple(self.labels(image) for image in range(self._require_recorded().batch))
+        steps = [None] if self.steps is None else list(self.recorded_steps)
+        return save_maps(Path(path), {step: self.maps(step).cpu().numpy() for step in steps}, self.branch_names, tokens)
+
+    def _means(self, step: int | None) -> torch.Tensor:
+        return self._sums.mean(self.map_size, step)
+
+    def _of_image(self, means: torch.Tensor, image: int) -> torch.Tensor:
+        """(branch, token, row, column) of one image."""
+        return self._text.of_image(means, image).unflatten(-1, self.map_size)
+
+    def _require_recorded(self) -> Generation:
+        if self._generation is None or not self._sums:
+            raise ValueError(self._seen.why_no_maps(self.steps, self.size, self._text.length, self._sums))
+        return self._generation
+
+
+def _index_of(token: str | int, labels: tuple[str, ...]) -> int:
+    if isinstance(token, int) and not isinstance(token, bool) and 0 <= token < len(labels):
+        return token
+    indices = [index for index, label in enumerate(labels) if label == token]
+    if len(indices) == 1:
+        return indices[0]
+    if indices:
+        raise ValueError(
+            f"token: expected a label that is there once, got {token!r}; give one of its indices {indices}"
+        )
+    raise ValueError(f"token: expected one of {labels}, or an index into them, got {token!r}")

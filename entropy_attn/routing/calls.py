@@ -1,0 +1,181 @@
+"""One routed attention call: the pass of the denoiser that it belongs to, its layer, its arguments, its rows."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from entropy_attn.recorders.base import Parts
+from entropy_attn.scale import CallInfo, Kind, training_tokens
+
+_training_tokens = functools.lru_cache(maxsize=4096)(training_tokens)  # the same few in every call
+
+# The queries of joint attention that the scale is for: all of them, or those of the image alone.
+Rows = Literal["all", "image"]
+
+
+class AttentionArguments(NamedTuple):
+    """The arguments of torch's scaled_dot_product_attention, with its names, order and defaults."""
+
+    query: Tensor  # (B, H, Nq, D)
+    key: Tensor  # (B, Hkv, Nk, D)
+    value: Tensor  # (B, Hkv, Nk, Dv)
+    attn_mask: Tensor | None = None  # broadcasts to (B, H, Nq, Nk)
+    dropout_p: float = 0.0
+    is_causal: bool = False
+    scale: float | Tensor | None = None
+    enable_gqa: bool = False
+
+    def of_rows(self, rows: slice) -> AttentionArguments:
+        """The same call for some of its queries."""
+        mask = self.attn_mask
+        if mask is not None and mask.dim() >= 2 and mask.shape[-2] != 1:
+            mask = mask[..., rows, :]
+        return self._replace(query=self.query[..., rows, :], attn_mask=mask)
+
+
+@dataclass(frozen=True)
+class DenoiserCall:
+    """One forward pass of the denoiser.
+
+    Attributes:
+        step: denoising step, from 0.
+        latent_size: (rows, columns) of the image in latent cells.
+        parts: the branches of the batch, for recorders that were not given any.
+        image_tokens: number of image tokens that every layer attends to. None for a model whose layers halve the image
+            more or less often: there the latent size says it, layer by layer.
+        train_tokens: the same number at the training size; None where it differs by layer, or is not known.
+        reference_tokens: how many of the image tokens belong to reference images; they come last.
+        batch: rows of the latents; None if they are not known.
+    """
+
+    step: int
+    latent_size: tuple[int, int]
+    parts: Parts = Parts(("all",))  # noqa: RUF009  (immutable)
+    image_tokens: int | None = None
+    train_tokens: int | None = None
+    reference_tokens: int = 0
+    batch: int | None = None
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """One attention call of a layer: its kind, and where the text is.
+
+    Attributes:
+        layer: the layer's name in the denoiser.
+        kind: "self", "cross" or "joint".
+        text: where the text is among the keys, and among the queries of joint attention if any is there. None: nowhere.
+        sample: index of the one sample of the batch that this call is for; None if it is for all samples.
+        samples: number of samples of the batch.
+        ragged: the text of the samples differs in length, so that positions do not tell the queries apart; see
+            `LayerRule` of the integration.
+    """
+
+    layer: str
+    kind: Kind
+    text: Literal["first", "last", "all"] | None = None
+    sample: int | None = None
+    samples: int = 1
+    ragged: bool = False
+
+
+@dataclass(frozen=True)
+class LayerSelection:
+    """The layers that the scale policy is for: "self" (image tokens among the keys), "cross", "all", or a regex.
+
+    The regex is searched for in the layer's name: "up_blocks", r"attn1$", "^mid_block".
+    """
+
+    layers: str | re.Pattern[str] = "self"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, re.Pattern):
+            return
+        if not isinstance(self.layers, str) or not self.layers:
+            raise TypeError(f"layers: expected 'self', 'cross', 'all' or a regular expression, got {self.layers!r}")
+        if self.pattern is None:
+            return
+        try:
+            re.compile(self.layers)
+        except re.error as error:
+            raise ValueError(f"layers: expected a regular expression, got {self.layers!r}: {error}") from None
+
+    @property
+    def pattern(self) -> str | re.Pattern[str] | None:
+        """The regex, or None for one of the three words."""
+        return None if self.layers in ("self", "cross", "all") else self.layers
+
+    def __contains__(self, layer: tuple[str, Kind]) -> bool:
+        name, kind = layer
+        if self.pattern is not None:
+            return re.search(self.pattern, name) is not None
+        return self.layers == "all" or (kind == "cross") == (self.layers == "cross")
+
+    def takes(self, info: CallInfo) -> bool:
+        """Whether the policy is for this call. "self" leaves out text that attends to itself."""
+        if self.layers == "self" and info.text_tokens == info.seqlen_k:
+            return False
+        return (info.layer, info.kind) in self
+
+
+def describe(
+    layer_call: LayerCall,
+    seqlen_q: int,
+    seqlen_k: int,
+    num_heads: int,
+    head_dim: int,
+    denoiser_call: DenoiserCall | None,
+    train_size: tuple[int, int] | None = None,
+    halvings: Mapping[str, int] | None = None,
+) -> CallInfo:
+    """The call as policies and recorders see it.
+
+    denoiser_call: None for a layer that is called by itself; token counts and the step are then not known.
+    train_size, halvings: see `Router`.
+    """
+    train_tokens, text_tokens = None, 0
+    if layer_call.text == "all":
+        text_tokens = seqlen_k
+    elif layer_call.kind != "cross" and denoiser_call is not None:
+        image_tokens = denoiser_call.image_tokens
+        if layer_call.kind == "joint":
+            # In a model whose layers differ, all queries belong to the image.
+            text_tokens = seqlen_k - (seqlen_q if image_tokens is None else image_tokens)
+        if image_tokens is not None:
+            train_tokens = denoiser_call.train_tokens
+        elif train_size is not None:
+            train_tokens = _training_tokens(
+                seqlen_k - text_tokens,
+                denoiser_call.latent_size,
+                train_size,
+                halvings=None if halvings is None else halvings.get(layer_call.layer),
+            )
+    return CallInfo(
+        layer=layer_call.layer,
+        kind=layer_call.kind,
+        seqlen_q=seqlen_q,
+        seqlen_k=seqlen_k,
+        num_heads=num_heads,
+        head_dim=head_dim,
+        train_tokens=train_tokens,
+        text_tokens=text_tokens,
+        step=denoiser_call.step if denoiser_call is not None else 0,
+        reference_tokens=0 if denoiser_call is None or layer_call.kind == "cross" else denoiser_call.reference_tokens,
+    )
+
+
+def rows_of(layer_call: LayerCall, info: CallInfo) -> tuple[slice, slice | None]:
+    """The queries of the image and those of the text in joint attention; all of them and None otherwise."""
+    text = info.seqlen_q - (info.seqlen_k - info.text_tokens)
+    if layer_call.kind != "joint" or text <= 0:
+        return slice(None), None
+    if layer_call.text == "first":
+        return slice(text, None), slice(0, text)
+    image = info.seqlen_q - text
+    return slice(0, image), slice(image, None)
