@@ -150,15 +150,19 @@ class Plan:
             if isinstance(argument, tuple):
                 if any(hidden(item) for item in argument):
                     raise ValueError(f"arguments: expected what varies at most one tuple deep, got {argument}")
-                indices = [find(item) for item in argument]
-                if any(index is not None for index in indices):
-                    for i, item in enumerate(argument):
-                        if indices[i] is None:
-                            indices[i] = len(varying) + len(self.constants)
-                            self.constants.append(item)
-                    one = slice(indices[0], indices[0] + 1)  # itemgetter makes no tuple of a single index
-                    self.items.append((position, operator.itemgetter(*(indices if len(indices) > 1 else [one]))))
-                    self.arguments[position] = None
+                if all(find(item) is None for item in argument):
+                    continue
+                indices: list[Any] = []  # of the items, in (*varying, *constants)
+                for item in argument:
+                    index = find(item)
+                    if index is None:
+                        index = len(varying) + len(self.constants)
+                        self.constants.append(item)
+                    indices.append(index)
+                if len(indices) == 1:  # of which itemgetter makes no tuple
+                    indices = [slice(indices[0], indices[0] + 1)]
+                self.items.append((position, operator.itemgetter(*indices)))
+                self.arguments[position] = None
             elif isinstance(argument, TensorDescriptor):
                 index = find(argument.base)
                 if index is not None:
