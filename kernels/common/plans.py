@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import copy
+import operator
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Protocol
 
@@ -142,15 +143,26 @@ class Plan:
 
         self.run, self.arguments, self.scratch = compiled[programs, 1, 1], list(arguments), scratch
         self.values: list[tuple[int, int]] = []  # (position, index in varying)
-        self.items: list[tuple[int, int, int]] = []  # (position, position in the tuple there, index in varying)
+        self.constants: list[Any] = []  # the other items of tuples in which something varies
+        self.items: list[tuple[int, Callable[[Any], tuple]]] = []  # (position, which of varying and constants)
         self.descriptors: list[tuple[int, int, Any]] = []  # (position, index in varying, template)
         for position, argument in enumerate(arguments):
             if isinstance(argument, tuple):
                 if any(hidden(item) for item in argument):
                     raise ValueError(f"arguments: expected what varies at most one tuple deep, got {argument}")
-                found = {i: index for i, item in enumerate(argument) if (index := find(item)) is not None}
-                self.items += [(position, i, index) for i, index in found.items()]
-                self.arguments[position] = tuple(None if i in found else item for i, item in enumerate(argument))
+                if all(find(item) is None for item in argument):
+                    continue
+                indices: list[Any] = []  # of the items, in (*varying, *constants)
+                for item in argument:
+                    index = find(item)
+                    if index is None:
+                        index = len(varying) + len(self.constants)
+                        self.constants.append(item)
+                    indices.append(index)
+                if len(indices) == 1:  # of which itemgetter makes no tuple
+                    indices = [slice(indices[0], indices[0] + 1)]
+                self.items.append((position, operator.itemgetter(*indices)))
+                self.arguments[position] = None
             elif isinstance(argument, TensorDescriptor):
                 index = find(argument.base)
                 if index is not None:
@@ -168,9 +180,9 @@ class Plan:
         arguments = self.arguments.copy()
         for position, index in self.values:
             arguments[position] = varying[index]
-        for position, i, index in self.items:  # without a call, each of which costs the host as much as the rest
-            items = arguments[position]
-            arguments[position] = (*items[:i], varying[index], *items[i + 1 :])
+        known = (*varying, *self.constants)
+        for position, items in self.items:
+            arguments[position] = items(known)
         for position, index, template in self.descriptors:
             arguments[position] = descriptor = object.__new__(type(template))  # checked when the template was made
             descriptor.__dict__.update(template.__dict__)

@@ -160,11 +160,20 @@ def test_a_plan_replaces_what_varies_inside_of_arguments():
     first, other = (tuple(torch.zeros(4, 16) for _ in range(2)) for _ in range(2))
     described = TensorDescriptor.from_tensor(first[1], [4, 16])
     compiled = Recorder()
-    arguments = [first[0], Strided(first[1], 16, 1), (first[0], 7, first[1], None), described, in_chunks(80), 3]
+    arguments = [
+        first[0],
+        Strided(first[1], 16, 1),
+        (first[0], 7, first[1], None),
+        described,
+        in_chunks(80),
+        3,
+        (first[1],),
+    ]
     plans.Plan(compiled, 1, arguments, first, scratch=False).launch(other)
     seen = compiled.arguments
-    assert seen[0] is other[0] and seen[1] == (other[1], 16, 1, 0, 0) and seen[4:] == (in_chunks(80), 3)
+    assert seen[0] is other[0] and seen[1] == (other[1], 16, 1, 0, 0) and seen[4:6] == (in_chunks(80), 3)
     assert seen[2][0] is other[0] and seen[2][2] is other[1] and seen[2][1::2] == (7, None)
+    assert isinstance(seen[6], tuple) and seen[6][0] is other[1]
     assert seen[3].base is other[1] and seen[3].block_shape == [4, 16] and described.base is first[1]
 
 
