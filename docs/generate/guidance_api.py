@@ -109,11 +109,11 @@ def described(value: Any) -> Iterator[str]:
     """The docstring in Markdown: its paragraphs, and what begins as "name: ..." as a list."""
     named = False
     for line in inspect.getdoc(value).splitlines():
-        item = re.fullmatch(r"\s*(\w+(?:, \w+)*): (\S.*)", line)
+        item = re.fullmatch(r"\s*(\*{0,2}\w+(?:, \w+)*): (\S.*)", line)
         if not line.strip():
             named = False
             yield ""
-        elif line.strip() in ("Args:", "Returns:", "Raises:"):
+        elif line.strip() in ("Args:", "Attributes:", "Returns:", "Raises:"):
             yield from (f"*{line.strip()[:-1]}*", "")
         elif item:
             named = True

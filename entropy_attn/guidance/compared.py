@@ -222,6 +222,9 @@ class SynGen(Guidance):
 
         Returns:
             ((modifier, noun), ...): `pairs`, or those that spaCy finds.
+
+        Raises:
+            ImportError: `pairs` is None, and spaCy or its model is not installed.
         """
         return parsed_pairs(prompt.text.prompt) if self.pairs is None else tuple(self.pairs)
 

@@ -97,7 +97,15 @@ class EntropyRecorder(Recorder):
         branches: tuple[str, ...],
         latent_size: tuple[int, int],
     ) -> None:
-        """Take in one call's entropies (batch, heads, seqlen_q). Nothing here waits for the device."""
+        """Add the entropies of one call, without waiting for the device.
+
+        Args:
+            info: the call.
+            scale: the softmax scale that was used, a number or a tensor of shape () or (H,).
+            entropy: (B, H, queries) in nats.
+            branches: names of the equal parts of B, in order.
+            latent_size: (rows, columns) of the image in latent cells.
+        """
         batch, heads, seqlen_q = entropy.shape
         self._check_parts(info, batch, branches)
         parts = entropy.detach().view(len(branches), batch // len(branches), heads, seqlen_q)
@@ -116,7 +124,11 @@ class EntropyRecorder(Recorder):
         )
 
     def to_columns(self) -> dict[str, list[Any]]:
-        """The table of `to_dataframe` as lists, by column."""
+        """The table of `to_dataframe` as lists.
+
+        Returns:
+            {column: values}, all of the same length.
+        """
         columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
         records = list(self._records)
         for record, statistics, scales in zip(records, _statistics_of(records), _scales_of(records), strict=True):
@@ -176,7 +188,11 @@ class EntropyRecorder(Recorder):
         return path
 
     def picture_layers(self) -> dict[str, str]:
-        """The recorded layers that attend to the image, {layer: "self" or "joint"}, without those of text alone."""
+        """The recorded layers that attend to the image, without those of text alone.
+
+        Returns:
+            {layer: "self" or "joint"}.
+        """
         return {record.info.layer: record.info.kind for record in self._records if _sees_image(record.info)}
 
     def spatial(

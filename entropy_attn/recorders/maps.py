@@ -90,6 +90,14 @@ class MapRecorder(RecordedMaps, Recorder):
             self.begin(None)
 
     def begin(self, prompts: list[Prompt] | None) -> None:
+        """A generation begins.
+
+        Args:
+            prompts: the prompts of the batch; None if the pipeline was given embeddings instead of text.
+
+        Raises:
+            ValueError: the recorder holds the maps of other prompts.
+        """
         prompts = self._text.known(prompts)
         if not self._sums:
             self._start(prompts)
@@ -97,7 +105,15 @@ class MapRecorder(RecordedMaps, Recorder):
             raise ValueError(f"this MapRecorder holds the maps of {self._text.named()}: reset() it before another")
 
     def observe(self, info: CallInfo, latent_size: Size) -> None:
-        """Choose the positions, note what the call is like, and settle the size of the maps."""
+        """Choose the positions, note the properties of the call, and settle the size of the maps.
+
+        Args:
+            info: the call.
+            latent_size: (rows, columns) of the image in latent cells.
+
+        Raises:
+            ValueError: the latents have another size than those whose maps the recorder holds.
+        """
         if info.kind == "self" or not info.text_tokens:
             return
         self._seen.steps.add(info.step)
@@ -116,7 +132,15 @@ class MapRecorder(RecordedMaps, Recorder):
             self._sums.observe(info.layer, size, info.step, latent_size)
 
     def wants(self, info: CallInfo, latent_size: Size) -> Request:
-        """The chosen range of positions, for a call whose map is added."""
+        """The chosen range of positions, for a call whose map is added.
+
+        Args:
+            info: the call.
+            latent_size: (rows, columns) of the image in latent cells.
+
+        Returns:
+            (start, stop) of the text positions, or None.
+        """
         # Keys of another number than the text's are not the text, such as the image of an IP-Adapter.
         if info.kind == "self" or not info.text_tokens or info.text_tokens != self._text.length:
             return None
@@ -134,7 +158,18 @@ class MapRecorder(RecordedMaps, Recorder):
         branches: tuple[str, ...],
         latent_size: Size,
     ) -> None:
-        """Add one call's map (batch, queries, keys). Nothing here waits for the device."""
+        """Add the map of one call, without waiting for the device.
+
+        Args:
+            info: the call.
+            scale: the softmax scale that was used; not recorded.
+            measured: the map (B, queries, stop - start).
+            branches: names of the equal parts of B, in order.
+            latent_size: (rows, columns) of the image in latent cells.
+
+        Raises:
+            ValueError: the batch or the queries do not fit the call, the text or the maps that the recorder holds.
+        """
         self._check_parts(info, len(measured), branches)
         if measured.shape[1] != info.picture_queries:
             raise ValueError(

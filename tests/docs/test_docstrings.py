@@ -31,16 +31,6 @@ PUBLIC = public_callables(
         "shapes.checker.": checker,
     }
 )
-# Names whose docstrings are not complete yet.
-NOT_YET: set[str] = {
-    "EntropyRecorder.picture_layers",
-    "EntropyRecorder.record",
-    "EntropyRecorder.to_columns",
-    "MapRecorder.begin",
-    "MapRecorder.observe",
-    "MapRecorder.record",
-    "MapRecorder.wants",
-}
 
 
 def lacks(value: object) -> list[str]:
@@ -73,15 +63,7 @@ def lacks(value: object) -> list[str]:
 
 @pytest.mark.parametrize("name", sorted(PUBLIC))
 def test_arguments_results_and_errors_are_documented(name):
-    missing = lacks(PUBLIC[name])
-    if name in NOT_YET:
-        assert missing, f"{name} is complete: take it out of NOT_YET"
-        pytest.skip(f"not yet documented: {', '.join(missing)}")
-    assert not missing
-
-
-def test_names_that_are_not_yet_documented_exist():
-    assert NOT_YET <= set(PUBLIC)
+    assert not lacks(PUBLIC[name])
 
 
 def test_the_test_sees_what_is_missing():

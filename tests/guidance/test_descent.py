@@ -48,7 +48,7 @@ def test_the_size_of_a_loss_does_not_matter(size):
     assert gradients.runs == 1
 
 
-def test_nor_does_that_of_another_picture():
+def test_nor_does_that_of_another_image():
     found = gradients([2.0**-30, 2.0**30], lambda z: z * z)
     torch.testing.assert_close(found[0], 2.0**-30 * 2 * LATENTS[0], rtol=0.0, atol=0.0)
     torch.testing.assert_close(found[1], 2.0**30 * 2 * LATENTS[1], rtol=0.0, atol=0.0)
@@ -56,7 +56,7 @@ def test_nor_does_that_of_another_picture():
 
 @pytest.mark.parametrize("steep", [2.0**10, 2.0**14])
 def test_a_steep_model_gets_a_second_look(steep):
-    """Its gradient is beyond float16 where the maps' own is in the middle of it."""
+    """Its gradient overflows float16, while the gradient on the maps is of medium size."""
     found = gradients([1.0, 1.0], lambda z: z * steep)
     torch.testing.assert_close(found, torch.full_like(LATENTS, steep), rtol=0.0, atol=0.0)
     assert gradients.runs == 2

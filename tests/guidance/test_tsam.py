@@ -52,7 +52,7 @@ def test_similarity_smooths_once_and_rows_come_first():
     assert not torch.allclose(found, attention_similarity(maps, (4, 3), [4, 1]))
 
 
-def test_loss_weighs_the_rows_by_their_place_and_looks_back_only():
+def test_loss_weights_rows_by_their_index_and_is_causal():
     T = torch.tensor([[1.0, 7.0, 7.0], [0.25, 0.75, 7.0], [0.5, 0.25, 0.25]])
     S = torch.tensor([[0.5, 0.0, 0.0], [0.5, 0.5, 0.0], [0.1, 0.4, 0.5]])
     # rows: 0.5, 0.25 + 0.25, 0.4 + 0.15 + 0.25
@@ -144,7 +144,7 @@ def test_the_text_matrix_is_that_of_the_settings(settings, second_row):
 
 
 @pytest.mark.parametrize("variant", ["released", "paper"])
-def test_the_loss_of_a_picture_is_between_its_maps_by_rows_and_the_text(variant):
+def test_the_loss_of_an_image_is_between_its_maps_by_rows_and_the_text(variant):
     maps = torch.rand(2, 3, 5, generator=torch.Generator().manual_seed(1))
     by_rows = torch.stack([maps[row, column] for row in range(2) for column in range(3)])
     S = attention_similarity(by_rows, (2, 3), [1, 2], variant=variant)

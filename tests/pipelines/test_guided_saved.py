@@ -49,11 +49,11 @@ def test_what_is_loaded_again_is_guided_the_same(tmp_path):
     pipe = ea.TSAMStableDiffusionPipeline.from_pipe(ea.shapes.load_pipeline())
     pipe.save_pretrained(tmp_path)
     loaded = ea.TSAMStableDiffusionPipeline.from_pretrained(tmp_path)
-    pictures = []
+    images = []
     for each in (pipe, loaded):
         each.set_progress_bar_config(disable=True)
-        pictures.append(draw(each, "a red circle and a blue square", steps=2, height=64, width=64))
-    torch.testing.assert_close(*pictures, rtol=0.0, atol=1e-2)
+        images.append(draw(each, "a red circle and a blue square", steps=2, height=64, width=64))
+    torch.testing.assert_close(*images, rtol=0.0, atol=1e-2)
     for part in (pipe, loaded):
         for parameter in part.unet.parameters():
             parameter.data = parameter.data.clone()

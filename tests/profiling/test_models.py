@@ -68,5 +68,5 @@ def test_no_row_is_left_out():
 
 
 def test_a_size_beyond_the_table_of_positions_is_refused():
-    with pytest.raises(ValueError, match=r"size 64x16: AuraFlow.* has positions for 8x8 tokens.*more than 32 px"):
+    with pytest.raises(ValueError, match=r"size 64x16: AuraFlow.* has position embeddings for 8x8 tokens.*exceed 32"):
         profiled("auraflow", sizes=[(64, 16)])

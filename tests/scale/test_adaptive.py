@@ -185,14 +185,14 @@ def test_profile_once_and_apply(tmp_path):
     before, after = (
         table[table["branch"] == "cond"] for table in (recorder.to_dataframe(), record(saved).to_dataframe())
     )
-    own = before["kind"] == "self"
+    self_attention = before["kind"] == "self"
     factor = after["scale"] / before["scale"]
-    assert factor[~own].eq(1.0).all()
-    assert factor[own].min() == pytest.approx(1.0) and factor[own].max() == pytest.approx(1.3)
+    assert factor[~self_attention].eq(1.0).all()
+    assert factor[self_attention].min() == pytest.approx(1.0) and factor[self_attention].max() == pytest.approx(1.3)
 
-    # The first layer sees the same picture either way: there each head's entropy falls by itself.
-    first = own & (before["layer"] == before["layer"].iloc[0])
+    # The first layer gets the same input in both runs: there the entropy of each head falls.
+    first = self_attention & (before["layer"] == before["layer"].iloc[0])
     sharper = first & (factor > 1.0)
     assert sharper.any() and (after["mean"] < before["mean"])[sharper].all()
-    # Further on the pictures differ, and still it is lower in the mean.
-    assert after["mean"][own].mean() < before["mean"][own].mean()
+    # In later layers the inputs differ, but the mean is still lower.
+    assert after["mean"][self_attention].mean() < before["mean"][self_attention].mean()

@@ -87,7 +87,7 @@ def test_yarn_by_hand():
     assert YaRN().ratio(call(32 * 128, 32 * 32)) == YaRN().ratio(INFO)
 
 
-def test_yarn_is_for_larger_pictures_unless_told_otherwise():
+def test_yarn_only_sharpens_larger_images_by_default():
     smaller = call(256, 1024)
     assert YaRN()(smaller) == USUAL
     assert YaRN(direction="both").ratio(smaller) == pytest.approx((1 - 0.1 * math.log(2)) ** 2, rel=1e-14)

@@ -30,7 +30,7 @@ def test_rendered_scenes_are_read_back(side):
     assert right >= 0.995 * total
 
 
-def test_places_are_read_back_to_a_pixel():
+def test_positions_are_read_back_to_a_pixel():
     rng = random.Random(0)
     for _ in range(100):
         placed = place(random_request(rng), SIZE, rng)
@@ -49,7 +49,7 @@ def test_places_are_read_back_to_a_pixel():
         ([(RED_CIRCLE, 16, 16), (BLUE_SQUARE, 46, 46), (BLUE_SQUARE, 46, 16)], True, False, True),  # one too many
         ([(Kind("blue", "circle"), 16, 16), (Kind("red", "square"), 46, 46)], False, True, False),  # swapped
         ([(RED_CIRCLE, 16, 16), (Kind("blue", "cross"), 46, 46)], False, True, False),  # wrong shape
-        ([(RED_CIRCLE, 16, 16), (Kind("green", "square"), 46, 46)], False, True, False),  # wrong colour
+        ([(RED_CIRCLE, 16, 16), (Kind("green", "square"), 46, 46)], False, True, False),  # wrong color
         ([(RED_CIRCLE, 16, 16), (BLUE_SQUARE, 46, 46), (Kind("green", "cross"), 46, 16)], True, False, True),
         ([], False, False, True),
     ],
