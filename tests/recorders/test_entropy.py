@@ -237,7 +237,7 @@ def test_spatial_refuses(unet):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"per_query": "yes"}, TypeError, "per_query='yes'"),
+        ({"per_query": "yes"}, TypeError, "per_query: expected True or False, got 'yes'"),
         ({"branches": "cond"}, TypeError, "branches: .*'cond'"),
         ({"branches": (1, 2)}, TypeError, "branches: "),
         ({"branches": ()}, ValueError, "at least one"),

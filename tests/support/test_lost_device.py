@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 CONFTEST = """
 import sys, types
 import pytest
-from tests.lost_device import leave_if_lost
+from tests.support.lost_device import leave_if_lost
 
 state = types.SimpleNamespace(lost=False)
 

@@ -51,7 +51,7 @@ def test_sample_size_may_be_a_pair_or_missing():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"scale": 0.1}, TypeError, r"scale=0\.1.*Fixed"),
+        ({"scale": 0.1}, TypeError, r"scale: .*got 0\.1.*Fixed"),
         ({"record": []}, TypeError, r"record: .*got \[\]"),
         ({"layers": 3}, TypeError, "layers: .*got 3"),
         ({"layers": ""}, TypeError, "layers: .*got ''"),
