@@ -68,7 +68,8 @@ def require_callable(name: str, value: object, what: str) -> None:
 def require_policy(name: str, value: object) -> None:
     """A scale policy. A bare number is refused with a hint."""
     if not callable(value):
-        raise TypeError(f"{expected(name, 'a scale policy (CallInfo) -> scale', value)}; for a number use Fixed(number)")
+        policy = expected(name, "a scale policy (CallInfo) -> scale", value)
+        raise TypeError(f"{policy}; for a number use Fixed(number)")
 
 
 def require_tensor(name: str, value: Any, floating: bool | None = None) -> None:
