@@ -107,7 +107,7 @@ def _launched(function: int, grid: Any, block: Any, shared: int, stream: int, pl
         size = (grid[0], grid[1], grid[2])
         counts = made.run(size, shared, values, own.memory.table(), own.seed, own.limit)
         begins = source.fn.fn.__code__
-        begins = f"{Path(begins.co_filename).name}:{begins.co_firstlineno}"
+        begins = f"{'/'.join(Path(begins.co_filename).parts[-2:])}:{begins.co_firstlineno}"
         own.launches.append(Launch(made.kernel.name, size, counts, begins))
     except BaseException as error:  # nothing can be raised through C: the launcher below does it
         own.finding = error

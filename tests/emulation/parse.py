@@ -112,7 +112,10 @@ class _Body:
 
     def read(self) -> None:
         source, statement, started, counted = "", "", 0, False
-        told: dict[str, str] = {}  # by place: where that was inlined, too
+        told: dict[str, str] = {}  # by position: what that was inlined into
+        # The comments name files alone, and each pass of the kernels has a kernel.py or a launch.py.
+        files = re.findall(r'^\s*\.file\s+\d+ "[^"]*kernels/(\w+)/(\w+\.py)"', self.text, re.M)
+        folders = {name: f"{folder}/{name}" for folder, name in files}
         for number, raw in enumerate(self.text.split("\n"), self.first_line + 1):
             code, _, comment = raw.partition("//")
             code = code.strip()
@@ -121,7 +124,7 @@ class _Body:
             if code.startswith(".loc") and counted:
                 continue  # Triton 3.9's LLVM counts the lines of inline assembly on from the line that it stands in
             if code.startswith(".loc"):
-                source = comment.strip()
+                source = re.sub(r"\w+\.py", lambda name: folders.get(name[0], name[0]), comment.strip())
                 into = re.search(r"inlined_at (\d+ \d+ \d+)", code)
                 if into:  # Triton 3.9 names the chain in the directives, others in the comment
                     source += f" @[ {told.get(into.group(1), into.group(1))} ]"

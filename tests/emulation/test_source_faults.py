@@ -21,19 +21,19 @@ ROOT = Path(entropy_attn.__file__).parents[1]
 # that of the fault, or, of a wrong descriptor or row, the one that fetches or stores by it.
 FAULTS = {
     "a load without its mask": (
-        "tiles.py", "return tl.load(ptrs, mask=inside_rows & inside_cols, other=0.0)", "return tl.load(ptrs)",
+        "common/tiles.py", "return tl.load(ptrs, mask=inside_rows & inside_cols, other=0.0)", "return tl.load(ptrs)",
         "target=sm_80 head_dim=40 head_dim_v=40", "bounds", None,
     ),
     "a mask read beyond its last key": (
-        "tiles.py", "tl.load(ptrs, mask=by_key(offs_n < seqlen_k, TRANSPOSED), other=0)", "tl.load(ptrs)",
+        "common/tiles.py", "tl.load(ptrs, mask=by_key(offs_n < seqlen_k, TRANSPOSED), other=0)", "tl.load(ptrs)",
         "target=sm_90 mask=bool", "bounds", None,
     ),
     "a descriptor with a row too many": (
-        "arguments.py", "list(t.shape), strides", "[*t.shape[:2], t.shape[2] + 1, t.shape[3]], strides",
-        "target=sm_90", "bounds", "return src.load([off_b, off_h, start, OFF_D])",
+        "common/arguments.py", "TensorDescriptor(t, shape, strides", "TensorDescriptor(t, [*shape[:2], shape[2] + 1, shape[3]], strides",
+        "target=sm_90", "bounds", "x.chunks[i].load([x.off_b",
     ),
     "one value for the rows to load and to store": (
-        "forward.py", "first_row = tl.maximum(start_m, 0)", "first_row = start_m",
+        "forward/kernel.py", "first_row = tl.maximum(start_m, 0)", "first_row = start_m",
         "target=sm_90 seqlen_q=129 seqlen_k=192 schedule=specialized", "race", "tl.store(lse_ptr + off_row",
     ),
 }  # fmt: skip
@@ -65,7 +65,8 @@ def told_of(folder: Path, file: str, sound: str, faulty: str, call: str) -> str:
 
 
 def lines_with(folder: Path, text: str) -> list[str]:
-    files = {p.name: p.read_text().split("\n") for p in (folder / "entropy_attn" / "kernels").glob("*.py")}
+    kernels = folder / "entropy_attn" / "kernels"
+    files = {str(p.relative_to(kernels)): p.read_text().split("\n") for p in kernels.glob("*/*.py")}
     return [f"{name}:{k}" for name, lines in files.items() for k, line in enumerate(lines, 1) if text in line]
 
 
@@ -83,7 +84,7 @@ def test_the_line_of_a_fault_is_named(name, copied):
 def test_a_wrong_result_names_the_kernels(copied):
     """A score mask that is left out reads and stores all in its bounds: no line is wrong by itself."""
     sound, faulty = "z = tl.where(bias != 0, z, EXCLUDED)", "z = tl.where(bias != 7, z, EXCLUDED)"
-    told = told_of(copied, "tiles.py", sound, faulty, "target=sm_80 mask=bool seqlen_k=40")
+    told = told_of(copied, "common/tiles.py", sound, faulty, "target=sm_80 mask=bool seqlen_k=40")
     (line,) = lines_with(copied, "def attention_forward_pointers(")
     begins = f"{line.split(':')[0]}:{int(line.split(':')[1]) - 1}"  # the line of @triton.jit
     assert "above the budget" in told and f"launched on sm_80: attention_forward_pointers ({begins})" in told
@@ -96,7 +97,7 @@ INLINE = """
 .reqntid 32
 {
 	.reg .b32 %r<3>;
-	.loc	1 298 5 // forward.py:298:5
+	.loc	1 298 5 // kernel.py:298:5
 	.loc	2 65 20, function_name $L__info_string0, inlined_at 1 298 5 // tiles.py:65:20
 	// begin inline asm
 	.loc	2 65 20, function_name $L__info_string0, inlined_at 1 298 5 // tiles.py:65:20
@@ -104,13 +105,15 @@ INLINE = """
 	.loc	2 66 20, function_name $L__info_string0, inlined_at 1 298 5 // tiles.py:66:20
 	mov.u32 %r2, 0x0;
 	// end inline asm
-	.loc	1 299 5 // forward.py:299:5
+	.loc	1 299 5 // kernel.py:299:5
 	ret;
 }
+	.file	1 "/home/user/entropy_attn/kernels/forward/kernel.py"
+	.file	2 "/home/user/entropy_attn/kernels/common/tiles.py"
 """
 
 
 def test_lines_of_inline_assembly_are_none_of_the_source():
     """Triton 3.9's LLVM counts on: a load whose assembly has five lines would be four lines further down."""
     told = [instruction.source for instruction in parse(INLINE).code]
-    assert told == ["tiles.py:65:20 @[ forward.py:298:5 ]"] * 2 + ["forward.py:299:5"]
+    assert told == ["common/tiles.py:65:20 @[ forward/kernel.py:298:5 ]"] * 2 + ["forward/kernel.py:299:5"]
