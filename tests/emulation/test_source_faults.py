@@ -29,7 +29,8 @@ FAULTS = {
         "target=sm_90 mask=bool", "bounds", None,
     ),
     "a descriptor with a row too many": (
-        "common/arguments.py", "TensorDescriptor(t, shape, strides", "TensorDescriptor(t, [*shape[:2], shape[2] + 1, shape[3]], strides",
+        "common/arguments.py", "TensorDescriptor(t, shape, strides",
+        "TensorDescriptor(t, [*shape[:2], shape[2] + 1, shape[3]], strides",
         "target=sm_90", "bounds", "x.chunks[i].load([x.off_b",
     ),
     "one value for the rows to load and to store": (
