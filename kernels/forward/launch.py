@@ -184,6 +184,11 @@ class ForwardCall:
         mask = broadcast(call.mask)
         by_pointer = [call.query, self.out] if config.descriptors else [call.query, call.key, call.value, self.out]
         rows = max(config.block_m, config.block_n)
+        is_causal, sizes = call.is_causal, lengths(call.query, call.key)
+        if is_causal and sizes.seqlen_q == 1:
+            # The only query attends key 0 alone. Triton makes a constant of a length of 1, and what it then leaves of
+            # the causal loops crashes ptxas 12.8 on sm_90.
+            is_causal, sizes = False, sizes._replace(seqlen_k=min(sizes.seqlen_k, 1))
         spans = [*(tile_span(t, rows) for t in by_pointer), config.block_m * mask[3] + config.block_n * mask[4]]
         arguments = {
             "q": strided(call.query),
@@ -192,14 +197,14 @@ class ForwardCall:
             "entropy_ptr": self.entropy,
             "mask": mask,
             "scale": Scale(*self.scaling),
-            "lengths": lengths(call.query, call.key),
+            "lengths": sizes,
             "D": d,
             "V": v,
             "BLOCK_M": config.block_m,
             "BLOCK_N": config.block_n,
             "MASK": mask_kind(call.mask),
             "MASK_PER_QUERY": mask.stride_row != 0,
-            "IS_CAUSAL": call.is_causal,
+            "IS_CAUSAL": is_causal,
             # 0: unknown, as a tensor's is read on the device
             "SCALE_SIGN": 0 if isinstance(call.scale, Tensor) else -1 if self.scaling[1] < 0 else 1,
             "LSE_IN_TWO": self.lse is not None and self.lse.dim() == 4,
@@ -212,7 +217,7 @@ class ForwardCall:
             return forward.attention_forward_pointers, arguments
         arguments |= dict(zip(("k0", "k1", "k2"), descriptors(call.key, config.block_n, d), strict=True))
         arguments |= dict(zip(("v0", "v1", "v2"), descriptors(call.value, config.block_n, v), strict=True))
-        whole = not call.is_causal and call.key.shape[2] % config.block_n == 0
+        whole = not is_causal and sizes.seqlen_k % config.block_n == 0
         arguments["SCHEDULE"] = SCHEDULES.index(config.schedule)
         arguments["FULL_BLOCKS"] = config.schedule == "specialized" and whole
         return forward.attention_forward_descriptors, arguments
