@@ -31,7 +31,7 @@ IN_WHEEL = (
     "py.typed",
     "integrations/diffusers/models/table.py",
     "kernels/README.md",
-    "kernels/backward/kernel.py",
+    "kernels/backward/key.py",
     "kernels/common/tiles.py",
     "kernels/forward/kernel.py",
     "kernels/forward/measured.csv",
