@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from entropy_attn.bench.implementations.contract import PASSES, TASKS
 from entropy_attn.bench.workloads import (
@@ -78,8 +78,3 @@ def preset(name: str, device_type: str) -> Preset:
     if name not in PRESETS:
         raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, got {name!r}")
     return (CPU if device_type == "cpu" else GPU)[name]
-
-
-def only_models(chosen: Preset, models: tuple[tuple[str, Size | None], ...]) -> Preset:
-    """The tasks and passes of the preset for these models, instead of the workloads of the preset."""
-    return replace(chosen, models=models, head_dims=(), lengths=())

@@ -23,15 +23,13 @@ class AttentionCall:
     return_lse: bool = False
     return_entropy: bool = False
     map_keys: tuple[int, int] | None = None  # 0 <= start < stop <= Nk
-    mask: Tensor | None = field(init=False, repr=False)  # attn_mask as a 4-D view, made at its first use
+    mask: Tensor | None = field(
+        init=False, repr=False
+    )  # attn_mask as a 4-D view, one object: plans find it by identity
 
-    def __getattr__(self, name: str) -> Tensor | None:
-        """Fills `mask`: a property would cost the host a function call at each use."""
-        if name != "mask":
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+    def __post_init__(self) -> None:
         mask = self.attn_mask
         self.mask = mask if mask is None or mask.ndim == 4 else mask[(None,) * (4 - mask.ndim)]
-        return self.mask
 
     @property
     def statistics(self) -> bool:

@@ -21,7 +21,6 @@ from .host import Launched, host_calls, launched, recorded
 from .test_host import random_mask, tensors
 
 GRADS = ("out", "lse", "entropy", "map")
-ALL_NEEDS = (True, True, True, False)
 OF_CALL = ("attn_mask", "is_causal", "scale", "map_keys")
 Call = tuple[tuple[Tensor, ...], dict[str, Any]]
 

@@ -109,8 +109,8 @@ INLINE = """
 	.loc	1 299 5 // kernel.py:299:5
 	ret;
 }
-	.file	1 "/home/user/entropy_attn/kernels/forward/kernel.py"
-	.file	2 "/home/user/entropy_attn/kernels/common/tiles.py"
+	.file	1 "/src/entropy_attn/kernels/forward/kernel.py"
+	.file	2 "/src/entropy_attn/kernels/common/tiles.py"
 """
 
 
