@@ -214,7 +214,10 @@ def _print(request: Request, running_on: dict[str, Any], result: Result, as_json
             for word in words
         ]
         rows, columns = recorder.map_size
-        title = f"Attention to each word, mean of {sampling.steps} steps, {rows}x{columns} tokens from 0"
+        title = (
+            f"Attention to each word, mean of {sampling.steps} steps, {rows}x{columns} tokens; "
+            "positions, rows and columns count from 0"
+        )
         print_table(TABLE, lines, title=title)
         files = " and ".join(str(path.resolve()) for path in (request.out, request.csv) if path is not None)
         print(f"Written to {files} ({result.seconds:.1f} s)")

@@ -116,6 +116,8 @@ def test_the_shapes_of_a_transformers_calls():
         (["--implementations", "magic"], "got 'magic'"),
         (["--size", "512"], "--size: expected --model with it"),
         (["--model", "no/such/thing/here"], "model: expected"),
+        (["--model", "sd14"], "--model: expected one of sd15, sd21, sdxl, pixart, sd3, sd35-large, flux, wan-1.3b"),
+        (["--model", "sd14"], "'shapes', a diffusers folder or a Hub id, got 'sd14'"),
         (["--model", "sd15", "--size", "100"], "multiples of 64"),
         (["--model", "sd15", "--tasks", "lse", "--implementations", "daam"], "nothing to measure"),
         (

@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("diffusers")
 
 from entropy_attn.pipelines import check_size, load_pipeline, sample, size_multiple, train_size
+from entropy_attn.pipelines.outline import outline_pipeline
 from entropy_attn.scale import Fixed
 
 
@@ -205,6 +206,8 @@ def test_a_missing_network_differs_from_a_missing_repository(monkeypatch):
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", fails(error))
         with pytest.raises(ValueError, match=words):
             load_pipeline("some/one")
+        with pytest.raises(ValueError, match=words):
+            outline_pipeline("some/one")
 
 
 def test_the_least_memory_of_an_image(tiny_pipe, monkeypatch):
