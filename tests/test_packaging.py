@@ -113,6 +113,23 @@ def test_type_checkers_see_every_public_name():
     assert "attach" in imports_for_types(ROOT / "entropy_attn" / "guidance" / "__init__.py")
 
 
+@pytest.mark.parametrize(
+    ("name", "missing", "extra"),
+    [
+        ("apply", "diffusers", "diffusers"),
+        ("attach", "diffusers", "diffusers"),
+        ("guidance.attach", "diffusers", "diffusers"),
+        ("TSAMStableDiffusionPipeline", "diffusers", "diffusers"),
+        ("profile", "pandas", "cli"),
+    ],
+)
+def test_a_name_that_needs_an_extra_says_which(name, missing, extra):
+    code = f"import sys; sys.modules[{missing!r}] = None; import entropy_attn; entropy_attn.{name}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    said = f"entropy_attn.{name}: expected {missing} to be installed: pip install 'entropy_attn[{extra}]'"
+    assert done.stderr.strip().splitlines()[-1] == f"ModuleNotFoundError: {said}"
+
+
 def test_a_checkout_without_links_says_so(tmp_path):
     package = tmp_path / "entropy_attn"
     package.mkdir()
