@@ -1,4 +1,4 @@
-"""Tiny pipelines for guidance, and one generation of them."""
+"""Tiny pipelines for guidance, and a generation with them."""
 
 from __future__ import annotations
 
