@@ -36,7 +36,7 @@ def call(
     map_keys: tuple[int, int] = (0, 77), edit: dict[str, Callable[[Tensor], Tensor]] | None = None,
     heads_kv: int | None = None, layout: str = "bhnd", skip: int = 0, **options: Any,
 ) -> Call:  # fmt: skip
-    """Tensors and options of a call of `attention_backward`; `edit` has functions that change tensors, by their names."""
+    """Tensors and options of a call of `attention_backward`; `edit` maps names of tensors to functions."""
     batch, heads, queries, _, _ = shape
     query, key, value = tensors(*shape, dtype=dtype, heads_kv=heads_kv, layout=layout, skip=skip)
     rows = (batch, heads, queries)

@@ -103,7 +103,7 @@ def generate(pipe: Any, prompt: Any, options: dict[str, Any], **changes: Any) ->
 
 
 class Probabilities(TorchFunctionMode):
-    """For each joint attention call, probabilities (batch, grid, text) of image queries and text keys, head-averaged."""
+    """For each joint attention call: head-averaged probabilities (batch, grid, text) of the image over the text."""
 
     def __init__(self, grid: tuple[int, int], text: int, order: str):
         super().__init__()
