@@ -14,7 +14,7 @@ from entropy_attn.kernels.common import stopwatch
 from entropy_attn.kernels.forward import autotune
 
 CPU = torch.device("cpu")
-CLOCK = 1.7e6  # cycles a millisecond
+CLOCK = 1.7e6  # cycles per millisecond
 
 
 class FakeGpu:

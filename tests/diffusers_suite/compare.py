@@ -1,4 +1,4 @@
-"""Run diffusers' own model tests twice, as they are and with every denoiser routed, and compare the outcomes.
+"""Run the model tests of diffusers twice, unchanged and with every denoiser routed, and compare the outcomes.
 
 This needs a checkout of diffusers, whose sources are tested, and the packages that its tests import (httpx,
 parameterized, requests_mock). No test may pass without this package and fail with it, unless `apply` refuses the

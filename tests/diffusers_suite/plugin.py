@@ -24,7 +24,7 @@ def pytest_configure(config: object) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: object) -> None:
-    terminalreporter.write_line(f"routed denoisers: {_routed.total()}")  # which compare.py looks for
+    terminalreporter.write_line(f"routed denoisers: {_routed.total()}")  # compare.py looks for this line
 
 
 def routed_when_built(denoiser: type) -> object:

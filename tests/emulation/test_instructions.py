@@ -86,7 +86,7 @@ def test_packed_halves_are_compared_one_by_one():
 	st.global.v4.b32 [%rd1], {%r3, %r4, %r5, %r6};
 """
     bits, _ = run(body, np.zeros(4, np.uint32), 16, threads=32)
-    assert bits.view(np.uint32).tolist() == [1, 0, 0, 1]  # -0 is 0, and NaN is nothing
+    assert bits.view(np.uint32).tolist() == [1, 0, 0, 1]  # -0 equals 0, and NaN equals nothing
 
 
 LANES = [7, 0xFFFFFFFE, 12, *[9] * 29]

@@ -217,7 +217,7 @@ def test_of_equally_common_sizes_a_quarter_of_the_latent_is_chosen():
 
 
 def requested(recorder: MapRecorder, info: CallInfo, latent_size: tuple[int, int]):
-    """The request of the recorder, asked like the router does."""
+    """The request of the recorder, obtained as in the router."""
     recorder.observe(info, latent_size)
     return recorder.wants(info, latent_size)
 

@@ -73,7 +73,7 @@ def test_relations(relation, dx, dy):
 
 def test_an_object_of_unknown_shape_counts():
     pixels = np.full((*SIZE, 3), GROUND, np.uint8)
-    pixels[10:14, 5:60] = (220, 30, 30)  # a bar is no known shape
+    pixels[10:14, 5:60] = (220, 30, 30)  # a bar, which is no known shape
     (bar,) = find_objects(pixels)
     assert (bar.colour, bar.shape) == ("red", UNKNOWN)
     score = check(pixels, parse_caption("a red circle"))

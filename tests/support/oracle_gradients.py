@@ -144,7 +144,7 @@ def _signs(t: Tensor, generator: torch.Generator) -> Tensor:
 def assert_gradients_match(
     actual: tuple[Tensor | None, ...], query: Tensor, key: Tensor, value: Tensor, grads: dict[str, Any], **options: Any
 ) -> dict[str, tuple[float, float]]:
-    """Largest error <= 2 * the largest error of torch in the same dtype + rounding; gradients of None are not compared.
+    """Largest error <= 2 * the largest error of torch in the same dtype + rounding; what is None is not compared.
 
     Returns `(error, budget)` of each compared gradient.
     """

@@ -159,7 +159,7 @@ def test_rows_that_are_not_those_of_the_batch_are_refused_at_the_first_call(
 
 @pytest.mark.parametrize("guidance, names", [(1.0, ("cond", "perturbed")), (4.0, ("uncond", "cond", "perturbed"))])
 def test_a_part_of_the_batch_is_refused(shapes: Any, guidance: float, names: tuple[str, ...]):
-    """Perturbed guidance attends for the other rows only, whose number is also a multiple of the number of names."""
+    """Perturbed attention guidance calls attention for the other rows only, and their number fits the names, too."""
     pipe = relative(shapes, "StableDiffusionPAGPipeline", pag_applied_layers="mid")
     options = {"guidance_scale": guidance, "pag_scale": 3.0, "num_images_per_prompt": len(names)}
     original = dict(pipe.unet.attn_processors)
