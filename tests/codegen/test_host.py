@@ -180,7 +180,7 @@ def test_a_plan_replaces_tensors_inside_of_arguments():
 @pytest.mark.parametrize("hide", [lambda t: (0, (t,)), lambda t: (0, TensorDescriptor.from_tensor(t, [4, 16]))])
 def test_a_plan_does_not_overlook_tensors_that_are_nested_deeper(hide):
     tensor = torch.zeros(4, 16)
-    with pytest.raises(ValueError, match="expected what varies at most one tuple deep"):
+    with pytest.raises(ValueError, match="expected varying values at most one tuple deep"):
         plans.Plan(Recorder(), 1, [hide(tensor)], (tensor,), scratch=False)
 
 
