@@ -138,12 +138,12 @@ def test_a_plan_launches_the_same_as_tritons_path(monkeypatch):
 )
 def test_one_tensor_as_several_arguments(monkeypatch, names):
     """Such a call and a call with different tensors do not share a plan."""
-    places = dict(zip(("query", "key", "value", "out", "lse", "entropy"), range(6), strict=True))
+    indices = dict(zip(("query", "key", "value", "out", "lse", "entropy"), range(6), strict=True))
 
     def make(shared: bool) -> Call:
         inputs, options = call(("out", "lse", "entropy"), dtype=HALF)
         inputs = list(inputs)
-        first, second = ((inputs, places[n]) if n in places else (options, n) for n in names)
+        first, second = ((inputs, indices[n]) if n in indices else (options, n) for n in names)
         if shared:
             second[0][second[1]] = first[0][first[1]]
         return tuple(inputs), options
