@@ -44,7 +44,7 @@ def test_profile_writes_everything(profiled):
     assert set(table["size"]) == {"16x16", "32x32"} and set(table["policy"]) == {"off", "logn:strength=0.5"}
 
 
-def test_profile_json_is_the_summary_and_nothing_else(profiled):
+def test_profile_json_prints_only_the_summary(profiled):
     out, done = profiled
     printed, written = json.loads(done.stdout), json.loads((out / "summary.json").read_text())
     files = printed.pop("files")
@@ -257,7 +257,7 @@ def test_info_of_a_model(capsys, tmp_path, tiny_model):
     assert "at 64x64" in capsys.readouterr().out
 
 
-def test_info_of_a_model_that_is_not_routed(capsys, tmp_path):
+def test_info_of_a_model_that_cannot_be_routed(capsys, tmp_path):
     from diffusers import DanceDiffusionPipeline, DDPMScheduler, UNet1DModel
 
     folder = tmp_path / "other"

@@ -131,7 +131,7 @@ PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MO
             "a prompt of two words or more, got 'a'",
         ),
         ([*GENERATE, "--seed", "-1"], "--seed: expected a whole number from 0 to 18446744073709551615, got -1"),
-        ([*GENERATE, "--out", "picture.docx"], "--out: expected the name of an image file"),
+        ([*GENERATE, "--out", "image.docx"], "--out: expected the name of an image file"),
         ([*GENERATE, "--out", "FILE/below/a.png"], "--out: expected a folder that can be written to, got 'FILE/below'"),
         ([*GENERATE, "--out", "FOLDER.png"], "--out: expected a file name, got the folder 'FOLDER.png'"),
         (["maps"], "--prompt"),
