@@ -139,7 +139,7 @@ PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MO
         ([*MAPS, "--words", "99"], "position 99 is not in the text"),
         ([*MAPS, "--words", ","], "--words: expected at least one value"),
         ([*MAPS, "--words", "a", "--tokens", "a"], "--words: expected either it or its older name --tokens, got both"),
-        ([*MAPS, "--colours", "each"], "--colours: expected one of word, all, got 'each'"),
+        ([*MAPS, "--colors", "each"], "--colors: expected one of word, all, got 'each'"),
         ([*MAPS, "--map-size", "big"], "--map-size: expected one number for a square"),
         ([*MAPS, "--map-size", "5"], "size=(5, 5): no layer of that size was called"),
         ([*MAPS, "--at-steps", "2"], "--at-steps: expected steps from 0 to 1, such as 0,1, got '2'"),
