@@ -69,7 +69,7 @@ def maps(
             "--colors",
             "--colours",
             help="'word': a color scale for each word, from 0 to the highest attention to it. 'all': one color scale "
-            "for all words, to compare them."
+            "for all words, to compare them.",
         ),
     ] = "word",
     csv: Annotated[Path | None, typer.Option(help="Also write the values of the maps to this .csv file.")] = None,
