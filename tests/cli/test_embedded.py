@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -36,6 +37,19 @@ def test_generate(tmp_path, capsys):
     assert Image.open(out).width > 2 * 64
     assert main([*given, "--size", "72"]) == 2
     assert "size 72x72: both sides must be multiples of 16 px, for example 64x64" in capsys.readouterr().err
+
+
+def test_policies_beside_each_other_come_from_the_same_noise(tmp_path, capsys):
+    given = ["generate", *MODEL, *PROMPT, "--steps", "2", "--size", "96"]
+    both, one = tmp_path / "both.png", tmp_path / "one.png"
+    done = printed([*given, "--scale", "logn,lognoroot", "--compare", "--out", str(both)], capsys)
+    assert list(done["policies"]) == ["off", "logn", "lognoroot"] == list(done["seconds"])
+    assert main([*given, "--scale", "lognoroot", "--out", str(one)]) == 0
+    sheet, alone = np.asarray(Image.open(both).convert("RGB")), np.asarray(Image.open(one).convert("RGB"))
+    assert sheet.shape[1] == 16 + 3 * (384 + 16)  # 96 px, enlarged four times
+    top = sheet.shape[0] - 28 - 8 - 384
+    last = sheet[top : top + 384 : 4, 16 + 2 * 400 : 16 + 2 * 400 + 384 : 4]
+    assert np.array_equal(last, alone)
 
 
 def test_maps(tmp_path, capsys):

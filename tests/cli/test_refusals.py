@@ -106,6 +106,16 @@ PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MO
         ),
         ([*GENERATE, "--scale", "other"], "scale: expected one of off, logn"),
         ([*GENERATE, "--scale", "off", "--compare"], "--compare: expected a --scale other than 'off'"),
+        ([*GENERATE, "--scale", "logn,off", "--compare"], "--compare: expected a --scale other than 'off'"),
+        (
+            [*GENERATE, "--scale", "logn,lognoroot"],
+            "--scale: expected one policy, or --compare with several, got 'logn,",
+        ),
+        ([*GENERATE, "--scale", "logn,logn", "--compare"], "--scale: expected different values, got 'logn' twice"),
+        (
+            [*GENERATE, "--scale", "logn,yarn", "--compare", "--show-maps", "maps.png", "--guidance", "tsam"],
+            "--show-maps: expected one --scale, got 'logn,yarn'",
+        ),
         ([*GENERATE, "--guidance", "tsan"], "guidance: expected one of tsam, got 'tsan'"),
         ([*GENERATE, "--guidance", "tsam:alpha=-1"], "alpha: expected a finite number >= 0, got -1"),
         ([*GENERATE, "--guidance", "tsam:beta=1"], "option=value"),

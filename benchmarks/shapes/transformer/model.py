@@ -56,6 +56,8 @@ def text_encoder(vocabulary: int) -> Gemma2Model:
         pad_token_id=0, bos_token_id=1, eos_token_id=1,
     )  # fmt: skip
     model = Gemma2Model(config).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.zero_()  # of the layer that is not used: every export has the same bytes
     generator = torch.Generator().manual_seed(0)
     rows = torch.linalg.qr(torch.randn(WORD_WIDTH, WORD_WIDTH, generator=generator)).Q[:vocabulary]
     model.embed_tokens.weight.copy_(rows)

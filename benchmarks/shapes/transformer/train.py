@@ -1,8 +1,9 @@
 """Train the transformer of the second embedded pipeline, on a CPU in the background.
 
-Stages: autoencoder, latents of the training scenes, transformer. The same command resumes where the last one stopped;
-Ctrl-C and kill -TERM write a checkpoint first. `--steps` can change between runs: the learning rate is constant, and
-falls to zero over the last part of `--steps`.
+Stages: autoencoder, latents of the training scenes, transformer. The same command resumes where the last one stopped,
+and ends with the weights that it would have had without a stop; Ctrl-C and kill -TERM finish the step and write a
+checkpoint first. `--steps` can change between runs: the learning rate is constant, and falls to zero over the last part
+of `--steps`.
 
     python -m benchmarks.shapes.transformer.train --work runs/transformer --steps 8000
     python -m benchmarks.shapes.transformer.train --work runs/more --from-state benchmarks/shapes/transformer/state
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 from benchmarks.common import new_parser
 from benchmarks.shapes.transformer.autoencoder import train_autoencoder
 from benchmarks.shapes.transformer.fast import accelerate
-from benchmarks.shapes.transformer.files import Log, load_state, rate, save
+from benchmarks.shapes.transformer.files import Log, load_state, rate, save, stop_requests
 from benchmarks.shapes.transformer.latents import Shards
 from benchmarks.shapes.transformer.model import text_encoder, tokenizer, transformer
 from benchmarks.shapes.transformer.optimizer import Muon, split
@@ -79,8 +80,7 @@ def train(args, autoencoder, log: Log):
 
     peaks = (args.muon_lr, args.lr)
     running, began, since = [], time.time(), start
-    step = start
-    try:
+    with stop_requests() as stop:
         for step in range(start, args.steps):
             torch.manual_seed(step)
             x, ids = shards.batch(args.batch, step)
@@ -116,10 +116,10 @@ def train(args, autoencoder, log: Log):
                 checkpoint(done)
             if done % args.look == 0 or done == args.steps:
                 print(glance(autoencoder, averaged, args.work / f"samples-{done:06d}.png"), flush=True)
-    except KeyboardInterrupt:
-        checkpoint(step)
-        print(f"stopped at step {step}; the same command continues from there", flush=True)
-        raise SystemExit(130) from None
+            if stop.requested:
+                checkpoint(done)
+                print(f"stopped at step {done}; the same command continues from there", flush=True)
+                raise SystemExit(130)
     return averaged
 
 
@@ -157,9 +157,7 @@ def main() -> None:
     try:
         autoencoder = train_autoencoder(path, args.autoencoder_steps, log, args.device)
         train(args, autoencoder, log)
-    except (
-        KeyboardInterrupt
-    ):  # before the first step of the transformer; the earlier stages write checkpoints themselves
+    except KeyboardInterrupt:  # in the autoencoder, which has written its checkpoints
         raise SystemExit(130) from None
 
 
