@@ -175,6 +175,21 @@ def test_export_round_trip(tmp_path, monkeypatch, capsys):
     assert write_state(work, state) == 3
 
 
+@pytest.mark.parametrize(("head_dim", "slowest"), [(32, 10000 ** (-10 / 12)), (64, 10000 ** (-22 / 24))])
+def test_heads_of_another_width(head_dim, slowest, tmp_path):
+    """The exported configuration is that of the weights; wider heads have more frequencies of rotation."""
+    work = work_folder(tmp_path / "work")
+    net = transformer(64, 1, head_dim=head_dim)
+    torch.save({**torch.load(work / "transformer.pt"), "averaged": net.state_dict()}, work / "transformer.pt")
+    denoiser = export.load_checkpoint(work, None)[1]
+    assert denoiser.config.num_attention_heads == 64 // head_dim
+    turns = denoiser.rope_embedder.freqs_cis[1][1].angle()  # of row 1
+    assert len(turns) == {32: 6, 64: 12}[head_dim]
+    assert (float(turns[0]), float(turns[-1])) == pytest.approx((1.0, slowest), rel=1e-4)
+    with pytest.raises(ValueError, match="head_dim: expected one of 32, 64, 96 that divides 64, got 96"):
+        transformer(64, 1, head_dim=96)
+
+
 def test_an_export_that_is_too_large_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(export, "LIMIT", 1000)
     with pytest.raises(SystemExit, match="expected at most 1000 bytes"):
@@ -264,7 +279,7 @@ def test_estimate(few, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "BATCH", 2)
     few("none", "--estimate")
     shown = capsys.readouterr().out
-    assert "core-minutes" in shown and str(4 + 4 * 4 + 2 * 6) in shown and not (tmp_path / "none").exists()
+    assert "core-minutes" in shown and str(4 + 4 * 4 + 2 * 7) in shown and not (tmp_path / "none").exists()
 
 
 def test_shorter_padding_changes_nothing(shapes_transformer):

@@ -32,9 +32,9 @@ from entropy_attn.shapes import MODELS
 
 SIZES: tuple[Size, ...] = ((32, 32), (48, 48), (64, 64), (96, 96), (128, 128), (192, 192), (64, 128))
 POLICIES = {"off": ea.scale.Fixed(), "LogN": ea.scale.LogN(), "LogNoRoot": ea.scale.LogNoRoot()}
-# LogNoRoot is LogN of strength 2.
-STRONGER = {f"LogN, strength {s:g}": ea.scale.LogN(strength=s) for s in (3.0, 4.0, 6.0)}
-CANDIDATES = {**POLICIES, **STRONGER}
+# LogNoRoot is LogN of strength 2. Negative strengths do the opposite of the paper's scale.
+OTHERS = {f"LogN, strength {s:g}": ea.scale.LogN(strength=s) for s in (-2.0, 3.0, 4.0, 6.0)}
+CANDIDATES = {**POLICIES, **OTHERS}
 CHOSEN = "chosen"
 
 
@@ -62,7 +62,7 @@ def evaluate(images: Images, sizes: list[Size], trained: Size, captions: int, ch
 
 
 def planned(sizes: list[Size], trained: Size, captions: int, choose: int) -> int:
-    """The number of images, if a stronger policy is chosen at each size."""
+    """The number of images, if the chosen policy is at each size one of `OTHERS`."""
     return sum(images_at(size, trained, captions, choose) for size in sizes)
 
 
@@ -87,6 +87,14 @@ def estimate(sample: Sampler, sizes: list[Size], trained: Size, captions: int, c
         total += count * each / 60
         out.append([size_name(size), str(count), f"{each:.2f}", f"{count * each / 60:.1f}"])
     return [*out, ["all", str(planned(sizes, trained, captions, choose)), "", f"{total:.1f}"]]
+
+
+def model_folder(options: argparse.ArgumentParser, model: str) -> Path:
+    """The folder of the value of --model."""
+    folder = MODELS.get(model, Path(model))
+    if not (folder / "model_index.json").is_file():
+        options.error(f"--model: expected a diffusers folder or one of {', '.join(MODELS)}, got {model!r}")
+    return folder
 
 
 def size_of(text: str) -> Size:
@@ -126,9 +134,7 @@ def main() -> None:
         options.error("--out: expected a folder, or --estimate")
     if len(set(args.sizes)) < len(args.sizes):
         options.error(f"--sizes: expected different sizes, got {' '.join(map(size_name, args.sizes))}")
-    model = MODELS.get(args.model, Path(args.model))
-    if not (model / "model_index.json").is_file():
-        options.error(f"--model: expected a diffusers folder or one of {', '.join(MODELS)}, got {args.model!r}")
+    model = model_folder(options, args.model)
     sample = Sampler(model, args.steps, args.guidance_scale)
     for size in args.sizes:
         check_size(sample.pipe, size)

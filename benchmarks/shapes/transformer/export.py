@@ -33,7 +33,7 @@ def load_checkpoint(work: Path | None, state: Path | None):
     weights = latest["averaged"]
     width = weights["x_embedder.weight"].shape[0]
     layers = len({name.split(".")[1] for name in weights if name.startswith("layers.")})
-    denoiser = transformer(width, layers)
+    denoiser = transformer(width, layers, head_dim=weights["layers.0.attn.norm_q.weight"].shape[0])
     denoiser.load_state_dict(weights)
     return autoencoder.eval(), denoiser.eval(), latest["step"]
 

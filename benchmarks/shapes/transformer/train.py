@@ -26,7 +26,7 @@ from benchmarks.shapes.transformer.autoencoder import train_autoencoder
 from benchmarks.shapes.transformer.fast import accelerate
 from benchmarks.shapes.transformer.files import Log, load_state, rate, save, stop_requests
 from benchmarks.shapes.transformer.latents import Shards
-from benchmarks.shapes.transformer.model import text_encoder, tokenizer, transformer
+from benchmarks.shapes.transformer.model import AXES, HEAD_DIM, text_encoder, tokenizer, transformer
 from benchmarks.shapes.transformer.optimizer import Muon, split
 from benchmarks.shapes.transformer.sheet import glance
 
@@ -54,8 +54,9 @@ def train(args, autoencoder, log: Log):
     """The transformer, resumed from its checkpoint or from a committed state; returns the averaged weights."""
     tok = tokenizer()
     words, shards = Words(tok, args.device), Shards(args.work, autoencoder, tok, args.device)
-    net = transformer(args.width, args.layers).to(args.device)
-    averaged = transformer(args.width, args.layers).to(args.device)
+    net, averaged = (
+        transformer(args.width, args.layers, head_dim=args.head_dim).to(args.device) for _ in ("net", "averaged")
+    )
     averaged.load_state_dict(net.state_dict())
     hidden, rest = split(net)
     optimizers = (Muon(hidden, args.muon_lr), torch.optim.AdamW(rest, args.lr, betas=(0.9, 0.98), weight_decay=0.01))
@@ -128,7 +129,8 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--work", type=Path, required=True, help="folder of checkpoints, sample sheets and loss.csv")
     options.add_argument("--steps", type=int, default=8000, help="steps in all (default %(default)s)")
     options.add_argument("--autoencoder-steps", type=int, default=1500, help="default %(default)s")
-    options.add_argument("--width", type=int, default=192, help="multiple of 32 (default %(default)s)")
+    options.add_argument("--width", type=int, default=192, help="multiple of --head-dim (default %(default)s)")
+    options.add_argument("--head-dim", type=int, default=HEAD_DIM, choices=list(AXES), help="default %(default)s")
     options.add_argument("--layers", type=int, default=6, help="joint blocks (default %(default)s)")
     options.add_argument("--batch", type=int, default=64, help="default %(default)s")
     options.add_argument("--lr", type=float, default=2e-3, help="peak of AdamW (default %(default)s)")
