@@ -166,6 +166,9 @@ def test_export_round_trip(tmp_path, monkeypatch, capsys):
     averaged = torch.load(work / "transformer.pt")["averaged"]
     pipe = DiffusionPipeline.from_pretrained(out)
     assert same(dict(pipe.transformer.half().state_dict()), {name: value.half() for name, value in averaged.items()})
+    text = (out / "README.md").read_text()
+    assert "license: apache-2.0" in text and "trained for 3 steps" in text and "width 32, 1 joint blocks" in text
+    assert "<!-- scale:begin -->\nNot yet measured.\n<!-- scale:end -->" in text  # as benchmarks/report looks for
     assert pipe.vae.config.scaling_factor == 0.5 and pipe.tokenizer("a red circle").input_ids[0] == 1
     loaded = load_state(state)
     assert loaded["step"] == 3 and same(loaded["averaged"], {n: v.half().float() for n, v in averaged.items()})
