@@ -40,7 +40,7 @@ Not yet measured.
 <!-- scale:end -->
 
 *Every object present*: each requested object is there. *Count error*: mean |found - requested|. Differences are to the
-model's default scale, paired by caption and noise, with 95 % intervals. The chosen strength was chosen on other captions.
+model's default scale, paired by caption and noise, with 95 % intervals. The strength was chosen on other captions.
 
 **Limits.** One training run. It knows nothing but these captions, and its images are toys: a difference seen here is a
 lead, not proof, for large models.
