@@ -59,6 +59,7 @@ def test_the_figure_of_the_summary(tmp_path, monkeypatch, capsys):
     write_rows(tmp_path / "summary.csv", table, FIELDS)
     read = figure.read_rows(tmp_path / "summary.csv")
     axes = figure.draw(read, "title").axes
+    assert {axis.get_xlim() for axis in axes} == {(-0.5, 1.5)}
     labels = axes[0].get_legend_handles_labels()[1]
     assert labels == ["off", "LogN"] and [t.get_text() for t in axes[0].get_xticklabels()] == ["64x64", "96x96"]
     assert [len(axis.get_legend_handles_labels()[1]) for axis in axes] == [2, 2, 1, 1]

@@ -15,7 +15,7 @@ from entropy_attn.plots.style import DPI, GREY, new_figure, plain_axis, policy_s
 
 PANELS = {
     ("presence", ""): "every object present",
-    ("count_error", ""): "count error |found - asked|",
+    ("count_error", ""): "count error |found - requested|",
     ("presence", "difference"): "every object present, difference to off",
     ("count_error", "difference"): "count error, difference to off",
 }
@@ -47,6 +47,7 @@ def draw(rows: list[dict[str, str]], title: str) -> Figure:
         if kind:
             axis.axhline(0.0, color=GREY, linewidth=1)
         axis.set_xticks(range(len(sizes)), sizes)
+        axis.set_xlim(-0.5, len(sizes) - 0.5)
         axis.set_xlabel("size, px")
         axis.set_ylabel(label)
     axes[0].legend(frameon=False, fontsize=9)
