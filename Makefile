@@ -27,7 +27,7 @@ $(STAMP): setup.py pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## profile the embedded model and compare images: tables and PNG files in demo/
 	$(BIN)/entropy-attn profile --out demo
-	$(BIN)/entropy-attn generate --prompt "a red circle and a blue square" --size 128x128 --compare --out demo/compare.png
+	$(BIN)/entropy-attn generate --prompt "a red circle and a blue square" --size 128x128 --scale logn,lognoroot --compare --out demo/compare.png
 	@echo "Images are in $(CURDIR)/demo:" && ls demo
 
 test: $(STAMP)  ## run all tests: kernels in Triton's interpreter, compiled code for two GPUs, compiled code on an emulated card

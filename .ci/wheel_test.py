@@ -36,9 +36,19 @@ IN_WHEEL = (
     "kernels/forward/kernel.py",
     "kernels/forward/measured.csv",
     "kernels/maps/kernel.py",
-    "shapes/model/unet/config.json",
+    "shapes/README.md",
     "cli/help.py",
 )
+
+
+WHEEL_LIMIT = 40 * 2**20  # bytes; at most 16 MiB for each of the embedded models, and the code
+
+
+def embedded_models() -> list[str]:
+    """Every file of the embedded models that this checkout has."""
+    package = ROOT / "entropy_attn"
+    folders = [index.parent for index in package.glob("shapes/*/model_index.json")]
+    return [path.relative_to(package).as_posix() for folder in folders for path in folder.rglob("*") if path.is_file()]
 
 
 def run(*command: object, cwd: Path = ROOT, **environment: str) -> str:
@@ -59,7 +69,9 @@ def main() -> None:
         held = {name.partition("/")[2] for name in tarfile.open(sdist).getnames()}
         absent = [name for name in IN_SDIST if name not in held]
         names = zipfile.ZipFile(wheel).namelist()
-        absent += [name for name in IN_WHEEL if f"entropy_attn/{name}" not in names]
+        absent += [name for name in (*IN_WHEEL, *embedded_models()) if f"entropy_attn/{name}" not in names]
+        if wheel.stat().st_size > WHEEL_LIMIT:
+            sys.exit(f"{wheel.name}: expected at most {WHEEL_LIMIT} bytes, got {wheel.stat().st_size}")
         tops = {name.partition("/")[0] for name in names if ".dist-info" not in name}
         if absent or tops != {"entropy_attn"}:
             sys.exit(f"absent: {absent}; top folders of the wheel: {sorted(tops)}")
@@ -88,6 +100,9 @@ def main() -> None:
         run(python, "-m", "pip", "install", "--quiet", *constraints, f"{wheel}[cli,diffusers]", cwd=away)
         assert "site-packages" in run(python, "-c", where, cwd=away)
         print(run(command, "--version", cwd=away), run(command, "info", cwd=away))
+        load = "from entropy_attn import shapes as s; print(*(type(s.load_pipeline(n)).__name__ for n in s.MODELS))"
+        kinds = run(python, "-c", load, cwd=away).split()
+        assert len(kinds) == len({name.split("/")[1] for name in embedded_models()}) > 0, kinds
         run(command, "profile", "--sizes", "32", "--steps", "1", "--prompt", "a red circle", "--out", "out", cwd=away)
         for name in ("entropy.csv", "summary.json", "pictures.png"):
             assert (away / "out" / name).is_file(), name

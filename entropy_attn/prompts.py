@@ -22,6 +22,8 @@ class Choice:
 class Text:
     """One prompt as the text encoder gets it, cut and padded to the tokenizer's full length, or to `length`.
 
+    The words of a `prefix`, which the pipeline puts before the prompt, are none of the prompt.
+
     Attributes:
         prompt: the prompt.
         ids: the token at each position.
@@ -29,17 +31,18 @@ class Text:
         words: the words of the prompt with their positions, in order; a word may be several tokens.
     """
 
-    def __init__(self, prompt: str, tokenizer: Any, length: int | None = None):
+    def __init__(self, prompt: str, tokenizer: Any, length: int | None = None, prefix: str = ""):
         # As pipelines call it, so that the positions are the same, whichever side is padded.
         length = tokenizer.model_max_length if length is None else length
-        encoded = tokenizer(prompt, padding="max_length", max_length=length, truncation=True)
+        encoded = tokenizer(prefix + prompt, padding="max_length", max_length=length, truncation=True)
         marks = {getattr(tokenizer, name, None) for name in _MARKS}
         self.prompt = prompt
         self.ids: list[int] = list(encoded["input_ids"])
+        first = _shared(self.ids, tokenizer(prefix)["input_ids"]) if prefix else 0
         self.real = tuple(
             position
             for position, (token, used) in enumerate(zip(self.ids, encoded["attention_mask"], strict=True))
-            if used and token not in marks
+            if used and token not in marks and position >= first
         )
         self._tokenizer = tokenizer
         self.words = [Choice(self._decode(positions), positions) for positions in self._word_positions()]
@@ -53,14 +56,16 @@ class Text:
 
     def find(self, word: str) -> Choice:
         """Every occurrence of this word, or of these words in a row; a ValueError if there is none."""
-        wanted = self._tokenizer(word, add_special_tokens=False)["input_ids"]
+        # After a space too, where that makes another token of a word than the beginning of a text does.
+        spellings = {tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (word, f" {word}")}
         starts = {choice.positions[0] for choice in self.words}
         ends = {choice.positions[-1] for choice in self.words}
-        found: list[int] = []
-        for start in starts if wanted else ():
-            positions = tuple(range(start, start + len(wanted)))
-            if positions[-1] in ends and [self.ids[p] for p in positions] == list(wanted):
-                found += positions
+        found: set[int] = set()
+        for wanted in spellings - {()}:
+            for start in starts:
+                positions = tuple(range(start, start + len(wanted)))
+                if positions[-1] in ends and tuple(self.ids[p] for p in positions) == wanted:
+                    found.update(positions)
         if not found:
             words = ", ".join(repr(choice.label) for choice in self.words) or "none"
             raise ValueError(f"tokens: {word!r} is not in the prompt {self.prompt!r}, whose words are {words}")
@@ -89,10 +94,12 @@ class TextPart:
     Attributes:
         tokenizer: None for positions without words of the prompt.
         length: number of positions. None is all that the other parts leave, for one part at most.
+        prefix: what the pipeline puts before the prompt.
     """
 
     tokenizer: Any | None
     length: int | None
+    prefix: str = ""
 
 
 class JoinedText:
@@ -121,7 +128,7 @@ class JoinedText:
         for text, part in zip(prompts, parts, strict=True):
             part_length = rest if part.length is None else part.length
             if part.tokenizer is not None:
-                self._texts.append((start, Text(text, part.tokenizer, part_length)))
+                self._texts.append((start, Text(text, part.tokenizer, part_length, part.prefix)))
             start += part_length
 
     def __len__(self) -> int:
@@ -156,6 +163,11 @@ class JoinedText:
         if not found:
             raise missed or ValueError(f"tokens: {word!r} is not in the prompt: the layers attend to no text of it")
         return Choice(word, tuple(found))
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many of the first elements are the same."""
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _shifted(choice: Choice, by: int) -> Choice:

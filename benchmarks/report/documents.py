@@ -116,6 +116,30 @@ def shapes_table(rows: list[dict[str, str]]) -> str:
     return markdown(header, body)
 
 
+def shapes_scale_table(rows: list[dict[str, str]]) -> str:
+    """What scale policies change in the embedded transformer, by size."""
+    if not rows:
+        return "Not yet measured."
+
+    def cell(row: dict[str, str], digits: int) -> str:
+        mean = f"{float(row['mean']):.{digits}f}"
+        if not row["difference"]:
+            return mean
+        change, low, high = (float(row[name]) for name in ("difference", "difference_low", "difference_high"))
+        return f"{mean} ({change:+.{digits}f}; {low:+.{digits}f} to {high:+.{digits}f})"
+
+    found: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+    for row in rows:
+        found.setdefault((row["size"], row["policy"]), {})[row["measure"]] = row
+    body = [
+        [size, f"{policy}: {one['presence']['setting']}" if one["presence"]["setting"] else policy,
+         one["presence"]["captions"], *(cell(one[name], 2) for name in ("presence", "count", "count_error", "found"))]
+        for (size, policy), one in found.items()
+    ]  # fmt: skip
+    header = ["size", "scale", "captions", "every object present", "exact count", "count error", "objects found"]
+    return markdown(header, body)
+
+
 def performance_sections() -> dict[str, Callable[[], str]]:
     def rows(name: str) -> list[dict[str, str]]:
         return read_rows(RESULTS / f"{name}.csv")
@@ -174,6 +198,10 @@ SECTIONS = {
         ),
     },
     ROOT / "entropy_attn" / "shapes" / "README.md": {"shapes": lambda: shapes_table(read_rows(RESULTS / "shapes.csv"))},
+    **{
+        card: {"scale": lambda: shapes_scale_table(read_rows(RESULTS / "shapes_scale.csv"))}
+        for card in ROOT.glob("entropy_attn/shapes/transformer/README.md")
+    },
     ROOT / "docs" / "guidance-measured.md": {
         "premise": lambda: guidance_table("tsam_premise", guidance.premise),
         "seen": lambda: guidance_table("tsam", guidance.marks, "seen"),

@@ -35,7 +35,7 @@ def bench(
         str | None,
         typer.Option(
             help="Measure only the attention calls of this model: sd15, sd21, sdxl, pixart, sd3, sd35-large, flux, "
-            "wan-1.3b, wan-14b, 'shapes', a diffusers folder or a Hub id."
+            "wan-1.3b, wan-14b, 'shapes' or 'shapes:NAME', a diffusers folder or a Hub id."
         ),
     ] = None,
     size: Annotated[

@@ -15,14 +15,14 @@ import typer
 from entropy_attn.cli.loading import Loading
 from entropy_attn.cli.option_groups import takes_options
 from entropy_attn.cli.outputs import output_image
-from entropy_attn.cli.parsing import GUIDANCE_HELP, check_prompts, parse_guidance, parse_scale
+from entropy_attn.cli.parsing import GUIDANCE_HELP, check_prompts, parse_guidance, parse_list, parse_scale
 from entropy_attn.cli.refusals import refusals
 from entropy_attn.cli.sampling_options import Sampling, SamplingOptions
 
 EXAMPLE = (
     "Examples:\n\n"
     '  entropy-attn generate --prompt "a red circle and a blue square" --size 96x64 --out circle.png\n\n'
-    '  entropy-attn generate --prompt "two red circles" --scale logn:strength=2 --compare --out compare.png\n\n'
+    '  entropy-attn generate --prompt "two red circles" --size 96 --scale logn,lognoroot --compare --out rows.png\n\n'
     '  entropy-attn generate --prompt "a red circle and a blue square" --guidance tsam --compare --out guided.png\n\n'
     '  entropy-attn generate --prompt "a red circle and a blue square" --guidance tsam:alpha=10 --show-maps maps.png\n'
 )
@@ -48,7 +48,12 @@ def generate(
         ),
     ] = None,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Put the image of the unchanged pipeline beside the new one.")
+        bool,
+        typer.Option(
+            "--compare",
+            help="Put the image of the unchanged pipeline beside the new one. With it, --scale takes several policies, "
+            "separated by commas: an image for each, from the same noise.",
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
@@ -69,11 +74,14 @@ generate.__doc__ = (
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for. `guidance` is the text of the option, `method` the guidance itself."""
+    """What was asked for. `guidance` is the text of the option, `method` the guidance itself.
+
+    `scales` is {name: policy}: one, or several to compare.
+    """
 
     prompts: list[str]
     sampling: Sampling
-    scale: str
+    scales: dict[str, Any]
     guidance: str | None
     method: Any
     out: Path
@@ -81,15 +89,16 @@ class Request:
     compare: bool
 
     @property
-    def name(self) -> str:
-        """What the requested run is called in output and captions."""
-        return self.scale if self.method is None else f"{self.scale} + {self.guidance}"
+    def names(self) -> list[str]:
+        """What the requested runs are called in output and captions."""
+        return [scale if self.method is None else f"{scale} + {self.guidance}" for scale in self.scales]
 
     def runs(self) -> dict[str, tuple[Any, Any]]:
         """{name: (scale policy, guidance)}, in the order in which they are made."""
-        runs = {self.name: (self.sampling.policy, self.method)}
+        runs = {name: (policy, self.method) for name, policy in zip(self.names, self.scales.values(), strict=True)}
         if self.show_maps is not None:  # alpha=0 changes nothing, but measures the maps and the loss
-            runs = {UNGUIDED: (self.sampling.policy, dataclasses.replace(self.method, alpha=0.0)), **runs}
+            (policy,) = self.scales.values()
+            runs = {UNGUIDED: (policy, dataclasses.replace(self.method, alpha=0.0)), **runs}
         return {DEFAULT: (parse_scale("off"), None), **runs} if self.compare else runs
 
 
@@ -113,9 +122,14 @@ def _parse(
 ) -> Request:
     check_prompts(prompts)
     method = parse_guidance(guidance)
-    sampling = options.parse(loading.model)
-    if compare and options.scale == "off" and method is None:
-        raise ValueError("--compare: expected a --scale other than 'off', such as logn, or --guidance; got neither")
+    scales = {name: parse_scale(name) for name in parse_list("--scale", options.scale)}
+    if len(scales) > 1 and not compare:
+        raise ValueError(f"--scale: expected one policy, or --compare with several, got {options.scale!r}")
+    sampling = dataclasses.replace(options, scale=next(iter(scales))).parse(loading.model)
+    if compare and DEFAULT in scales and (method is None or len(scales) > 1):
+        raise ValueError(
+            f"--compare: expected a --scale other than 'off', such as logn, or --guidance; got {options.scale!r}"
+        )
     if method is not None and not any(step < sampling.steps for step in method.steps):
         raise ValueError(f"--guidance: expected steps below --steps {sampling.steps}, got {guidance!r}")
     if show_maps is not None:
@@ -125,9 +139,11 @@ def _parse(
             raise ValueError(f"--show-maps: expected a file other than --out, got {str(show_maps)!r} for both")
         if len(prompts) > 1:
             raise ValueError(f"--show-maps: expected one --prompt, got {len(prompts)}")
+        if len(scales) > 1:
+            raise ValueError(f"--show-maps: expected one --scale, got {options.scale!r}")
         output_image(show_maps, "--show-maps")
     output_image(out)
-    return Request(prompts, sampling, options.scale, guidance, method, out, show_maps, compare)
+    return Request(prompts, sampling, scales, guidance, method, out, show_maps, compare)
 
 
 def _check_guidance(pipe: Any, request: Request) -> None:
@@ -162,21 +178,23 @@ def _draw(model: str, request: Request, results: Results) -> list[Path]:
     """Write the images and the figure of the maps; returns the files of the images."""
     files = _files(request.out, len(request.prompts))
     for number, (prompt, file) in enumerate(zip(request.prompts, files, strict=True)):
-        image = results.images[request.name][number]
+        image = results.images[request.names[0]][number]
         if request.compare:
             from entropy_attn.plots import side_by_side
 
             height, width = request.sampling.fitted_size
-            captions = [f"original ({height}x{width} px)", f"ours: {request.name}"]
-            image = side_by_side([results.images[DEFAULT][number], image], captions, title=prompt)
+            captions = [f"original ({height}x{width} px)", *(f"ours: {name}" for name in request.names)]
+            images = [results.images[name][number] for name in (DEFAULT, *request.names)]
+            image = side_by_side(images, captions, title=prompt)
         image.save(file)
     if request.show_maps is not None:
         from entropy_attn.plots.guidance import guidance_sheet
 
-        handle = results.handles[request.name]
+        (name,) = request.names
+        handle = results.handles[name]
         figure = guidance_sheet(
             handle,
-            [results.images[UNGUIDED][0], results.images[request.name][0]],
+            [results.images[UNGUIDED][0], results.images[name][0]],
             unguided=results.handles[UNGUIDED],
             subtitle=_caption(handle, model, request),
         )

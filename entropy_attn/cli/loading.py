@@ -11,7 +11,10 @@ import typer
 from entropy_attn.cli.parsing import DTYPES, check_choice, check_dtype, parse_device
 
 OFFLOADS = ("model", "sequential")
-MODEL_HELP = "'shapes' (the embedded model), a diffusers folder, a Hub id, or a single .safetensors file."
+MODEL_HELP = (
+    "'shapes' (the embedded model) or 'shapes:NAME' (one of them by name), a diffusers folder, a Hub id, or a single "
+    ".safetensors file."
+)
 DEVICE_HELP = "auto, cpu, cuda or cuda:INDEX."
 DTYPE_HELP = (
     f"One of {', '.join(DTYPES)}. auto is the dtype in which the checkpoint was published; on a GPU, a 16-bit one."

@@ -55,8 +55,8 @@ def maps(
     map_size: Annotated[
         str | None,
         typer.Option(
-            help="Average the layers of this many tokens, as ROWSxCOLUMNS. Default: the finest layers for shapes, else "
-            "the most common size."
+            help="Average the layers of this many tokens, as ROWSxCOLUMNS. Default: the finest layers of an "
+            "embedded model, else the most common size."
         ),
     ] = None,
     at_steps: Annotated[
@@ -140,8 +140,10 @@ def _has_word(prompt: str) -> bool:
 
 def _fit(pipe: Any, model: str, request: Request) -> Request:
     """The request with the sizes that follow from the pipeline."""
+    from entropy_attn.shapes.names import embedded
+
     sampling, map_size = request.sampling.fit(pipe, [request.prompt]), request.map_size
-    if map_size is None and model == "shapes":  # its objects are a few tokens wide
+    if map_size is None and embedded(model) is not None:  # their objects are a few tokens wide
         height, width = sampling.fitted_size
         map_size = height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
     return dataclasses.replace(request, sampling=sampling, map_size=map_size)

@@ -90,12 +90,13 @@ def profile(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON instead of tables.")] = False,
 ) -> None:
     from entropy_attn.profiling.plan import DEFAULT_PROMPTS
+    from entropy_attn.shapes.names import embedded
 
     with _kept_in(out), refusals(loading, len(prompt or DEFAULT_PROMPTS)):
         check_at_least("--steps", steps, 1)
         check_at_least("--guidance-scale", guidance_scale, 0)
         check_prompts(prompt or [])
-        if prompt is None and loading.model == "shapes":
+        if prompt is None and embedded(loading.model) is not None:
             prompt = list(SHAPES_PROMPTS)
         plan = {
             "sizes": _parse_sizes(sizes),

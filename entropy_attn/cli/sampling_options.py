@@ -10,8 +10,10 @@ import typer
 
 from entropy_attn.cli.parsing import SCALE_HELP, SIZE_HELP, Size, check_at_least, check_seed, parse_scale, parse_size
 
-SHAPES_GUIDANCE = 4.0  # the embedded model is evaluated with it; the default of its pipeline is 7.5
-GUIDANCE_SCALE_HELP = "Strength of classifier-free guidance. Default: 4 for shapes, else the pipeline's default."
+SHAPES_GUIDANCE = 4.0  # the embedded models are evaluated with it
+GUIDANCE_SCALE_HELP = (
+    "Strength of classifier-free guidance. Default: 4 for the embedded models, else the pipeline's default."
+)
 
 
 @dataclass(frozen=True)
@@ -83,5 +85,7 @@ class Sampling:
 
 
 def default_guidance_scale(model: str, given: float | None) -> float | None:
-    """As given, else what suits the embedded model, else None for the pipeline's default."""
-    return SHAPES_GUIDANCE if given is None and model == "shapes" else given
+    """As given, else what suits the embedded models, else None for the pipeline's default."""
+    from entropy_attn.shapes.names import embedded
+
+    return SHAPES_GUIDANCE if given is None and embedded(model) is not None else given

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from entropy_attn.integrations.diffusers.target import denoiser_of
 from entropy_attn.integrations.guidance.attach import attach, check_guided
-from entropy_attn.pipelines.loading import SHAPES, load_pipeline, quiet_libraries
+from entropy_attn.pipelines.loading import load_pipeline, quiet_libraries
 from entropy_attn.pipelines.sampling import call_options, sample, takes_prompt
 from entropy_attn.pipelines.sizes import check_size, fixed_size, size_multiple, train_size
 
 __all__ = [
-    "SHAPES",
     "attach",
     "call_options",
     "check_guided",

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-SHAPES = "shapes"
+from entropy_attn.shapes.names import embedded_names
+
 INDEX = "model_index.json"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _STORED = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
@@ -148,10 +149,14 @@ def resolve(model: str) -> str:
         return str(path)
     if model.startswith((".", "~", os.sep)) or path.suffix == ".safetensors" or not _HUB_ID.fullmatch(model):
         raise ValueError(
-            f"model: expected {SHAPES!r}, a diffusers folder, a Hub id or a .safetensors file, got {model!r}, which is "
-            "no such folder or file"
+            f"model: expected {_embedded()}, a diffusers folder, a Hub id or a .safetensors file, got {model!r}, which "
+            "is no such folder or file"
         )
     return model
+
+
+def _embedded() -> str:
+    return ", ".join(map(repr, embedded_names()))
 
 
 def first_line(error: BaseException) -> str:
@@ -171,7 +176,7 @@ def read_index(model: str, source: str, revision: str | None = None) -> dict[str
             path = Path(hf_hub_download(source, INDEX, revision=revision)).parent
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"model: expected {SHAPES!r}, a folder or a Hub id, got {model!r}: {_why(error, source)}"
+                f"model: expected {_embedded()}, a folder or a Hub id, got {model!r}: {_why(error, source)}"
             ) from error
     try:
         return json.loads((path / INDEX).read_text(encoding="utf-8"))

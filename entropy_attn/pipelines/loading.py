@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
-from entropy_attn.pipelines.checkpoint import INDEX, SHAPES, Checkpoint, find_checkpoint, first_line, resolve
+from entropy_attn import shapes
+from entropy_attn.pipelines.checkpoint import INDEX, Checkpoint, find_checkpoint, first_line, resolve
+from entropy_attn.shapes.names import embedded
 
-__all__ = ["INDEX", "SHAPES", "first_line", "load_pipeline", "quiet_libraries", "resolve"]
+__all__ = ["INDEX", "first_line", "load_pipeline", "quiet_libraries", "resolve"]
 
 
 def load_pipeline(
@@ -33,7 +35,8 @@ def load_pipeline(
     Its kind is read from the small index file, before any weights are downloaded.
 
     Args:
-        model: "shapes" (the embedded model), a local diffusers folder, a Hub id, or a .safetensors file.
+        model: "shapes" or "shapes:NAME" (an embedded model), a local diffusers folder, a Hub id, or a .safetensors
+            file.
         device: device of the pipeline, such as "cuda".
         dtype: dtype of the weights; None is the one in which they were published, see `published_dtype`.
         variant: variant of the files of a folder or Hub id, such as "fp16".
@@ -53,13 +56,11 @@ def load_pipeline(
             fit it.
         ImportError: diffusers, or peft for `loras`, is not installed.
     """
-    if model == SHAPES:
+    if (embedded_name := embedded(model)) is not None:
         for name, given in {"variant": variant, "revision": revision, "config": config}.items():
             if given is not None:
                 raise ValueError(f"{name}: expected None for the embedded model, got {given!r}")
-        from entropy_attn import shapes
-
-        pipe = shapes.load_pipeline(dtype=dtype or torch.float32)
+        pipe = shapes.load_pipeline(embedded_name, dtype=dtype or torch.float32)
     else:
         checkpoint = find_checkpoint(model, variant=variant, revision=revision, config=config, anything=anything)
         pipe = checkpoint.load(published_dtype(checkpoint, device) if dtype is None else dtype)

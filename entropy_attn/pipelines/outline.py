@@ -6,15 +6,17 @@ from typing import Any
 
 import torch
 
-from entropy_attn.pipelines.checkpoint import SHAPES, first_line, read_index, resolve
+from entropy_attn import shapes
+from entropy_attn.pipelines.checkpoint import first_line, read_index, resolve
+from entropy_attn.shapes.names import embedded
 
 
 def outline_pipeline(model: str) -> Any:
     """The pipeline of `model` with its networks on torch's meta device, without text encoders and tokenizers.
 
     Args:
-        model: "shapes" (the embedded model), a local diffusers folder, or a Hub id, of which only configurations are
-            downloaded.
+        model: "shapes" or "shapes:NAME" (an embedded model), a local diffusers folder, or a Hub id, of which only
+            configurations are downloaded.
 
     Returns:
         The diffusers pipeline.
@@ -22,7 +24,8 @@ def outline_pipeline(model: str) -> Any:
     Raises:
         ValueError: there is no such model, or its configuration cannot be read.
     """
-    source = _shapes_folder() if model == SHAPES else resolve(model)
+    name = embedded(model)
+    source = resolve(model) if name is None else str(shapes.MODELS[name])
     import diffusers
 
     index = read_index(model, source)
@@ -51,9 +54,3 @@ def _part(source: str, name: str, entry: Any) -> Any:
         return kind.from_config(config)
     with torch.device("meta"):
         return kind.from_config(config)
-
-
-def _shapes_folder() -> str:
-    from entropy_attn import shapes
-
-    return str(shapes.MODEL_DIR)

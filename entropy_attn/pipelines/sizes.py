@@ -22,14 +22,16 @@ def size_multiple(pipe: Any) -> int:
     """The number of which both sides of an image must be a multiple.
 
     It is the pixels per latent cell times the cells that the denoiser merges: by the downsampling of a UNet, by the
-    patches of a transformer. The pipelines of diffusers also require a multiple of 8.
+    patches of a transformer. The pipelines of diffusers also require a multiple of 8, and some, such as Lumina 2's, of
+    the factor of their image processor.
     """
     denoiser, model = _denoiser(pipe)
     if model.halves:
         joined = 2 ** sum(getattr(block, "downsamplers", None) is not None for block in denoiser.down_blocks)
     else:
         joined = model.cells_a_token(denoiser.config)
-    return math.lcm(8, latent_factor(pipe) * joined)
+    processor = getattr(getattr(pipe, "image_processor", None), "config", {})
+    return math.lcm(8, latent_factor(pipe) * joined, processor.get("vae_scale_factor", 1))
 
 
 def fixed_size(pipe: Any) -> tuple[int, int] | None:

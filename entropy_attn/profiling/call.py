@@ -233,7 +233,6 @@ def _assemble(
 
 def _notes(plan: ProfilePlan, measured: Measured) -> list[str]:
     notes = [f"{_layers(names)}: not measured, {reason}" for reason, names in _by_reason(measured.unmeasured).items()]
-    notes += [f"{_layers(names)}: no map, {reason}" for reason, names in _by_reason(measured.without_map).items()]
     if measured.crosses:
         notes.append(
             "the entropies are those of cross-attention: its keys are the text, so N does not grow with the image"

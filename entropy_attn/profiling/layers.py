@@ -21,13 +21,11 @@ class Measured:
         model: the row of the table of models.
         layers: {name: kind} of the layers that tables and figures show: "self" and "joint", or "cross" if there are
             neither.
-        without_map: {name: reason} of layers whose queries have no known position in the image.
         unmeasured: {name: reason} of attention layers without a softmax.
     """
 
     model: Model
     layers: Mapping[str, str]
-    without_map: Mapping[str, str]
     unmeasured: Mapping[str, str]
 
     @property
@@ -78,6 +76,4 @@ def measured_layers(pipe: Any, sizes: list[Size], policies: Mapping[str, Any], l
                 f"scales: expected only 'off', got {idle}: {name_of_denoiser} has a softmax only in cross-attention, "
                 "which layers='self' does not select: use layers='cross' and policies with train_tokens=..."
             )
-    ragged = "prompts have different lengths, so the image starts at a different position for each"
-    without_map = {name: ragged for name in chosen if (rule := model.rule(name)) is not None and rule.ragged}
-    return Measured(model, chosen, without_map, unmeasured)
+    return Measured(model, chosen, unmeasured)

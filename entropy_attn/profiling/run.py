@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ def run_once(
     on_step: Callable[[Run], None] | None = None,
 ) -> RunResult:
     """Generate an image for each prompt, and measure."""
-    keep_map = plan.keeps_map(run) and len(measured.without_map) < len(measured.layers)
+    keep_map = plan.keeps_map(run)
     recorder = EntropyRecorder(per_query=keep_map)
     # If only cross-attention has a softmax, layers="self" selects no layer, and `apply` requires that scale is None.
     idle = measured.crosses and plan.layers == "self"
@@ -73,14 +73,11 @@ def run_once(
 
 def _maps(pipe: Any, run: Run, recorder: EntropyRecorder, measured: Measured) -> dict[str, np.ndarray]:
     """{layer: (rows, columns)} of the first image."""
-    keep: Sequence[str] = [layer for layer in measured.layers if layer not in measured.without_map]
     found: dict[str, np.ndarray] = {}
     table = recorder.to_columns()
     queries = dict(zip(table["layer"], table["seqlen_q"], strict=True))
-    for kind in dict.fromkeys(measured.layers[layer] for layer in keep):
-        if not all(layer in keep for layer in measured.layers if measured.layers[layer] == kind):
-            continue  # `spatial` takes whole kinds: if some layers have no map, none of the kind has one
-        first = next(layer for layer in keep if measured.layers[layer] == kind)
+    for kind in measured.kinds:
+        first = next(layer for layer, its_kind in measured.layers.items() if its_kind == kind)
         grid = measured.grid(pipe, run.size, frames_of(pipe, run, measured, queries[first]))
         found |= {layer: maps[0] for layer, maps in recorder.spatial(kind=kind, grid=grid).items()}
     return {layer: found[layer] for layer in measured.layers if layer in found}

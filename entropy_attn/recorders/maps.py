@@ -34,8 +34,8 @@ class MapRecorder(RecordedMaps, Recorder):
             word or a part of one. The map of a word of several tokens, or of one that the prompt has several times, is
             the mean of their maps, as in DAAM (arXiv 2210.04885); several words in a row ("red circle") count as one.
             Stable Diffusion 3 has every word twice, in CLIP's text (the first 77 positions) and in T5's: a word is
-            the mean of both. The positions of words are known for pipelines of Stable Diffusion 1, 2, XL and 3, of LDM
-            and of Flux; for others give positions.
+            the mean of both. The positions of words are known for pipelines of Stable Diffusion 1, 2, XL and 3, of
+            LDM, of Flux and of Lumina 2; for others give positions.
         size: (rows, columns), in tokens, of the layers to average. None is the size that most cross-attention layers
             have; if several sizes have as many, the one nearest to a quarter of the latent's sides, which is
             (H / 32, W / 32) for an image of H x W pixels in Stable Diffusion. The first step settles it: until then,
@@ -44,7 +44,7 @@ class MapRecorder(RecordedMaps, Recorder):
             number. None is one mean over all steps.
         special: with tokens=None, take all positions of the text, with the start and end marks and the padding.
         all_branches: keep every part of a guided batch, each by itself, instead of the conditional one alone. The words
-            of all parts are those of the prompt.
+            of all parts are those of the prompt; a part whose text has another length, as in Lumina 2, has no map.
         prompt: the prompt, or a list of them, for a pipeline that is given embeddings instead.
         branches: names of the equal parts of the denoiser's batch, in order; None finds them out, as in
             `EntropyRecorder`.
@@ -171,10 +171,6 @@ class MapRecorder(RecordedMaps, Recorder):
             ValueError: the batch or the queries do not fit the call, the text or the maps that the recorder holds.
         """
         self._check_parts(info, len(measured), branches)
-        if measured.shape[1] != info.picture_queries:
-            raise ValueError(
-                f"layer {info.layer!r} has no map: which of its queries belong to the image differs within the batch"
-            )
         # Guidance may be switched off and on again, and its branches may be separate calls.
         guided = self.branches is None and branches != ("all",)
         generation = Generation(latent_size, len(measured) // len(branches), _GUIDED if guided else branches)

@@ -73,8 +73,8 @@ class LayerCall:
         text: where the text is among the keys, and among the queries of joint attention if any is there. None: nowhere.
         sample: index of the one sample of the batch that this call is for; None if it is for all samples.
         samples: number of samples of the batch.
-        ragged: the text of the samples differs in length, so that positions do not tell the queries apart; see
-            `LayerRule` of the integration.
+        ragged: the image of each sample follows its text, whatever length that has, and the rest is masked; without a
+            mask all texts have the same length. See `LayerRule` of the integration.
     """
 
     layer: str

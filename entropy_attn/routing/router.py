@@ -98,7 +98,7 @@ class Router:
         image_rows, text_rows = rows_of(layer_call, info) if self.rows == "image" else (slice(None), None)
         if text_rows is None:
             return _attend(scaled, recordings)
-        if layer_call.ragged or arguments.is_causal:
+        if (layer_call.ragged and arguments.attn_mask is not None) or arguments.is_causal:
             reason = "is causal" if arguments.is_causal else "has images that begin at different positions"
             raise Unroutable(f"layer {layer_call.layer!r}", [f"rows='image': it {reason}; give rows='all'"])
         image = _attend(scaled.of_rows(image_rows), recordings)
@@ -137,7 +137,7 @@ def _attend(arguments: AttentionArguments, recordings: Recordings | None) -> tor
     """Attention, and what is recorded of it."""
     if recordings is None:
         return ops.scaled_dot_product_attention(*arguments)
-    recordings.check(arguments.query, arguments.dropout_p)
+    recordings.check(arguments)
     result = ops.attention(
         arguments.query,
         arguments.key,
@@ -149,7 +149,7 @@ def _attend(arguments: AttentionArguments, recordings: Recordings | None) -> tor
         return_entropy=recordings.entropy,
         map_keys=recordings.map_keys,
     )
-    recordings.give(result, arguments.query, arguments.scale)
+    recordings.give(result, arguments)
     return result.out
 
 

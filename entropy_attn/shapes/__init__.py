@@ -1,4 +1,4 @@
-"""A tiny trained text-to-image pipeline of colored shapes, and an exact checker of its images."""
+"""Tiny trained text-to-image pipelines of colored shapes, and an exact checker of their images."""
 
 from __future__ import annotations
 
@@ -12,23 +12,35 @@ from entropy_attn.validation import expected
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
-MODEL_DIR = Path(__file__).parent / "model"
-MODELS = {"unet": MODEL_DIR}  # name in `load_pipeline` -> folder
-
-__all__ = ["MODELS", "MODEL_DIR", "load_pipeline"]
+_HERE = Path(__file__).parent
+_FOLDERS = {"unet": "model", "transformer": "transformer"}
 
 
-def load_pipeline(which: str = "unet", *, dtype: torch.dtype | None = None) -> StableDiffusionPipeline:
-    """Load an embedded pipeline: 64 x 64 pixels, 16 x 16 latents, captions of `entropy_attn.shapes.scenes`.
+def _found(parent: Path) -> dict[str, Path]:
+    """The models whose files are there; a name without weights would be one that cannot be loaded."""
+    folders = {name: parent / folder for name, folder in _FOLDERS.items()}
+    return {name: folder for name, folder in folders.items() if (folder / "model_index.json").is_file()}
+
+
+MODELS = _found(_HERE)  # name in `load_pipeline` -> folder
+MODEL_DIR = _HERE / _FOLDERS["unet"]
+DEFAULT = "unet"
+
+__all__ = ["DEFAULT", "MODELS", "MODEL_DIR", "load_pipeline"]
+
+
+def load_pipeline(which: str = DEFAULT, *, dtype: torch.dtype | None = None) -> DiffusionPipeline:
+    """Load an embedded pipeline: trained at 64 x 64 pixels, on captions of `entropy_attn.shapes.scenes`.
 
     Args:
-        which: a name in `MODELS`: "unet".
+        which: a name in `MODELS`: "unet" is a `StableDiffusionPipeline`, 16 x 16 latents of 4 channels;
+            "transformer", where its weights are installed, a `Lumina2Pipeline`, 8 x 8 latents of 8 channels.
         dtype: floating-point dtype of the weights; None is float32 (they are stored in float16).
 
     Returns:
-        A diffusers `StableDiffusionPipeline`, the same as from `StableDiffusionPipeline.from_pretrained(MODEL_DIR)`.
+        The same as `diffusers.DiffusionPipeline.from_pretrained(MODELS[which])`.
 
     Raises:
         TypeError: `which` is no string, or `dtype` no dtype.
@@ -48,21 +60,21 @@ def load_pipeline(which: str = "unet", *, dtype: torch.dtype | None = None) -> S
         raise ValueError(expected("dtype", "a floating-point dtype, such as torch.float16", dtype))
     with _without_advice():
         try:
-            from diffusers import StableDiffusionPipeline
+            from diffusers import DiffusionPipeline
         except ImportError as error:
             raise ImportError(
                 "shapes: expected diffusers to be installed: pip install 'entropy_attn[diffusers]'"
             ) from error
         from entropy_attn.integrations.diffusers.private import dtype_argument
 
-        pipe = StableDiffusionPipeline.from_pretrained(MODELS[which], **dtype_argument(dtype or torch.float32))
+        pipe = DiffusionPipeline.from_pretrained(MODELS[which], **dtype_argument(dtype or torch.float32))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 @contextlib.contextmanager
 def _without_advice() -> Iterator[None]:
-    """Hide transformers' advice to install torchvision for image processors, which this pipeline does not have."""
+    """Hide transformers' advice to install torchvision for image processors, which these pipelines do not have."""
 
     def is_wanted(record: logging.LogRecord) -> bool:
         return "requires torchvision" not in record.getMessage()

@@ -26,6 +26,26 @@ def test_missing_measurements_are_named(report):
     for table in (report.forward_table, report.backward_table, report.maps_table):
         assert "not yet measured" in table([])
     assert "Not yet measured" in report.shapes_table([])
+    assert "Not yet measured" in report.shapes_scale_table([])
+
+
+def test_the_table_of_scales_by_size(report):
+    def rows(policy, setting, values):
+        names = ("presence", "count", "count_error", "found")
+        return [
+            {"size": "96x96", "policy": policy, "setting": setting, "captions": "300", "measure": name, "mean": mean,
+             "difference": change, "difference_low": low, "difference_high": high}
+            for name, (mean, change, low, high) in zip(names, values, strict=True)
+        ]  # fmt: skip
+
+    off = rows("off", "", [("0.19", "", "", ""), ("0.1", "", "", ""), ("1.111", "", "", ""), ("1.9", "", "", "")])
+    changed = [("0.59", "0.4", "0.31", "0.49"), ("0.1", "0.0", "-0.1", "0.1")]
+    changed += [("0.611", "-0.5", "-0.69", "-0.31"), ("2.0", "0.1", "0", "0.2")]
+    on = rows("chosen", "LogN, strength 4", changed)
+    table = report.shapes_scale_table([*off, *on])
+    assert "| 96x96 | off | 300 | 0.19 | 0.10 | 1.11 | 1.90 |" in table
+    assert "| 96x96 | chosen: LogN, strength 4 | 300 | 0.59 (+0.40; +0.31 to +0.49) |" in table
+    assert "0.61 (-0.50; -0.69 to -0.31)" in table
 
 
 def test_a_table_of_measurements(report):

@@ -15,8 +15,7 @@ pytest.importorskip("matplotlib")
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "benchmarks").rglob("*.py"))
 HELPERS = {"benchmarks.gpu.calls", "benchmarks.gpu.device", "benchmarks.gpu.figures", "benchmarks.gpu.warm",
-           "benchmarks.gpu.worker", "benchmarks.shapes.transformer.evaluate",
-           "benchmarks.shapes.transformer.export"}  # fmt: skip
+           "benchmarks.gpu.worker", "benchmarks.shapes.transformer.export"}  # fmt: skip
 
 
 def module_of(path: Path) -> str:

@@ -11,7 +11,9 @@ pytest.importorskip("typer")
 pytest.importorskip("diffusers")
 
 from entropy_attn.cli import main
+from entropy_attn.shapes.names import embedded_names
 
+EMBEDDED = ", ".join(map(repr, embedded_names()))
 MAPS = ["maps", "--model", "MODEL", "--prompt", "a cat", "--steps", "2"]
 PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MODEL", "--prompt", "a"]
 
@@ -85,12 +87,17 @@ PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MO
         ),
         (
             ["profile", "--model", "./nowhere"],
-            "model: expected 'shapes', a diffusers folder, a Hub id or a .safetensors file, got './nowhere'",
+            f"model: expected {EMBEDDED}, a diffusers folder, a Hub id or a .safetensors file, got './nowhere'",
         ),
         (
             ["profile", "--model", "nobody/nothing"],
-            "model: expected 'shapes', a folder or a Hub id, got 'nobody/nothing'",
+            f"model: expected {EMBEDDED}, a folder or a Hub id, got 'nobody/nothing'",
         ),
+        (
+            ["maps", "--model", "shapes:other", "--prompt", "a"],
+            f"model: expected one of {', '.join(embedded_names())}, got 'shapes:other'",
+        ),
+        (["info", "--model", "shapes:"], "model: expected one of shapes, shapes:unet"),
         (["generate"], "--prompt"),
         ([*GENERATE, "--size", "33"], "size 33x33"),
         (
@@ -99,6 +106,16 @@ PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MO
         ),
         ([*GENERATE, "--scale", "other"], "scale: expected one of off, logn"),
         ([*GENERATE, "--scale", "off", "--compare"], "--compare: expected a --scale other than 'off'"),
+        ([*GENERATE, "--scale", "logn,off", "--compare"], "--compare: expected a --scale other than 'off'"),
+        (
+            [*GENERATE, "--scale", "logn,lognoroot"],
+            "--scale: expected one policy, or --compare with several, got 'logn,",
+        ),
+        ([*GENERATE, "--scale", "logn,logn", "--compare"], "--scale: expected different values, got 'logn' twice"),
+        (
+            [*GENERATE, "--scale", "logn,yarn", "--compare", "--show-maps", "maps.png", "--guidance", "tsam"],
+            "--show-maps: expected one --scale, got 'logn,yarn'",
+        ),
         ([*GENERATE, "--guidance", "tsan"], "guidance: expected one of tsam, got 'tsan'"),
         ([*GENERATE, "--guidance", "tsam:alpha=-1"], "alpha: expected a finite number >= 0, got -1"),
         ([*GENERATE, "--guidance", "tsam:beta=1"], "option=value"),

@@ -255,12 +255,6 @@ def test_words_at_unknown_positions_are_refused():
     assert recorder.maps().shape[2] == 2 and recorder.tokens == ("0", "9")
 
 
-def test_no_map_if_images_begin_at_different_positions():
-    pipe, recorder = PIPELINES["lumina2"].make(), MapRecorder((0,))
-    with apply(pipe, scale=None, record=recorder), pytest.raises(ValueError, match="differs within the"):
-        PIPELINES["lumina2"].run(pipe)
-
-
 def test_joined_text():
     parts = (TextPart(make_tokenizer(), CLIP), TextPart(None, 2), TextPart(t5_tokenizer(), None))
     text = JoinedText(("ab", "", "b ab"), parts, CLIP + 2 + 6)

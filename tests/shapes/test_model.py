@@ -1,4 +1,4 @@
-"""The shipped pipeline is small, loads with plain diffusers, and follows its captions."""
+"""Every shipped pipeline loads as plain diffusers does it, is small, and draws what its captions say."""
 
 from __future__ import annotations
 
@@ -6,38 +6,46 @@ import random
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
-from entropy_attn.shapes import MODEL_DIR, load_pipeline
+from entropy_attn.shapes import MODELS, load_pipeline
 from entropy_attn.shapes.checker import find_objects
 from entropy_attn.shapes.scenes import COLOURS, KINDS, Kind, place, random_request, render, to_array
 
+KIND_OF = {"unet": "StableDiffusionPipeline", "transformer": "Lumina2Pipeline"}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def name(request):
+    return request.param
+
 
 @pytest.fixture(scope="module")
-def pipe():
-    return load_pipeline()
+def pipe(name):
+    return load_pipeline(name)
 
 
-def test_at_most_16_mib_in_fp16():
-    files = [path for path in MODEL_DIR.rglob("*") if path.is_file()]
+def test_at_most_16_mib_in_fp16(name):
+    files = [path for path in MODELS[name].rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 16 * 2**20
     assert not [path for path in files if path.suffix in {".bin", ".pt", ".pkl", ".ckpt"}]
-    weights = [load_file(path) for path in MODEL_DIR.rglob("*.safetensors")]
+    weights = [load_file(path) for path in files if path.suffix == ".safetensors"]
     assert len(weights) == 3
     assert {t.dtype for tensors in weights for t in tensors.values() if t.is_floating_point()} == {torch.float16}
 
 
-def test_plain_diffusers_loads_it():
-    assert isinstance(StableDiffusionPipeline.from_pretrained(MODEL_DIR), StableDiffusionPipeline)
-    assert load_pipeline(dtype=torch.float16).unet.dtype == torch.float16
+def test_plain_diffusers_loads_it(name, pipe):
+    assert type(DiffusionPipeline.from_pretrained(MODELS[name])).__name__ == KIND_OF[name] == type(pipe).__name__
+    half = load_pipeline(name, dtype=torch.float16)
+    assert {part.dtype for part in half.components.values() if isinstance(part, torch.nn.Module)} == {torch.float16}
 
 
 def test_every_word_is_one_token(pipe):
     for kind in KINDS:
-        ids = pipe.tokenizer(str(kind)).input_ids
-        assert pipe.tokenizer.convert_ids_to_tokens(ids)[1:-1] == [f"{kind.colour}</w>", f"{kind.shape}</w>"]
-    assert pipe.tokenizer.model_max_length == 77
+        ids = pipe.tokenizer(str(kind), add_special_tokens=False).input_ids
+        pieces = [piece.removesuffix("</w>") for piece in pipe.tokenizer.convert_ids_to_tokens(ids)]
+        assert pieces == [kind.colour, kind.shape]
 
 
 def test_the_vae_keeps_every_object(pipe):

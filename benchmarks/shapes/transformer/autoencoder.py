@@ -75,6 +75,7 @@ def train_autoencoder(path: Path, steps: int, log, device: str = "cpu"):
     began, running = time.time(), []
     for step in range(start, steps):
         rng = random.Random(f"autoencoder-{step}")
+        torch.manual_seed(step)  # a resumed run draws what one that was not stopped draws
         x = (images_of(rng, BATCH) if step % 2 == 0 else canvases(rng, BATCH // 4)).to(device)
         posterior = model.encode(x).latent_dist
         y = model.decode(posterior.sample()).sample

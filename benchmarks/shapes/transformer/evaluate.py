@@ -1,150 +1,162 @@
 """Does a scale policy improve the images of a model? Paired by caption and noise, scored by the exact checker.
 
-First the strength of LogN is chosen for each size, on separate captions; then off, LogN, LogNoRoot and the chosen
-strength are compared on other captions. pictures.csv has a row for each image, so a run that was stopped can be
-continued; summary.csv and the printed table have means and paired differences to off, with 95 % intervals.
+At each size, the best strength is chosen on captions of its own; then off, LogN, LogNoRoot and the chosen strength are
+compared on other captions. images.csv has a row for each image, so that the same command goes on after it was stopped;
+summary.csv and the printed table have means and paired differences to off, with 95 % intervals.
 
+    python -m benchmarks.shapes.transformer.evaluate --model model/ --estimate       # core-minutes, without the images
     python -m benchmarks.shapes.transformer.evaluate --model model/ --out runs/evaluation
-    python -m benchmarks.shapes.transformer.evaluate --model model/ --out runs/training-size --sizes 64 --captions 200
+    python -m benchmarks.shapes.transformer.evaluate --model unet --out runs/unet --sizes 64 96 128
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import random
+import argparse
+import re
+import signal
+import time
 from pathlib import Path
+from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
 import entropy_attn as ea
-from benchmarks.common import append_rows, new_parser, read_rows, write_rows
-from benchmarks.shapes.transformer.paired import FIELDS, best_strength, summary
-from entropy_attn.shapes.checker import check
-from entropy_attn.shapes.scenes import Request, held_out, random_request
+from benchmarks.common import new_parser, positive, write_rows
+from benchmarks.shapes.transformer.captions import requests
+from benchmarks.shapes.transformer.images import BATCH, Images, Sampler, Size, digest, size_name
+from benchmarks.shapes.transformer.paired import FIELDS, best_policy, summary
+from entropy_attn.pipelines.sizes import check_size, train_size
+from entropy_attn.shapes import MODELS
 
-IMAGE_FIELDS = ("split", "size", "policy", "caption", "seed", "asked", "found", "presence", "count", "binding")
-STRENGTHS = (1.0, 2.0, 3.0, 4.0, 6.0)
-BATCH = 20
-
-
-def requests(split: str, total: int) -> list[Request]:
-    """Different requests without held-out kinds and pairs. Each caption is in one split; a quarter are in "choose"."""
-    if split not in ("choose", "report"):
-        raise ValueError(f"split: expected 'choose' or 'report', got {split!r}")
-    rng, chosen = random.Random(f"transformer-{split}"), {}
-    while len(chosen) < total:
-        request = random_request(rng)
-        mine = "choose" if random.Random(request.caption()).random() < 0.25 else "report"
-        if mine == split and not held_out().touches(request):
-            chosen[request.caption()] = request
-    return list(chosen.values())
+SIZES: tuple[Size, ...] = ((32, 32), (48, 48), (64, 64), (96, 96), (128, 128), (192, 192), (64, 128))
+POLICIES = {"off": ea.scale.Fixed(), "LogN": ea.scale.LogN(), "LogNoRoot": ea.scale.LogNoRoot()}
+# LogNoRoot is LogN of strength 2. Negative strengths do the opposite of the paper's scale.
+OTHERS = {f"LogN, strength {s:g}": ea.scale.LogN(strength=s) for s in (-2.0, 3.0, 4.0, 6.0)}
+CANDIDATES = {**POLICIES, **OTHERS}
+CHOSEN = "chosen"
 
 
-def settings(args) -> dict:
-    """What all images of a folder have in common."""
-    weights = args.model / "transformer" / "diffusion_pytorch_model.safetensors"
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    return {"transformer_sha256": digest, "steps": args.steps, "guidance_scale": args.guidance_scale}
+def evaluate(images: Images, sizes: list[Size], trained: Size, captions: int, choose: int) -> list[dict]:
+    """The rows of the summary."""
+    report, chooses, rows = requests("report", captions), requests("choose", choose), []
+    with tqdm(total=planned(sizes, trained, captions, choose), desc="images", mininterval=2) as bar:
+        for size in sizes:
+
+            def scored(split: str, wanted: list, names: Any, size: Size = size) -> dict[str, list[dict]]:
+                return {n: images(split, size, n, CANDIDATES[n], wanted, bar.update) for n in names}
+
+            if size == trained:  # every policy is 1 there
+                rows += summary(size_name(size), scored("report", report, ["off"]))
+                continue
+            found = scored("report", report, POLICIES)
+            settings = {}
+            if choose:
+                best = best_policy(scored("choose", chooses, CANDIDATES))
+                settings[CHOSEN] = best
+                found[CHOSEN] = found[best] if best in found else scored("report", report, [best])[best]
+                bar.update(len(report) if best in POLICIES else 0)
+            rows += summary(size_name(size), found, settings)
+    return rows
 
 
-def claim(out: Path, mine: dict) -> None:
-    """Write the settings of a new folder.
-
-    Raises:
-        ValueError: the images in the folder were made with other settings.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "settings.json"
-    if path.exists() and json.loads(path.read_text()) != mine:
-        raise ValueError(
-            f"--out {out}: expected the settings of its images, {path.read_text()}, got {json.dumps(mine)}"
-        )
-    path.write_text(json.dumps(mine))
+def planned(sizes: list[Size], trained: Size, captions: int, choose: int) -> int:
+    """The number of images, if the chosen policy is at each size one of `OTHERS`."""
+    return sum(images_at(size, trained, captions, choose) for size in sizes)
 
 
-class Images:
-    """The rows of pictures.csv; missing ones are made."""
+def images_at(size: Size, trained: Size, captions: int, choose: int) -> int:
+    if size == trained:
+        return captions
+    return captions * (len(POLICIES) + bool(choose)) + choose * len(CANDIDATES)
 
-    def __init__(self, args):
-        from diffusers import DiffusionPipeline
 
-        self.pipe = DiffusionPipeline.from_pretrained(args.model, torch_dtype=torch.float32)
-        self.pipe.set_progress_bar_config(disable=True)
-        self.steps, self.guidance_scale = args.steps, args.guidance_scale
-        self.path = args.out / "pictures.csv"
-        self.rows: dict[tuple, dict] = {self._key(row): row for row in read_rows(self.path)}
+def estimate(sample: Sampler, sizes: list[Size], trained: Size, captions: int, choose: int) -> list[list[str]]:
+    """Rows (size, images, core-seconds an image, core-minutes), from one batch of two steps at each size."""
+    steps, out, total = sample.options["num_inference_steps"], [], 0.0
+    batch = [request.caption() for request in requests("report", BATCH)]
+    for size in sizes:
+        seconds = {}
+        for few in (1, 3):
+            start = time.process_time()
+            sample(batch, list(range(BATCH)), size, POLICIES["LogN"], num_inference_steps=few)
+            seconds[few] = (time.process_time() - start) / BATCH
+        each = seconds[1] + (steps - 1) * (seconds[3] - seconds[1]) / 2
+        count = images_at(size, trained, captions, choose)
+        total += count * each / 60
+        out.append([size_name(size), str(count), f"{each:.2f}", f"{count * each / 60:.1f}"])
+    return [*out, ["all", str(planned(sizes, trained, captions, choose)), "", f"{total:.1f}"]]
 
-    @staticmethod
-    def _key(row: dict) -> tuple:
-        return row["split"], int(row["size"]), row["policy"], row["caption"]
 
-    def __call__(self, split: str, size: int, name: str, policy, wanted: list[Request], bar: tqdm) -> list[dict]:
-        missing = [(i, r) for i, r in enumerate(wanted) if (split, size, name, r.caption()) not in self.rows]
-        bar.update(len(wanted) - len(missing))
-        for at in range(0, len(missing), BATCH):
-            batch = missing[at : at + BATCH]
-            with ea.apply(self.pipe, scale=policy):
-                images = self.pipe(
-                    [r.caption() for _, r in batch], height=size, width=size, num_inference_steps=self.steps,
-                    guidance_scale=self.guidance_scale,
-                    generator=[torch.Generator().manual_seed(i) for i, _ in batch],
-                ).images  # fmt: skip
-            rows = []
-            for (i, request), image in zip(batch, images, strict=True):
-                score = check(image, request)
-                rows.append({"split": split, "size": size, "policy": name, "caption": request.caption(), "seed": i,
-                             "asked": request.total, "found": len(score.found), "presence": int(score.presence),
-                             "count": int(score.count), "binding": int(score.binding)})  # fmt: skip
-            append_rows(self.path, rows, IMAGE_FIELDS)
-            self.rows |= {self._key(row): row for row in rows}
-            bar.update(len(batch))
-        return [self.rows[split, size, name, r.caption()] for r in wanted]
+def model_folder(options: argparse.ArgumentParser, model: str) -> Path:
+    """The folder of the value of --model."""
+    folder = MODELS.get(model, Path(model))
+    if not (folder / "model_index.json").is_file():
+        options.error(f"--model: expected a diffusers folder or one of {', '.join(MODELS)}, got {model!r}")
+    return folder
+
+
+def size_of(text: str) -> Size:
+    """The value of --sizes: one number for a square, or HEIGHTxWIDTH."""
+    found = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"expected a size such as 64 or 64x128, got {text!r}")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def parser() -> argparse.ArgumentParser:
+    options = new_parser(__doc__)
+    options.add_argument(
+        "--model", required=True, help=f"a diffusers folder, or the name of an embedded model: {', '.join(MODELS)}"
+    )
+    options.add_argument("--out", type=Path, help="folder of images.csv and summary.csv; not needed for --estimate")
+    options.add_argument("--estimate", action="store_true", help="only time a batch at each size")
+    default = " ".join(size_name(size) for size in SIZES)
+    options.add_argument(
+        "--sizes", type=size_of, nargs="+", default=list(SIZES), help=f"sizes in pixels (default {default})"
+    )
+    options.add_argument("--captions", type=positive, default=300, help="captions for the report (default %(default)s)")
+    options.add_argument(
+        "--choose", type=int, default=40, help="captions for choosing the strength; 0: no choice (default %(default)s)"
+    )
+    options.add_argument("--steps", type=positive, default=8, help="denoising steps (default %(default)s)")
+    options.add_argument("--guidance-scale", type=float, default=4.0, help="default %(default)s")
+    return options
 
 
 def main() -> None:
-    parser = new_parser(__doc__)
-    parser.add_argument("--model", type=Path, required=True, help="a diffusers folder")
-    parser.add_argument("--out", type=Path, required=True, help="folder of pictures.csv and summary.csv")
-    parser.add_argument(
-        "--sizes", type=int, nargs="+", default=[64, 96, 128], help="image sizes in pixels (default 64 96 128)"
-    )
-    parser.add_argument("--captions", type=int, default=300, help="captions for the report (default %(default)s)")
-    parser.add_argument(
-        "--choose", type=int, default=60, help="captions for choosing the strength; 0: no choice (default 60)"
-    )
-    parser.add_argument("--steps", type=int, default=20, help="denoising steps (default %(default)s)")
-    parser.add_argument("--guidance-scale", type=float, default=4.0, help="default %(default)s")
-    args = parser.parse_args()
-    if any(size % 16 or size < 32 for size in args.sizes):
-        parser.error(f"--sizes: expected multiples of 16 from 32, got {args.sizes}")
-    claim(args.out, settings(args))
-    images = Images(args)
-    report, choose = requests("report", args.captions), requests("choose", args.choose)
-    off = {"off": ea.scale.Fixed()}
-    strengths = {f"strength {s:g}": ea.scale.LogN(strength=s) for s in STRENGTHS}
-    elsewhere = [size for size in args.sizes if size != images.pipe.default_image_size]
-    per_size = args.choose * (1 + len(strengths)) + args.captions * (4 if args.choose else 3)
-    total = len(elsewhere) * per_size + (len(args.sizes) - len(elsewhere)) * args.captions
-    rows = []
-    with tqdm(total=total, desc="images", mininterval=2) as bar:
-        for size in args.sizes:
-            if size not in elsewhere:  # all policies are 1 at the training size
-                rows += summary(size, {"off": images("report", size, "off", off["off"], report, bar)})
-                continue
-            policies = off | {"LogN": ea.scale.LogN(), "LogNoRoot": ea.scale.LogNoRoot()}
-            if args.choose:
-                tried = {n: images("choose", size, n, p, choose, bar) for n, p in (off | strengths).items()}
-                best = best_strength(tried)
-                policies[f"chosen: {best}"] = (off | strengths)[best]
-            rows += summary(size, {n: images("report", size, n, p, report, bar) for n, p in policies.items()})
+    options = parser()
+    args = options.parse_args()
+    if args.choose < 0:
+        options.error(f"--choose: expected a whole number from 0, got {args.choose}")
+    if args.out is None and not args.estimate:
+        options.error("--out: expected a folder, or --estimate")
+    if len(set(args.sizes)) < len(args.sizes):
+        options.error(f"--sizes: expected different sizes, got {' '.join(map(size_name, args.sizes))}")
+    model = model_folder(options, args.model)
+    sample = Sampler(model, args.steps, args.guidance_scale)
+    for size in args.sizes:
+        check_size(sample.pipe, size)
+    trained = train_size(sample.pipe)
+    if args.estimate:
+        _print(("size", "images", "core-seconds each", "core-minutes"),
+               estimate(sample, args.sizes, trained, args.captions, args.choose))  # fmt: skip
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    settings = {"weights_sha256": digest(model), "steps": args.steps, "guidance_scale": args.guidance_scale}
+    try:
+        rows = evaluate(Images(sample, args.out, settings), args.sizes, trained, args.captions, args.choose)
+    except KeyboardInterrupt:
+        raise SystemExit(f"stopped: {args.out} keeps what was finished, and the same command continues") from None
     write_rows(args.out / "summary.csv", rows, FIELDS)
-    table = Table(*FIELDS)
+    _print(FIELDS, [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows])
+
+
+def _print(columns: tuple[str, ...], rows: list[list[str]]) -> None:
+    table = Table(*columns)
     for row in rows:
-        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()))
+        table.add_row(*row)
     Console(width=190).print(table)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import new_parser
+from benchmarks.shapes.transformer.card import card
 from benchmarks.shapes.transformer.files import load_state, write_state
 from benchmarks.shapes.transformer.model import pipeline, transformer, vae
 
@@ -33,18 +34,20 @@ def load_checkpoint(work: Path | None, state: Path | None):
     weights = latest["averaged"]
     width = weights["x_embedder.weight"].shape[0]
     layers = len({name.split(".")[1] for name in weights if name.startswith("layers.")})
-    denoiser = transformer(width, layers)
+    denoiser = transformer(width, layers, head_dim=weights["layers.0.attn.norm_q.weight"].shape[0])
     denoiser.load_state_dict(weights)
     return autoencoder.eval(), denoiser.eval(), latest["step"]
 
 
 def export(work: Path | None, state: Path | None, out: Path) -> tuple[int, int]:
-    """Write the pipeline; returns the step and the size of all safetensors in bytes."""
+    """Write the pipeline and its card; returns the step and the size of all files in bytes."""
     autoencoder, denoiser, step = load_checkpoint(work, state)
-    pipeline(autoencoder, denoiser).to(torch.float16).save_pretrained(out, safe_serialization=True)
+    pipe = pipeline(autoencoder, denoiser).to(torch.float16)
+    pipe.save_pretrained(out, safe_serialization=True)
+    (out / "README.md").write_text(card(pipe, step), encoding="utf-8")
     for file in (out / "model_index.json", out / "tokenizer" / "tokenizer_config.json"):
         file.write_text(file.read_text().replace('"TokenizersBackend"', f'"{TOKENIZER_CLASS}"'))
-    return step, sum(file.stat().st_size for file in out.rglob("*.safetensors"))
+    return step, sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
 
 
 def main() -> None:
@@ -63,9 +66,9 @@ def main() -> None:
         print(f"{args.write_state}: step {write_state(args.work, args.write_state)}")
     if args.out:
         step, size = export(args.work, args.state, args.out)
-        print(f"{args.out}: step {step}, {size / 2**20:.1f} MiB of weights")
+        print(f"{args.out}: step {step}, {size / 2**20:.1f} MiB")
         if size > LIMIT:
-            raise SystemExit(f"{args.out}: expected at most {LIMIT} bytes of weights, got {size}")
+            raise SystemExit(f"{args.out}: expected at most {LIMIT} bytes, got {size}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
-"""What the training stages share: the learning rate, atomic writes of files, and the progress log."""
+"""What the training stages share: the learning rate, atomic writes of files, the progress log, and how to stop."""
 
 from __future__ import annotations
 
 import datetime
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -20,6 +24,25 @@ def save(path: Path, state: dict) -> None:
     """Write a new file, then replace the old one: a run that is stopped here loses nothing."""
     torch.save(state, path.with_suffix(".new"))
     path.with_suffix(".new").replace(path)
+
+
+@contextmanager
+def stop_requests() -> Iterator[SimpleNamespace]:
+    """While the block lasts, Ctrl-C and kill -TERM only set `requested`: a step that has begun is finished.
+
+    Half of a step, with one of two optimizers done, could not be continued.
+    """
+    state = SimpleNamespace(requested=False)
+
+    def note(*_: object) -> None:
+        state.requested = True
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield state
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Log:

@@ -20,7 +20,9 @@ LATENT_SIZE = 8  # eight pixels per latent, one latent per token: 64 image token
 LATENT_CHANNELS = 8
 WORD_WIDTH = 64
 HEAD_DIM = 32
-AXES = (8, 12, 12)  # rotary dims of a head: position in the caption, row, column
+# Rotary dims of a head: position in the caption, row, column. n dims have the frequencies 10000^(-2 i / n) radians a
+# token, so a wider head has more of them between 1 (a period of 6.3 tokens) and the size of a canvas.
+AXES = {32: (8, 12, 12), 64: (16, 24, 24), 96: (16, 40, 40)}
 
 
 def words() -> list[str]:
@@ -56,6 +58,8 @@ def text_encoder(vocabulary: int) -> Gemma2Model:
         pad_token_id=0, bos_token_id=1, eos_token_id=1,
     )  # fmt: skip
     model = Gemma2Model(config).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.zero_()  # of the layer that is not used: every export has the same bytes
     generator = torch.Generator().manual_seed(0)
     rows = torch.linalg.qr(torch.randn(WORD_WIDTH, WORD_WIDTH, generator=generator)).Q[:vocabulary]
     model.embed_tokens.weight.copy_(rows)
@@ -71,12 +75,20 @@ def vae() -> AutoencoderKL:
     )  # fmt: skip
 
 
-def transformer(width: int = 192, layers: int = 6, refiners: int = 1, feed_forward: float = 0.5):
-    """Joint attention over words and image tokens, with `width // 32` heads of 32."""
+def transformer(
+    width: int = 192, layers: int = 6, refiners: int = 1, feed_forward: float = 0.5, head_dim: int = HEAD_DIM
+):
+    """Joint attention over words and image tokens, with `width // head_dim` heads.
+
+    Raises:
+        ValueError: `head_dim` is not in `AXES`, or `width` is no multiple of it.
+    """
+    if head_dim not in AXES or width % head_dim:
+        raise ValueError(f"head_dim: expected one of {', '.join(map(str, AXES))} that divides {width}, got {head_dim}")
     model = Lumina2Transformer2DModel(
         sample_size=LATENT_SIZE, patch_size=1, in_channels=LATENT_CHANNELS, hidden_size=width, num_layers=layers,
-        num_refiner_layers=refiners, num_attention_heads=width // HEAD_DIM, num_kv_heads=width // HEAD_DIM,
-        multiple_of=32, ffn_dim_multiplier=feed_forward, axes_dim_rope=AXES, axes_lens=(256, 256, 256),
+        num_refiner_layers=refiners, num_attention_heads=width // head_dim, num_kv_heads=width // head_dim,
+        multiple_of=32, ffn_dim_multiplier=feed_forward, axes_dim_rope=AXES[head_dim], axes_lens=(256, 256, 256),
         cap_feat_dim=WORD_WIDTH,
     )  # fmt: skip
     for name, parameter in model.named_parameters():

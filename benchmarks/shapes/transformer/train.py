@@ -1,8 +1,9 @@
 """Train the transformer of the second embedded pipeline, on a CPU in the background.
 
-Stages: autoencoder, latents of the training scenes, transformer. The same command resumes where the last one stopped;
-Ctrl-C and kill -TERM write a checkpoint first. `--steps` can change between runs: the learning rate is constant, and
-falls to zero over the last part of `--steps`.
+Stages: autoencoder, latents of the training scenes, transformer. The same command resumes where the last one stopped,
+and ends with the weights that it would have had without a stop; Ctrl-C and kill -TERM finish the step and write a
+checkpoint first. `--steps` can change between runs: the learning rate is constant, and falls to zero over the last part
+of `--steps`.
 
     python -m benchmarks.shapes.transformer.train --work runs/transformer --steps 8000
     python -m benchmarks.shapes.transformer.train --work runs/more --from-state benchmarks/shapes/transformer/state
@@ -23,9 +24,9 @@ import torch.nn.functional as F
 from benchmarks.common import new_parser
 from benchmarks.shapes.transformer.autoencoder import train_autoencoder
 from benchmarks.shapes.transformer.fast import accelerate
-from benchmarks.shapes.transformer.files import Log, load_state, rate, save
+from benchmarks.shapes.transformer.files import Log, load_state, rate, save, stop_requests
 from benchmarks.shapes.transformer.latents import Shards
-from benchmarks.shapes.transformer.model import text_encoder, tokenizer, transformer
+from benchmarks.shapes.transformer.model import AXES, HEAD_DIM, text_encoder, tokenizer, transformer
 from benchmarks.shapes.transformer.optimizer import Muon, split
 from benchmarks.shapes.transformer.sheet import glance
 
@@ -53,8 +54,9 @@ def train(args, autoencoder, log: Log):
     """The transformer, resumed from its checkpoint or from a committed state; returns the averaged weights."""
     tok = tokenizer()
     words, shards = Words(tok, args.device), Shards(args.work, autoencoder, tok, args.device)
-    net = transformer(args.width, args.layers).to(args.device)
-    averaged = transformer(args.width, args.layers).to(args.device)
+    net, averaged = (
+        transformer(args.width, args.layers, head_dim=args.head_dim).to(args.device) for _ in ("net", "averaged")
+    )
     averaged.load_state_dict(net.state_dict())
     hidden, rest = split(net)
     optimizers = (Muon(hidden, args.muon_lr), torch.optim.AdamW(rest, args.lr, betas=(0.9, 0.98), weight_decay=0.01))
@@ -79,8 +81,7 @@ def train(args, autoencoder, log: Log):
 
     peaks = (args.muon_lr, args.lr)
     running, began, since = [], time.time(), start
-    step = start
-    try:
+    with stop_requests() as stop:
         for step in range(start, args.steps):
             torch.manual_seed(step)
             x, ids = shards.batch(args.batch, step)
@@ -116,10 +117,10 @@ def train(args, autoencoder, log: Log):
                 checkpoint(done)
             if done % args.look == 0 or done == args.steps:
                 print(glance(autoencoder, averaged, args.work / f"samples-{done:06d}.png"), flush=True)
-    except KeyboardInterrupt:
-        checkpoint(step)
-        print(f"stopped at step {step}; the same command continues from there", flush=True)
-        raise SystemExit(130) from None
+            if stop.requested:
+                checkpoint(done)
+                print(f"stopped at step {done}; the same command continues from there", flush=True)
+                raise SystemExit(130)
     return averaged
 
 
@@ -128,7 +129,8 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--work", type=Path, required=True, help="folder of checkpoints, sample sheets and loss.csv")
     options.add_argument("--steps", type=int, default=8000, help="steps in all (default %(default)s)")
     options.add_argument("--autoencoder-steps", type=int, default=1500, help="default %(default)s")
-    options.add_argument("--width", type=int, default=192, help="multiple of 32 (default %(default)s)")
+    options.add_argument("--width", type=int, default=192, help="multiple of --head-dim (default %(default)s)")
+    options.add_argument("--head-dim", type=int, default=HEAD_DIM, choices=list(AXES), help="default %(default)s")
     options.add_argument("--layers", type=int, default=6, help="joint blocks (default %(default)s)")
     options.add_argument("--batch", type=int, default=64, help="default %(default)s")
     options.add_argument("--lr", type=float, default=2e-3, help="peak of AdamW (default %(default)s)")
@@ -157,9 +159,7 @@ def main() -> None:
     try:
         autoencoder = train_autoencoder(path, args.autoencoder_steps, log, args.device)
         train(args, autoencoder, log)
-    except (
-        KeyboardInterrupt
-    ):  # before the first step of the transformer; the earlier stages write checkpoints themselves
+    except KeyboardInterrupt:  # in the autoencoder, which has written its checkpoints
         raise SystemExit(130) from None
 
 

@@ -85,7 +85,7 @@ def apply(
         )
     check_guidance(pipe, router.recorders)
     for recorder in router.recorders:
-        recorder.attach(text_parts(pipe, handle.model.tokenizers, handle.model.joint))
+        recorder.attach(text_parts(pipe, handle.model))
     if (previous := handle_of(denoiser)) is not None:
         if previous.entered:
             raise RuntimeError("the denoiser is routed by an enclosing `with apply(...)` block: leave that first")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
+from entropy_attn.integrations.diffusers.models import Model
 from entropy_attn.integrations.diffusers.pipeline_calls import running
 from entropy_attn.integrations.diffusers.row_texts import Encoded, encoded_states
 from entropy_attn.prompts import TextPart
@@ -114,8 +115,11 @@ class _HookedMethod:
 def _tokenized_prompts(
     pipe: DiffusionPipeline, arguments: dict[str, Any], tokenizers: tuple[str, ...]
 ) -> list[Prompt] | None:
-    """The prompts as they are tokenized: a textual inversion with several vectors is several words then."""
-    if arguments.get("prompt") is None:
+    """The prompts as they are tokenized: a textual inversion with several vectors is several words then.
+
+    None for embeddings, and after a system prompt that is not the pipeline's, which moves the words.
+    """
+    if arguments.get("prompt") is None or arguments.get("system_prompt") not in (None, _system_prompt(pipe)):
         return None
     expand = getattr(pipe, "maybe_convert_prompt", None)
     each = []
@@ -128,13 +132,15 @@ def _tokenized_prompts(
     return [texts[0] if len(set(texts)) == 1 else texts for texts in zip(*each, strict=True)]
 
 
-def text_parts(pipe: DiffusionPipeline | None, tokenizers: tuple[str, ...], open_ended: bool) -> tuple[TextPart, ...]:
-    """The parts of the text that layers attend to, where they are the tokenizers' texts of the unchanged prompt.
-
-    open_ended: the last text is as long as the pipeline's call says.
-    """
+def text_parts(pipe: DiffusionPipeline | None, model: Model) -> tuple[TextPart, ...]:
+    """The parts of the text that layers attend to, where they are the tokenizers' texts of the unchanged prompt."""
+    tokenizers = model.tokenizers
     if not tokenizers or pipe is None or _cleans_prompts(pipe):
         return ()
+    system_prompt = _system_prompt(pipe)
+    if model.prefix and system_prompt is None:
+        return ()
+    prefix = model.prefix.format(system_prompt=system_prompt)
     parts = []
     for name in tokenizers:
         tokenizer: Any = tokenizer_of(pipe, name)
@@ -143,9 +149,14 @@ def text_parts(pipe: DiffusionPipeline | None, tokenizers: tuple[str, ...], open
             tokenizer = None  # Stable Diffusion 3 without T5 has zeros instead
         elif tokenizer is None:
             return ()
-        last = open_ended and name == tokenizers[-1]
-        parts.append(TextPart(tokenizer, None if last else tokenizer.model_max_length))
+        last = model.joint and name == tokenizers[-1]  # as long as the pipeline's call says
+        parts.append(TextPart(tokenizer, None if last else tokenizer.model_max_length, prefix))
     return tuple(parts)
+
+
+def _system_prompt(pipe: DiffusionPipeline) -> str | None:
+    """What Lumina 2 puts before a prompt."""
+    return getattr(pipe, "system_prompt", None)
 
 
 def _cleans_prompts(pipe: DiffusionPipeline) -> bool:

@@ -18,6 +18,7 @@ from entropy_attn.recorders.base import Recorder
 from entropy_attn.recorders.entropy import EntropyRecorder
 from entropy_attn.scale import Fixed, LogN
 from tests.support.footprint import footprint
+from tests.support.tiny_case import text_mask
 from tests.support.tiny_denoisers import CASES, Case, Layer
 from tests.support.tiny_models import Spy
 
@@ -156,6 +157,16 @@ def image_rows(layer: Layer, queries: int) -> slice:
     return slice(layer.text_queries, queries)
 
 
+def of_image(layer: Layer, found: torch.Tensor, dim: int) -> torch.Tensor:
+    """The rows of the image along `dim`, which is negative; in ragged batches they follow the text of each sample."""
+    if layer.order != "ragged":
+        rows = image_rows(layer, found.shape[dim])
+        return found.narrow(dim, rows.start or 0, len(range(*rows.indices(found.shape[dim]))))
+    starts = [int(length) for length in text_mask().sum(1)]
+    assert len(set(starts)) > 1
+    return torch.stack([each.narrow(dim, start, layer.image) for each, start in zip(found, starts, strict=True)])
+
+
 class Kept(Recorder):
     """Keeps everything that it receives."""
 
@@ -179,14 +190,14 @@ def test_recorded_entropies_are_those_of_the_probabilities(name: str):
     for (info, scale, measured, latent_size), call in zip(kept.kept, calls, strict=True):
         layer = expected_layer(case, size, info.layer)
         expected = entropies(call, call.get("scale") or info.head_dim**-0.5)
-        expected = expected[..., image_rows(layer, info.seqlen_q)]
+        expected = of_image(layer, expected, -1)
         assert latent_size == size
         assert scale == pytest.approx(call.get("scale") or info.head_dim**-0.5)
         torch.testing.assert_close(measured.double(), expected, rtol=1e-3, atol=1e-4)
     rows = recorder.to_dataframe().drop_duplicates(["layer"])
     for row in rows.itertuples():
         layer = expected_layer(case, size, row.layer)
-        assert row.seqlen_q == layer.image + (0 if layer.order in ("first", "last") else layer.text_queries)
+        assert row.seqlen_q == layer.image + (0 if layer.order in ("first", "last", "ragged") else layer.text_queries)
 
 
 def test_maps_are_of_text_positions_and_image_rows(name: str):
@@ -205,7 +216,7 @@ def test_maps_are_of_text_positions_and_image_rows(name: str):
         if mask is not None:
             logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
         first = layer.image if layer.order == "last" else 0
-        expected = logits.softmax(-1).mean(-3)[:, image_rows(layer, info.seqlen_q)]
+        expected = of_image(layer, logits.softmax(-1).mean(-3), -2)
         expected = expected[..., first + 1 : first + layer.text - 1]
         torch.testing.assert_close(measured.double(), expected, rtol=1e-3, atol=1e-4)
 

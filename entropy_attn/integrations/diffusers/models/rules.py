@@ -50,7 +50,7 @@ class LayerRule:
     kind: what the layers attend to; None for layers that are not routed, for the reason in `note`.
     text: position of the text among the keys of joint attention, and among its queries if they include text.
     ragged: the text of a shorter prompt leaves room to the image, so the images of one batch begin at different
-        positions.
+        positions. What is left at the end is masked; a call without a mask has texts of one length.
     per_sample: the model makes one attention call per sample of the batch.
     image_prompt_first: a layer with extra keys for an image prompt attends to those before it attends to the text.
     """
@@ -77,6 +77,7 @@ class Model:
     guidance: how its pipelines run their branches.
     text_tokens: the usual length of the text.
     tokenizers: attributes of the pipeline whose texts are concatenated; () where that does not describe the text.
+    prefix: what the pipeline puts before the prompt, with the system prompt of its call or its attribute.
     pack: latent cells per side that the pipeline packs into one, before the patches of the model.
     pad: image tokens are padded to a multiple of 32.
     halves: layers see the image halved, each a different number of times (UNets).
@@ -95,6 +96,7 @@ class Model:
     guidance: GuidanceLayout
     text_tokens: int = 0
     tokenizers: tuple[str, ...] = ()
+    prefix: str = ""
     pack: int = 1
     pad: bool = False
     halves: bool = False

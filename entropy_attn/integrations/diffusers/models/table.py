@@ -204,8 +204,10 @@ MODELS: tuple[Model, ...] = (
         _CONFIG,
         SEPARATE_CALLS,
         text_tokens=256,
-        note="The image begins where the prompt of its sample ends: records of joint attention cover the queries of "
-        "both, and rows='image' is refused. " + _MODEL_FACTOR,
+        tokenizers=("tokenizer",),
+        prefix="{system_prompt} <Prompt Start> ",
+        note="The image begins where the prompt of its sample ends: rows='image' is refused for prompts of different "
+        "lengths in one batch. " + _MODEL_FACTOR,
     ),
     Model(
         "AuraFlowTransformer2DModel",
