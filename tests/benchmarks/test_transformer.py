@@ -13,9 +13,9 @@ import torch
 pytest.importorskip("diffusers")
 
 from benchmarks.common import read_rows
-from benchmarks.shapes.transformer import autoencoder, captions, evaluate, export, fast, images, latents, train
+from benchmarks.shapes.transformer import autoencoder, captions, evaluate, export, fast, images, latents, train, widen
 from benchmarks.shapes.transformer.files import load_state, stop_requests, write_state
-from benchmarks.shapes.transformer.model import text_encoder, tokenizer, transformer
+from benchmarks.shapes.transformer.model import AXES, text_encoder, tokenizer, transformer
 from entropy_attn.shapes.scenes import held_out
 from tests.support.shapes_transformer import WIDTH, shapes_transformer, work_folder
 
@@ -178,7 +178,7 @@ def test_export_round_trip(tmp_path, monkeypatch, capsys):
     assert write_state(work, state) == 3
 
 
-@pytest.mark.parametrize(("head_dim", "slowest"), [(32, 10000 ** (-10 / 12)), (64, 10000 ** (-22 / 24))])
+@pytest.mark.parametrize(("head_dim", "slowest"), [(32, 10000 ** (-10 / 12)), (64, 10000 ** (-26 / 28))])
 def test_heads_of_another_width(head_dim, slowest, tmp_path):
     """The exported configuration is that of the weights; wider heads have more frequencies of rotation."""
     work = work_folder(tmp_path / "work")
@@ -187,10 +187,54 @@ def test_heads_of_another_width(head_dim, slowest, tmp_path):
     denoiser = export.load_checkpoint(work, None)[1]
     assert denoiser.config.num_attention_heads == 64 // head_dim
     turns = denoiser.rope_embedder.freqs_cis[1][1].angle()  # of row 1
-    assert len(turns) == {32: 6, 64: 12}[head_dim]
+    assert len(turns) == {32: 6, 64: 14}[head_dim]
     assert (float(turns[0]), float(turns[-1])) == pytest.approx((1.0, slowest), rel=1e-4)
     with pytest.raises(ValueError, match="head_dim: expected one of 32, 64, 96 that divides 64, got 96"):
         transformer(64, 1, head_dim=96)
+
+
+def test_pairs_of_a_wide_head_turn_about_as_fast_as_before():
+    order = widen.pair_order()
+    assert sorted(order) == list(range(32))
+    before = [(axis, f) for axis, dims in enumerate(AXES[32]) for f in widen.frequencies(dims)] * 2
+    after = [(axis, f) for axis, dims in enumerate(AXES[64]) for f in widen.frequencies(dims)]
+    moved = [(before[old], new) for old, new in zip(order, after, strict=True) if before[old][0] != new[0]]
+    assert len(moved) == 4 and all(old[1] <= 0.01 and new[1] < 0.001 for old, new in moved)  # these hardly turn
+    images = [(before[old][1], new[1]) for old, new in zip(order, after, strict=True) if new[0] and new[1] > 0.002]
+    assert all(0.4 < old / new < 2.1 for old, new in images)
+
+
+def test_two_heads_become_one():
+    """Without rotation and norms, the scores of the wide head are the sums of those of the two narrow ones."""
+    torch.manual_seed(0)
+    narrow, wide = transformer(128, 1), transformer(128, 1, head_dim=64)
+    with torch.no_grad():
+        narrow.layers[0].attn.norm_q.weight.normal_()
+    wide.load_state_dict(widen.widened(narrow.state_dict()))
+    x = torch.randn(5, 128)
+
+    def scores(net) -> torch.Tensor:
+        attn = net.layers[0].attn
+        q, k = (part(x).unflatten(1, (attn.heads, -1)) for part in (attn.to_q, attn.to_k))
+        return torch.einsum("nhd,mhd->hnm", q * attn.norm_q.weight, k * attn.norm_k.weight)
+
+    torch.testing.assert_close(scores(wide), scores(narrow).unflatten(0, (2, 2)).sum(1))
+    torch.testing.assert_close(wide.layers[0].attn.to_v.weight, narrow.layers[0].attn.to_v.weight)
+    with pytest.raises(ValueError, match=r"norm_q.weight: expected shape \(32,\), got \(64,\)"):
+        widen.widened(wide.state_dict())
+    with pytest.raises(ValueError, match=r"to_q\.weight: expected a multiple of 64 rows, got 96"):
+        widen.widened(transformer(96, 1).state_dict())
+
+
+def test_training_continues_with_wide_heads(tmp_path, monkeypatch):
+    work = work_folder(tmp_path / "narrow")
+    net = transformer(64, 1)
+    torch.save({**torch.load(work / "transformer.pt"), "averaged": net.state_dict()}, work / "transformer.pt")
+    run(widen, monkeypatch, "--work", work, "--out", tmp_path / "wide", "--step", 7)
+    denoiser, step = export.load_checkpoint(tmp_path / "wide", None)[1:]
+    assert step == 7 and denoiser.config.num_attention_heads == 1
+    state = torch.load(tmp_path / "wide" / "transformer.pt")
+    assert state["optimizers"] is None and same(state["net"], state["averaged"])
 
 
 def test_an_export_that_is_too_large_is_refused(tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ WORD_WIDTH = 64
 HEAD_DIM = 32
 # Rotary dims of a head: position in the caption, row, column. n dims have the frequencies 10000^(-2 i / n) radians a
 # token, so a wider head has more of them between 1 (a period of 6.3 tokens) and the size of a canvas.
-AXES = {32: (8, 12, 12), 64: (16, 24, 24), 96: (16, 40, 40)}
+AXES = {32: (8, 12, 12), 64: (8, 28, 28), 96: (16, 40, 40)}
 
 
 def words() -> list[str]:

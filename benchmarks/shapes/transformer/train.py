@@ -63,7 +63,7 @@ def train(args, autoencoder, log: Log):
     path, start = args.work / "transformer.pt", 0
     if path.exists():
         state = torch.load(path, map_location=args.device)
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        for optimizer, saved in zip(optimizers, state["optimizers"] or (), strict=bool(state["optimizers"])):
             optimizer.load_state_dict(saved)
     elif args.from_state:
         state = load_state(args.from_state)
