@@ -17,22 +17,11 @@ from entropy_attn.guidance import CONFORM, TSAM, AttendAndExcite, SynGen
 from entropy_attn.guidance.method import Custom, Guidance, Prompt
 from entropy_attn.guidance.text import sharpen
 from entropy_attn.prompts import Text
-from entropy_attn.shapes.scenes import COLOURS
+from entropy_attn.shapes.words import objects
 
 TSAM_ARMS = ("tsam-released", "tsam-paper", "tsam-shuffled", "tsam-oracle")  # the arms with a gamma
 ARMS = ("none", "tsam-released", "tsam-paper", "attend-and-excite", "conform", "syngen", "tsam-shuffled", "tsam-oracle")
 UNRELATED = 0.1  # the syntax oracle's attention between words of different objects, before the power
-Positions = tuple[int, ...]
-
-
-def objects(text: Text) -> list[tuple[Positions, Positions, Positions]]:
-    """Positions of (number, color, shape) of each object in the caption, in order."""
-    words = text.words
-    return [
-        (words[at - 1].positions, words[at].positions, words[at + 1].positions)
-        for at in range(1, len(words) - 1)
-        if words[at].label in COLOURS
-    ]
 
 
 def guidance_of(arm: str, alpha: float, gamma: float | None, steps: range) -> Guidance | None:
