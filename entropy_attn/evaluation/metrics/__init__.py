@@ -1,0 +1,1 @@
+"""Metrics of images that need networks. The networks are folders on this machine; nothing is downloaded."""
