@@ -176,7 +176,7 @@ def _parti(text: str, path: Path) -> list[Item]:
     names = next(rows, [])
     if PARTI_COLUMN not in names:
         raise ValueError(f"{path}: line 1: expected tab-separated columns with {PARTI_COLUMN!r}, got {names!r}")
-    items = []
+    items: list[Item] = []
     for number, cells in enumerate(rows, start=2):
         if not cells:
             continue
@@ -190,7 +190,7 @@ def _parti(text: str, path: Path) -> list[Item]:
 
 
 def _geneval(text: str, path: Path) -> list[Item]:
-    items = []
+    items: list[Item] = []
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue

@@ -68,7 +68,7 @@ def test_a_format_that_is_named_is_not_guessed(write):
     assert read_prompts(write(TIFA), "lines").texts[0] == "["
     with pytest.raises(ValueError, match=r"line 1: expected tab-separated columns with 'Prompt', got \['a red circle'"):
         read_prompts(write(LINES), "parti")
-    with pytest.raises(ValueError, match="format: expected 'tifa', .* or 'lines', got 'csv'"):
+    with pytest.raises(ValueError, match=r"format: expected 'tifa', .* or 'lines', got 'csv'"):
         read_prompts(write(LINES), "csv")
 
 

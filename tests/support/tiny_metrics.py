@@ -87,3 +87,12 @@ def make_encoder(folder: Path) -> Path:
     )  # fmt: skip
     tf.BertModel(config).save_pretrained(folder)
     return folder
+
+
+NETWORKS = {
+    "clip": make_clip,
+    "captioner": make_captioner,
+    "blip": make_blip_vqa,
+    "vilt": make_vilt_vqa,
+    "encoder": make_encoder,
+}

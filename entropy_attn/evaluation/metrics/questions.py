@@ -1,7 +1,7 @@
 """TIFA: a network answers questions about an image; the share of right answers is the image's score.
 
-Source: Hu et al., "TIFA: Accurate and Interpretable Text-to-Image Faithfulness Evaluation with Question Answering", ICCV
-2023, arXiv 2303.11897.
+Source: Hu et al., "TIFA: Accurate and Interpretable Text-to-Image Faithfulness Evaluation with Question Answering",
+ICCV 2023, arXiv 2303.11897.
 """
 
 from __future__ import annotations

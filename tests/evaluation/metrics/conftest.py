@@ -13,9 +13,7 @@ from tests.support import tiny_metrics
 @pytest.fixture(scope="session")
 def networks(tmp_path_factory):
     root = tmp_path_factory.mktemp("networks")
-    made = {"clip": tiny_metrics.make_clip, "captioner": tiny_metrics.make_captioner, "blip": tiny_metrics.make_blip_vqa,
-            "vilt": tiny_metrics.make_vilt_vqa, "encoder": tiny_metrics.make_encoder}  # fmt: skip
-    return {name: make(root / name) for name, make in made.items()}
+    return {name: make(root / name) for name, make in tiny_metrics.NETWORKS.items()}
 
 
 @pytest.fixture

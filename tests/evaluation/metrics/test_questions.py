@@ -6,8 +6,7 @@ import json
 
 import pytest
 import torch
-
-transformers = pytest.importorskip("transformers")
+import transformers
 
 from entropy_attn.evaluation.metrics.questions import VQA, ChoiceEncoder, Question, judged, read_questions
 from entropy_attn.evaluation.prompt_sets import Item, PromptSet
