@@ -39,6 +39,7 @@ FLOORS: list[dict[str, str]] = [
     {
         "profiling": "entropy across sizes, policies and seeds: ea.profile",
         "plots": "figures of profiles, maps, guidance and benchmarks",
+        "evaluation": "images of many prompts under several policies, and their metrics",
     },
     {"cli": "the entropy-attn command", "__main__": "python -m entropy_attn"},
 ]

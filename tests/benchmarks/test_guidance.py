@@ -172,7 +172,7 @@ def test_interval_draws_captions_whole():
     assert (mean, low, high) == (0.5, 0.0, 1.0)  # a quarter of all draws is twice the same caption
     assert summary.interval([[0.25]] * 5) == (0.25, 0.25, 0.25)
     assert summary.interval([[1.0, 1.0, 1.0], [0.0]])[0] == 0.75
-    with pytest.raises(ValueError, match="expected at least two captions"):
+    with pytest.raises(ValueError, match="groups: expected at least two"):
         summary.interval([[1.0]])
 
 

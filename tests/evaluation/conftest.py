@@ -1,0 +1,6 @@
+"""A small saved pipeline."""
+
+from tests.support.saved_models import tiny_model, tiny_pipe
+from tests.support.tiny_clip import tiny_clip
+
+__all__ = ["tiny_clip", "tiny_model", "tiny_pipe"]
