@@ -2,5 +2,6 @@
 
 from tests.support.saved_models import tiny_model, tiny_pipe
 from tests.support.tiny_clip import tiny_clip
+from tests.support.tiny_metrics import drawn, networks
 
-__all__ = ["tiny_clip", "tiny_model", "tiny_pipe"]
+__all__ = ["drawn", "networks", "tiny_clip", "tiny_model", "tiny_pipe"]

@@ -2,5 +2,6 @@
 
 from tests.support.saved_models import invented, tiny_model, tiny_pipe
 from tests.support.tiny_clip import tiny_clip
+from tests.support.tiny_metrics import drawn, networks
 
-__all__ = ["invented", "tiny_clip", "tiny_model", "tiny_pipe"]
+__all__ = ["drawn", "invented", "networks", "tiny_clip", "tiny_model", "tiny_pipe"]

@@ -1,1 +1,1 @@
-"""Metrics of images that need networks. The networks are folders on this machine; nothing is downloaded."""
+"""Metrics of images by networks: similarities of CLIP, and answers to questions."""

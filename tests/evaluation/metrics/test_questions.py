@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
-import transformers
 
-from entropy_attn.evaluation.metrics.questions import VQA, ChoiceEncoder, Question, judged, read_questions
+from entropy_attn.evaluation.metrics.questions import Question, judged, read_questions
 from entropy_attn.evaluation.prompt_sets import Item, PromptSet
 
 PROMPTS = PromptSet("set", "tifa", (Item("coco_1", "a red circle"), Item("coco_2", "two circles")))
@@ -56,53 +54,6 @@ def test_questions_by_prompt(write):
 def test_a_wrong_file_is_refused(write, entries, message):
     with pytest.raises(ValueError, match=message):
         read_questions(write(entries), PROMPTS)
-
-
-def test_vilt_answers_with_its_likeliest_label(networks, images):
-    folder = networks["vilt"]
-    question = "what color is the circle?"
-    model = transformers.ViltForQuestionAnswering.from_pretrained(folder).eval()
-    inputs = dict(transformers.AutoTokenizer.from_pretrained(folder)(question, return_tensors="pt"))
-    inputs |= dict(transformers.AutoImageProcessor.from_pretrained(folder)(images=images[:1], return_tensors="pt"))
-    with torch.no_grad():
-        label = int(model(**inputs).logits[0].argmax())
-    assert VQA(folder).answer(images[0], question) == model.config.id2label[label]
-    VQA(folder).answer(images[0], "what " * 100)  # cut at the network's length
-
-
-def test_blip_answers_in_words(networks, images):
-    folder = networks["blip"]
-    question = "is there a circle?"
-    model = transformers.BlipForQuestionAnswering.from_pretrained(folder).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    pixels = transformers.AutoImageProcessor.from_pretrained(folder)(images=images[:1], return_tensors="pt")
-    tokens = tokenizer(question, return_tensors="pt")
-    ids = model.generate(
-        input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"], pixel_values=pixels["pixel_values"],
-        max_length=50,
-    )  # fmt: skip
-    assert VQA(folder).answer(images[0], question) == tokenizer.decode(ids[0], skip_special_tokens=True).strip()
-
-
-def test_other_networks_are_refused(networks):
-    with pytest.raises(ValueError, match="vqa: expected a blip or vilt network, got clip in "):
-        VQA(networks["clip"])
-
-
-def test_answers_go_to_the_closest_choice_as_in_tifa(networks):
-    """The mean of the last hidden states over the tokens, without padding, as unit vectors."""
-    folder, texts = networks["encoder"], ["dark blue", "red", "is the circle blue or red ?"]
-    model = transformers.BertModel.from_pretrained(folder).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    alone = []
-    for text in texts:  # one by one there is no padding
-        with torch.no_grad():
-            mean = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0)
-        alone.append(mean / mean.norm())
-    encoder = ChoiceEncoder(folder)
-    torch.testing.assert_close(encoder.embed(texts), torch.stack(alone), atol=1e-5, rtol=0)
-    nearer = max(texts[1:], key=lambda text: float(alone[0] @ alone[texts.index(text)]))
-    assert encoder.closest(texts[0], texts[1:]) == nearer
 
 
 def test_judgement_of_an_answer(networks):
