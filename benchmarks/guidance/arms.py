@@ -21,6 +21,7 @@ from entropy_attn.shapes.words import objects
 
 TSAM_ARMS = ("tsam-released", "tsam-paper", "tsam-shuffled", "tsam-oracle")  # the arms with a gamma
 ARMS = ("none", "tsam-released", "tsam-paper", "attend-and-excite", "conform", "syngen", "tsam-shuffled", "tsam-oracle")
+MAP_SIZE = (8, 8)  # of the tables in benchmarks/results; `map_size=None` is (16, 16) since then
 UNRELATED = 0.1  # the syntax oracle's attention between words of different objects, before the power
 
 
@@ -36,7 +37,7 @@ def guidance_of(arm: str, alpha: float, gamma: float | None, steps: range) -> Gu
         target = {"tsam-shuffled": shuffled, "tsam-oracle": oracle}.get(arm)
         variant = "paper" if arm == "tsam-paper" else "released"
         target = target and partial(target, gamma=gamma)
-        return TSAM(alpha=alpha, gamma=gamma, steps=steps, variant=variant, target=target)
+        return TSAM(alpha=alpha, gamma=gamma, steps=steps, variant=variant, target=target, map_size=MAP_SIZE)
     if arm == "attend-and-excite":
         return by_prompt(lambda text: AttendAndExcite(tokens=nouns(text), thresholds={}), alpha, steps)
     if arm == "conform":
@@ -62,7 +63,7 @@ def by_prompt(make: Callable[[Text], Guidance], alpha: float, steps: range, **se
     def loss(maps: Tensor, prompt: Prompt) -> Tensor:
         return made(prompt.text.prompt, prompt.text).loss(maps, prompt)
 
-    return Custom(function=loss, alpha=alpha, steps=steps, **settings)
+    return Custom(function=loss, alpha=alpha, steps=steps, map_size=MAP_SIZE, **settings)
 
 
 def shuffled(prompt: Prompt, gamma: float) -> Tensor:

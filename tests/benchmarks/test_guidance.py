@@ -80,6 +80,7 @@ def test_shuffled_is_fixed_and_other_than_t(tokenizer):
 def test_every_arm_differs_from_prompt_to_prompt_and_has_a_gradient(arm, tokenizer):
     guidance = arms.guidance_of(arm, 3.0, 4.0, range(2))
     assert guidance.alpha == 3.0 and guidance.steps == (0, 1) and guidance.refine_at == ()
+    assert guidance.map_size == (8, 8)  # as in the committed tables
     maps = torch.rand(4, 4, 77, generator=torch.Generator().manual_seed(0))
     losses = []
     for caption in ("a red circle above a blue cross", "a red circle, a blue cross and a green square"):
