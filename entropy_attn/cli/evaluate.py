@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import typer
 
+from entropy_attn.cli.evaluate_scale import scale
 from entropy_attn.cli.help import Command, Group
 
 evaluate = typer.Typer(name="evaluate", cls=Group, rich_markup_mode=None, no_args_is_help=True)
@@ -16,9 +15,12 @@ def _evaluate() -> None:
     """Evaluate images of many prompts: metrics with intervals, paired by prompt and noise.
 
     An evaluation that was interrupted continues when the same command is given again.
+
+    Examples:
+
+      entropy-attn evaluate scale --sizes 64,96,128 --out evaluation
     """
 
 
-COMMANDS: tuple[Callable[..., None], ...] = ()
-for command in COMMANDS:
+for command in (scale,):
     evaluate.command(cls=Command)(command)
