@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -12,10 +13,15 @@ from entropy_attn.guidance import CONFORM, TSAM, AttendAndExcite, SynGen
 from entropy_attn.guidance.method import Custom, Guidance, Prompt
 from entropy_attn.prompts import Text
 from entropy_attn.shapes.words import objects
-from entropy_attn.validation import require_one_of
 
-METHODS = ("tsam", "attend-and-excite", "conform", "syngen")
-NEEDS_WORDS = METHODS[1:]
+METHODS: dict[str, type[Guidance]] = {
+    "tsam": TSAM,
+    "attend-and-excite": AttendAndExcite,
+    "conform": CONFORM,
+    "syngen": SynGen,
+}
+# What comes from the prompts, or is a function
+NOT_OPTIONS = frozenset(("target", "tokens", "thresholds", "groups", "pairs"))
 ARTICLES = frozenset(("a", "an", "the"))
 
 
@@ -29,12 +35,12 @@ class ObjectWords(NamedTuple):
 WordsOf = Callable[[Text], list[ObjectWords]]
 
 
-def of_shapes(text: Text) -> list[ObjectWords]:
+def words_of_shapes(text: Text) -> list[ObjectWords]:
     """The color and the shape of each object, by the grammar of `shapes`."""
     return [ObjectWords(color, shape) for _, color, shape in objects(text)]
 
 
-def of_phrases(phrases: dict[str, tuple[str, ...]]) -> WordsOf:
+def words_of_phrases(phrases: Mapping[str, tuple[str, ...]]) -> WordsOf:
     """The words of the objects that a prompt set names.
 
     The last word of a phrase is its noun, the others are its attributes, without articles: "a red bear" has the noun
@@ -58,55 +64,63 @@ def of_phrases(phrases: dict[str, tuple[str, ...]]) -> WordsOf:
     return words_of
 
 
-def method(name: str, options: dict[str, Any], words_of: WordsOf | None) -> Guidance:
-    """A guidance by name.
+def guidance_for(example: Guidance, words_of: WordsOf | None) -> Guidance:
+    """A guidance for prompts whose words differ.
 
     Args:
-        name: one of `METHODS`.
-        options: its settings, such as alpha.
-        words_of: the words of each object of a prompt; every method but T-SAM needs them.
+        example: the method with its settings; its words are replaced by those of each prompt. T-SAM needs none.
+        words_of: the words of each object of a prompt.
 
     Returns:
         The guidance.
 
     Raises:
-        ValueError: the name is unknown, or the method needs words that are not known.
+        ValueError: the method needs words, and they are not known.
     """
-    require_one_of("guidance", name, METHODS)
-    if name == "tsam":
-        return TSAM(**options)
+    if isinstance(example, TSAM):
+        return example
     if words_of is None:
         raise ValueError(
-            f"guidance: {name} needs the words of each object, which {'the prompts do'} not have: give --objects, or "
-            "take a prompt set that has them"
+            f"guidance: {type(example).__name__} needs the objects of every prompt: expected a prompt set that names "
+            "them, a file of them, or captions of shapes, got none"
         )
     known = words_of
-    if name == "attend-and-excite":
-        return by_prompt(lambda text: AttendAndExcite(tokens=_nouns(known(text)), thresholds={}, **options), options)
-    if name == "conform":
-        return by_prompt(lambda text: CONFORM(groups=_groups(known(text)), **options), options, CONFORM)
-    return by_prompt(lambda text: SynGen(pairs=_pairs(known(text)), **options), options, SynGen)
+    if isinstance(example, AttendAndExcite):
+        return by_prompt(example, lambda text: {"tokens": nouns(known(text))})
+    if isinstance(example, CONFORM):
+        return by_prompt(example, lambda text: {"groups": [words.attributes + words.noun for words in known(text)]})
+    return by_prompt(example, lambda text: {"pairs": pairs(known(text))})
 
 
-def by_prompt(
-    make: Callable[[Text], Guidance | None], settings: dict[str, Any], like: type[Guidance] = Guidance
-) -> Custom:
+def nouns(words: list[ObjectWords]) -> list[int]:
+    """The positions of the nouns, each once."""
+    return list(dict.fromkeys(position for each in words for position in each.noun))
+
+
+def pairs(words: list[ObjectWords]) -> list[tuple[int, int]]:
+    """(attribute, noun) of each object; a token of each."""
+    return [(attribute, noun) for each in words for attribute in each.attributes for noun in each.noun]
+
+
+def by_prompt(example: Guidance, words: Callable[[Text], dict[str, Any]]) -> Custom:
     """A guidance whose words differ from prompt to prompt, for a batch of several prompts.
 
     Args:
-        make: from a prompt to its guidance, of which only the loss is used; None where the prompt cannot be guided.
-        settings: those of `Guidance`, such as alpha; others are for `make`.
-        like: the class whose defaults the settings have.
+        example: the method with its settings.
+        words: from a prompt to the fields of `example` that differ. A prompt for which one of them is empty is not
+            guided.
 
     Returns:
-        The guidance.
+        A `Custom` with the settings of `example`, without its thresholds.
     """
-    made = cache(lambda prompt, text: make(text))
+
+    @cache
+    def made(prompt: str, text: Text) -> Guidance | None:
+        found = words(text)
+        return replace(example, **found) if all(found.values()) else None
 
     def loss(maps: Tensor, prompt: Prompt) -> Tensor:
         guidance = made(prompt.text.prompt, prompt.text)
         return maps.sum() * 0.0 if guidance is None else guidance.loss(maps, prompt)
 
-    names = ("alpha", "steps", "step_range", "refine_at", "refine_iters", "map_size")
-    defaults = {name: getattr(like, name) for name in names}
-    return Custom(function=loss, **defaults | {name: settings[name] for name in names if name in settings})
+    return Custom(function=loss, **{each.name: getattr(example, each.name) for each in fields(Guidance)})

@@ -13,6 +13,7 @@ from benchmarks.common import read_rows
 from benchmarks.guidance import arms, choose, cost, evaluate, maps_auc, premise, summary
 from benchmarks.guidance.choose import Setting
 from benchmarks.guidance.trials import MOST_REPORTED, Trials, reported_captions, selection_captions
+from entropy_attn.evaluation.methods import nouns, pairs, words_of_shapes
 from entropy_attn.guidance import TSAM, Prompt
 from entropy_attn.prompts import Text
 from entropy_attn.shapes import load_pipeline
@@ -38,8 +39,9 @@ def prompt_of(caption: str, tokenizer, rows: list[list[float]] | None = None) ->
 def test_words_of_every_object(tokenizer):
     text = Text("a red circle, a red square and two green crosses", tokenizer)
     assert objects(text) == [((1,), (2,), (3,)), ((5,), (6,), (7,)), ((9,), (10,), (11,))]
-    assert arms.nouns(text) == [3, 7, 11]
-    assert arms.pairs(text) == [(2, 3), (6, 7), (10, 11)]
+    words = words_of_shapes(text)
+    assert nouns(words) == [3, 7, 11]
+    assert pairs(words) == [(2, 3), (6, 7), (10, 11)]
 
 
 def test_oracle_matrix(tokenizer):
@@ -277,14 +279,12 @@ def test_auc_by_hand():
     values = np.array([3.0, 1.0, 2.0, 2.0, 5.0])
     failed = np.array([True, False, False, True, False])
     groups = np.array([0, 0, 1, 1, 1])
-    # Failed 3 is above 1 and 2, not 5; failed 2 is above 1, equal to 2, below 5.
-    pooled, within = maps_auc.auc(values, failed, groups, np.ones(2))
-    assert pooled == pytest.approx((2 + 1.5) / 6)
-    assert within == pytest.approx((1 + 0.5 + 0) / 3)  # 3 > 1; 2 = 2; 2 < 5
-    pooled, within = maps_auc.auc(values, failed, groups, np.array([2.0, 1.0]))  # the first caption twice
-    assert pooled == pytest.approx((4 * 1 + 2 * 1 + 2 * 0 + 2 * 1 + 0.5 + 0) / 12)
-    assert within == pytest.approx((2 * 1 + 0.5 + 0) / 4)
-    assert all(map(math.isnan, maps_auc.auc(values, np.ones(5, dtype=bool), groups, np.ones(2))))
+    # Failed 3 is above 1 and 2, not 5; failed 2 is above 1, equal to 2, below 5. Then the first caption counts twice.
+    weights = np.array([[1.0, 1.0], [2.0, 1.0]])
+    pooled, within = maps_auc.auc(values, failed, groups, weights)
+    assert pooled == pytest.approx([(2 + 1.5) / 6, (4 * 1 + 2 * 1 + 2 * 0 + 2 * 1 + 0.5 + 0) / 12])
+    assert within == pytest.approx([(1 + 0.5 + 0) / 3, (2 * 1 + 0.5 + 0) / 4])  # 3 > 1; 2 = 2; 2 < 5
+    assert all(np.isnan(each).all() for each in maps_auc.auc(values, np.ones(5, dtype=bool), groups, weights))
 
 
 def test_maps_auc_runs_and_continues(tmp_path, monkeypatch):
