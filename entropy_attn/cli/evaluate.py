@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from entropy_attn.cli.evaluate_guidance import guidance
 from entropy_attn.cli.evaluate_scale import scale
 from entropy_attn.cli.help import Command, Group
 
@@ -19,8 +20,10 @@ def _evaluate() -> None:
     Examples:
 
       entropy-attn evaluate scale --sizes 64,96,128 --out evaluation
+
+      entropy-attn evaluate guidance --limit 20 --out guidance
     """
 
 
-for command in (scale,):
+for command in (scale, guidance):
     evaluate.command(cls=Command)(command)

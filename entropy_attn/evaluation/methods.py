@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from entropy_attn.guidance import CONFORM, TSAM, AttendAndExcite, SynGen
+from entropy_attn.guidance.compared import Word
 from entropy_attn.guidance.method import Custom, Guidance, Prompt
 from entropy_attn.prompts import Text
 from entropy_attn.shapes.words import objects
 
+ANY = (1, 2)  # words that those of each prompt take the place of
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AttendAndExcite(AttendAndExcite):
+    """Without thresholds, which wait for one guidance that all prompts have in common."""
+
+    tokens: Sequence[Word] = ANY
+    thresholds: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CONFORM(CONFORM):
+    groups: Sequence[Sequence[Word]] = (ANY,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SynGen(SynGen):
+    pairs: Sequence[tuple[Word, Word]] | None = (ANY,)
+
+
 METHODS: dict[str, type[Guidance]] = {
     "tsam": TSAM,
-    "attend-and-excite": AttendAndExcite,
-    "conform": CONFORM,
-    "syngen": SynGen,
+    "attend-and-excite": _AttendAndExcite,
+    "conform": _CONFORM,
+    "syngen": _SynGen,
 }
 # What comes from the prompts, or is a function
 NOT_OPTIONS = frozenset(("target", "tokens", "thresholds", "groups", "pairs"))
@@ -81,7 +103,7 @@ def guidance_for(example: Guidance, words_of: WordsOf | None) -> Guidance:
         return example
     if words_of is None:
         raise ValueError(
-            f"guidance: {type(example).__name__} needs the objects of every prompt: expected a prompt set that names "
+            f"guidance: {type(example).__name__.lstrip('_')} needs the objects of every prompt: expected a prompt set that names "
             "them, a file of them, or captions of shapes, got none"
         )
     known = words_of

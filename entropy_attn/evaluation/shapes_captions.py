@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
+from entropy_attn.evaluation.prompt_sets import Item, PromptSet
 from entropy_attn.shapes.checker import check
 from entropy_attn.shapes.scenes import Request, held_out, parse_caption, random_request
 from entropy_attn.validation import require_one_of
@@ -22,6 +24,29 @@ def shapes_requests(total: int, split: str = "seen", seed: int = 77) -> list[Req
         if held_out().touches(request) == (split == "held-out"):
             chosen[request.caption()] = request
     return list(chosen.values())
+
+
+def shapes_prompts(total: int, split: str = "seen") -> PromptSet:
+    """Captions of several kinds of objects, which a guidance can mix up: the first of `shapes_requests`."""
+    drawn = total
+    while True:
+        several = [request for request in shapes_requests(drawn, split) if len(request.kinds) > 1]
+        if len(several) >= total:
+            items = tuple(Item(str(number), r.caption(), split) for number, r in enumerate(several[:total]))
+            return PromptSet(f"shapes, {split} captions", "lines", items)
+        drawn *= 2
+
+
+def with_objects(prompts: PromptSet) -> PromptSet:
+    """Captions with a phrase for each of their objects: "a red circle".
+
+    Raises:
+        ValueError: a prompt is no caption of shapes.
+    """
+    items = tuple(
+        replace(item, objects=tuple(f"a {kind}" for kind in parse_caption(item.text).kinds)) for item in prompts.items
+    )
+    return replace(prompts, items=items, objects_from="the grammar of shapes")
 
 
 def shapes_scores(image: Any, caption: str) -> dict[str, float]:

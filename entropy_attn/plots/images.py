@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -48,6 +49,24 @@ def sheet_of_sizes(
             row[0].set_title(prompts[index], loc="left", fontsize=10, pad=6)
     for size, axis in zip(sizes, grid[-1], strict=True):
         axis.set_xlabel(f"{size_name(size)} px")
+    return figure
+
+
+def sheet_of_arms(pictures: Mapping[str, Sequence[Any]], prompts: Sequence[str], title: str) -> Figure:
+    """A column for each arm, a row for each prompt.
+
+    Args:
+        pictures: {arm: an image for each prompt}.
+        prompts: the prompts.
+        title: of the sheet.
+    """
+    figure, grid = image_grid(len(prompts), len(pictures), title=title, cell=1.7)
+    for index, (prompt, row) in enumerate(zip(prompts, grid, strict=True)):
+        for images, axis in zip(pictures.values(), row, strict=True):
+            axis.imshow(images[index], interpolation="nearest")
+        row[0].set_title(prompt, loc="left", fontsize=10, pad=6)
+    for arm, axis in zip(pictures, grid[-1], strict=True):
+        axis.set_xlabel("\n".join(wrap(arm, 20)))
     return figure
 
 
