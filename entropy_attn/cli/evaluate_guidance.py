@@ -13,7 +13,7 @@ from entropy_attn.cli.evaluate_options import MAY_CHANGE, EvaluateOptions, Sampl
 from entropy_attn.cli.loading import Loading
 from entropy_attn.cli.option_groups import takes_options
 from entropy_attn.cli.outputs import output_folder
-from entropy_attn.cli.parsing import SIZE_HELP, parse_list, parse_method, parse_size
+from entropy_attn.cli.parsing import SIZE_HELP, check_at_least, parse_list, parse_method, parse_size
 from entropy_attn.cli.progress import kept_in, run_progress
 from entropy_attn.cli.refusals import refusals
 from entropy_attn.cli.versions import versions
@@ -62,10 +62,14 @@ class MetricOptions:
 
     def check(self) -> None:
         """Refuse options that need others."""
-        needs = {"--templates": (self.templates, "--clip", self.clip), "--captioner": (self.captioner, "--clip", self.clip),
-                 "--questions": (self.questions, "--vqa", self.vqa), "--vqa": (self.vqa, "--questions", self.questions),
-                 "--choice-encoder": (self.choice_encoder, "--vqa", self.vqa)}  # fmt: skip
-        for option, (given, needed, other) in needs.items():
+        needs = (
+            ("--templates", self.templates, "--clip", self.clip),
+            ("--captioner", self.captioner, "--clip", self.clip),
+            ("--questions", self.questions, "--vqa", self.vqa),
+            ("--vqa", self.vqa, "--questions", self.questions),
+            ("--choice-encoder", self.choice_encoder, "--vqa", self.vqa),
+        )
+        for option, given, needed, other in needs:
             if given is not None and other is None:
                 raise ValueError(f"{option}: expected {needed} with it, got {option} alone")
 
@@ -135,7 +139,7 @@ def guidance(
     size: Annotated[str | None, typer.Option(help=f"Image size: {SIZE_HELP}. Default: the training size.")] = None,
     oracle_alpha: Annotated[
         float, typer.Option(help="With shapes: alpha of the oracle map, guided at the steps of the first method.")
-    ] = 20.0,
+    ] = 80.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows of the tables as JSON.")] = False,
 ) -> None:
     with kept_in(out, kept), refusals(loading, options.batch):
@@ -149,16 +153,15 @@ def guidance(
         methods = {text: parse_method(text) for text in texts}
         if len(methods) < len(texts):
             raise ValueError(f"--guidance: expected different methods, got {', '.join(texts)}")
-        given_size = None if size is None else parse_size(size)
+        check_at_least("--oracle-alpha", oracle_alpha, 0)
+        pixels = None if size is None else parse_size(size)
         output_folder(out)
-        result, files, about = _run(
-            loading, sampled, metric_options, found, methods, shapes, given_size, oracle_alpha, out
-        )
+        result, files, about = _run(loading, sampled, metric_options, found, methods, shapes, pixels, oracle_alpha, out)
     _print(result, files, about, out, as_json)
 
 
 guidance.__doc__ = (
-    "Compare methods of guidance with their controls: CLIP similarities, captions, TIFA, and on shapes the objects found."
+    "Compare methods of guidance with their controls: CLIP similarities, captions, TIFA, on shapes the objects found."
     f"\n\n{EXAMPLE}"
 )
 
@@ -205,12 +208,12 @@ def _run(
     from entropy_attn.evaluation.guidance import evaluate_guidance
     from entropy_attn.evaluation.guidance_plan import GuidancePlan, arms
     from entropy_attn.evaluation.guidance_report import write_report
-    from entropy_attn.evaluation.methods import guidance_for, words_of_phrases, words_of_shapes
+    from entropy_attn.evaluation.methods import WordsOf, guidance_for, words_of_phrases, words_of_shapes
     from entropy_attn.evaluation.oracle_map import OracleMap
     from entropy_attn.guidance import TSAM
     from entropy_attn.pipelines import train_size
 
-    words_of = None
+    words_of: WordsOf | None = None
     if shapes:
         words_of = words_of_shapes
     elif all(item.objects for item in prompts.items):

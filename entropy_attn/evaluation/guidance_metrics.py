@@ -18,8 +18,9 @@ BINARY = ("presence", "binding", "exact count")  # of the exact checker of shape
 def mean_rows(scores: Scores, baseline: str) -> list[Row]:
     """A row for each arm and metric: its mean, and its paired difference to the baseline.
 
-    Intervals are 95 % bootstrap intervals over prompts, with all repetitions of a prompt together. p is McNemar's exact
-    test over images for yes-or-no metrics; p_holm is adjusted for the arms of a metric.
+    Intervals are 95 % bootstrap intervals over prompts, with all repetitions of a prompt together, and Wilson's for
+    shares where there is one repetition. p is McNemar's exact test over images for yes-or-no metrics; p_holm is
+    adjusted for the arms of a metric.
 
     Args:
         scores: the scores of each image; a metric may be missing for a prompt, but then in every arm.
@@ -32,7 +33,7 @@ def mean_rows(scores: Scores, baseline: str) -> list[Row]:
         for arm, images in scores.items():
             found = _of_metric(images, metric)
             row: Row = {"arm": arm, "metric": metric, "images": len(found)}
-            row |= _named("value", _interval(found))
+            row |= _named("value", _value(found, metric))
             change, p = Interval(math.nan, math.nan, math.nan), math.nan
             if arm != baseline and len({prompt for prompt, _ in found}) > 1:
                 change = difference(dict(found), dict(base), {key: key[0] for key in found})
@@ -75,10 +76,13 @@ def _of_metric(images: Mapping[Key, Mapping[str, float]], metric: str) -> dict[A
     return {key: found[metric] for key, found in images.items() if metric in found}
 
 
-def _interval(values: Mapping[Key, float]) -> Interval:
+def _value(values: Mapping[Key, float], metric: str) -> Interval:
+    """Of shares, where every prompt has one image, Wilson's interval: a bootstrap of equal values has no width."""
     by_prompt: dict[int, list[float]] = {}
     for (prompt, _), value in values.items():
         by_prompt.setdefault(prompt, []).append(value)
+    if metric in BINARY and len(by_prompt) == len(values):
+        return proportion(int(sum(values.values())), len(values))
     if len(by_prompt) < 2:
         return Interval(sum(values.values()) / len(values), math.nan, math.nan)
     return interval(by_prompt.values())

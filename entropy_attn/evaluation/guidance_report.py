@@ -49,9 +49,9 @@ def page_parts(result: GuidanceResult, about: Mapping[str, Any]) -> list[str]:
     controls = [f"- *{name}*: {what}." for name, what in CONTROLS.items() if any(a.startswith(name) for a in plan.arms)]
     parts = [
         ", ".join(f"{name}: {value}" for name, value in facts.items()) + ".",
-        f"In brackets: 95 % bootstrap intervals over prompts. Differences are to `{OFF}`, without guidance, with the same "
-        "prompts and noise; p is McNemar's exact test over images, adjusted for the arms by Holm. A method shows an "
-        "effect only where it differs from its controls, too:",
+        f"In brackets: 95 % intervals over prompts. Differences are to `{OFF}`, without guidance, with the "
+        "same prompts and noise; p is McNemar's exact test over images, adjusted for the arms by Holm. A method shows "
+        "an effect only where it differs from its controls, too:",
         "\n".join(controls),
         "## Scores",
         _table(result.rows, "value"),

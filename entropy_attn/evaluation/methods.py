@@ -102,9 +102,10 @@ def guidance_for(example: Guidance, words_of: WordsOf | None) -> Guidance:
     if isinstance(example, TSAM):
         return example
     if words_of is None:
+        name = next(name for name, kind in METHODS.items() if isinstance(example, kind))
         raise ValueError(
-            f"guidance: {type(example).__name__.lstrip('_')} needs the objects of every prompt: expected a prompt set that names "
-            "them, a file of them, or captions of shapes, got none"
+            f"guidance: {name} needs the objects of every prompt: expected a prompt set that names them, --objects, "
+            "--split-at, or captions of shapes, got none"
         )
     known = words_of
     if isinstance(example, AttendAndExcite):

@@ -66,7 +66,7 @@ def sheet_of_arms(pictures: Mapping[str, Sequence[Any]], prompts: Sequence[str],
             axis.imshow(images[index], interpolation="nearest")
         row[0].set_title(prompt, loc="left", fontsize=10, pad=6)
     for arm, axis in zip(pictures, grid[-1], strict=True):
-        axis.set_xlabel("\n".join(wrap(arm, 20)))
+        axis.set_xlabel("\n".join(wrap(arm.replace(":", " "), 22, break_long_words=False)), fontsize=9)
     return figure
 
 

@@ -1,5 +1,7 @@
-"""A small saved pipeline, and a profile with known entropies."""
+"""A small saved pipeline, networks for metrics, and a profile with known entropies."""
 
 from tests.support.saved_models import invented, tiny_model, tiny_pipe
+from tests.support.tiny_clip import tiny_clip
+from tests.support.tiny_metrics import networks
 
-__all__ = ["invented", "tiny_model", "tiny_pipe"]
+__all__ = ["invented", "networks", "tiny_clip", "tiny_model", "tiny_pipe"]
