@@ -52,6 +52,7 @@ FOLDERS = {
     "integrations/diffusers": "`apply` and its handle: layers, processors, steps, branches, torch.compile",
     "integrations/diffusers/models": "the table of supported denoisers, one row each",
     "integrations/guidance": "`attach`: the guided forward pass of a pipeline",
+    "evaluation/metrics": "similarities of CLIP, and TIFA's questions",
     "bench/implementations": "one file per kind of implementation that is compared",
 }
 
