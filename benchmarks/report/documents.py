@@ -176,6 +176,8 @@ SECTIONS = {
     ROOT / "entropy_attn" / "shapes" / "README.md": {"shapes": lambda: shapes_table(read_rows(RESULTS / "shapes.csv"))},
     ROOT / "docs" / "guidance-measured.md": {
         "premise": lambda: guidance_table("tsam_premise", guidance.premise),
+        "maps-pooled": lambda: guidance_table("maps_auc", guidance.maps, "pooled"),
+        "maps-within": lambda: guidance_table("maps_auc", guidance.maps, "within"),
         "seen": lambda: guidance_table("tsam", guidance.marks, "seen"),
         "held-out": lambda: guidance_table("tsam", guidance.marks, "held-out"),
         "cost": guided_step,

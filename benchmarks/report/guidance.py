@@ -37,6 +37,28 @@ def marks(rows: Rows, split: str) -> Table:
     return what, ["guidance", "alpha", "gamma", *(f"{name}, %" for name in METRICS.values())], body
 
 
+def maps(rows: Rows, kind: str) -> Table:
+    """AUC of the statistics of the maps by size and step, with intervals; kind: "pooled" or "within"."""
+    steps = list(dict.fromkeys(row["step"] for row in rows))
+    cells: dict[tuple[str, str, str], dict[str, str]] = {}
+    for row in rows:
+        cell = f"{float(row[kind]):.2f} [{float(row[f'{kind}_low']):.2f}, {float(row[f'{kind}_high']):.2f}]"
+        cells.setdefault((row["split"], row["statistic"], row["size"]), {})[row["step"]] = cell
+    body = [
+        [split, statistic, size, *(case[step] for step in steps)]
+        for (split, statistic, size), case in sorted(cells.items(), key=lambda item: (item[0][1], item[0][0]))
+        if split == "all" or statistic == "noun-noun"
+    ]
+    about = next(row for row in rows if row["split"] == "all")
+    images = f"{about['images']} images of {about['captions']} captions, {about['failed']} of them without an object"
+    mixed = f"the {about['mixed']} captions of which some images lack an object and some do not"
+    what = {
+        "pooled": f"All images compared ({images})",
+        "within": f"Images of the same caption compared ({mixed})",
+    }[kind]
+    return what, ["captions", "statistic", "maps", *(f"step {step}" for step in steps)], body
+
+
 def premise(rows: Rows) -> Table:
     """Entries of T for a noun and its color, and for a noun and other colors."""
     cases: dict[tuple[str, str], dict[str, str]] = {}

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from entropy_attn.guidance import CONFORM, TSAM, AttendAndExcite, SynGen
-from entropy_attn.guidance.compared import Word
+from entropy_attn.guidance.compared import Word, parsed_pairs
 from entropy_attn.guidance.method import Custom, Guidance, Prompt
 from entropy_attn.prompts import Text
 from entropy_attn.shapes.words import objects
@@ -91,16 +91,20 @@ def guidance_for(example: Guidance, words_of: WordsOf | None) -> Guidance:
 
     Args:
         example: the method with its settings; its words are replaced by those of each prompt. T-SAM needs none.
-        words_of: the words of each object of a prompt.
+        words_of: the words of each object of a prompt; None if they are not known. SynGen then parses the prompts.
 
     Returns:
         The guidance.
 
     Raises:
+        ImportError: SynGen needs spaCy, which is not installed.
         ValueError: the method needs words, and they are not known.
     """
     if isinstance(example, TSAM):
         return example
+    if words_of is None and isinstance(example, SynGen):
+        parsed_pairs("a red circle")  # raises here, and not in the first guided step, where spaCy is missing
+        return replace(example, pairs=None)
     if words_of is None:
         name = next(name for name, kind in METHODS.items() if isinstance(example, kind))
         raise ValueError(

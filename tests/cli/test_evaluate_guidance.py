@@ -137,7 +137,7 @@ def test_it_continues_where_it_stopped(files, evaluated, capsys):
         (["--split-at", "with"], "objects: expected one of with in every prompt"),
         (["--oracle-alpha", "-1"], "--oracle-alpha: expected"),
         (["--no-shapes"], "metrics: expected clip, questions with vqa, or shapes, got 'none of them'"),
-        (["--no-shapes", "--guidance", "syngen"], "guidance: syngen needs the objects of every prompt"),
+        (["--no-shapes", "--guidance", "conform"], "guidance: conform needs the objects of every prompt"),
     ],
 )
 def test_refusals(files, tmp_path, capsys, more, message):

@@ -53,10 +53,24 @@ def test_every_method_gets_the_words_of_its_prompt(prompt, maps):
         torch.testing.assert_close(made.loss(maps, prompt), expected.loss(maps, prompt))
         assert (made.alpha, made.steps, made.refine_at) == (3.0, (0, 2), expected.refine_at)
         assert made.step_range == expected.step_range
-        with pytest.raises(ValueError, match=f"guidance: {name} needs the objects of every prompt"):
-            guidance_for(METHODS[name](), None)
+        if name != "syngen":
+            with pytest.raises(ValueError, match=f"guidance: {name} needs the objects of every prompt"):
+                guidance_for(METHODS[name](), None)
     tsam = TSAM()
     assert guidance_for(tsam, None) is tsam
+
+
+def test_without_words_syngen_parses_the_prompts(monkeypatch):
+    monkeypatch.setattr("entropy_attn.evaluation.methods.parsed_pairs", lambda prompt: (("red", "circle"),))
+    made = guidance_for(METHODS["syngen"](alpha=3.0), None)
+    assert isinstance(made, SynGen) and made.pairs is None and made.alpha == 3.0
+
+    def missing(prompt):
+        raise ImportError("pairs: expected [(modifier, noun)], because spaCy is not installed")
+
+    monkeypatch.setattr("entropy_attn.evaluation.methods.parsed_pairs", missing)
+    with pytest.raises(ImportError, match="spaCy"):
+        guidance_for(METHODS["syngen"](), None)
 
 
 def test_a_prompt_without_pairs_is_not_guided(prompt, maps):
