@@ -111,9 +111,7 @@ def _prompts(path: Path | None, shapes: bool) -> list[str]:
     try:
         found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"--prompts: expected a text file with one prompt a line, got {str(path)!r}: {error}"
-        ) from error
+        raise ValueError(f"--prompts: expected a text file, one prompt a line, got {str(path)!r}: {error}") from error
     if not found:
         raise ValueError(f"--prompts: expected at least one line with a prompt, got none in {str(path)!r}")
     return found
