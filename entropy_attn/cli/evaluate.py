@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from entropy_attn.cli.evaluate_cost import cost
 from entropy_attn.cli.evaluate_scale import scale
 from entropy_attn.cli.help import Command, Group
 
@@ -19,8 +20,10 @@ def _evaluate() -> None:
     Examples:
 
       entropy-attn evaluate scale --sizes 64,96,128 --out evaluation
+
+      entropy-attn evaluate cost --sizes 64,96,128 --out cost
     """
 
 
-for command in (scale,):
+for command in (scale, cost):
     evaluate.command(cls=Command)(command)
