@@ -60,8 +60,8 @@ def cost(
         typer.Option(
             "--scale",
             "--scales",
-            help="Scale policies, separated by commas; the option can also be given several times. The first one is what "
-            f"others are compared with. Default: off,logn. Each is {SCALE_HELP}",
+            help="Scale policies, separated by commas; the option can also be given several times. The first one is "
+            f"what others are compared with. Default: off,logn. Each is {SCALE_HELP}",
         ),
     ] = None,
     prompt: Annotated[str, typer.Option(help="What to draw.")] = "a red circle and a blue square",
@@ -92,7 +92,7 @@ def cost(
         plan = CostPlan(given or default_sizes(pipe), policies, prompt, settings, repeats, running_on)
         del pipe
         with run_progress("measuring") as (_, on_run):
-            rows = evaluate_cost(Load(loading), plan, out, on_run)
+            rows = evaluate_cost(Load(loading), plan, out, running_on["device"], on_run)
         about = _machine(running_on)
         files = write_cost_report(rows, plan, out, Path(loading.model).name or loading.model, about)
     if as_json:

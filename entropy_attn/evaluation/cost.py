@@ -113,7 +113,7 @@ def generate(pipe: Any, plan: CostPlan, way: str, size: Size, steps: int | None 
 
 
 def evaluate_cost(
-    load: Callable[[], Any], plan: CostPlan, out: Path, on_run: OnRun | None = None
+    load: Callable[[], Any], plan: CostPlan, out: Path, device: str = "cpu", on_run: OnRun | None = None
 ) -> list[dict[str, Any]]:
     """Measure what is missing in the folder; returns the rows of cost.csv.
 
@@ -121,6 +121,7 @@ def evaluate_cost(
         load: makes the pipeline; called again in new processes, so it must be picklable.
         plan: what is measured.
         out: the folder; what another call has finished there is not measured again.
+        device: where the pipeline runs.
         on_run: called after each run, with its name, seconds (None if it was there), its number and the number of runs.
 
     Raises:
@@ -129,7 +130,7 @@ def evaluate_cost(
     pipe = load()
     for size in plan.sizes:
         check_size(pipe, size)
-    device = torch.device(pipe.device)
+    where = torch.device(device)
     ways = {size: [way for way in plan.ways if not_applicable(pipe, way, size) is None] for size in plan.sizes}
     timed = {
         f"{size_name(size)}-time-{repeat}": (size, repeat) for size in plan.sizes for repeat in range(plan.repeats)
@@ -137,15 +138,15 @@ def evaluate_cost(
     held = {
         f"{size_name(size)}-memory-{plan.ways.index(way)}": (size, way) for size in plan.sizes for way in ways[size]
     }
-    facts = {**plan.described(), "device": device.type, "threads": torch.get_num_threads()}
+    facts = {**plan.described(), "device": where.type, "threads": torch.get_num_threads()}
     store = RunFolder(out / "cost", facts, [*timed, *held])
     warm: set[Size] = set()
 
     def measure(name: str, folder: Path) -> dict[str, Any]:
         if name in held:
             size, way = held[name]
-            if device.type == "cuda":
-                peak = gpu_peak_mib(device, partial(generate, pipe, plan, way, size))
+            if where.type == "cuda":
+                peak = gpu_peak_mib(where, partial(generate, pipe, plan, way, size))
             else:
                 peak = peak_in_new_process(_generate_in_child, load, plan, way, size)
             return {"way": way, "peak_mib": peak[0], "extra_mib": peak[1]}
@@ -155,9 +156,7 @@ def evaluate_cost(
             for way in ways[size]:
                 generate(pipe, plan, way, size, WARMUP_STEPS)
         order = ways[size] if repeat % 2 == 0 else ways[size][::-1]
-        return {
-            "seconds_of": {way: generation_time(device, lambda w=way: generate(pipe, plan, w, size)) for way in order}
-        }
+        return {"seconds_of": {way: generation_time(where, partial(generate, pipe, plan, way, size)) for way in order}}
 
     store.complete(measure, on_run)
     return cost_rows(pipe, plan, store, timed, held)

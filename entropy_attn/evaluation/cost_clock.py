@@ -5,14 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from entropy_attn.bench.timing import resident_peak
+
 MIB = 2**20
 Peak = tuple[float | None, float | None]  # MiB: at the peak; what the generation added. None where it is not known
-_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def generation_time(device: torch.device, run: Callable[[], Any]) -> float:
@@ -44,7 +44,8 @@ def gpu_peak_mib(device: torch.device, run: Callable[[], Any]) -> Peak:
 def peak_in_new_process(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> Peak:
     """Peak resident set of a new process while it runs what `prepare(*arguments)` returns; and what that added.
 
-    A process that has freed memory keeps some of it, and would hide what it takes again: hence a new one. Linux only.
+    A process that has freed memory keeps some of it, and would hide what it takes again: hence a new one. On
+    Linux; elsewhere it is not known.
 
     Args:
         prepare: a function at the top of a module; loads everything.
@@ -53,8 +54,6 @@ def peak_in_new_process(prepare: Callable[..., Callable[[], Any]], *arguments: A
     Raises:
         RuntimeError: the process ended without an answer, for example because memory ran out.
     """
-    if not _RESET.exists():
-        return None, None
     context = multiprocessing.get_context("spawn")
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(sending, torch.get_num_threads(), prepare, arguments))
@@ -72,22 +71,11 @@ def peak_in_new_process(prepare: Callable[..., Callable[[], Any]], *arguments: A
             process.join(timeout=10)
         if process.is_alive():
             process.kill()
-    peak, extra = found
-    return float(peak), float(extra)
+    return (None, None) if found is None else (float(found[0]), float(found[1]))
 
 
 def _measure(sending: Any, threads: int, prepare: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...]) -> None:
     """In the new process."""
     torch.set_num_threads(threads)
-    run = prepare(*arguments)
-    _RESET.write_text("5")  # resets the peak
-    before = _status_mib("VmRSS")
-    run()
-    peak = _status_mib("VmHWM")
-    sending.send((peak, max(0.0, peak - before)))
+    sending.send(resident_peak(prepare(*arguments)))
     sending.close()
-
-
-def _status_mib(field: str) -> float:
-    lines = _STATUS.read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))

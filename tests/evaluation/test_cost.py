@@ -54,7 +54,7 @@ def measured(tiny_pipe, tmp_path, monkeypatch):
         cost, "peak_in_new_process", lambda prepare, load, plan, way, size: (100.0 + size[0], size[0] / 1)
     )
     runs = []
-    rows = evaluate_cost(lambda: tiny_pipe, plan_of(), tmp_path, lambda *run: runs.append(run))
+    rows = evaluate_cost(lambda: tiny_pipe, plan_of(), tmp_path, on_run=lambda *run: runs.append(run))
     return rows, order, runs, tmp_path
 
 
@@ -86,7 +86,7 @@ def test_rows_are_medians_ranges_and_paired_ratios(measured):
 def test_what_is_measured_is_not_measured_again(measured, tiny_pipe):
     rows, order, runs, out = measured
     before = len(order)
-    again = evaluate_cost(lambda: tiny_pipe, plan_of(), out, lambda *run: runs.append(run))
+    again = evaluate_cost(lambda: tiny_pipe, plan_of(), out, on_run=lambda *run: runs.append(run))
     assert again == rows and len(order) == before
     with pytest.raises(ValueError, match=r"out: expected steps=1, as in .*, got 2"):
         evaluate_cost(lambda: tiny_pipe, plan_of(settings=Settings(2, 1.0)), out)
@@ -162,7 +162,7 @@ def nothing_then_exit():
 def test_peak_memory_of_a_new_process():
     peak, extra = peak_in_new_process(take, 200)
     assert 195 < extra < 230 and peak > extra
-    with pytest.raises(RuntimeError, match="memory: expected an answer .*, got exit code 3"):
+    with pytest.raises(RuntimeError, match=r"memory: expected an answer .*, got exit code 3"):
         peak_in_new_process(nothing_then_exit)
 
 
