@@ -23,6 +23,7 @@ from entropy_attn.evaluation.cost_report import cost_page
 from entropy_attn.evaluation.sampling import Settings
 from entropy_attn.pipelines.multidiffusion import multidiffusion, starts
 from entropy_attn.pipelines.sampling import sample
+from tests.support.child_work import exit_at_once, take
 
 POLICIES = {"off": None, "logn": ea.scale.LogN()}
 
@@ -121,9 +122,9 @@ def test_at_the_training_size_multidiffusion_is_one_view(tiny_pipe):
     assert np.abs(np.asarray(plain).astype(int) - np.asarray(joined)).max() <= 1
     calls, original = [], type(tiny_pipe.unet).forward
 
-    def count(self, latents, *given, **more):
-        calls.append(tuple(latents.shape[-2:]))
-        return original(self, latents, *given, **more)
+    def count(self, sample, *given, **more):
+        calls.append(tuple(sample.shape[-2:]))
+        return original(self, sample, *given, **more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(tiny_pipe.unet), "forward", count)
@@ -146,24 +147,12 @@ def test_where_multidiffusion_does_not_apply(tiny_pipe):
 # Clocks
 
 
-def take(mib):
-    def run():
-        block = torch.ones(int(mib * 2**20 // 4))
-        return float(block.sum())
-
-    return run
-
-
-def nothing_then_exit():
-    os._exit(3)
-
-
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux")
 def test_peak_memory_of_a_new_process():
     peak, extra = peak_in_new_process(take, 200)
     assert 195 < extra < 230 and peak > extra
     with pytest.raises(RuntimeError, match=r"memory: expected an answer .*, got exit code 3"):
-        peak_in_new_process(nothing_then_exit)
+        peak_in_new_process(exit_at_once)
 
 
 def test_time_on_a_cpu_is_that_of_the_processor():
