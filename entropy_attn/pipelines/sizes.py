@@ -56,7 +56,8 @@ def check_size(pipe: Any, size: tuple[int, int], pictures: int = 1) -> None:
         raise ValueError(f"size {size[0]}x{size[1]}: {name} generates {only[0]}x{only[1]} px only")
     # A UNet of diffusers rounds up when it halves an odd length, and tells each level its size on the way up: 224 px
     # of Stable Diffusion, a size in Jin et al., are 28, 14, 7 and 4 cells
-    multiple = math.lcm(8, latent_factor(pipe)) if _denoiser(pipe)[1].halves else size_multiple(pipe)
+    rounds = _denoiser(pipe)[1].denoiser == "UNet2DConditionModel"
+    multiple = math.lcm(8, latent_factor(pipe)) if rounds else size_multiple(pipe)
     if only is None and any(side < 1 or side % multiple for side in size):
         near = "x".join(str(max(1, round(side / multiple)) * multiple) for side in size)
         raise ValueError(f"size {size[0]}x{size[1]}: both sides must be multiples of {multiple} px, for example {near}")

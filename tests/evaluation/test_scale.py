@@ -221,6 +221,15 @@ def test_names_of_policies_become_different_names_of_files():
     assert slugs(["a:b", "a/b", "c"]) == {"a:b": "a_b_0", "a/b": "a_b_1", "c": "c"}
 
 
+def test_latent_diffusion_of_the_first_generation(tmp_path):
+    from tests.support.tiny_pipelines import PIPELINES
+
+    plan = plan_of(sizes=[(48, 32)], prompts=["a", "b"], policies={"off": None, "logn": ea.scale.LogN()})
+    result = evaluate_scale(PIPELINES["ldm"].make(), plan, Metrics(), tmp_path)
+    assert len(result.images) == 4 and not result.rows
+    assert {image.size for image in images_of(tmp_path, "logn", "48x32")} == {(32, 48)}
+
+
 # The command
 
 
