@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from entropy_attn.cli.evaluate_cost import cost
 from entropy_attn.cli.evaluate_guidance import guidance
 from entropy_attn.cli.evaluate_scale import scale
 from entropy_attn.cli.help import Command, Group
@@ -21,9 +22,11 @@ def _evaluate() -> None:
 
       entropy-attn evaluate scale --sizes 64,96,128 --out evaluation
 
+      entropy-attn evaluate cost --sizes 64,96,128 --out cost
+
       entropy-attn evaluate guidance --limit 20 --out guidance
     """
 
 
-for command in (scale, guidance):
+for command in (scale, cost, guidance):
     evaluate.command(cls=Command)(command)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from entropy_attn.cli.parsing import check_at_least, parse_arguments, parse_seeds
+from entropy_attn.cli.parsing import Size, check_at_least, parse_arguments, parse_seeds
 from entropy_attn.cli.sampling_options import GUIDANCE_SCALE_HELP, default_guidance_scale
 
 MAY_CHANGE = ("device", "offload", "vae_tiling")  # between the parts of an evaluation
@@ -67,6 +67,19 @@ class Sampled:
         if self.limit is not None and self.limit > len(prompts):
             raise ValueError(f"--limit: expected at most the number of prompts, {len(prompts)}, got {self.limit}")
         return prompts[: self.limit]
+
+
+def default_sizes(pipe: Any) -> list[Size]:
+    """1, 1.5 and 2 times the training size, in multiples of what the pipeline takes."""
+    from entropy_attn.pipelines import size_multiple, train_size
+
+    multiple = size_multiple(pipe)
+    height, width = train_size(pipe)
+
+    def fitting(side: float) -> int:
+        return max(1, round(side / multiple)) * multiple
+
+    return [(fitting(height * factor), fitting(width * factor)) for factor in (1.0, 1.5, 2.0)]
 
 
 def kept(out: Path) -> str | None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from entropy_attn.cli.evaluate_options import MAY_CHANGE, EvaluateOptions, Sampled, kept
+from entropy_attn.cli.evaluate_options import MAY_CHANGE, EvaluateOptions, Sampled, default_sizes, kept
 from entropy_attn.cli.loading import Loading
 from entropy_attn.cli.option_groups import takes_options
 from entropy_attn.cli.outputs import output_folder
@@ -111,9 +111,7 @@ def _prompts(path: Path | None, shapes: bool) -> list[str]:
     try:
         found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"--prompts: expected a text file with one prompt a line, got {str(path)!r}: {error}"
-        ) from error
+        raise ValueError(f"--prompts: expected a text file, one prompt a line, got {str(path)!r}: {error}") from error
     if not found:
         raise ValueError(f"--prompts: expected at least one line with a prompt, got none in {str(path)!r}")
     return found
@@ -136,7 +134,7 @@ def _run(
     from entropy_attn.pipelines.clip import Clip
 
     device = running_on["device"]
-    sizes = given.pop("sizes") or _default_sizes(pipe)
+    sizes = given.pop("sizes") or default_sizes(pipe)
     about = {name: value for name, value in running_on.items() if name not in MAY_CHANGE}
     plan = ScalePlan(
         sizes=sizes, seeds=sampled.seeds, settings=sampled.settings, batch=sampled.batch, about=about, **given
@@ -150,16 +148,6 @@ def _run(
     title = Path(loading.model).name or loading.model
     head = {"device": running_on["device"], "dtype": running_on["dtype"]}
     return result, write_report(result, out, title, head), facts
-
-
-def _default_sizes(pipe: Any) -> list[tuple[int, int]]:
-    from entropy_attn.pipelines import size_multiple, train_size
-
-    multiple = size_multiple(pipe)
-    return [
-        tuple(max(1, round(side * factor / multiple)) * multiple for side in train_size(pipe))  # type: ignore[misc]
-        for factor in (1.0, 1.5, 2.0)
-    ]
 
 
 def _print(result: Any, files: dict[str, Path], about: dict[str, Any], out: Path, as_json: bool) -> None:

@@ -190,7 +190,7 @@ def _clip_scores(clip: Clip, plan: ScalePlan, part: Part, images: Path, folder: 
 def _identity(clip: Clip) -> str:
     """Name and shapes of the model: two folders of the same model are the same."""
     config = json.loads((clip.folder / "config.json").read_text(encoding="utf-8"))
-    weights = sum(float(parameter.double().sum()) for parameter in clip.model.parameters())
+    weights = sum(float(parameter.detach().double().sum()) for parameter in clip.model.parameters())
     return f"{clip.folder.name}, {config.get('model_type')}, sum of weights {weights:.6g}"
 
 

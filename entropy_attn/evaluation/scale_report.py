@@ -75,8 +75,8 @@ def page_parts(result: ScaleResult, about: Mapping[str, Any]) -> list[str]:
              **about}  # fmt: skip
     parts = [
         ", ".join(f"{name}: {value}" for name, value in facts.items()) + ".",
-        f"In brackets: 95 % intervals over prompts (bootstrap; Wilson's for shares). Differences are to `{plan.baseline}`, the model's "
-        "default scale, with the same prompts and noise.",
+        "In brackets: 95 % intervals over prompts (bootstrap; Wilson's for shares). Differences are to "
+        f"`{plan.baseline}`, the model's default scale, with the same prompts and noise.",
     ]
     for title, metrics in GROUPS.items():
         names = {row["metric"] for row in result.rows}
