@@ -174,6 +174,9 @@ SECTIONS = {
         ),
     },
     ROOT / "entropy_attn" / "shapes" / "README.md": {"shapes": lambda: shapes_table(read_rows(RESULTS / "shapes.csv"))},
+    ROOT / "docs" / "papers-guidance.md": {
+        "controls": lambda: guidance_table("guidance_controls", guidance.controls),
+    },
     ROOT / "docs" / "guidance-measured.md": {
         "premise": lambda: guidance_table("tsam_premise", guidance.premise),
         "maps-pooled": lambda: guidance_table("maps_auc", guidance.maps, "pooled"),

@@ -59,6 +59,31 @@ def maps(rows: Rows, kind: str) -> Table:
     return what, ["captions", "statistic", "maps", *(f"step {step}" for step in steps)], body
 
 
+def controls(rows: Rows) -> Table:
+    """Presence and binding of each arm, the differences to no guidance, and what was repaired and damaged."""
+    found = {(row["arm"], row["metric"]): row for row in rows}
+    body = []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        cells = []
+        for metric in ("presence", "binding"):
+            row = found[arm, metric]
+            cell = f"{100 * float(row['value']):.1f}"
+            if row["difference"]:
+                ends = [f"{100 * float(row[f'difference{end}']):+.1f}" for end in ("", "_low", "_high")]
+                cell += f" ({{}} [{{}}, {{}}]), p = {float(row['p_holm']):.2g}".format(*ends)
+            cells.append(cell)
+        row = found[arm, "presence"]
+        shares = [
+            f"{row[what]} of {row[whole]}" if row[what] else "-"
+            for what, whole in (("repaired", "failed"), ("damaged", "succeeded"))
+        ]
+        body.append([f"`{arm}`" if ":" in arm else arm, *cells, *shares])
+    about = rows[0]
+    what = f"{about['images']} images per row, torch {about['torch']}, {about['date']}, commit {about['commit']}"
+    header = ["arm", "every object present, %", "binding, %", "presence repaired", "presence damaged"]
+    return what, header, body
+
+
 def premise(rows: Rows) -> Table:
     """Entries of T for a noun and its color, and for a noun and other colors."""
     cases: dict[tuple[str, str], dict[str, str]] = {}

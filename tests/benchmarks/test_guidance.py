@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.common import read_rows
-from benchmarks.guidance import arms, choose, cost, evaluate, maps_auc, premise, summary
+from benchmarks.guidance import arms, choose, controls, cost, evaluate, maps_auc, premise, summary
 from benchmarks.guidance.choose import Setting
 from benchmarks.guidance.trials import MOST_REPORTED, Trials, reported_captions, selection_captions
 from entropy_attn.evaluation.methods import nouns, pairs, words_of_shapes
@@ -306,3 +306,21 @@ def test_maps_auc_runs_and_continues(tmp_path, monkeypatch):
         for name in maps_auc.STATISTICS
     }
     assert {row["images"] for row in rows if row["split"] == "all"} == {"4"}
+
+
+# The controls
+
+
+def test_rows_of_an_evaluation_are_joined(tmp_path):
+    (tmp_path / "guidance.csv").write_text("arm,metric,value\noff,presence,0.5\ntsam,presence,0.7\ntsam,TIFA,0.3\n")
+    names = ",".join(controls.REPAIRS)
+    numbers = ",".join(str(number) for number in range(len(controls.REPAIRS)))
+    (tmp_path / "repairs.csv").write_text(f"arm,metric,{names}\ntsam,presence,{numbers}\n")
+    rows = controls.joined(tmp_path)
+    assert [(row["arm"], row["metric"], row["value"], row["failed"], row["damaged_share_high"]) for row in rows] == [
+        ("off", "presence", "0.5", "", ""),
+        ("tsam", "presence", "0.7", "0", "9"),
+        ("tsam", "TIFA", "0.3", "", ""),
+    ]
+    with pytest.raises(ValueError, match="--evaluation: expected a folder with guidance.csv"):
+        controls.joined(tmp_path / "nothing")
