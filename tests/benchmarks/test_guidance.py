@@ -322,5 +322,5 @@ def test_rows_of_an_evaluation_are_joined(tmp_path):
         ("tsam", "presence", "0.7", "0", "9"),
         ("tsam", "TIFA", "0.3", "", ""),
     ]
-    with pytest.raises(ValueError, match="--evaluation: expected a folder with guidance.csv"):
+    with pytest.raises(ValueError, match=r"--evaluation: expected a folder with guidance.csv"):
         controls.joined(tmp_path / "nothing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -33,7 +34,7 @@ def test_commands_have_options_and_methods_that_exist(page, monkeypatch, capsys)
         assert words[:3] == ["entropy-attn", "evaluate", "guidance"]
         for word in words:
             assert not word.startswith("--") or f"{word} " in shown, word
-        for option, value in zip(words, words[1:], strict=False):
+        for option, value in itertools.pairwise(words):
             if option == "--guidance":
                 parse_method(value)
     text = (DOCS / page).read_text(encoding="utf-8")
