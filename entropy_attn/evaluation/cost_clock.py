@@ -52,7 +52,7 @@ def peak_in_new_process(prepare: Callable[..., Callable[[], Any]], *arguments: A
         arguments: what it takes; they are pickled.
 
     Raises:
-        RuntimeError: the process ended without an answer, for example because memory ran out.
+        ValueError: the process ended without an answer, for example because memory ran out.
     """
     context = multiprocessing.get_context("spawn")
     receiving, sending = context.Pipe(duplex=False)
@@ -63,8 +63,9 @@ def peak_in_new_process(prepare: Callable[..., Callable[[], Any]], *arguments: A
         found = receiving.recv()
     except EOFError:
         process.join()
-        raise RuntimeError(
-            f"memory: expected an answer of the process that measures it, got exit code {process.exitcode}"
+        raise ValueError(
+            f"memory: expected an answer of the process that measures it, got exit code {process.exitcode}: perhaps "
+            "there is too little memory for this size"
         ) from None
     finally:
         if process.is_alive():

@@ -9,6 +9,7 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 import torch
 
+from entropy_attn.errors import naming_the_extra
 from entropy_attn.evaluation.statistics import CONFIDENCE, Interval
 from entropy_attn.validation import expected
 
@@ -16,20 +17,17 @@ FEWEST_FID = 2000  # images; with fewer, FID is mostly bias, which differs betwe
 RESAMPLES = 1000
 NEAREST = 5  # neighbors for precision and recall, the default of prdc
 CHUNK = 1024  # rows of the kernel matrix that are in memory at once
-MISSING = "pip install 'entropy_attn[evaluate]'"
 
 
 def check_installed() -> None:
     """Fail before anything is sampled, and not after.
 
     Raises:
-        ImportError: torchmetrics or prdc is not installed; the message names the extra.
+        ModuleNotFoundError: torchmetrics or prdc is not installed; the message names the extra.
     """
-    for name in ("torchmetrics", "prdc"):
-        try:
-            __import__(name)
-        except ImportError as error:
-            raise ImportError(f"real: expected {name} to be installed: {MISSING}") from error
+    with naming_the_extra("real"):
+        import prdc  # noqa: F401
+        import torchmetrics  # noqa: F401
 
 
 def fid(real: np.ndarray, generated: np.ndarray) -> float:

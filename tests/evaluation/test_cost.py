@@ -151,7 +151,7 @@ def test_where_multidiffusion_does_not_apply(tiny_pipe):
 def test_peak_memory_of_a_new_process():
     peak, extra = peak_in_new_process(take, 200)
     assert 195 < extra < 230 and peak > extra
-    with pytest.raises(RuntimeError, match=r"memory: expected an answer .*, got exit code 3"):
+    with pytest.raises(ValueError, match=r"memory: expected an answer .*, got exit code 3"):
         peak_in_new_process(exit_at_once)
 
 
