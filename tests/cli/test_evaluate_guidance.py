@@ -76,9 +76,7 @@ def test_noise_is_paired_and_controls_differ(evaluated):
     assert set(table.id) == {"coco_1", "coco_2"} and set(table.category) == {"coco"}
 
     def distance(arm):
-        return sum(
-            abs(a - b) for x, y in zip(arrays["off"], arrays[arm], strict=True) for a, b in zip(x, y, strict=True)
-        )
+        return abs(arrays["off"] - arrays[arm]).sum()
 
     assert distance(ARMS[1]) < distance("another seed") and distance(ARMS[3]) < distance("another seed")
 
