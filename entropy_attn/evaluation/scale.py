@@ -1,6 +1,6 @@
 """`evaluate scale`: image metrics of a pipeline at several sizes under several scale policies.
 
-Each stage keeps its runs in a folder of its own, so metrics can be added to images that exist:
+Each stage keeps its runs in a separate folder, so metrics can be added to images that exist:
 
     images/    the images, a run for each batch
     real/      features of the real images
@@ -181,9 +181,9 @@ def _save(folder: Path, features: np.ndarray) -> None:
 
 
 def _clip_scores(clip: Clip, plan: ScalePlan, part: Part, images: Path, folder: Path) -> Mapping[str, Any]:
-    pictures = clip.images(_images_of(images, part))
+    found = clip.images(_images_of(images, part))
     texts = clip.texts([plan.prompts[index] for index in part.indices])
-    cosines = (pictures * texts).sum(-1).tolist()
+    cosines = (found * texts).sum(-1).tolist()
     return {"cosines": {str(index): cosine for index, cosine in zip(part.indices, cosines, strict=True)}}
 
 

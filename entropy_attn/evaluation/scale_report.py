@@ -139,14 +139,14 @@ def _sheet(result: ScaleResult, path: Path, title: str) -> Path:
 
     plan, store = result.plan, result.stores["images"]
     chosen = range(min(SHOWN, len(plan.prompts)))
-    pictures: dict[tuple[tuple[int, int], str], list[Any]] = {}
+    images: dict[tuple[tuple[int, int], str], list[Any]] = {}
     for name, part in plan.parts().items():
         if part.seed == plan.seeds[0]:
             for index in part.indices:
                 if index in chosen and (store.path(name) / image_name(index)).is_file():
-                    pictures.setdefault((part.size, part.policy), []).append(load_image(store.path(name), index))
+                    images.setdefault((part.size, part.policy), []).append(load_image(store.path(name), index))
     figure = sheet_of_sizes(
-        pictures, [plan.prompts[index] for index in chosen], title=f"The first images by size and scale, {title}"
+        images, [plan.prompts[index] for index in chosen], title=f"The first images by size and scale, {title}"
     )
     figure.savefig(path, dpi=110)
     return path

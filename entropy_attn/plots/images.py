@@ -23,27 +23,27 @@ def contact_sheet(result: Profile, model: str) -> Figure:
     seed = plan.seeds[0]
     count = len(next(iter(result.pictures.values())))
     prompts = [plan.prompts[index] if index < len(plan.prompts) else "" for index in range(count)]
-    pictures = {(size, policy): result.pictures[size, policy, seed] for size in plan.sizes for policy in plan.policies}
-    return sheet_of_sizes(pictures, prompts, title=f"Images by size and scale, {model}, seed {seed}")
+    images = {(size, policy): result.pictures[size, policy, seed] for size in plan.sizes for policy in plan.policies}
+    return sheet_of_sizes(images, prompts, title=f"Images by size and scale, {model}, seed {seed}")
 
 
 def sheet_of_sizes(
-    pictures: Mapping[tuple[tuple[int, int], str], Sequence[Any]], prompts: Sequence[str], title: str
+    images: Mapping[tuple[tuple[int, int], str], Sequence[Any]], prompts: Sequence[str], title: str
 ) -> Figure:
     """A column for each size, a row for each prompt and policy; the first prompts.
 
     Args:
-        pictures: {(size, policy): an image for each prompt}.
+        images: {(size, policy): an image for each prompt}.
         prompts: the prompts.
         title: of the sheet.
     """
-    sizes = list(dict.fromkeys(size for size, _ in pictures))
-    policies = list(dict.fromkeys(policy for _, policy in pictures))
+    sizes = list(dict.fromkeys(size for size, _ in images))
+    policies = list(dict.fromkeys(policy for _, policy in images))
     rows = [(index, policy) for index in range(len(prompts[:MAX_SHEET_PROMPTS])) for policy in policies]
     figure, grid = image_grid(len(rows), len(sizes), title=title, cell=1.7)
     for (index, policy), row in zip(rows, grid, strict=True):
         for size, axis in zip(sizes, row, strict=True):
-            axis.imshow(pictures[size, policy][index], interpolation="nearest")
+            axis.imshow(images[size, policy][index], interpolation="nearest")
         name_row(row[0], policy)
         if policy == policies[0]:
             row[0].set_title(prompts[index], loc="left", fontsize=10, pad=6)
