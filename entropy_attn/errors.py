@@ -12,7 +12,9 @@ EXTRAS = {
     "diffusers": "diffusers",
     "matplotlib": "cli",
     "pandas": "cli",
+    "prdc": "evaluate",
     "rich": "cli",
+    "torchmetrics": "evaluate",
     "transformers": "diffusers",
 }
 

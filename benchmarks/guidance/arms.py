@@ -7,32 +7,22 @@ Attend-and-Excite, color and shape of each object for CONFORM and SynGen. T-SAM 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from entropy_attn.evaluation.methods import guidance_for, words_of_shapes
 from entropy_attn.guidance import CONFORM, TSAM, AttendAndExcite, SynGen
-from entropy_attn.guidance.method import Custom, Guidance, Prompt
+from entropy_attn.guidance.method import Guidance, Prompt
 from entropy_attn.guidance.text import sharpen
-from entropy_attn.prompts import Text
-from entropy_attn.shapes.scenes import COLOURS
+from entropy_attn.shapes.words import objects
 
 TSAM_ARMS = ("tsam-released", "tsam-paper", "tsam-shuffled", "tsam-oracle")  # the arms with a gamma
 ARMS = ("none", "tsam-released", "tsam-paper", "attend-and-excite", "conform", "syngen", "tsam-shuffled", "tsam-oracle")
+MAP_SIZE = (8, 8)  # of the tables in benchmarks/results; `map_size=None` is (16, 16) since then
 UNRELATED = 0.1  # the syntax oracle's attention between words of different objects, before the power
-Positions = tuple[int, ...]
-
-
-def objects(text: Text) -> list[tuple[Positions, Positions, Positions]]:
-    """Positions of (number, color, shape) of each object in the caption, in order."""
-    words = text.words
-    return [
-        (words[at - 1].positions, words[at].positions, words[at + 1].positions)
-        for at in range(1, len(words) - 1)
-        if words[at].label in COLOURS
-    ]
 
 
 def guidance_of(arm: str, alpha: float, gamma: float | None, steps: range) -> Guidance | None:
@@ -47,33 +37,17 @@ def guidance_of(arm: str, alpha: float, gamma: float | None, steps: range) -> Gu
         target = {"tsam-shuffled": shuffled, "tsam-oracle": oracle}.get(arm)
         variant = "paper" if arm == "tsam-paper" else "released"
         target = target and partial(target, gamma=gamma)
-        return TSAM(alpha=alpha, gamma=gamma, steps=steps, variant=variant, target=target)
-    if arm == "attend-and-excite":
-        return by_prompt(lambda text: AttendAndExcite(tokens=nouns(text), thresholds={}), alpha, steps)
-    if arm == "conform":
-        return by_prompt(lambda text: CONFORM(groups=[c + s for _, c, s in objects(text)], refine_at=()), alpha, steps)
-    if arm == "syngen":
-        return by_prompt(lambda text: SynGen(pairs=pairs(text)), alpha, steps, step_range=SynGen.step_range)
+        return TSAM(alpha=alpha, gamma=gamma, steps=steps, variant=variant, target=target, map_size=MAP_SIZE)
+    settings: dict[str, Any] = {"alpha": alpha, "steps": steps, "map_size": MAP_SIZE}
+    words = (1, 2)  # those of each caption take their place
+    examples: dict[str, Guidance] = {
+        "attend-and-excite": AttendAndExcite(tokens=words, thresholds={}, **settings),
+        "conform": CONFORM(groups=[words], refine_at=(), **settings),
+        "syngen": SynGen(pairs=[words], **settings),
+    }
+    if arm in examples:
+        return guidance_for(examples[arm], words_of_shapes)
     raise ValueError(f"arm: expected one of {', '.join(ARMS)}, got {arm!r}")
-
-
-def nouns(text: Text) -> list[int]:
-    return [position for _, _, shape in objects(text) for position in shape]
-
-
-def pairs(text: Text) -> list[tuple[int, int]]:
-    """(color, shape) of each object; every word of the grammar is one token of the tokenizer."""
-    return [(color, shape) for _, (color,), (shape,) in objects(text)]
-
-
-def by_prompt(make: Callable[[Text], Guidance], alpha: float, steps: range, **settings) -> Custom:
-    """A guidance whose words differ from prompt to prompt, for a batch of several prompts."""
-    made = cache(lambda prompt, text: make(text))
-
-    def loss(maps: Tensor, prompt: Prompt) -> Tensor:
-        return made(prompt.text.prompt, prompt.text).loss(maps, prompt)
-
-    return Custom(function=loss, alpha=alpha, steps=steps, **settings)
 
 
 def shuffled(prompt: Prompt, gamma: float) -> Tensor:

@@ -72,7 +72,8 @@ def our_step(unet: UNet2DConditionModel, embedding: Tensor, of: Prompt, guidance
 
     def step(latents: Tensor) -> tuple[Tensor, Tensor]:
         descent = Descent(guidance, [of])
-        size, layers = map_layers(routing, tuple(latents.shape[-2:]), None)
+        quarter = (latents.shape[-2] // 4, latents.shape[-1] // 4)  # the maps of theirs
+        size, layers = map_layers(routing, (latents.shape[-2], latents.shape[-1]), quarter)
 
         def maps_of(wide: Tensor) -> Tensor:
             call = ((wide.to(latents.dtype), TIMESTEP), {"encoder_hidden_states": embedding})

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import IMAGES, RESULTS, add_commit, new_parser, write_rows
-from benchmarks.guidance.arms import objects
 from benchmarks.guidance.summary import interval
 from benchmarks.guidance.trials import reported_captions
 from entropy_attn.bench.machine import machine, version
@@ -28,6 +27,7 @@ from entropy_attn.integrations.transformers import text_self_attention_maps
 from entropy_attn.plots.style import BLUE, DPI, VERMILION, color_bar, new_figure, plain_axis
 from entropy_attn.prompts import Text
 from entropy_attn.shapes import load_pipeline
+from entropy_attn.shapes.words import objects
 
 FIGURE = IMAGES / "tsam_premise.png"
 EXAMPLE = "a green circle, a yellow circle and a red cross"

@@ -10,12 +10,10 @@ are not independent. Differences are to the image without guidance for the same 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import stats
 
 from benchmarks.common import IMAGES, RESULTS, add_commit, new_parser, read_rows, write_rows
 from benchmarks.guidance.arms import ARMS
@@ -23,34 +21,12 @@ from benchmarks.guidance.choose import TABLE, chosen_settings
 from benchmarks.guidance.evaluate import PICTURES
 from benchmarks.report.guidance import GUIDANCES, METRICS
 from entropy_attn.bench.machine import machine, version
+from entropy_attn.evaluation.statistics import RESAMPLES, interval
 from entropy_attn.plots.style import BLUE, DPI, GREY, VERMILION, new_figure, plain_axis
 
 SPLITS = ("seen", "held-out", "all")
-RESAMPLES = 10_000
 FIGURE = IMAGES / "tsam_shapes.png"
 Key = tuple[str, str, str]  # split, caption, seed
-
-
-def interval(by_caption: Iterable[list[float]], resamples: int = RESAMPLES) -> tuple[float, float, float]:
-    """Mean of all values, and its 95 % interval; captions are drawn with all their seeds.
-
-    Args:
-        by_caption: the values of each caption, one for each seed.
-        resamples: number of bootstrap samples.
-
-    Raises:
-        ValueError: there are fewer than two captions.
-    """
-    groups = [values for values in by_caption if values]
-    sums, sizes = (np.array([f(values) for values in groups], dtype=float) for f in (sum, len))
-    mean = sums.sum() / sizes.sum()
-    if len(groups) < 2:
-        raise ValueError(f"by_caption: expected at least two captions for an interval over them, got {len(groups)}")
-    drawn = stats.bootstrap(
-        (sums, sizes), lambda s, n, axis=-1: s.sum(axis) / n.sum(axis), paired=True, vectorized=True,
-        n_resamples=resamples, batch=1000, method="percentile", rng=np.random.default_rng(0),
-    )  # fmt: skip
-    return float(mean), float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
 def summarize(values: dict[str, dict[Key, dict[str, float]]], resamples: int = RESAMPLES) -> list[dict]:

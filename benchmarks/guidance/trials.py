@@ -14,7 +14,7 @@ import torch
 import entropy_attn as ea
 from benchmarks.common import append_rows, read_rows, write_rows
 from benchmarks.guidance.arms import guidance_of
-from benchmarks.shapes.evaluate import captions
+from entropy_attn.evaluation.shapes_captions import shapes_requests
 from entropy_attn.shapes.checker import check
 from entropy_attn.shapes.scenes import Request
 
@@ -51,7 +51,7 @@ class Caption:
 
 
 def of_several_objects(split: str, total: int, seed: int, without: Iterable[Request] = ()) -> list[Request]:
-    """The first requests of `captions` with at least two kinds of objects, which a guidance can mix up.
+    """The first requests of `shapes_requests` with at least two kinds of objects, which a guidance can mix up.
 
     Args:
         split: "seen" or "held-out".
@@ -61,7 +61,7 @@ def of_several_objects(split: str, total: int, seed: int, without: Iterable[Requ
     """
     known, draw = {request.caption() for request in without}, total
     while True:
-        drawn = captions(split, draw, seed)
+        drawn = shapes_requests(draw, split, seed)
         fit = [r for r in drawn if len(r.kinds) > 1 and r.caption() not in known]
         if len(fit) >= total:
             return fit[:total]

@@ -202,8 +202,13 @@ SECTIONS = {
         card: {"scale": lambda: shapes_scale_table(read_rows(RESULTS / "shapes_scale.csv"))}
         for card in ROOT.glob("entropy_attn/shapes/transformer/README.md")
     },
+    ROOT / "docs" / "papers-guidance.md": {
+        "controls": lambda: guidance_table("guidance_controls", guidance.controls),
+    },
     ROOT / "docs" / "guidance-measured.md": {
         "premise": lambda: guidance_table("tsam_premise", guidance.premise),
+        "maps-pooled": lambda: guidance_table("maps_auc", guidance.maps, "pooled"),
+        "maps-within": lambda: guidance_table("maps_auc", guidance.maps, "within"),
         "seen": lambda: guidance_table("tsam", guidance.marks, "seen"),
         "held-out": lambda: guidance_table("tsam", guidance.marks, "held-out"),
         "cost": guided_step,

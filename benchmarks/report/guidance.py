@@ -37,6 +37,53 @@ def marks(rows: Rows, split: str) -> Table:
     return what, ["guidance", "alpha", "gamma", *(f"{name}, %" for name in METRICS.values())], body
 
 
+def maps(rows: Rows, kind: str) -> Table:
+    """AUC of the statistics of the maps by size and step, with intervals; kind: "pooled" or "within"."""
+    steps = list(dict.fromkeys(row["step"] for row in rows))
+    cells: dict[tuple[str, str, str], dict[str, str]] = {}
+    for row in rows:
+        cell = f"{float(row[kind]):.2f} [{float(row[f'{kind}_low']):.2f}, {float(row[f'{kind}_high']):.2f}]"
+        cells.setdefault((row["split"], row["statistic"], row["size"]), {})[row["step"]] = cell
+    body = [
+        [split, statistic, size, *(case[step] for step in steps)]
+        for (split, statistic, size), case in sorted(cells.items(), key=lambda item: (item[0][1], item[0][0]))
+        if split == "all" or statistic == "noun-noun"
+    ]
+    about = next(row for row in rows if row["split"] == "all")
+    images = f"{about['images']} images of {about['captions']} captions, {about['failed']} of them without an object"
+    mixed = f"the {about['mixed']} captions of which some images lack an object and some do not"
+    what = {
+        "pooled": f"All images compared ({images})",
+        "within": f"Images of the same caption compared ({mixed})",
+    }[kind]
+    return what, ["captions", "statistic", "maps", *(f"step {step}" for step in steps)], body
+
+
+def controls(rows: Rows) -> Table:
+    """Presence and binding of each arm, the differences to no guidance, and what was repaired and damaged."""
+    found = {(row["arm"], row["metric"]): row for row in rows}
+    body = []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        cells = []
+        for metric in ("presence", "binding"):
+            row = found[arm, metric]
+            cell = f"{100 * float(row['value']):.1f}"
+            if row["difference"]:
+                ends = [f"{100 * float(row[f'difference{end}']):+.1f}" for end in ("", "_low", "_high")]
+                cell += f" ({{}} [{{}}, {{}}]), p = {float(row['p_holm']):.2g}".format(*ends)
+            cells.append(cell)
+        row = found[arm, "presence"]
+        shares = [
+            f"{row[what]} of {row[whole]}" if row[what] else "-"
+            for what, whole in (("repaired", "failed"), ("damaged", "succeeded"))
+        ]
+        body.append([f"`{arm}`" if ":" in arm else arm, *cells, *shares])
+    about = rows[0]
+    what = f"{about['images']} images per row, torch {about['torch']}, {about['date']}, commit {about['commit']}"
+    header = ["arm", "every object present, %", "binding, %", "presence repaired", "presence damaged"]
+    return what, header, body
+
+
 def premise(rows: Rows) -> Table:
     """Entries of T for a noun and its color, and for a noun and other colors."""
     cases: dict[tuple[str, str], dict[str, str]] = {}

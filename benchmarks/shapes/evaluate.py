@@ -6,8 +6,6 @@ python -m benchmarks.shapes.evaluate --sizes 32 64 128 --scales off logn        
 
 from __future__ import annotations
 
-import random
-
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -15,23 +13,14 @@ from tqdm import tqdm
 
 import entropy_attn as ea
 from benchmarks.common import add_csv, new_parser, write_rows
+from entropy_attn.evaluation.shapes_captions import shapes_requests
 from entropy_attn.shapes import load_pipeline
 from entropy_attn.shapes.checker import check
-from entropy_attn.shapes.scenes import Request, held_out, random_request
+from entropy_attn.shapes.scenes import Request
 
 FIELDS = ("split", "size", "scale", "captions", "presence", "count", "exact", "binding", "relation", "objects_found",
           "count_error")  # fmt: skip
 SCALES = {"off": ea.scale.Fixed(), "logn": ea.scale.LogN()}
-
-
-def captions(split: str, total: int, seed: int = 77) -> list[Request]:
-    """Different fixed requests: `"seen"` have no held-out kind or pair, `"held-out"` all have one."""
-    rng, chosen = random.Random(f"{seed}-{split}"), {}
-    while len(chosen) < total:
-        request = random_request(rng)
-        if held_out().touches(request) == (split == "held-out"):
-            chosen[request.caption()] = request
-    return list(chosen.values())
 
 
 def images_of(pipe, requests: list[Request], size: int, steps: int, guidance_scale: float, seed: int, bar: tqdm):
@@ -75,7 +64,7 @@ def main() -> None:
     jobs = [(split, size, name) for split in ("seen", "held-out") for size in args.sizes for name in args.scales]
     with tqdm(total=len(jobs) * args.captions, desc="images") as bar:
         for split, size, name in jobs:
-            requests = captions(split, args.captions)
+            requests = shapes_requests(args.captions, split)
             with ea.apply(pipe, scale=SCALES[name]):
                 images = list(images_of(pipe, requests, size, args.steps, args.guidance_scale, args.seed, bar))
             rows.append({"split": split, "size": size, "scale": name, **mark(images, requests)})

@@ -39,6 +39,7 @@ FLOORS: list[dict[str, str]] = [
     {
         "profiling": "entropy across sizes, policies and seeds: ea.profile",
         "plots": "figures of profiles, maps, guidance and benchmarks",
+        "evaluation": "images of many prompts under several policies, and their metrics",
     },
     {"cli": "the entropy-attn command", "__main__": "python -m entropy_attn"},
 ]
@@ -51,6 +52,7 @@ FOLDERS = {
     "integrations/diffusers": "`apply` and its handle: layers, processors, steps, branches, torch.compile",
     "integrations/diffusers/models": "the table of supported denoisers, one row each",
     "integrations/guidance": "`attach`: the guided forward pass of a pipeline",
+    "evaluation/metrics": "similarities of CLIP, and TIFA's questions",
     "bench/implementations": "one file per kind of implementation that is compared",
 }
 

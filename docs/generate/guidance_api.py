@@ -31,7 +31,7 @@ SECTIONS: dict[str, list[tuple[str, Any]]] = {
     ],
     "Methods": [
         (name, getattr(guidance, name))
-        for name in ("Guidance", "TSAM", "AttendAndExcite", "CONFORM", "SynGen", "Custom", "Prompt")
+        for name in ("Guidance", "TSAM", "AttendAndExcite", "CONFORM", "SynGen", "Custom", "RandomDirection", "Prompt")
     ],
     "Functions on tensors": [
         (name, getattr(guidance, name))
@@ -43,7 +43,7 @@ SECTIONS: dict[str, list[tuple[str, Any]]] = {
 }
 METHODS = {
     GuidanceHandle: ("remove",),
-    guidance.Guidance: ("loss", "applies_to", "is_reached"),  # what a method of one's own overrides
+    guidance.Guidance: ("loss", "applies_to", "is_reached", "direction"),  # what a method of one's own overrides
     guidance.TSAM: ("text_matrix",),
 }
 

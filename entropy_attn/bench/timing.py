@@ -102,20 +102,8 @@ class CpuClock:
         return times
 
     def peak_mib(self, run: Run, one: Inputs) -> float | None:
-        reset = Path("/proc/self/clear_refs")
-        if not reset.exists():
-            return None
-        with contextlib.suppress(
-            OSError, AttributeError
-        ):  # memory that was freed before would hide what a run allocates
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-        try:
-            reset.write_text("5")  # resets the peak
-        except OSError:
-            return None
-        before = _status_mib("VmRSS")
-        run(one)
-        return max(0.0, _status_mib("VmHWM") - before)
+        found = resident_peak(lambda: run(one))
+        return None if found is None else found[1]
 
     def free_bytes(self) -> float:
         """What a run can use: Linux kills a process that uses too much, without an error to catch."""
@@ -180,6 +168,23 @@ def quantiles(times: Sequence[float]) -> tuple[float, ...]:
     """p20, p50 and p80."""
     levels = torch.tensor(QUANTILES, dtype=torch.float64)
     return tuple(torch.tensor(times, dtype=torch.float64).quantile(levels).tolist())
+
+
+def resident_peak(run: Callable[[], Any]) -> tuple[float, float] | None:
+    """MiB of this process at its peak while it runs, and how much that is more than before; None except on Linux."""
+    reset = Path("/proc/self/clear_refs")
+    if not reset.exists():
+        return None
+    with contextlib.suppress(OSError, AttributeError):  # memory that was freed before would hide what a run allocates
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    try:
+        reset.write_text("5")  # resets the peak
+    except OSError:
+        return None
+    before = _status_mib("VmRSS")
+    run()
+    peak = _status_mib("VmHWM")
+    return peak, max(0.0, peak - before)
 
 
 def _status_mib(field: str) -> float:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from entropy_attn.cli.bench import bench
+from entropy_attn.cli.evaluate import evaluate
 from entropy_attn.cli.generate import generate
 from entropy_attn.cli.help import Command, Group
 from entropy_attn.cli.info import info
@@ -50,3 +51,5 @@ def _main(
 
 for command in (profile, generate, maps, bench, info):
     app.command(cls=Command)(command)
+
+app.add_typer(evaluate)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 Size = tuple[int, int]  # (height, width)
@@ -85,12 +85,24 @@ def parse_scale(text: str) -> Any:
 def parse_guidance(text: str | None) -> Any:
     """A guidance from 'tsam:alpha=10' and the like; None for None and 'off'."""
     from entropy_attn.guidance import TSAM
-    from entropy_attn.scale.parsing import parse_choice
 
     if text is None or text == "off":
         return None
+    return _parse_guidance(text, {"tsam": TSAM}, {"target"})
+
+
+def parse_method(text: str) -> Any:
+    """A guidance whose words come from the prompts, from 'attend-and-excite:alpha=20' and the like."""
+    from entropy_attn.evaluation.methods import METHODS, NOT_OPTIONS
+
+    return _parse_guidance(text, METHODS, NOT_OPTIONS)
+
+
+def _parse_guidance(text: str, methods: dict[str, Any], leave_out: Collection[str]) -> Any:
+    from entropy_attn.scale.parsing import parse_choice
+
     read = {"steps": _step_range, "refine_at": _step_list, "map_size": lambda value: parse_size(value, "map_size")}
-    return parse_choice("guidance", text, {"tsam": TSAM}, leave_out={"target"}, read=read)[0]
+    return parse_choice("guidance", text, methods, leave_out=leave_out, read=read)[0]
 
 
 def _step_range(text: str) -> range:

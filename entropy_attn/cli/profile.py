@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from entropy_attn.cli import EXIT_INTERRUPTED, Refused
 from entropy_attn.cli.loading import Loading
 from entropy_attn.cli.option_groups import takes_options
 from entropy_attn.cli.outputs import output_folder
@@ -28,7 +24,7 @@ from entropy_attn.cli.parsing import (
     parse_size,
 )
 from entropy_attn.cli.profile_report import print_report
-from entropy_attn.cli.progress import progress_bar
+from entropy_attn.cli.progress import kept_in, run_progress
 from entropy_attn.cli.refusals import refusals
 from entropy_attn.cli.sampling_options import GUIDANCE_SCALE_HELP, default_guidance_scale
 from entropy_attn.cli.versions import versions
@@ -92,7 +88,7 @@ def profile(
     from entropy_attn.profiling.plan import DEFAULT_PROMPTS
     from entropy_attn.shapes.names import embedded
 
-    with _kept_in(out), refusals(loading, len(prompt or DEFAULT_PROMPTS)):
+    with kept_in(out, _finished), refusals(loading, len(prompt or DEFAULT_PROMPTS)):
         check_at_least("--steps", steps, 1)
         check_at_least("--guidance-scale", guidance_scale, 0)
         check_prompts(prompt or [])
@@ -136,7 +132,7 @@ def _run(loading: Loading, plan: dict[str, Any], out: Path, resume: bool) -> tup
     pipe, running_on = loading.load(anything=True)
     from entropy_attn import profiling
 
-    with _progress() as (on_step, on_run):
+    with run_progress() as (on_step, on_run):
         result = profiling.profile(
             pipe,
             **plan,
@@ -167,20 +163,6 @@ def _print(summary: dict[str, Any], files: dict[str, Path], out: Path, as_json: 
             print(f"  {folder}/")
 
 
-@contextlib.contextmanager
-def _kept_in(out: Path) -> Iterator[None]:
-    """Say which finished runs an interruption or a failure leaves behind."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        # The line break puts it below the ^C of the terminal
-        print(f"\nentropy-attn: interrupted; {_finished(out) or f'no run was finished in {out}'}", file=sys.stderr)
-        raise SystemExit(EXIT_INTERRUPTED) from None
-    except Refused as error:
-        kept = _finished(out)
-        raise Refused(f"{error}; {kept}") if kept and "out of device memory" in str(error) else error from None
-
-
 def _finished(out: Path) -> str | None:
     """What an interrupted profile has left in its folder."""
     from entropy_attn.profiling.store import unfinished
@@ -189,23 +171,3 @@ def _finished(out: Path) -> str | None:
     if counts is None or not counts[0]:
         return None
     return f"{counts[0]} of {counts[1]} runs are kept in {out}; --resume continues from there"
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[tuple[Any, Any]]:
-    """(on_step, on_run) for `ea.profile`: a bar on a terminal, a plain line for each run elsewhere."""
-    if not sys.stderr.isatty():
-        yield None, _line
-        return
-    with progress_bar() as progress:
-        task = progress.add_task("sampling", total=None)
-
-        def run_ended(run: Any, _seconds: float | None, number: int, count: int) -> None:
-            progress.update(task, total=count, completed=number, description=str(run))
-
-        yield lambda run: progress.update(task, description=str(run)), run_ended
-
-
-def _line(run: Any, seconds: float | None, number: int, count: int) -> None:
-    spent = "finished before" if seconds is None else f"{seconds:.1f} s"
-    print(f"entropy-attn: run {number} of {count}: {run}: {spent}", file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from entropy_attn.guidance.compared import CONFORM, AttendAndExcite, SynGen
+from entropy_attn.guidance.controls import RandomDirection
 from entropy_attn.guidance.method import Custom, Guidance, Prompt
 from entropy_attn.guidance.similarity import attention_similarity
 from entropy_attn.guidance.text import real_tokens, text_self_attention
@@ -24,6 +25,7 @@ __all__ = [
     "Custom",
     "Guidance",
     "Prompt",
+    "RandomDirection",
     "SynGen",
     "attach",
     "attention_similarity",

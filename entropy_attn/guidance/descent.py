@@ -73,6 +73,7 @@ class Descent:
                 f"guidance {type(self.guidance).__name__}: its gradient at step {step} is not finite in float16: load "
                 "the pipeline in bfloat16 or float32"
             )
+        gradient = self.guidance.direction(gradient, self.prompts, len(self.losses))
         self.maps = maps.detach()
         self.losses.append((step, losses))
         return gradient, losses

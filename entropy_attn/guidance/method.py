@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +55,9 @@ class Guidance:
         refine_at: steps with up to `refine_iters` additional updates before the normal one.
         refine_iters: number of those updates.
         map_size: (rows, columns) in tokens of the layers whose maps are averaged. None is the size of most
-            cross-attention layers; on a tie, the one nearest to a quarter of the latent's sides: (H / 32, W / 32) for
-            an image of H x W pixels in Stable Diffusion 1, 2 and XL.
+            cross-attention layers; on a tie, the one nearest to a quarter of the latent's sides, but not to fewer than
+            256 tokens: (H / 32, W / 32) for an image of H x W pixels in Stable Diffusion 1, 2 and XL, from 384 pixels
+            on; 16 x 16 for smaller latents, whose quarter is too coarse for an object.
 
     Raises:
         TypeError: a setting has the wrong type.
@@ -107,6 +108,19 @@ class Guidance:
             True or False.
         """
         return len(prompt) > 0
+
+    def direction(self, gradient: Tensor, prompts: Sequence[Prompt], number: int) -> Tensor:
+        """What the latents are moved against: the gradient. Controls override it; see `RandomDirection`.
+
+        Args:
+            gradient: (B, ...), that of every image's loss on its latents.
+            prompts: the prompts of the B images.
+            number: of this evaluation in the generation, from 0, refinements included.
+
+        Returns:
+            A tensor of the same shape.
+        """
+        return gradient
 
     def is_reached(self, loss: float, step: int) -> bool:
         """Whether the refinement at this step may stop early. Called only if `waits` is True.

@@ -52,7 +52,8 @@ class TSAM(Guidance):
 
     Args:
         alpha: step length: 40 for free prompts, 10 for structured ones ("a red bear and a blue bird"), for which the
-            paper also sets refine_at=(0, 10, 20).
+            paper also sets refine_at=(0, 10, 20). These are for the 16,384 latents of Stable Diffusion at 512 px; as
+            the loss is made of cosines, alpha should be proportional to the number of latents.
         gamma: power on T; a larger one keeps only the strongest entries.
         variant: "released" follows the authors' code; "paper" follows the text of the paper: T is normalized before the
             power, S over all tokens, and alpha is constant. As in the text many rows have no gradient at all, so it is

@@ -17,7 +17,7 @@ def sample(
     *,
     size: tuple[int, int],
     scale: Any,
-    seed: int,
+    seed: int | Sequence[int],
     steps: int,
     guidance_scale: float | None = None,
     negative_prompt: str | None = None,
@@ -29,15 +29,14 @@ def sample(
 ) -> list[Any]:
     """Generate one image per prompt, and leave the pipeline unchanged.
 
-    The noise of every prompt is seeded with `seed`, so an image depends on its prompt, size and seed, and not on its
-    batch.
+    Each prompt has a separate generator of noise: an image depends on its prompt, size and seed, and not on its batch.
 
     Args:
         pipe: a diffusers pipeline.
         prompts: the prompts; empty for a pipeline without prompts, or with embeddings among `arguments`.
         size: (height, width) in pixels.
         scale: scale policy, or None.
-        seed: seed of the noise.
+        seed: seed of the noise of every prompt, or one for each prompt.
         steps: number of denoising steps.
         guidance_scale: classifier-free guidance scale; None keeps the pipeline's default.
         negative_prompt: negative prompt of all images.
@@ -51,13 +50,16 @@ def sample(
         The images; for a video its middle frame; empty for `pictures=False`.
 
     Raises:
-        ValueError: the pipeline does not take an argument.
+        ValueError: the pipeline does not take an argument, or the number of seeds is not that of the prompts.
     """
+    seeds = [seed] * max(1, len(prompts)) if isinstance(seed, int) else list(seed)
+    if len(seeds) != max(1, len(prompts)):
+        raise ValueError(f"seed: expected one, or one for each of {max(1, len(prompts))} prompts, got {len(seeds)}")
     options = call_options(
         pipe, prompts, guidance_scale=guidance_scale, negative_prompt=negative_prompt, arguments=arguments
     )
     accepted = call_parameters(pipe)
-    generators = [torch.Generator("cpu").manual_seed(seed) for _ in range(max(1, len(prompts)))]
+    generators = [torch.Generator("cpu").manual_seed(each) for each in seeds]
     options["generator"] = generators if prompts else generators[0]
     if prompts:
         options["prompt"] = list(prompts)

@@ -19,7 +19,7 @@ def call_parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
 
 
 def size_multiple(pipe: Any) -> int:
-    """The number of which both sides of an image must be a multiple.
+    """The number of which both sides of an image should be a multiple, so that no layer rounds.
 
     It is the pixels per latent cell times the cells that the denoiser merges: by the downsampling of a UNet, by the
     patches of a transformer. The pipelines of diffusers also require a multiple of 8, and some, such as Lumina 2's, of
@@ -48,14 +48,18 @@ def check_size(pipe: Any, size: tuple[int, int], pictures: int = 1) -> None:
         pictures: number of images in one batch.
 
     Raises:
-        ValueError: a side is no multiple of `size_multiple`, for which the nearest size is named; the size needs more
-            memory than the device has; or the pipeline has one size only, and this is another.
+        ValueError: a side is no multiple of `size_multiple`, or in a UNet of 8 and of the pixels per latent cell; the
+            nearest size is named. Or the size needs more memory than the device has; or the pipeline has one size only,
+            and this is another.
     """
     only = fixed_size(pipe)
     if only is not None and tuple(size) != only:
         name = type(pipe).__name__
         raise ValueError(f"size {size[0]}x{size[1]}: {name} generates {only[0]}x{only[1]} px only")
-    multiple = size_multiple(pipe)
+    # A UNet of diffusers rounds up when it halves an odd length, and tells each level its size on the way up: 224 px
+    # of Stable Diffusion, a size in Jin et al., are 28, 14, 7 and 4 cells
+    rounds = _denoiser(pipe)[1].denoiser == "UNet2DConditionModel"
+    multiple = math.lcm(8, latent_factor(pipe)) if rounds else size_multiple(pipe)
     if only is None and any(side < 1 or side % multiple for side in size):
         near = "x".join(str(max(1, round(side / multiple)) * multiple) for side in size)
         raise ValueError(f"size {size[0]}x{size[1]}: both sides must be multiples of {multiple} px, for example {near}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -21,19 +22,51 @@ def contact_sheet(result: Profile, model: str) -> Figure:
     plan = result.plan
     seed = plan.seeds[0]
     count = len(next(iter(result.pictures.values())))
-    prompts = [plan.prompts[index] if index < len(plan.prompts) else "" for index in range(count)][:MAX_SHEET_PROMPTS]
-    rows = [(index, policy) for index in range(len(prompts)) for policy in plan.policies]
-    figure, grid = image_grid(
-        len(rows), len(plan.sizes), title=f"Images by size and scale, {model}, seed {seed}", cell=1.7
-    )
+    prompts = [plan.prompts[index] if index < len(plan.prompts) else "" for index in range(count)]
+    images = {(size, policy): result.pictures[size, policy, seed] for size in plan.sizes for policy in plan.policies}
+    return sheet_of_sizes(images, prompts, title=f"Images by size and scale, {model}, seed {seed}")
+
+
+def sheet_of_sizes(
+    images: Mapping[tuple[tuple[int, int], str], Sequence[Any]], prompts: Sequence[str], title: str
+) -> Figure:
+    """A column for each size, a row for each prompt and policy; the first prompts.
+
+    Args:
+        images: {(size, policy): an image for each prompt}.
+        prompts: the prompts.
+        title: of the sheet.
+    """
+    sizes = list(dict.fromkeys(size for size, _ in images))
+    policies = list(dict.fromkeys(policy for _, policy in images))
+    rows = [(index, policy) for index in range(len(prompts[:MAX_SHEET_PROMPTS])) for policy in policies]
+    figure, grid = image_grid(len(rows), len(sizes), title=title, cell=1.7)
     for (index, policy), row in zip(rows, grid, strict=True):
-        for size, axis in zip(plan.sizes, row, strict=True):
-            axis.imshow(result.pictures[size, policy, seed][index], interpolation="nearest")
+        for size, axis in zip(sizes, row, strict=True):
+            axis.imshow(images[size, policy][index], interpolation="nearest")
         name_row(row[0], policy)
-        if policy == next(iter(plan.policies)):
+        if policy == policies[0]:
             row[0].set_title(prompts[index], loc="left", fontsize=10, pad=6)
-    for size, axis in zip(plan.sizes, grid[-1], strict=True):
+    for size, axis in zip(sizes, grid[-1], strict=True):
         axis.set_xlabel(f"{size_name(size)} px")
+    return figure
+
+
+def sheet_of_arms(pictures: Mapping[str, Sequence[Any]], prompts: Sequence[str], title: str) -> Figure:
+    """A column for each arm, a row for each prompt.
+
+    Args:
+        pictures: {arm: an image for each prompt}.
+        prompts: the prompts.
+        title: of the sheet.
+    """
+    figure, grid = image_grid(len(prompts), len(pictures), title=title, cell=1.7)
+    for index, (prompt, row) in enumerate(zip(prompts, grid, strict=True)):
+        for images, axis in zip(pictures.values(), row, strict=True):
+            axis.imshow(images[index], interpolation="nearest")
+        row[0].set_title(prompt, loc="left", fontsize=10, pad=6)
+    for arm, axis in zip(pictures, grid[-1], strict=True):
+        axis.set_xlabel("\n".join(wrap(arm.replace(":", " "), 22, break_long_words=False)), fontsize=9)
     return figure
 
 

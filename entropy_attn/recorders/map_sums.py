@@ -20,11 +20,12 @@ class _Sum:
     calls: int = 0
 
 
-def preferred_size(layers: Mapping[Size, Collection[str]], latent_size: Size) -> Size:
-    """Of the sizes that most layers have, the one nearest to a quarter of the latent's sides."""
+def preferred_size(layers: Mapping[Size, Collection[str]], latent_size: Size, least: int = 1) -> Size:
+    """Of the sizes that most layers have, the one nearest to a quarter of the latent's sides, or to `least` tokens."""
     most = max(map(len, layers.values()))
     sizes = [size for size, names in layers.items() if len(names) == most]
-    return min(sizes, key=lambda size: abs(math.log(16 * math.prod(size) / math.prod(latent_size))))
+    tokens = max(math.prod(latent_size) / 16, least)
+    return min(sizes, key=lambda size: abs(math.log(math.prod(size) / tokens)))
 
 
 class MapSums:

@@ -256,7 +256,9 @@ def relation_holds(relation: str, first: Placed, second: Placed, margin: float) 
     return offset >= margin
 
 
-def place(request: Request, size: tuple[int, int], rng: random.Random, tries: int = 2000) -> list[Placed]:
+def place(
+    request: Request, size: tuple[int, int], rng: random.Random, tries: int = 2000, unit: int | None = None
+) -> list[Placed]:
     """Random positions without overlap for the objects of a request.
 
     Args:
@@ -264,13 +266,16 @@ def place(request: Request, size: tuple[int, int], rng: random.Random, tries: in
         size: (height, width) of the image in pixels.
         rng: source of randomness.
         tries: number of attempts.
+        unit: side in pixels of which the size of objects is a share; None is the shorter side of the image. With the
+            training size, the objects of a larger image are as large as in training.
 
     Returns:
         The objects, in the order of the caption.
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: `size` or `tries` is not allowed, or no free positions were found, for example in a narrow image.
+        ValueError: `size`, `tries` or `unit` is not allowed, or no free positions were found, for example in a narrow
+            image.
     """
     if not isinstance(request, Request):
         raise TypeError(expected("request", "a Request, such as parse_caption('a red circle')", request))
@@ -278,7 +283,9 @@ def place(request: Request, size: tuple[int, int], rng: random.Random, tries: in
         raise TypeError(expected("rng", "a random.Random", rng))
     require_int("tries", tries, 0)
     height, width = checked_size("size", size)
-    side = min(size)
+    if unit is not None:
+        require_int("unit", unit, 1)
+    side = min(size) if unit is None else unit
     wanted = [kind for kind, count in request.counts for _ in range(count)]
     for _ in range(tries):
         placed: list[Placed] = []

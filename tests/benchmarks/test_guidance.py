@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks.common import read_rows
-from benchmarks.guidance import arms, choose, cost, evaluate, premise, summary
+from benchmarks.guidance import arms, choose, controls, cost, evaluate, maps_auc, premise, summary
 from benchmarks.guidance.choose import Setting
 from benchmarks.guidance.trials import MOST_REPORTED, Trials, reported_captions, selection_captions
+from entropy_attn.evaluation.methods import nouns, pairs, words_of_shapes
 from entropy_attn.guidance import TSAM, Prompt
 from entropy_attn.prompts import Text
 from entropy_attn.shapes import load_pipeline
+from entropy_attn.shapes.words import objects
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +38,10 @@ def prompt_of(caption: str, tokenizer, rows: list[list[float]] | None = None) ->
 
 def test_words_of_every_object(tokenizer):
     text = Text("a red circle, a red square and two green crosses", tokenizer)
-    assert arms.objects(text) == [((1,), (2,), (3,)), ((5,), (6,), (7,)), ((9,), (10,), (11,))]
-    assert arms.nouns(text) == [3, 7, 11]
-    assert arms.pairs(text) == [(2, 3), (6, 7), (10, 11)]
+    assert objects(text) == [((1,), (2,), (3,)), ((5,), (6,), (7,)), ((9,), (10,), (11,))]
+    words = words_of_shapes(text)
+    assert nouns(words) == [3, 7, 11]
+    assert pairs(words) == [(2, 3), (6, 7), (10, 11)]
 
 
 def test_oracle_matrix(tokenizer):
@@ -78,6 +82,7 @@ def test_shuffled_is_reproducible_and_differs_from_t(tokenizer):
 def test_every_arm_depends_on_the_prompt_and_has_a_gradient(arm, tokenizer):
     guidance = arms.guidance_of(arm, 3.0, 4.0, range(2))
     assert guidance.alpha == 3.0 and guidance.steps == (0, 1) and guidance.refine_at == ()
+    assert guidance.map_size == (8, 8)  # as in the committed tables
     maps = torch.rand(4, 4, 77, generator=torch.Generator().manual_seed(0))
     losses = []
     for caption in ("a red circle above a blue cross", "a red circle, a blue cross and a green square"):
@@ -170,7 +175,7 @@ def test_interval_draws_captions_with_all_their_seeds():
     assert (mean, low, high) == (0.5, 0.0, 1.0)  # a quarter of all draws is twice the same caption
     assert summary.interval([[0.25]] * 5) == (0.25, 0.25, 0.25)
     assert summary.interval([[1.0, 1.0, 1.0], [0.0]])[0] == 0.75
-    with pytest.raises(ValueError, match="expected at least two captions"):
+    with pytest.raises(ValueError, match="groups: expected at least two"):
         summary.interval([[1.0]])
 
 
@@ -252,3 +257,70 @@ def test_cost_keeps_other_rows(tmp_path):
     cost.keep(path, row | {"size": 768})
     cost.keep(path, row | {"ours_ms": "2"})
     assert [(old["size"], old["ours_ms"]) for old in read_rows(path)] == [("768", "1"), ("512", "2")]
+
+
+# Whether the maps predict a failure
+
+
+def test_statistics_of_maps(tokenizer):
+    text = Text("a red circle and a blue square", tokenizer)  # red 2, circle 3, blue 6, square 7
+    maps = torch.zeros(7, 7, len(text))
+    maps[1, 1, 2] = 1.0  # far from the borders, and from each other under a 3 x 3 kernel
+    maps[1, 1, 3] = 0.5
+    maps[5, 5, 6] = 1.0
+    maps[5, 1, 7] = 0.25
+    found = maps_auc.statistics(maps, text)
+    assert found == pytest.approx({"noun-noun": 0.0, "color-noun": 1.0, "peak": 0.75}, abs=1e-6)
+    maps[..., 7] = maps[..., 3]
+    assert maps_auc.statistics(maps, text)["noun-noun"] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_auc_by_hand():
+    values = np.array([3.0, 1.0, 2.0, 2.0, 5.0])
+    failed = np.array([True, False, False, True, False])
+    groups = np.array([0, 0, 1, 1, 1])
+    # Failed 3 is above 1 and 2, not 5; failed 2 is above 1, equal to 2, below 5. Then the first caption counts twice.
+    weights = np.array([[1.0, 1.0], [2.0, 1.0]])
+    pooled, within = maps_auc.auc(values, failed, groups, weights)
+    assert pooled == pytest.approx([(2 + 1.5) / 6, (4 * 1 + 2 * 1 + 2 * 0 + 2 * 1 + 0.5 + 0) / 12])
+    assert within == pytest.approx([(1 + 0.5 + 0) / 3, (2 * 1 + 0.5 + 0) / 4])  # 3 > 1; 2 = 2; 2 < 5
+    assert all(np.isnan(each).all() for each in maps_auc.auc(values, np.ones(5, dtype=bool), groups, weights))
+
+
+def test_maps_auc_runs_and_continues(tmp_path, monkeypatch):
+    pictures, table = tmp_path / "images.csv", tmp_path / "auc.csv"
+    arguments = ["maps_auc", "--captions", "2", "--steps", "2", "--at", "1", "--pictures", str(pictures)]
+    monkeypatch.setattr(maps_auc, "RESAMPLES", 20)
+    monkeypatch.setattr(sys, "argv", [*arguments, "--seeds", "1", "--csv", str(table)])
+    maps_auc.main()
+    first = read_rows(pictures)
+    assert len(first) == 2
+    monkeypatch.setattr(sys, "argv", [*arguments, "--seeds", "1", "2", "--csv", str(table)])
+    maps_auc.main()
+    assert read_rows(pictures)[:2] == first and len(read_rows(pictures)) == 4
+    rows = read_rows(table)
+    assert {(row["split"], row["size"], row["statistic"]) for row in rows} == {
+        (split, size, name)
+        for split in ("seen", "held-out", "all")
+        for size in ("8x8", "16x16")
+        for name in maps_auc.STATISTICS
+    }
+    assert {row["images"] for row in rows if row["split"] == "all"} == {"4"}
+
+
+# The controls
+
+
+def test_rows_of_an_evaluation_are_joined(tmp_path):
+    (tmp_path / "guidance.csv").write_text("arm,metric,value\noff,presence,0.5\ntsam,presence,0.7\ntsam,TIFA,0.3\n")
+    names = ",".join(controls.REPAIRS)
+    numbers = ",".join(str(number) for number in range(len(controls.REPAIRS)))
+    (tmp_path / "repairs.csv").write_text(f"arm,metric,{names}\ntsam,presence,{numbers}\n")
+    rows = controls.joined(tmp_path)
+    assert [(row["arm"], row["metric"], row["value"], row["failed"], row["damaged_share_high"]) for row in rows] == [
+        ("off", "presence", "0.5", "", ""),
+        ("tsam", "presence", "0.7", "0", "9"),
+        ("tsam", "TIFA", "0.3", "", ""),
+    ]
+    with pytest.raises(ValueError, match=r"--evaluation: expected a folder with guidance.csv"):
+        controls.joined(tmp_path / "nothing")

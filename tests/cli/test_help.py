@@ -15,7 +15,7 @@ pytest.importorskip("typer")
 import entropy_attn as ea
 from entropy_attn.cli import main
 
-COMMANDS = ("profile", "generate", "maps", "bench", "info")
+COMMANDS = ("profile", "generate", "maps", "bench", "info", "evaluate scale", "evaluate cost", "evaluate guidance")
 
 
 def run(*arguments, **environment):
@@ -39,19 +39,21 @@ def words(text):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_holds_every_word_and_keeps_the_width(command, width, monkeypatch, capsys):
     from entropy_attn.cli.app import app
+    from entropy_attn.cli.evaluate import evaluate
 
-    shown = help_of([command], width, monkeypatch, capsys)
+    shown = help_of(command.split(), width, monkeypatch, capsys)
     lines = shown.splitlines()
     assert all(len(line) <= width for line in lines if "--prompt" not in line), shown
     assert "…" not in shown and "..." not in shown.replace("[OPTIONS]...", "")
-    given = next(each for each in app.registered_commands if each.callback.__name__ == command)
+    commands = [*app.registered_commands, *evaluate.registered_commands]
+    given = next(each for each in commands if each.callback.__name__ == command.split()[-1])
     for kind in typing.get_type_hints(given.callback, include_extras=True).values():
         for option in getattr(kind, "__metadata__", ()):
             assert option.hidden != (words(option.help) in words(shown))
 
 
 @pytest.mark.parametrize("width", [40, 60, 80])
-@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
+@pytest.mark.parametrize("command", [(), ("evaluate",), *(tuple(name.split()) for name in COMMANDS)])
 def test_examples_are_valid_shell_commands(command, width, monkeypatch, capsys):
     """Folded or not, an example has the same words for a shell, and its options are those of the command."""
     shown = help_of(command, width, monkeypatch, capsys)
@@ -63,13 +65,18 @@ def test_examples_are_valid_shell_commands(command, width, monkeypatch, capsys):
     assert found == [shlex.split(line.replace("\\\n", "")) for line in whole.split("\n\n")] and found
     for example in found:
         assert example[0] == "entropy-attn" and example[1] in (*command, *COMMANDS, "COMMAND")
+        assert tuple(example[1 : 1 + len(command)]) == command
         options = {word for word in example if word.startswith("--")}
-        assert not command or all(f"{option} " in shown or f"{option}\n" in shown for option in options)
+        assert command in ((), ("evaluate",)) or all(
+            f"{option} " in shown or f"{option}\n" in shown for option in options
+        )
 
 
 def test_every_command_is_listed(monkeypatch, capsys):
     shown = words(help_of([], 60, monkeypatch, capsys))
-    assert all(f" {command} " in shown for command in COMMANDS) and "which head dim and dtype, and why" in shown
+    assert (
+        all(f" {command.split()[0]} " in shown for command in COMMANDS) and "which head dim and dtype, and why" in shown
+    )
 
 
 def test_version(capsys):

@@ -30,6 +30,26 @@ def test_every_size_that_passes_the_check_can_be_sampled(tiny_pipe):
     assert image.size == (24, 8)
 
 
+def test_a_unet_takes_lengths_that_are_odd_at_some_level():
+    """224 px of Stable Diffusion are 28, 14, 7 and 4 cells; here 56 x 72 px are 14 x 18, 7 x 9 and 4 x 5."""
+    import entropy_attn as ea
+    from entropy_attn.integrations.diffusers.survey import survey
+
+    pipe, recorder, size = ea.shapes.load_pipeline(), ea.EntropyRecorder(per_query=True), (56, 72)
+    assert size_multiple(pipe) == 16
+    check_size(pipe, size)
+    (image,) = sample(pipe, ["a red circle"], size=size, scale=ea.scale.LogN(), seed=0, steps=1, record=recorder)
+    assert image.size == (72, 56)
+    rows = recorder.to_dataframe().query("kind == 'self'").groupby("layer")[["seqlen_k", "scale"]].first()
+    assert set(rows["seqlen_k"]) == {14 * 18, 7 * 9, 4 * 5}
+    foreseen = {each.layer: (each.seqlen_k, each.scale) for each in survey(pipe, size, scale=ea.scale.LogN())}
+    for layer, (tokens, scale) in rows.iterrows():
+        assert foreseen[layer] == (tokens, pytest.approx(scale, rel=1e-6))
+    assert {maps.shape[-2:] for maps in recorder.spatial().values()} == {(14, 18), (7, 9), (4, 5)}
+    with pytest.raises(ValueError, match="size 60x72: both sides must be multiples of 8 px, for example 64x72"):
+        check_size(pipe, (60, 72))
+
+
 def test_an_image_does_not_depend_on_its_batch(tiny_pipe):
     import numpy as np
 

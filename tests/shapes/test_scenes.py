@@ -11,6 +11,7 @@ from entropy_attn.shapes.scenes import (
     COLOURS,
     GAP,
     KINDS,
+    RADIUS,
     SHAPES,
     Kind,
     Request,
@@ -82,6 +83,17 @@ def test_objects_do_not_overlap_and_are_inside_the_image(size):
         if request.relation:
             assert relation_holds(request.relation, *placed, margin=1.0)
         assert render(placed, size).size == (size[1], size[0])
+
+
+def test_objects_of_a_larger_canvas_can_keep_their_size():
+    rng, request = random.Random(3), parse_caption("three red circles")
+    for size in ((128, 128), (64, 192)):
+        placed = place(request, size, rng, unit=64)
+        assert all(RADIUS[0] * 64 <= each.radius <= RADIUS[1] * 64 for each in placed)
+        assert all(0 < each.x < size[1] and 0 < each.y < size[0] for each in placed)
+    assert all(each.radius >= RADIUS[0] * 128 for each in place(request, (128, 128), rng))
+    with pytest.raises(ValueError, match="unit: expected an integer >= 1, got 0"):
+        place(request, (64, 64), rng, unit=0)
 
 
 def test_too_little_space_raises():

@@ -16,6 +16,11 @@ from entropy_attn.integrations.diffusers.handle import Handle, handle_of
 from entropy_attn.integrations.diffusers.models import halvings
 from entropy_attn.recorders.map_sums import Size, preferred_size
 
+# The maps of the papers (Attend-and-Excite, T-SAM's M = 256) have 16 x 16 tokens, a quarter of the sides of the latents
+# of Stable Diffusion at 512 px. With smaller latents a quarter of the sides is too coarse for an object: at 8 x 8 the
+# maps of the embedded model do not predict which objects will be missing (docs/guidance-measured.md).
+LEAST_TOKENS = 256
+
 
 def layers_by_size(handle: Handle, latent_size: Size) -> dict[Size, list[str]]:
     """Names of the cross-attention layers by the size (rows, columns) of their maps, for latents of this size."""
@@ -32,7 +37,7 @@ def map_layers(handle: Handle, latent_size: Size, map_size: Size | None) -> tupl
     found = layers_by_size(handle, latent_size)
     if not found:
         raise ValueError(f"{type(handle.denoiser).__name__} has no cross-attention layer, so there are no maps")
-    size = preferred_size(found, latent_size) if map_size is None else map_size
+    size = preferred_size(found, latent_size, LEAST_TOKENS) if map_size is None else map_size
     if size not in found:
         sizes = ", ".join(f"{size} ({len(layers)} layers)" for size, layers in sorted(found.items()))
         raise ValueError(

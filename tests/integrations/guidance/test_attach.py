@@ -111,7 +111,7 @@ def test_the_loss_falls_over_guided_updates(variant):
     for step in (0, 2):
         values = [float(loss) for at, loss in handle.losses if at == step]
         assert len(values) == 11 and values[-1] < values[0]
-    assert handle.maps.shape == (1, 8, 8, 77)
+    assert handle.maps.shape == (1, 16, 16, 77)
 
 
 def test_the_loss_is_lower_than_without_guidance_at_the_end():
@@ -261,10 +261,10 @@ def test_float16_keeps_a_small_gradient():
 
 def test_the_maps_are_those_that_a_recorder_sees():
     """Of every layer of that size, in the conditional half, at the size of each image."""
-    pipe, recorder = ea.shapes.load_pipeline(), ea.MapRecorder(special=True)
+    pipe, recorder = ea.shapes.load_pipeline(), ea.MapRecorder(special=True, size=(24, 16))
     with ea.apply(pipe, scale=None, record=recorder), ea.guidance.attach(pipe, TSAM(alpha=0.0)) as handle:
         pipe(["a red circle", "a blue square"], num_inference_steps=1, height=96, width=64, output_type="latent",
              generator=torch.Generator().manual_seed(0))  # fmt: skip
-    assert len(recorder.layers) > 1 and handle.maps.shape == (2, 12, 8, 77)
+    assert len(recorder.layers) > 1 and handle.maps.shape == (2, 24, 16, 77)
     expected = recorder.maps()[recorder.branch_names.index("cond")].permute(0, 2, 3, 1)
     torch.testing.assert_close(handle.maps, expected, rtol=1e-4, atol=1e-6)

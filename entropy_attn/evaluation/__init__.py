@@ -1,0 +1,1 @@
+"""Evaluations of images: sizes x scale policies, guidance, cost; resumable, with paired noise and intervals."""

@@ -1,0 +1,1 @@
+"""Metrics of images by networks: similarities of CLIP, and answers to questions."""
