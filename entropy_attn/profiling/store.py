@@ -37,6 +37,8 @@ class Store:
         self.folder, self.plan = folder, plan
         self.tables = {"entropy": folder / ("entropy.csv.gz" if plan.heads else "entropy.csv"),
                        "heads": folder / "heads.csv"}  # fmt: skip
+        if plan.regime_steps > 0:
+            self.tables["response"] = folder / "response.csv"
         self.finished: list[dict[str, Any]] = []
         self._lengths = dict.fromkeys(self.tables, 0)
         before = _ledger(folder)
@@ -54,7 +56,10 @@ class Store:
 
     def add(self, run: Run, result: RunResult) -> None:
         """Write a finished run."""
-        for name, table in (("entropy", result.entropy), ("heads", result.heads)):
+        for name in self.tables:
+            table = getattr(result, name)
+            if table.empty:
+                continue
             text = table.to_csv(index=False, header=self._lengths[name] == 0, lineterminator="\n").encode()
             if self.tables[name].suffix == ".gz":
                 text = gzip.compress(text, mtime=0)  # concatenated gzip members are one file
@@ -89,7 +94,8 @@ class Store:
             if entry["maps"] is not None:
                 with np.load(self.folder / entry["maps"]) as file:
                     maps = dict(file)
-            runs.append(RunResult(pd.DataFrame(), pd.DataFrame(), entry["seconds"], images, maps))
+            nothing = pd.DataFrame()  # the tables hold all runs
+            runs.append(RunResult(nothing, nothing, nothing, entry["seconds"], images, maps))
         return tables, runs
 
     def _resume(self, before: dict[str, Any] | None) -> None:
@@ -150,10 +156,15 @@ def _ledger(folder: Path) -> dict[str, Any] | None:
 def _read_table(path: Path) -> pd.DataFrame:
     """Names of policies and sizes stay text, even if they look like numbers."""
     data = path.read_bytes()
+    if not data:
+        return pd.DataFrame()
     data = gzip.decompress(data) if path.suffix == ".gz" else data
     names = ["size", "policy", "layer", "kind", "branch"]
     return pd.read_csv(
-        io.BytesIO(data), dtype=dict.fromkeys(names, str), keep_default_na=False, na_values={"scale": [""]}
+        io.BytesIO(data),
+        dtype={**dict.fromkeys(names, str), "train_tokens": "Int64"},
+        keep_default_na=False,
+        na_values={"scale": [""], "train_tokens": [""]},
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from entropy_attn.errors import Unroutable
@@ -12,6 +13,8 @@ from entropy_attn.ops.api import AttentionOutput
 from entropy_attn.recorders.base import Parts, Recorder, unknown_rows
 from entropy_attn.routing.calls import DenoiserCall, LayerCall, rows_of
 from entropy_attn.scale import CallInfo
+
+Wanted = Literal["entropy", "response"] | tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -30,17 +33,22 @@ class Recordings:
     info: CallInfo
     denoiser_call: DenoiserCall
     recordable: bool
-    requests: tuple[tuple[Recorder, Literal["entropy"] | tuple[int, int]], ...]
+    requests: tuple[tuple[Recorder, Wanted], ...]
 
     @property
     def entropy(self) -> bool:
-        """Whether the entropy is requested."""
-        return any(request == "entropy" for _, request in self.requests)
+        """Whether the entropy is requested, alone or as a part of the response."""
+        return any(request in ("entropy", "response") for _, request in self.requests)
+
+    @property
+    def response(self) -> bool:
+        """Whether the response to a temperature is requested. A call that is not recorded need not measure it."""
+        return self.recordable and any(request == "response" for _, request in self.requests)
 
     @property
     def text_range(self) -> tuple[int, int] | None:
         """The smallest range (start, stop) of text positions that has every requested range in it."""
-        ranges = [request for _, request in self.requests if request != "entropy"]
+        ranges = [request for _, request in self.requests if not isinstance(request, str)]
         return (min(start for start, _ in ranges), max(stop for _, stop in ranges)) if ranges else None
 
     @property
@@ -63,14 +71,20 @@ class Recordings:
             if (reason := unknown_rows(query, batch, names)) is not None:
                 self._refuse(reason)
 
-    def give(self, result: AttentionOutput, query: Tensor, scale: float | Tensor | None) -> None:
-        """Give every recorder what it requested. `query` has all rows of the call, or those of the image alone."""
+    def give(
+        self, result: AttentionOutput, response: Tensor | None, query: Tensor, scale: float | Tensor | None
+    ) -> None:
+        """Give every recorder what it requested.
+
+        response: (B, H, Nq, 2), see `ops.response`; None if it was not requested.
+        query: all rows of the call, or those of the image alone.
+        """
         if not self.recordable:
             return
         scale = self.info.head_dim**-0.5 if scale is None else scale
         rows = self._image_rows(query)
         for recorder, request in self.requests:
-            measured = self._measured(result, request, rows)
+            measured = self._measured(result, response, request, rows)
             parts = self.denoiser_call.parts if recorder.branches is None else Parts(recorder.branches)
             if self.layer_call.sample is None:
                 measured, branches = parts.sort(measured), parts.names
@@ -78,10 +92,14 @@ class Recordings:
                 branches = (parts.name_of(self.layer_call.sample, self.layer_call.samples),)
             recorder.record(self.info, scale, measured, branches, self.denoiser_call.latent_size)
 
-    def _measured(self, result: AttentionOutput, request: Literal["entropy"] | tuple[int, int], rows: slice) -> Tensor:
-        if request == "entropy":
+    def _measured(self, result: AttentionOutput, response: Tensor | None, request: Wanted, rows: slice) -> Tensor:
+        if isinstance(request, str):
             assert result.entropy is not None  # it was asked for
-            return result.entropy[..., rows]
+            entropy = result.entropy[..., rows]
+            if request == "entropy":
+                return entropy
+            assert response is not None
+            return torch.cat([entropy.unsqueeze(-1), response[..., rows, :]], dim=-1)
         assert result.map is not None and self.text_range is not None
         first = self.text_range[0]
         return result.map[:, rows, request[0] - first : request[1] - first]
