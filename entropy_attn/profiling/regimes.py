@@ -121,11 +121,11 @@ def verdict(table: pd.DataFrame, size: str) -> str:
     if share is None:
         return f"{size}: {layers}"
     measured = total_share(rows, "logn_measured")
-    did = "" if measured is None else f" (it undid {measured:.0%})"
+    did = "" if measured is None else f" (measured: {measured:.0%})"
     held = int((rows["hold"] == "holds").sum())
     return (
-        f"{size}: LogN can undo {share:.0%} of the drift of this model's entropy{did}; {layers}; a factor within "
-        f"{1 / MAX_FACTOR:g} to {MAX_FACTOR:g} can hold {held}"
+        f"{size}: LogN can undo {share:.0%} of the drift of this model's entropy{did}; {layers}; to first order, "
+        f"factors from {1 / MAX_FACTOR:g} to {MAX_FACTOR:g} hold {held}"
     )
 
 
