@@ -1,8 +1,8 @@
 """In which range of logits does a temperature act, and how exactly is the response measured?
 
-results/regimes.csv: Gaussian logits of standard deviation r sqrt(2 ln T), in float64: entropy, response -dH / d ln(scale),
-and what `LogN` undoes of the drift from T to 4 T. The band of the regimes (entropy_attn/profiling/regimes.py) comes from
-it: where the response is at least half of its largest value.
+results/regimes.csv: Gaussian logits of standard deviation std_ratio * sqrt(2 ln T), in float64: their entropy, the
+response -dH / d ln(scale), and by how much `LogN` moves the entropy beside the drift from T to 4 T. The band of the
+regimes (entropy_attn/profiling/regimes.py) comes from it: where the response is at least half of its largest value.
 
 results/response.csv: `entropy_response` and `logit_variance` against float64, by the step between the two scales and by
 dtype. The step in entropy_attn/ops/response.py comes from it.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from entropy_attn.ops.api import attention
+from entropy_attn.ops.autocast import no_autocast
 from entropy_attn.ops.reference import softmax_scale
 
 STEP = 0.02  # half the distance of the two scales, in ln(scale); benchmarks/results/response.csv has the errors
@@ -105,9 +106,9 @@ def logit_variance(
     wide = torch.promote_types(query.dtype, torch.float32)
     query, key = query.to(wide), key.to(wide)
     query = query * softmax_scale(scale, query)
-    if is_causal or (attn_mask is not None and attn_mask.dim() >= 2 and attn_mask.shape[-2] != 1):
-        return _of_rows(query, key, attn_mask, is_causal)
-    return _of_shared_keys(query, key, attn_mask)
+    by_row = is_causal or (attn_mask is not None and attn_mask.dim() >= 2 and attn_mask.shape[-2] != 1)
+    with no_autocast(query.device.type):
+        return _of_rows(query, key, attn_mask, is_causal) if by_row else _of_shared_keys(query, key, attn_mask)
 
 
 def _of_shared_keys(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:

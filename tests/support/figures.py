@@ -1,6 +1,7 @@
 """What a profile draws, by the names of the files."""
 
 FIGURES = {
+    "layer_regimes",
     "entropy_vs_tokens",
     "entropy_vs_training",
     "entropy_per_layer",
