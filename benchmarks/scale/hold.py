@@ -80,7 +80,7 @@ def rows(steps: int, seeds: list[int]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = new_parser(__doc__)
     add_csv(parser, RESULTS / "hold.csv")
-    parser.add_argument("--steps", type=positive, default=8, help="denoising steps")
+    parser.add_argument("--steps", type=positive, default=4, help="denoising steps")
     parser.add_argument("--seeds", type=positive, default=5, help="number of seeds that the shares are measured on")
     args = parser.parse_args()
     write_rows(args.csv, rows(args.steps, list(range(1, args.seeds + 1))))

@@ -44,8 +44,8 @@ EXAMPLE = (
     "Examples:\n\n"
     "  entropy-attn profile --out profile\n\n"
     "  entropy-attn profile --model ./my-stable-diffusion --sizes 256,512,512x768 --scales off,logn --steps 20\n\n"
-    "  entropy-attn profile --sizes 64,128 --scale off --steps 4 --no-pictures   # can a scale help here?\n\n"
-    "  entropy-attn profile --sizes 128 --scale off --scale profile/hold-entropy.json --out held\n\n"
+    "  entropy-attn profile --sizes 64,128 --scale off --steps 4 --no-pictures --out check\n\n"
+    "  entropy-attn profile --sizes 128 --scale off --scale check/hold-entropy.json --out held\n\n"
     "  entropy-attn profile --scale off --scale logn:strength=0.5 --scale power:p=0.25 --scale yarn:steps=0..10\n\n"
     "  entropy-attn profile --model ./sdxl --sizes 1024,2048 --offload model --vae-tiling --out sdxl --resume\n"
 )

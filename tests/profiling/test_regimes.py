@@ -82,8 +82,8 @@ def test_the_verdict(table):
     did = sum(row[3] - row[5] for row in LAYERS.values())
     drift = sum(row[3] - row[2] for row in LAYERS.values())
     assert verdict(table, "128x128") == (
-        f"128x128: LogN can undo {undone / drift:.0%} of the drift of this model's entropy (measured: {did / drift:.0%}); "
-        "1 of 3 layers is responsive; to first order, factors from 0.5 to 2 hold 1"
+        f"128x128: LogN can undo {undone / drift:.0%} of the drift of this model's entropy (measured: "
+        f"{did / drift:.0%}); 1 of 3 layers is responsive; to first order, factors from 0.5 to 2 hold 1"
     )
     assert verdict(table, "64x64") == "64x64: 1 of 3 layers is responsive"
 
