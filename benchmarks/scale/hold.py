@@ -1,9 +1,11 @@
 """Does one Newton step hold the entropy of a layer? On the embedded model, at twice its training size.
 
 A profile of some captions and one seed gives the factors (hold-entropy.json); other captions and seeds show what these
-factors, and `LogN`, undo of the drift of each layer's entropy. docs/profile.md quotes the rows.
+factors, and `LogN`, undo of the drift of each layer's entropy. Writes benchmarks/results/hold.csv, the table in
+docs/profile.md and the figure there.
 
-    python -m benchmarks.scale.hold    # benchmarks/results/hold.csv; minutes on two cores
+    python -m benchmarks.scale.hold                 # minutes on two cores
+    python -m benchmarks.scale.hold --from-csv      # the table and the figure again, from the rows of before
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import pandas as pd
 from scipy import stats
 
 import entropy_attn as ea
-from benchmarks.common import RESULTS, add_csv, new_parser, positive, write_rows
+from benchmarks.common import IMAGES, RESULTS, ROOT, add_csv, new_parser, positive, read_rows, write_rows
 
 TRAINING, LARGE = 64, 128  # pixels
 CHOSEN_ON = ("a red circle and a blue square", "a green triangle", "a yellow square above a red triangle",
@@ -25,6 +27,8 @@ CHOSEN_ON = ("a red circle and a blue square", "a green triangle", "a yellow squ
 SHOWN_ON = ("a blue triangle and a yellow circle", "three green squares", "a red square to the left of a green circle",
             "a yellow triangle")  # fmt: skip
 GUIDANCE_SCALE = 4.0
+PAGE, IMAGE = ROOT / "docs" / "profile.md", IMAGES / "regimes.png"
+BEGIN, END = "<!-- hold:begin -->", "<!-- hold:end -->"
 
 
 def shares(pipe: Any, policies: dict[str, Any], seeds: list[int], steps: int) -> dict[str, pd.DataFrame]:
@@ -77,14 +81,67 @@ def rows(steps: int, seeds: list[int]) -> list[dict[str, Any]]:
     return table
 
 
+def table(measured: list[dict[str, str]]) -> str:
+    """The rows in Markdown."""
+    titles = ["layer", "N, T", "sd / √(2 ln T)", "regime", "drift, nats", "`LogN`", "undoes", "held", "undoes"]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for row in measured:
+        name = (
+            row["layer"].removesuffix(".transformer_blocks.0.attn1").replace(".attentions", "").replace("_blocks", "")
+        )
+        number = {key: float(row[key]) for key in row if key not in ("layer", "regime", "hold")}
+        bounded = " (bounded)" if row["hold"] == "bounded" else ""
+        cells = [
+            f"`{name}`",
+            f"{row['tokens']}, {row['train_tokens']}",
+            f"{number['std_ratio']:.2f}",
+            row["regime"],
+            f"{number['drift']:+.2f} ± {number['drift_ci']:.3f}",
+            f"{number['logn_factor']:.3f}",
+            f"{number['logn_undone']:.1%} ± {number['logn_undone_ci']:.1%}",
+            f"{number['hold_factor']:.2f}{bounded}",
+            f"{number['hold_undone']:.1%} ± {number['hold_undone_ci']:.1%}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def with_table(page: str, measured: list[dict[str, str]]) -> str:
+    """The page with a new table between its markers."""
+    before, found, rest = page.partition(BEGIN)
+    _, ended, after = rest.partition(END)
+    if not found or not ended:
+        raise ValueError(f"page: expected {BEGIN} … {END} in it, got neither or only one")
+    return f"{before}{BEGIN}\n{table(measured)}\n{END}{after}"
+
+
+def draw(measured: list[dict[str, str]], path: Path) -> None:
+    from entropy_attn.plots import layer_regimes
+    from entropy_attn.profiling import ProfilePlan
+
+    rows = pd.DataFrame(measured).rename(columns={"logn_undone": "logn_measured"})
+    texts = ["layer", "regime", "hold"]
+    rows[[name for name in rows if name not in texts]] = rows.drop(columns=texts).astype(float)
+    rows = rows.assign(size=f"{LARGE}x{LARGE}", height=LARGE, width=LARGE)
+    plan = ProfilePlan([(LARGE, LARGE)], {"off": None}, SHOWN_ON, reference=(TRAINING, TRAINING))
+    layer_regimes(rows, plan, "the embedded model").savefig(path, dpi=110)
+
+
 def main() -> None:
     parser = new_parser(__doc__)
     add_csv(parser, RESULTS / "hold.csv")
+    parser.add_argument("--from-csv", action="store_true", help="measure nothing: take the rows of --csv")
     parser.add_argument("--steps", type=positive, default=4, help="denoising steps")
     parser.add_argument("--seeds", type=positive, default=5, help="number of seeds that the shares are measured on")
     args = parser.parse_args()
-    write_rows(args.csv, rows(args.steps, list(range(1, args.seeds + 1))))
-    print(args.csv)
+    if not args.from_csv:
+        write_rows(args.csv, rows(args.steps, list(range(1, args.seeds + 1))))
+    measured = read_rows(args.csv)
+    if not measured:
+        parser.error(f"--csv: expected rows in {args.csv}, got none")
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), measured), encoding="utf-8")
+    draw(measured, IMAGE)
+    print(args.csv, PAGE, IMAGE, sep="\n")
 
 
 if __name__ == "__main__":
