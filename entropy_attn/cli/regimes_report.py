@@ -6,7 +6,6 @@ from statistics import median
 from typing import Any
 
 from entropy_attn.cli.tables import Column, print_table, say
-from entropy_attn.profiling.regimes import REGIMES
 
 MAX_ROWS = 24  # of more layers, a row for each regime
 
@@ -34,6 +33,8 @@ def print_regimes(regimes: dict[str, Any], training_size: str | None) -> None:
         names = labels_of([layer["layer"] for layer in layers])
         rows = [_row(layer, name) for layer, name in zip(layers, names, strict=True)]
     else:
+        from entropy_attn.profiling.regimes import REGIMES  # torch is not imported for --help
+
         columns[0] = Column("layers")
         by_regime = [[layer for layer in layers if layer["regime"] == name] for name in REGIMES]
         rows = [_middle(alike) for alike in by_regime if alike]
