@@ -22,6 +22,7 @@ def print_regimes(regimes: dict[str, Any], training_size: str | None) -> None:
         Column("sd", rank=1, right=True),
         Column("sd / √(2 ln T)", right=True),
         Column("regime"),
+        Column("responsive heads", rank=4, right=True),
         Column("drift", right=True),
         Column("LogN undoes", right=True),
         Column("measured", rank=2, right=True),
@@ -58,6 +59,7 @@ def _row(layer: dict[str, Any], name: str) -> list[Any]:
         _number(layer["logit_std"]),
         _number(layer["std_ratio"]),
         layer["regime"],
+        f"{layer['responsive_heads']} of {layer['heads']}",
         _signed(layer["drift"]),
         _percent(layer["logn_predicted"]),
         _percent(layer["logn_measured"]),
@@ -69,6 +71,7 @@ def _middle(layers: list[dict[str, Any]]) -> list[Any]:
     """The medians of the layers of one regime."""
     numbers = ("logit_std", "std_ratio", "drift", "logn_predicted", "logn_measured")
     found: dict[str, Any] = {"train_tokens": None, "tokens": None, "hold_factor": None, "hold": "unknown"}
+    found |= {name: sum(layer[name] for layer in layers) for name in ("heads", "responsive_heads")}
     for name in numbers:
         known = [layer[name] for layer in layers if layer[name] is not None]
         found[name] = median(known) if known else None

@@ -32,6 +32,8 @@ COLUMNS = (
     "logit_std",
     "std_ratio",
     "regime",
+    "heads",
+    "responsive_heads",
     "response",
     "drift",
     "logn_factor",
@@ -59,8 +61,13 @@ def regimes(response: pd.DataFrame, entropy: pd.DataFrame, plan: ProfilePlan) ->
     table["tokens"] = table["keys"] - table["text"]
     table["train_tokens"] = table["train_tokens"].astype("Int64")
     trained = table["train_tokens"].fillna(table["tokens"]).astype(int)  # without a training size, this size
-    table["std_ratio"] = table["logit_std"] / np.sqrt(2 * np.log((trained + table["text"]).clip(lower=2)))
+    unit = np.sqrt(2 * np.log((trained + table["text"]).clip(lower=2)))
+    table["std_ratio"] = table["logit_std"] / unit
     table["regime"] = [regime_of(ratio) for ratio in table["std_ratio"]]
+    of_heads = rows.groupby([*keys, "head"], sort=False)["logit_std"].mean().groupby(level=keys, sort=False)
+    ratios = [heads / one for heads, one in zip((heads for _, heads in of_heads), unit, strict=True)]
+    table["heads"] = [len(each) for each in ratios]
+    table["responsive_heads"] = [sum(regime_of(ratio) == "responsive" for ratio in each) for each in ratios]
     table["drift"] = _drift(table, plan)
     table["logn_factor"] = [
         math.nan if pd.isna(t) else _logn_factor(int(n), int(t))

@@ -60,6 +60,7 @@ def test_by_hand(table):
     for layer, (trained, std, small, large, answer, held) in LAYERS.items():
         row = rows.loc[layer]
         assert row["regime"] == layer
+        assert (row["heads"], row["responsive_heads"]) == (2, 2 if layer == "responsive" else 0)
         assert (row["tokens"], row["train_tokens"]) == (4 * trained, trained)
         assert row["std_ratio"] == pytest.approx(std / math.sqrt(2 * math.log(trained)))
         assert row["entropy"] == pytest.approx(large) and row["drift"] == pytest.approx(large - small)
@@ -75,6 +76,14 @@ def test_by_hand(table):
     trained = table[table["size"] == "64x64"]
     assert (trained["hold_factor"] == 1).all() and trained["logn_predicted"].isna().all()
     assert (trained["drift"] == 0).all() and trained["regime"].tolist() == list(LAYERS)
+
+
+def test_heads_are_counted_by_themselves():
+    response, entropy = measured()
+    of_one = (response["layer"] == "averaging") & (response["head"] == 1)
+    response.loc[of_one, "logit_std"] = 1.5  # 1.5 / 3.33 = 0.45
+    row = regimes(response, entropy, PLAN).iloc[0]
+    assert row["regime"] == "averaging" and (row["heads"], row["responsive_heads"]) == (2, 1)
 
 
 def test_the_verdict(table):
