@@ -115,7 +115,8 @@ def profile(
     measured = check_plan(pipe, plan)
     if out is not None and figures:
         import matplotlib  # noqa: F401  (if it is missing, fail now and not at the end)
-    store = None if out is None else Store(Path(out), plan, resume)
+    response = not measured.crosses and any(map(plan.measures_regime, plan.runs()))
+    store = None if out is None else Store(Path(out), plan, resume, response)
     kept: list[RunResult] = []
     runs = list(plan.runs())
     for number, run in enumerate(runs, start=1):
@@ -234,7 +235,9 @@ def _assemble(
     pictures = {(run.size, run.policy, run.seed): each.pictures for run, each in pairs if each.pictures}
     maps = {run.policy: dict(each.maps) for run, each in pairs if each.maps is not None}
     notes = _notes(plan, measured)
-    response = tables["response"] if plan.regime_steps > 0 else None
+    response = tables.get("response")
+    if response is not None and response.empty:
+        response = None
     return Profile(plan, tables["entropy"], timed, pictures, maps, tables["heads"], response, notes)
 
 

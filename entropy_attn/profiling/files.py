@@ -10,7 +10,7 @@ from entropy_attn.profiling.analysis import changes, layer_means
 from entropy_attn.profiling.regimes import policy_file
 from entropy_attn.profiling.result import Profile
 from entropy_attn.profiling.rows import rounded
-from entropy_attn.profiling.store import LEDGER, Store
+from entropy_attn.profiling.store import LEDGER, RESPONSE, Store
 
 COLUMNS = ["policy", "size", "height", "width", "layer", "kind", "tokens", "ln_tokens", "entropy", "change"]
 
@@ -35,6 +35,8 @@ def _save_regimes(found: Profile, store: Store, title: str) -> dict[str, Path]:
     """regimes.csv and hold-entropy.json; those of an earlier profile are removed where this one has none."""
     paths = {"regimes": store.folder / "regimes.csv", "hold": store.folder / "hold-entropy.json"}
     table = found.regimes
+    if table is None:
+        (store.folder / RESPONSE).unlink(missing_ok=True)
     policy = None if table is None else policy_file(table, {"model": title, **_made_by(found)})
     for name, there in (("regimes", table is not None), ("hold", policy is not None)):
         if not there:

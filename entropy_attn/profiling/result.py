@@ -29,7 +29,7 @@ class Profile:
             size and for the first seed, mean over heads and steps.
         heads: a row for each layer, branch and head of the layers that the figures show: the mean over steps.
         response: a row for each layer, branch, head and step at which the regime was measured, with the columns of
-            `ResponseRecorder.to_dataframe()`; None with `regime_steps=0`.
+            `ResponseRecorder.to_dataframe()`; None where it was not measured.
         notes: what could not be measured or compared, and why.
         files: {name: path} of the files that were written.
     """
@@ -59,9 +59,7 @@ class Profile:
         """
         from entropy_attn.profiling.regimes import regimes
 
-        if self.response is None or self.response.empty:
-            return None
-        return regimes(self.response, self.entropy, self.plan)
+        return None if self.response is None else regimes(self.response, self.entropy, self.plan)
 
     def __repr__(self) -> str:
         plan = self.plan

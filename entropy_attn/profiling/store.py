@@ -22,23 +22,24 @@ from entropy_attn.profiling.plan import ProfilePlan, Run, size_name
 from entropy_attn.profiling.result import RunResult
 
 LEDGER = "plan.json"
+RESPONSE = "response.csv.gz"  # rows of every head, as of entropy.csv.gz
 PICTURES, MAPS = "pictures", "maps"
 
 
 class Store:
-    """The folder of one plan.
+    """The folder of one plan; `response` says whether its runs measure the regime of layers.
 
     Raises:
         ValueError: with `resume`, the folder has no profile or one of another plan; without it, the folder has a
             profile that was interrupted.
     """
 
-    def __init__(self, folder: Path, plan: ProfilePlan, resume: bool):
+    def __init__(self, folder: Path, plan: ProfilePlan, resume: bool, response: bool = False):
         self.folder, self.plan = folder, plan
         self.tables = {"entropy": folder / ("entropy.csv.gz" if plan.heads else "entropy.csv"),
                        "heads": folder / "heads.csv"}  # fmt: skip
-        if plan.regime_steps > 0:
-            self.tables["response"] = folder / "response.csv"
+        if response:
+            self.tables["response"] = folder / RESPONSE
         self.finished: list[dict[str, Any]] = []
         self._lengths = dict.fromkeys(self.tables, 0)
         before = _ledger(folder)

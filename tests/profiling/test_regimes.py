@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import math
 
@@ -167,7 +168,7 @@ def profiled(tiny_pipe, tmp_path_factory):
 
 def test_files_of_a_profile(profiled, tiny_pipe):
     found, out = profiled
-    raw = pd.read_csv(out / "response.csv", dtype={"train_tokens": "Int64"})
+    raw = pd.read_csv(out / "response.csv.gz", dtype={"train_tokens": "Int64"})
     pd.testing.assert_frame_equal(raw, found.response, check_dtype=False)
     assert set(raw["policy"]) == {"off"} and set(raw["step"]) == {0, 2} and set(raw["seed"]) == {0, 1}
     same = found.entropy[(found.entropy["policy"] == "off") & found.entropy["step"].isin([0, 2])]
@@ -187,11 +188,13 @@ def test_files_of_a_profile(profiled, tiny_pipe):
 
 
 def test_a_profile_without_them(tiny_pipe, tmp_path, profiled):
-    (tmp_path / "regimes.csv").write_text("of an earlier profile")
-    given = {"sizes": [16], "prompts": ["a"], "steps": 1, "pictures": False, "figures": False}
+    stale = [tmp_path / name for name in ("regimes.csv", "response.csv.gz", "hold-entropy.json", "layer_regimes.png")]
+    for path in stale:
+        path.write_text("of an earlier profile")
+    given = {"sizes": [16], "prompts": ["a"], "steps": 1, "pictures": False}
     found = ea.profile(tiny_pipe, scales=["off"], regime_steps=0, out=tmp_path, **given)
     assert found.regimes is None and found.response is None and found.summary["regimes"] is None
-    assert not (tmp_path / "regimes.csv").exists() and not (tmp_path / "response.csv").exists()
+    assert not any(path.exists() for path in stale) and not {"regimes", "response", "hold"} & set(found.files)
     assert not any("regimes" in note for note in found.notes)
     found = ea.profile(tiny_pipe, scales=["logn"], **given)
     assert found.regimes is None
@@ -210,8 +213,8 @@ def test_they_are_resumed(tiny_pipe, profiled, tmp_path):
              "pictures": False, "regime_steps": 2, "out": tmp_path, "figures": False}  # fmt: skip
     with pytest.raises(Stop):
         ea.profile(tiny_pipe, **given, on_run=stop)
-    with (tmp_path / "response.csv").open("a") as file:  # as if the process was killed while it wrote
-        file.write("32x32,32,32,off,0,down_bl")
+    with (tmp_path / "response.csv.gz").open("ab") as file:  # as if the process was killed while it wrote
+        file.write(gzip.compress(b"32x32,32,32,off,0,down_bl")[:-9])
     with pytest.raises(ValueError, match=r"expected regime_steps=2, as in .*, got 3"):
         ea.profile(tiny_pipe, **{**given, "regime_steps": 3}, resume=True)
     resumed = ea.profile(tiny_pipe, **given, resume=True)
