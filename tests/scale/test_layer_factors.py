@@ -95,3 +95,25 @@ def test_other_endings_are_refused(tmp_path):
 def test_the_factor_multiplies_the_default_scale():
     info = dataclasses.replace(INFO, head_dim=40)
     assert LayerFactors({"a": {64: 1.25}})(info) == pytest.approx(1.25 / math.sqrt(40))
+
+
+def test_a_compiled_denoiser_gets_the_same_factors():
+    pytest.importorskip("diffusers")
+    import entropy_attn as ea
+    from tests.support.tiny_denoisers import CASES
+
+    case, recorder = CASES["sd3"], ea.EntropyRecorder(branches=("all",))
+    denoiser, call = case.make(), case.call(8, 8)
+    with torch.no_grad():
+        with ea.apply(denoiser, record=recorder, train_size=16):
+            plain = denoiser(**call)[0]
+        table = recorder.to_dataframe()
+        joint = table[table["kind"] == "joint"]
+        heads = joint.groupby("layer")["head"].nunique()
+        factors = {name: {int(count): [2.0 + h for h in range(heads[name])]} for name, count in
+                   joint.groupby("layer")["seqlen_q"].first().items()}  # fmt: skip
+        with ea.apply(denoiser, scale=LayerFactors(factors, missing="leave"), train_size=16):
+            eager = denoiser(**call)[0]
+            compiled = torch.compile(denoiser, backend="eager")(**call)[0]
+    torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-4)
+    assert (eager - plain).abs().max() > 1e-3
