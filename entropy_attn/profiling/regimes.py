@@ -13,7 +13,7 @@ from entropy_attn.profiling.plan import ProfilePlan, size_name
 from entropy_attn.scale import LogN
 
 # logit_std / sqrt(2 ln T) between which the response of Gaussian logits is at least half of its largest value, at
-# T = 256. The lower end is the same for T from 16 to 4096, the upper one falls from 2.4 to 1.3 (results/regimes.csv).
+# T = 256. The lower end is the same for T from 16 to 4096, the upper one falls from 2.5 to 1.4 (results/regimes.csv).
 AVERAGING_BELOW, ONE_HOT_ABOVE = 0.4, 1.6
 REGIMES = ("averaging", "responsive", "one-hot")
 MAX_FACTOR = 2.0  # bounds of the step that holds the entropy; no published factor is larger

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import entropy_attn as ea
 from entropy_attn.recorders.response import COLUMNS, ResponseRecorder
+from entropy_attn.routing import router
 from entropy_attn.scale import CallInfo, Fixed
 from tests.support.tiny_denoisers import CASES
 from tests.support.tiny_models import denoise, make_pipe, sample
@@ -71,6 +72,18 @@ def test_the_image_does_not_change_and_a_policy_may_give_a_scale_for_each_head()
         torch.testing.assert_close(sample(pipe), expected, rtol=1e-4, atol=1e-4)
     table = recorder.to_dataframe()
     assert table["scale"].to_numpy() == pytest.approx(0.1 + 0.1 * table["head"].to_numpy())
+
+
+def test_nothing_more_is_computed_at_other_steps_or_for_other_recorders(monkeypatch):
+    calls, measure = [], router.response_and_variance
+    monkeypatch.setattr(router, "response_and_variance", lambda *a, **k: calls.append(1) or measure(*a, **k))
+    pipe, recorder = make_pipe(), ResponseRecorder(steps=[1])
+    with ea.apply(pipe, record=ea.EntropyRecorder()):
+        sample(pipe, steps=2)
+    assert not calls
+    with ea.apply(pipe, record=[ea.EntropyRecorder(), recorder]):
+        sample(pipe, steps=3)
+    assert len(calls) == len(recorder) == sum("attn1" in name for name in set(recorder.to_columns()["layer"]))
 
 
 def test_joint_attention_is_measured_for_the_image_and_counts_its_text():
