@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: folders, options, and files of rows. Imports neither torch nor the package."""
+"""Shared by the benchmark scripts: folders, options, and files of rows. Imports neither torch nor the package."""
 
 from __future__ import annotations
 
@@ -60,40 +60,48 @@ def write_rows(path: Path, rows: Iterable[Row], fields: Sequence[str] | None = N
     """Write a CSV file.
 
     Args:
-        path: the file; it is replaced.
+        path: the file; it is replaced, and keeps its line ends.
         rows: the rows; a missing value is an empty cell.
         fields: the columns; None is those of the first row.
 
     Raises:
         ValueError: a row has a value that is not among `fields`.
     """
-    rows = list(rows)
+    rows, line_end = list(rows), _line_end(path)
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = _writer(file, list(rows[0]) if fields is None else fields)
+        writer = _writer(file, list(rows[0]) if fields is None else fields, line_end)
         writer.writeheader()
         writer.writerows(rows)
 
 
 def append_rows(path: Path, rows: Iterable[Row], fields: Sequence[str]) -> None:
     """Add rows to a CSV file; a new file gets a header first. The rows are on disk when this returns."""
-    new = not path.exists()
+    new, line_end = not path.exists(), _line_end(path)
     with path.open("a", newline="", encoding="utf-8") as file:
-        writer = _writer(file, fields)
+        writer = _writer(file, fields, line_end)
         if new:
             writer.writeheader()
         writer.writerows(rows)
 
 
 def write_outputs(args: argparse.Namespace, rows: Sequence[Row], fields: Sequence[str] | None = None) -> None:
-    """Write the rows to the files of `--csv` and `--json`, where given."""
+    """Write the rows to the files given by `--csv` and `--json`."""
     if args.csv:
         write_rows(args.csv, rows, fields)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
-def _writer(file: Any, fields: Sequence[str]) -> Any:
-    return csv.DictWriter(file, fields, lineterminator="\n")
+def _writer(file: Any, fields: Sequence[str], line_end: str) -> Any:
+    return csv.DictWriter(file, fields, lineterminator=line_end)
+
+
+def _line_end(path: Path) -> str:
+    """That of the file's header, so that rewriting an older file changes only what is new; a new file has "\\n"."""
+    if not path.exists():
+        return "\n"
+    with path.open("rb") as file:
+        return "\r\n" if file.readline().endswith(b"\r\n") else "\n"
 
 
 def module_command(module: str, *arguments: object) -> list[str]:

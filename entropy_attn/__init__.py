@@ -81,7 +81,10 @@ def __getattr__(name: str) -> object:
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = _EXPORTS[name]
-    loaded = import_module(f"{__name__}.{module}")
+    from entropy_attn.errors import naming_the_extra
+
+    with naming_the_extra(f"entropy_attn.{name}"):
+        loaded = import_module(f"{__name__}.{module}")
     value = loaded if attribute is None else getattr(loaded, attribute)
     globals()[name] = value
     return value

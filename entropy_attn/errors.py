@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
+
+# Package that may be absent -> the extra that brings it.
+EXTRAS = {
+    "PIL": "diffusers",
+    "diffusers": "diffusers",
+    "matplotlib": "cli",
+    "pandas": "cli",
+    "rich": "cli",
+    "transformers": "diffusers",
+}
 
 
 class Unsupported(RuntimeError):
@@ -37,3 +48,17 @@ class Unroutable(Unsupported):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.what, self.reasons)
+
+
+@contextlib.contextmanager
+def naming_the_extra(what: str) -> Iterator[None]:
+    """Let the error of an import say which extra brings the missing package; `what` needs it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in EXTRAS:
+            raise
+        remedy = f"pip install 'entropy_attn[{EXTRAS[missing]}]'"
+        message = f"{what}: expected {missing} to be installed: {remedy}"
+        raise ModuleNotFoundError(message, name=error.name) from error

@@ -1,4 +1,4 @@
-"""The architecture, held by a test: who may import whom, and which packages stay optional."""
+"""The architecture: which module may import which, and which packages stay optional."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from docs.generate.architecture import FLOORS, OPTIONAL
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "entropy_attn"
 
-# `ea.guidance.attach` is a documented name of `ea.attach`, which needs diffusers: it is imported when it is asked for.
+# `ea.guidance.attach` is a second name of `ea.attach`, which needs diffusers: it is imported on first use.
 UPWARD = {("guidance/__init__.py", "entropy_attn.integrations.guidance")}
 
 
@@ -26,7 +26,7 @@ def part_of(path: Path) -> str:
 
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
-FILES += sorted((PACKAGE / "kernels").glob("*/*.py"))  # rglob does not follow links
+FILES += sorted((PACKAGE / "kernels").glob("*/*.py"))  # rglob does not follow symbolic links
 KERNEL_FILES = sorted((ROOT / "kernels").glob("*/*.py"))
 
 
@@ -39,7 +39,7 @@ def imported(path: Path) -> set[str]:
     package = ["entropy_attn", *path.relative_to(PACKAGE).parts[:-1]]
     names = set()
     tree = ast.parse(path.read_text())
-    if path.name == "__init__.py":  # names that are exported lazily are imported there for type checkers alone
+    if path.name == "__init__.py":  # lazily exported names are imported there for type checkers only
         tree.body = [node for node in tree.body if not (isinstance(node, ast.If) and _is_for_types(node))]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -65,7 +65,7 @@ def test_imports_go_down(path):
 @pytest.mark.parametrize(
     "path", sorted((PACKAGE / "kernels").glob("*/*.py")), ids=lambda p: f"{p.parent.name}/{p.name}"
 )
-def test_the_kernels_can_be_loaded_by_themselves(path):
+def test_the_kernels_can_be_loaded_without_the_package(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level == 0:
             assert node.module.split(".")[0] != "entropy_attn", f"{path}:{node.lineno}: import it by a relative name"
@@ -81,9 +81,9 @@ def test_optional_packages_stay_where_they_belong(path):
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "guidance").glob("*.py")), ids=lambda p: p.name)
-def test_guidance_is_made_of_torch_alone(path):
+def test_guidance_needs_only_torch(path):
     outside = {name.split(".")[0] for name in imported(path)} - set(sys.stdlib_module_names)
-    assert outside <= {"torch", "entropy_attn", "spacy"}  # the last in one function, which says what it is for
+    assert outside <= {"torch", "entropy_attn", "spacy"}  # spacy only in one function, which documents it
 
 
 def test_every_part_and_folder_is_described():
@@ -135,7 +135,7 @@ def test_importing_the_package_needs_no_optional_one():
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/performance.md", ".ci/run"])
-def test_make_targets_that_are_named_exist(document):
+def test_make_targets_in_documents_exist(document):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     text = (ROOT / document).read_text()
     lines = re.findall(r"(?:^|`)make ([a-z -]+)", text, re.MULTILINE)
@@ -143,13 +143,13 @@ def test_make_targets_that_are_named_exist(document):
     assert named and named <= targets, named - targets
 
 
-def test_paths_that_the_makefile_names_exist():
+def test_paths_in_the_makefile_exist():
     for path in re.findall(r"(?<=[ =])tests[/\w.]*", (ROOT / "Makefile").read_text()):
         assert (ROOT / path).exists() or path.startswith("tests."), path
 
 
-def test_mypy_leaves_out_the_kernels_alone():
-    """Files of functions in Triton's language are excluded by name, and no others."""
+def test_mypy_excludes_only_the_kernels():
+    """Only files with functions in Triton's language are excluded."""
     settings = (ROOT / "pyproject.toml").read_text().partition("# Triton's language")[2].partition("ignore_errors")[0]
     patterns = [name.removeprefix("entropy_attn.kernels.") for name in re.findall(r'"(entropy_attn[^"]*)"', settings)]
     modules = {path: ".".join(path.relative_to(ROOT / "kernels").with_suffix("").parts) for path in KERNEL_FILES}

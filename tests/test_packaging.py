@@ -1,4 +1,4 @@
-"""What is shipped: metadata, extras, files, types, and a description that needs no other file."""
+"""The shipped package: metadata, extras, files, types, and a self-contained description."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_all_is_for_users():
 
 
 def test_extras_are_what_the_package_imports():
-    """No more: what none of its modules imports, or a package below needs to be asked for, is not installed."""
+    """Packages that no module imports, and packages that another requirement installs, are not listed."""
     imported = {"accelerate"}  # by diffusers, for offloading and for loading without a second copy
     for path in sources():
         for node in ast.walk(ast.parse(path.read_text())):
@@ -59,7 +59,7 @@ def test_extras_are_what_the_package_imports():
     assert {known.get(name, name) for name in needed | names(PROJECT["dependencies"])} <= imported
 
 
-def test_every_pin_is_of_something_that_is_installed():
+def test_every_pin_is_for_an_installed_package():
     pinned = names((ROOT / "constraints.txt").read_text().split())
     asked = {name for extra in EXTRAS if extra != "all" for name in names(EXTRAS[extra])} | names(
         PROJECT["dependencies"]
@@ -79,7 +79,7 @@ def test_every_module_and_file_of_the_package_is_shipped():
             assert any(path.relative_to(ROOT).match(str(pattern)) for pattern in patterns), path
 
 
-def test_the_description_stands_alone():
+def test_the_description_is_self_contained():
     code = "import setuptools; setuptools.setup = lambda **given: print(given['long_description'])\n"
     code += "exec(open('setup.py').read(), {'__file__': 'setup.py'})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -88,7 +88,7 @@ def test_the_description_stands_alone():
     assert "![" not in done.stdout and "docs/scale.md" in done.stdout and "## Install" in done.stdout
 
 
-def test_a_source_distribution_has_what_its_tests_need():
+def test_a_source_distribution_has_the_files_that_its_tests_need():
     manifest = (ROOT / "MANIFEST.in").read_text()
     for folder in ("tests", "benchmarks", "docs", "kernels", ".ci"):
         assert f"graft {folder}\n" in manifest
@@ -113,7 +113,24 @@ def test_type_checkers_see_every_public_name():
     assert "attach" in imports_for_types(ROOT / "entropy_attn" / "guidance" / "__init__.py")
 
 
-def test_a_checkout_without_links_says_so(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "missing", "extra"),
+    [
+        ("apply", "diffusers", "diffusers"),
+        ("attach", "diffusers", "diffusers"),
+        ("guidance.attach", "diffusers", "diffusers"),
+        ("TSAMStableDiffusionPipeline", "diffusers", "diffusers"),
+        ("profile", "pandas", "cli"),
+    ],
+)
+def test_a_name_that_needs_an_extra_says_which(name, missing, extra):
+    code = f"import sys; sys.modules[{missing!r}] = None; import entropy_attn; entropy_attn.{name}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    said = f"entropy_attn.{name}: expected {missing} to be installed: pip install 'entropy_attn[{extra}]'"
+    assert done.stderr.strip().splitlines()[-1] == f"ModuleNotFoundError: {said}"
+
+
+def test_a_checkout_without_symbolic_links_is_explained(tmp_path):
     package = tmp_path / "entropy_attn"
     package.mkdir()
     (package / "__init__.py").write_text((ROOT / "entropy_attn" / "__init__.py").read_text())
@@ -126,7 +143,7 @@ def test_a_checkout_without_links_says_so(tmp_path):
     assert done.returncode and "core.symlinks=true" in done.stderr
 
 
-def test_loading_the_embedded_model_gives_no_advice():
+def test_loading_the_embedded_model_prints_no_advice():
     import logging
 
     from entropy_attn.shapes import _without_advice

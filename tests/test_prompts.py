@@ -1,4 +1,4 @@
-"""Words of a prompt and their positions, by tokenizers with the marks of CLIP and of BERT."""
+"""Words of a prompt and their positions, for tokenizers with special tokens like those of CLIP and of BERT."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def tokenizer():
     return make_tokenizer()
 
 
-def test_words_are_the_tokens_between_the_marks(tokenizer):
+def test_words_are_the_tokens_between_start_and_end(tokenizer):
     text = Text("ab c a", tokenizer)
     assert len(text) == 7 and text.real == (1, 2, 3, 4)
     assert [(word.label, word.positions) for word in text.words] == [("ab", (1, 2)), ("c", (3,)), ("a", (4,))]
@@ -27,12 +27,12 @@ def test_find(tokenizer, word: str, positions: tuple):
 
 
 @pytest.mark.parametrize("word", ["b", "a", "x", "abc", "c ab", "ab c c c"])
-def test_a_word_that_is_not_there_is_refused_with_those_that_are(tokenizer, word: str):
+def test_the_error_of_a_missing_word_lists_the_words(tokenizer, word: str):
     with pytest.raises(ValueError, match=rf"'{word}' is not in the prompt 'ab c c', whose words are 'ab', 'c', 'c'"):
         Text("ab c c", tokenizer).find(word)
 
 
-def test_what_does_not_fit_the_text_encoder_is_not_there(tokenizer):
+def test_words_that_do_not_fit_the_text_encoder_are_missing(tokenizer):
     text = Text("a b c d e f g", tokenizer)
     assert text.real == (1, 2, 3, 4, 5)
     with pytest.raises(ValueError, match="'f' is not in the prompt"):

@@ -67,12 +67,12 @@ LATENTS = torch.zeros(1, 4, 8, 8)
 MAPS = torch.rand(16, 5)
 ROW = scenes.Placed(scenes.Kind("red", "circle"), 10.0, 10.0, 5.0)
 
-# name: (callable, arguments that it accepts, {parameter: values that it refuses})
+# name: (callable, valid arguments, {parameter: refused values})
 CALLS = {
     "attention": (ea.attention, QKV, STATISTICS),
     "unsupported_reasons": (ea.unsupported_reasons, QKV, STATISTICS),
     "scaled_dot_product_attention": (
-        # torch's own function takes a scale of NaN or infinity
+        # torch's function accepts a scale of NaN or infinity
         ea.scaled_dot_product_attention, QKV,
         {**CALL, "scale": [WRONG, "0.5", torch.zeros(3)], "dropout_p": [WRONG, -0.5, 1.5, "0.1"]},
     ),
@@ -280,11 +280,11 @@ CALLS = {
         {"pipe": [WRONG, None], "guidance": [WRONG, None, "tsam", ea.guidance.TSAM], "prompt": [WRONG, 3, [], [3]]},
     ),
 }  # fmt: skip
-# Second names of the same objects.
+# Other names of the same objects.
 ALIASES = {"guidance.attach": "attach", "scale.CallInfo": "CallInfo"}
 # Classes of diffusers, or tested in another file.
 ELSEWHERE = {"TSAMStableDiffusionPipeline", "TSAMStableDiffusionXLPipeline", "profile", "scale.EntropyAdaptive"}
-# Results and types: records, made once per call and inside compiled code, an exception, and type aliases.
+# Results and types: records that are made in every call and in compiled code, an exception, and type aliases.
 RESULTS = {
     "AttentionOutput",
     "CallInfo",
@@ -321,7 +321,7 @@ def arguments_of(name, pipe):
 
 
 @pytest.mark.parametrize(("name", "parameter", "value"), CASES)
-def test_a_wrong_value_is_refused_by_the_parameters_name(name, parameter, value, pipe):
+def test_the_error_of_a_wrong_value_names_the_parameter(name, parameter, value, pipe):
     function, given = CALLS[name][0], arguments_of(name, pipe)
     errors = (TypeError, ValueError, ea.Unsupported)
     with pytest.raises((*errors, RuntimeError, AttributeError) if name in IN_TORCHS_WORDS else errors) as error:
@@ -335,7 +335,7 @@ def test_a_wrong_value_is_refused_by_the_parameters_name(name, parameter, value,
 
 
 @pytest.mark.parametrize("name", [name for name in CALLS if name != "shapes.load_pipeline"])
-def test_the_right_values_are_taken(name, pipe):
+def test_valid_values_are_accepted(name, pipe):
     given = arguments_of(name, pipe)
     if name == "scale.Product":
         CALLS[name][0](*given["policies"])
@@ -345,7 +345,7 @@ def test_the_right_values_are_taken(name, pipe):
         made.remove()
 
 
-def test_every_public_callable_and_parameter_is_here():
+def test_every_public_callable_and_parameter_is_tested():
     public = {name: getattr(ea, name) for name in ea.__all__ if name not in ("scale", "guidance", "shapes")}
     for module in (ea.scale, ea.guidance, ea.shapes):
         public |= {f"{module.__name__.split('.')[1]}.{name}": getattr(module, name) for name in module.__all__}

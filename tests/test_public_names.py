@@ -1,4 +1,4 @@
-"""No public name and no parameter vanishes: public_names.txt lists all of them, a line each.
+"""No public name and no parameter may disappear: public_names.txt has a line for each.
 
 A new name or parameter needs a line there. A line may be removed only with an entry in the CHANGELOG.
 """

@@ -1,4 +1,4 @@
-"""What the CPU benchmarks share: two implementations with the same results, compared in time and memory.
+"""Shared by the CPU benchmarks: two implementations with the same results, compared in time and memory.
 
 Times are medians of runs that alternate in one process, so that both see the same load. Peak memory is the growth of
 the peak resident set during one call, in a new process for each case. Results are checked before anything is measured.
@@ -60,7 +60,7 @@ class Comparison:
         parser.add_argument("--heads", type=positive, default=8, help="default 8")
         parser.add_argument("--repeats", type=positive, default=5, help="timed runs of each implementation (default 5)")
         parser.add_argument("--threads", type=positive, default=torch.get_num_threads(),
-                            help="torch threads (default: torch's own choice)")  # fmt: skip
+                            help="torch threads (default: torch's choice)")  # fmt: skip
         add_csv(parser)
         add_json(parser)
         parser.add_argument("--worker", choices=list(self.ways), help=argparse.SUPPRESS)

@@ -25,7 +25,7 @@ from benchmarks.guidance.trials import reported_captions
 from entropy_attn.bench.machine import machine, version
 from entropy_attn.guidance import text_self_attention
 from entropy_attn.integrations.transformers import text_self_attention_maps
-from entropy_attn.plots.style import BLUE, DPI, VERMILION, new_figure, plain_axis
+from entropy_attn.plots.style import BLUE, DPI, VERMILION, color_bar, new_figure, plain_axis
 from entropy_attn.prompts import Text
 from entropy_attn.shapes import load_pipeline
 
@@ -80,14 +80,15 @@ def draw(T: Tensor, text: Text, nouns: list[dict[str, float]], path: Path) -> No
     left, right = figure.subplots(1, 2)
     plain_axis(right)
     shown = np.ma.masked_where(np.triu(np.ones(T.shape), 1) > 0, T.numpy())
-    image = left.imshow(shown, cmap="Blues", vmin=0)
+    highest = float(T.max())
+    left.imshow(shown, cmap="Blues", vmin=0, vmax=highest)
     words = [choice.label for choice in text.words]
     left.set_xticks(range(len(words)), words, rotation=60, ha="right")
     left.set_yticks(range(len(words)), words)
     for _, color, noun in objects(text):
         left.add_patch(Rectangle((color[0] - 1.5, noun[0] - 1.5), 1, 1, fill=False, edgecolor=VERMILION, linewidth=2))
     left.set_title("T of one caption (framed: a noun and its color)", fontsize=10)
-    figure.colorbar(image, ax=left, shrink=0.8, label="attention, rows sum to one")
+    color_bar(figure, [left], "Blues", "attention, rows sum to one", limits=(0.0, highest), shrink=0.8)
     bins = np.linspace(0, max(noun["bound"] for noun in nouns) * 1.02, 40)
     for name, color in (("unbound", BLUE), ("bound", VERMILION)):
         values = [noun[name] for noun in nouns]

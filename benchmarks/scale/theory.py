@@ -19,7 +19,7 @@ from torch import Tensor
 
 import entropy_attn as ea
 from benchmarks.common import IMAGES, RESULTS, new_parser, write_rows
-from entropy_attn.plots.style import BLUE, GREEN, GREY, PINK, VERMILION, new_figure, plain_axis
+from entropy_attn.plots.style import BLUE, DPI, GREEN, GREY, PINK, VERMILION, new_figure, plain_axis
 
 LENGTHS = (16, 64, 256, 1024, 4096)
 SIGMAS = (0.5, 1.0, 2.0, 3.0)
@@ -136,7 +136,7 @@ def draw(table: list[dict[str, object]], folder: Path) -> list[Path]:
         axis.set_xticks(LENGTHS, [str(n) for n in LENGTHS], minor=False)
         axis.minorticks_off()
     axes[0].set_ylabel("mean entropy [nats]")
-    axes[0].legend(title="measured; dashed: ln N − σ²/2", loc="upper left")
+    axes[0].legend(title="measured; dashed: ln N − σ²/2", loc="upper left", frameon=False)
     axes[1].annotate(f"T = {TRAIN_TOKENS}", (TRAIN_TOKENS, 0), xytext=(6, 2), textcoords="offset points", color=GREY)
 
     maps, axes = _two_panels()
@@ -147,7 +147,7 @@ def draw(table: list[dict[str, object]], folder: Path) -> list[Path]:
     limits = [min(r["predicted"] for r in table if r["what"] == "cosine of maps") - 0.05, 1.0]
     axes[0].plot(limits, limits, "--", color=GREY, lw=1)
     axes[0].set(xlabel="exp(−½ Δkᵀ W² Δk)", ylabel="cosine of two tokens' maps", title="Proposition 1")
-    axes[0].legend(title="logit of the sink")
+    axes[0].legend(title="logit of the sink", frameon=False)
     epsilon, cosine, _ = series("cosine of outputs")
     axes[1].loglog(epsilon, [1 - c for c in cosine], "o-", color=colors[0], label="measured")
     axes[1].loglog(epsilon[-3:], [(1 - cosine[-1]) * (e / epsilon[-1]) ** 2 for e in epsilon[-3:]], "--", color=GREY,
@@ -155,12 +155,12 @@ def draw(table: list[dict[str, object]], folder: Path) -> list[Path]:
     axes[1].set(
         xlabel="ε, largest weight outside the sink", ylabel="1 − smallest cosine of outputs", title="Proposition 2"
     )
-    axes[1].legend()
+    axes[1].legend(frameon=False)
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / "theory-entropy.png", folder / "theory-maps.png"]
     for figure, path in zip((entropies, maps), paths, strict=True):
-        figure.savefig(path, dpi=130)
+        figure.savefig(path, dpi=DPI)
     return paths
 
 

@@ -70,7 +70,7 @@ def bench(
         paths += [] if out is None else [output_folder(out) / "bench.csv"]
         about, rows = _run(request, commit, paths)
         files = {} if out is None else _draw(rows, about, out)
-    _print(rows, about, out, files, as_json)
+    _print(rows, about, out, csv, files, as_json)
     _exit_if_wrong(rows)
 
 
@@ -138,6 +138,10 @@ def _model_workloads(model: str, size: str | None, device: str) -> list[Any]:
     wanted = None if size is None else parse_size(size)
     if model in MODELS:
         return workloads(model, wanted)
+    if "/" not in model and model != "shapes" and not Path(model).exists():
+        raise ValueError(
+            f"--model: expected one of {', '.join(MODELS)}, 'shapes', a diffusers folder or a Hub id, got {model!r}"
+        )
     pipe, _ = Loading(model=model, device=device).load()
     from entropy_attn.bench.from_pipeline import pipeline_workloads
     from entropy_attn.pipelines import check_size, train_size
@@ -192,7 +196,12 @@ def _draw(rows: list[dict[str, Any]], about: dict[str, str], out: Path) -> dict[
 
 
 def _print(
-    rows: list[dict[str, Any]], about: dict[str, str], out: Path | None, files: dict[str, Path], as_json: bool
+    rows: list[dict[str, Any]],
+    about: dict[str, str],
+    out: Path | None,
+    csv: Path | None,
+    files: dict[str, Path],
+    as_json: bool,
 ) -> None:
     if as_json:
         from entropy_attn.bench.compare import denoising_steps
@@ -203,6 +212,8 @@ def _print(
     from entropy_attn.cli.bench_tables import print_bench
 
     print_bench(rows, about)
+    if csv is not None:
+        print(f"\nWritten to {csv.resolve()}")
     if out is not None:
         print(f"\nWritten to {out.resolve()}:", *(f"  {path.name}" for path in files.values()), sep="\n")
 

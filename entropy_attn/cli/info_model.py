@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv as csv_files
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,11 @@ def model_report(request: ModelRequest, csv: Path | None = None) -> dict[str, An
     size = None if request.size is None else parse_size(request.size)
     trained = None if request.train_size is None else parse_size(request.train_size, "--train-size")
     quiet_libraries()
-    pipe = outline_pipeline(request.model)
+    with warnings.catch_warnings():
+        # Deprecations inside the libraries are no use to a user of the command line
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        pipe = outline_pipeline(request.model)
     report: dict[str, Any] = {"model": request.model, "pipeline": type(pipe).__name__, "scale": request.scale}
     report |= {"device": device, "dtype": dtype, "served": False, "size": None, "reasons": [], "layers": []}
     try:

@@ -63,11 +63,13 @@ def maps(
         str | None,
         typer.Option(help="Denoising steps, from 0, that get a row each below the mean, separated by commas."),
     ] = None,
-    colours: Annotated[
+    colors: Annotated[
         str,
         typer.Option(
+            "--colors",
+            "--colours",
             help="'word': a color scale for each word, from 0 to the highest attention to it. 'all': one color scale "
-            "for all words, to compare them."
+            "for all words, to compare them.",
         ),
     ] = "word",
     csv: Annotated[Path | None, typer.Option(help="Also write the values of the maps to this .csv file.")] = None,
@@ -82,7 +84,7 @@ def maps(
             words=_parse_words(prompt, tokens if words is None else words),
             map_size=None if map_size is None else parse_size(map_size, "--map-size"),
             at_steps=[] if at_steps is None else parse_steps(at_steps, sampling.steps),
-            color_scale=check_choice("--colours", colours, COLOR_SCALES),
+            color_scale=check_choice("--colors", colors, COLOR_SCALES),
             out=output_image(out),
             csv=None if csv is None else output_table(csv),
         )
@@ -190,8 +192,8 @@ def _caption(model: str, request: Request, recorder: Any) -> str:
     (rows, columns), (height, width) = recorder.map_size, request.sampling.fitted_size
     return (
         f"{Path(model).name or model}, {height}x{width} px, {request.sampling.steps} steps, "
-        f"seed {request.sampling.seed}; cross-attention of the {len(recorder.layers)} layers of {rows}x{columns} "
-        "tokens, mean over heads"
+        f"seed {request.sampling.seed}; attention to the prompt in the {len(recorder.layers)} layers of "
+        f"{rows}x{columns} tokens, mean over heads"
     )
 
 
@@ -214,7 +216,10 @@ def _print(request: Request, running_on: dict[str, Any], result: Result, as_json
             for word in words
         ]
         rows, columns = recorder.map_size
-        title = f"Attention to each word, mean of {sampling.steps} steps, {rows}x{columns} tokens from 0"
+        title = (
+            f"Attention to each word, mean of {sampling.steps} steps, {rows}x{columns} tokens; "
+            "positions, rows and columns count from 0"
+        )
         print_table(TABLE, lines, title=title)
         files = " and ".join(str(path.resolve()) for path in (request.out, request.csv) if path is not None)
         print(f"Written to {files} ({result.seconds:.1f} s)")
@@ -227,7 +232,7 @@ def _print(request: Request, running_on: dict[str, Any], result: Result, as_json
         "layers": list(recorder.layers),
         "tokens": words,
         "at_steps": request.at_steps,
-        "colours": request.color_scale,
+        "colors": request.color_scale,
         "scale": repr(sampling.policy),
         "seed": sampling.seed,
         "steps": sampling.steps,

@@ -166,10 +166,15 @@ def _print(summary: dict[str, Any], files: dict[str, Path], out: Path, as_json: 
     if as_json:
         print(json.dumps({**summary, "files": {name: str(path) for name, path in files.items()}}, indent=2))
         return
+    from entropy_attn.profiling.store import MAPS, PICTURES
+
     print_report(summary)
     print(f"\nWritten to {out.resolve()}:")
     for path in files.values():
         print(f"  {path.name}")
+    for folder in (MAPS, *([PICTURES] if summary["pictures"] else [])):
+        if (out / folder).is_dir():
+            print(f"  {folder}/")
 
 
 @contextlib.contextmanager

@@ -62,7 +62,7 @@ def print_table(
     file: IO[str] | None = None,
     width: int | None = None,
 ) -> None:
-    """Print a table in which every number is whole.
+    """Print a table in which no number is cut.
 
     Args:
         columns: the columns.
@@ -217,9 +217,9 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def folded(text: str, width: int | None) -> list[str]:
-    """The text in lines of at most `width` characters, wrapped at spaces, and longer words at their seams.
+    """The text in lines of at most `width` characters, wrapped at spaces, and longer words after punctuation.
 
-    What has no seam, such as a number, stays whole even if it is longer.
+    A piece that cannot be wrapped, such as a number, is not cut even if it is longer.
     """
     lines = []
     for line in text.split("\n"):

@@ -41,6 +41,9 @@ def __getattr__(name: str) -> object:
     # import, which tests/test_layout.py names.
     if name != "attach":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from entropy_attn.integrations.guidance import attach
+    from entropy_attn.errors import naming_the_extra
+
+    with naming_the_extra("entropy_attn.guidance.attach"):
+        from entropy_attn.integrations.guidance import attach
 
     return attach

@@ -80,7 +80,7 @@ def smoothed(maps: Tensor) -> Tensor:
     weights = torch.tensor(SMOOTHING, dtype=maps.dtype, device=maps.device)
     stacked = maps[:, None]
     for shape, pad in (((1, 1, 3, 1), (0, 0, 1, 1)), ((1, 1, 1, 3), (1, 1, 0, 0))):
-        # A single row or column has no neighbour to mirror: repeat it.
+        # A single row or column has no neighbor to mirror: repeat it.
         mirrored = stacked.shape[2 if pad[2] else 3] > 1
         stacked = F.conv2d(F.pad(stacked, pad, mode="reflect" if mirrored else "replicate"), weights.view(shape))
     return stacked[:, 0]

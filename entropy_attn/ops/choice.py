@@ -2,7 +2,7 @@
 
 `impl="auto"` takes the faster one for a call without statistics, if both were timed. The rows are those of
 `kernels/forward/measured.csv`: fp16 or bf16 without a mask, causality or grouped heads. A call without a row goes to
-torch, so that nobody becomes slower.
+torch, so that no call becomes slower.
 """
 
 from __future__ import annotations

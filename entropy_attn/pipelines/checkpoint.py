@@ -130,7 +130,7 @@ def find_checkpoint(
         raise ValueError(f"config: expected None, because {model!r} is not a single .safetensors file, got {config!r}")
     if single and variant is not None:
         raise ValueError(f"variant: expected None, because {model!r} is a single file, got {variant!r}")
-    index = _index(model, (config or _config_of(source)) if single else source, None if single else revision)
+    index = read_index(model, (config or _config_of(source)) if single else source, None if single else revision)
     _check_kind(model, index, anything)
     return Checkpoint(model, source, index, variant, revision, config)
 
@@ -159,7 +159,8 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0].rstrip(".") if text else type(error).__name__
 
 
-def _index(model: str, source: str, revision: str | None) -> dict[str, Any]:
+def read_index(model: str, source: str, revision: str | None = None) -> dict[str, Any]:
+    """The index of a pipeline: the name of its class and of its parts. `source` is a folder or Hub id."""
     import json
 
     path = Path(source)

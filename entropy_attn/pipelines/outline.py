@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from entropy_attn.pipelines.loading import SHAPES, first_line, resolve
+from entropy_attn.pipelines.checkpoint import SHAPES, first_line, read_index, resolve
 
 
 def outline_pipeline(model: str) -> Any:
@@ -25,8 +25,8 @@ def outline_pipeline(model: str) -> Any:
     source = _shapes_folder() if model == SHAPES else resolve(model)
     import diffusers
 
+    index = read_index(model, source)
     try:
-        index = diffusers.DiffusionPipeline.load_config(source)
         kind = getattr(diffusers, index["_class_name"], None)
         if kind is None:
             raise ValueError(f"expected a pipeline of diffusers {diffusers.__version__}, got {index['_class_name']!r}")

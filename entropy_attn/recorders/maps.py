@@ -175,7 +175,7 @@ class MapRecorder(RecordedMaps, Recorder):
             raise ValueError(
                 f"layer {info.layer!r} has no map: which of its queries belong to the image differs within the batch"
             )
-        # Guidance may be switched off and on again, and its branches may come in calls of their own.
+        # Guidance may be switched off and on again, and its branches may be separate calls.
         guided = self.branches is None and branches != ("all",)
         generation = Generation(latent_size, len(measured) // len(branches), _GUIDED if guided else branches)
         self._generation = self._generation or generation

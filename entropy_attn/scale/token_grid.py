@@ -61,7 +61,7 @@ def _downsampling(num_tokens: int, latent_size: tuple[int, int]) -> int:
     height, width = latent_size
     # More tokens than latent cells cannot come from halving.
     halvings = max(0, round(0.5 * math.log2(height * width / num_tokens)))
-    # Rounding up adds much to a very small grid: then a neighbouring k fits exactly.
+    # Rounding up adds much to a very small grid: then a neighboring k fits exactly.
     for candidate in (halvings, halvings + 1, halvings - 1):
         if math.ceil(height / 2**candidate) * math.ceil(width / 2**candidate) == num_tokens:
             return 2 ** max(0, candidate)

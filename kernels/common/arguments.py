@@ -60,7 +60,7 @@ def compile_options(config: Compiled, target: str, *, by_pointer: bool = True) -
 
 
 def allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Every output is allocated here, uninitialised: the kernel writes all of it."""
+    """Every output is allocated here, uninitialized: the kernel writes all of it."""
     return torch.empty(shape, dtype=dtype, device=device)
 
 

@@ -1,6 +1,6 @@
 """Launches that were seen before: everything that does not depend on addresses is looked up.
 
-Working out strides, constants and what the compiler specialises on takes the host longer than a small attention takes
+Working out strides, constants and what the compiler specializes on takes the host longer than a small attention takes
 the GPU. A plan keeps the compiled kernel and its arguments, without any tensor. To launch it again, the values of the
 new call replace those of the first.
 """
@@ -101,7 +101,7 @@ def forget() -> None:
 
 
 def layout(t: Tensor | None) -> Hashable:
-    """What the arguments of a launch, and the compiler's specialisation, depend on in a tensor."""
+    """What the arguments of a launch, and the compiler's specialization, depend on in a tensor."""
     return None if t is None else (t.shape, t.stride(), t.dtype, t.data_ptr() % 16 == 0)
 
 
@@ -149,7 +149,7 @@ class Plan:
         for position, argument in enumerate(arguments):
             if isinstance(argument, tuple):
                 if any(hidden(item) for item in argument):
-                    raise ValueError(f"arguments: expected what varies at most one tuple deep, got {argument}")
+                    raise ValueError(f"arguments: expected varying values at most one tuple deep, got {argument}")
                 if all(find(item) is None for item in argument):
                     continue
                 indices: list[Any] = []  # of the items, in (*varying, *constants)

@@ -142,7 +142,7 @@ def forward_candidates(
     has_mask: bool = False,
     descriptors: bool = True,
 ) -> list[ForwardConfig]:
-    """What autotuning tries for a call: the table's choice first, then its neighbours."""
+    """What autotuning tries for a call: the table's choice first, then its neighbors."""
     if target == INTERPRETER:
         return [ForwardConfig(64, 64, 4, 1), ForwardConfig(32, 64, 4, 1)]
     require_target(target)
@@ -173,7 +173,7 @@ def forward_candidates(
 
 
 def _schedules(chosen: ForwardConfig, head_dims: tuple[int, int], whole_blocks: bool) -> list[ForwardConfig]:
-    """The other schedules that can pay: a specialised loop checks every block where one is not whole."""
+    """The other schedules that can pay: a specialized loop checks every block where one is not whole."""
     others = []
     if whole_blocks:  # its compiler deals registers out by itself: a limit would count them for all its warps
         others.append(replace(chosen, schedule="specialized", num_warps=4, max_registers=None))

@@ -45,8 +45,8 @@ class Sums(NamedTuple):
 def _online_softmax(s, factor, sums, NEGATIVE: tl.constexpr, WITH_ENTROPY: tl.constexpr, MASK: tl.constexpr):
     """One block of the recurrence. The maximum of s * factor is that of s times factor: of -s where factor is NEGATIVE.
 
-    Returns the unnormalised probabilities, the correction of what was accumulated before, and the new m, l, e. The
-    logarithm in e is that of the unnormalised p, score - m: shifting it with m keeps it accurate for any logits.
+    Returns the unnormalized probabilities, the correction of what was accumulated before, and the new m, l, e. The
+    logarithm in e is that of the unnormalized p, score - m: shifting it with m keeps it accurate for any logits.
     """
     extreme = tl.min(s, 1) if NEGATIVE else tl.max(s, 1)  # [BLOCK_M]
     m = tl.maximum(sums.m, extreme * factor)
@@ -132,7 +132,7 @@ def _load_queries(q, start_m, seqlen_q, D: tl.constexpr, BLOCK_M: tl.constexpr, 
 def _load_by_new_descriptor(
     q, start_m, seqlen_q, DIM: tl.constexpr, OFF_D: tl.constexpr, BLOCK_M: tl.constexpr, COLS: tl.constexpr
 ):
-    # Warp specialisation knows no pointers, and splits only a descriptor that is made in the kernel.
+    # Warp specialization knows no pointers, and splits only a descriptor that is made in the kernel.
     queries = tl.make_tensor_descriptor(q.ptr, [seqlen_q, DIM], [q.stride_row, 1], [BLOCK_M, COLS])
     # It gives each group of warps a part of the tile, and adds where that begins to this coordinate, for whoever uses
     # the same value. start_m is used for the rows to store as well, so this has to be another value.

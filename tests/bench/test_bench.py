@@ -72,12 +72,12 @@ def test_the_kernels(task, gradient):
 
 
 def test_host_time_has_a_column_if_it_is_measured():
-    class Apart(OneRun):
+    class WithHostTime(OneRun):
         def runs(self, run, sets, count):
             return Times(super().runs(run, sets, count), host=[0.25] * count)
 
     (alone,) = measured([of(JOINT)], ["sdpa"])
-    (row,) = measure(of(JOINT), CPU, Apart(), ["sdpa"])
+    (row,) = measure(of(JOINT), CPU, WithHostTime(), ["sdpa"])
     assert row["host_ms"] == 0.25 and "host_ms" not in alone
 
 
@@ -133,7 +133,7 @@ def test_out_of_memory_is_a_result_and_a_lost_device_ends_the_process():
             failure(error)
 
 
-def test_a_device_error_that_leaves_the_device_is_a_result(monkeypatch):
+def test_a_device_error_after_which_the_device_still_works_is_a_result(monkeypatch):
     monkeypatch.setattr(measuring, "_device_answers", lambda: True)
     assert failure(RuntimeError("Triton Error [CUDA]: invalid argument")).startswith("refused: Triton Error [CUDA]")
     assert failure(RuntimeError("Triton Error [CUDA]: out of memory")) == "out of memory"
@@ -256,7 +256,7 @@ def test_unknown_names_are_refused():
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_presets_are_whole(device):
+def test_presets_name_workloads_and_implementations(device):
     for name in PRESETS:
         chosen = preset(name, device)
         assert list(chosen.workloads())

@@ -1,4 +1,4 @@
-"""The clock of a card, and apart from it the host's, on a card that is none: a queue in made-up time."""
+"""The clocks of a GPU and of its host, on a simulated GPU: a queue in simulated time."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from entropy_attn.kernels.common import stopwatch
 from entropy_attn.kernels.forward import autotune
 
 CPU = torch.device("cpu")
-CLOCK = 1.7e6  # cycles a millisecond
+CLOCK = 1.7e6  # cycles per millisecond
 
 
-class FakeCard:
-    """Times in milliseconds: ``now`` of the host, and when the queue will have been worked off."""
+class FakeGpu:
+    """Times in milliseconds: `now` is the host's clock, `free` is when the queue will be empty."""
 
     cache = 3 * 2**10
 
@@ -57,12 +57,12 @@ class FakeCard:
         monkeypatch.setattr(stopwatch, "time", SimpleNamespace(perf_counter=lambda: self.now / 1e3))
 
     def queue(self, gpu: float) -> float:
-        """Work of so long for the card; when it will be done."""
+        """Add work of this duration to the queue; returns when it will be done."""
         self.free = max(self.free, self.now) + gpu
         return self.free
 
     def run(self, host: float, gpu: float) -> None:
-        """The host is busy, then launches."""
+        """The host is busy for a while, then launches."""
         self.now += host
         self.queue(gpu)
 
@@ -73,10 +73,10 @@ class FakeCard:
 @pytest.fixture
 def card(monkeypatch):
     monkeypatch.setattr(timing, "FLUSH_BYTES", 1)
-    return FakeCard(monkeypatch)
+    return FakeGpu(monkeypatch)
 
 
-def test_the_clock_of_a_card(monkeypatch, card):
+def test_the_clock_of_a_gpu(monkeypatch, card):
     """The cache is overwritten before each run, and the inputs take turns."""
     clock = timing.CudaClock(CPU)
     assert clock._flush.nbytes == 2 * card.cache
@@ -89,8 +89,8 @@ def test_the_clock_of_a_card(monkeypatch, card):
     assert log == ["flush", "first", "flush", "second", "flush", "first"]
 
 
-def test_a_slow_host_is_no_part_of_the_gpus_time(monkeypatch, card):
-    """Three launches, between which the host is busy for longer than the card."""
+def test_a_slow_host_does_not_add_to_the_gpus_time(monkeypatch, card):
+    """Three launches, between which the host is busy for longer than the GPU."""
     clock = timing.CudaClock(CPU)
     runs = {
         "slow host": lambda _: [card.run(host=0.4, gpu=0.01) for _ in range(3)],
@@ -106,8 +106,8 @@ def test_a_slow_host_is_no_part_of_the_gpus_time(monkeypatch, card):
     assert min(times, key=lambda name: sum(times[name]) / len(times[name])) == "very slow host"
 
 
-def test_what_waits_for_the_card_is_timed_with_the_host(card):
-    """It cannot be queued, whatever the card is made to wait for."""
+def test_a_call_that_waits_for_the_gpu_is_timed_with_the_host(card):
+    """Such a call cannot be queued, whatever the GPU is made to wait for."""
 
     def waits(_):
         card.run(host=0.1, gpu=0.2)
@@ -118,7 +118,7 @@ def test_what_waits_for_the_card_is_timed_with_the_host(card):
     assert len(times) == 5 and times == pytest.approx([0.7] * 5)
 
 
-def test_autotuning_asks_the_card_alone(monkeypatch, card):
+def test_autotuning_counts_gpu_time_only(monkeypatch, card):
     monkeypatch.setattr(autotune, "FLUSH_BYTES", 16)
     real = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *shape, dtype, device: real(*shape, dtype=dtype))

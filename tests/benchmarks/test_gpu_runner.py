@@ -24,7 +24,7 @@ DESCRIBE = (
     "-c",
     "import os; os.write(int(os.environ['ENTROPY_ATTN_ANSWERS']), b'{\"target\": \"sm_00\"}\\n')",
 )
-# A worker without torch: what happens is in a case's name.
+# A worker without torch: the name of a case says what happens.
 WORKER = """
 import json, os, signal, subprocess, sys, time
 pipe = os.fdopen(int(os.environ["ENTROPY_ATTN_ANSWERS"]), "w")
@@ -82,7 +82,7 @@ def parts_of(out: Path) -> dict[str, tuple[str, str]]:
 
 
 def alive(text: str) -> bool:
-    """Whether a process has this on its command line."""
+    """Whether there is a process with this text on its command line."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if text in (folder / "cmdline").read_text():
@@ -103,7 +103,7 @@ def test_whatever_a_case_does_affects_only_itself(tmp_path):
               "forks": "hung: no answer within 0.6 s", "loses": "lost the device: illegal address"}  # fmt: skip
     for case, status in blamed.items():
         assert found[case, "second"] == status
-        assert found[case, "first"] == found[case, "third"] == "ok"  # of another child, without what was to blame
+        assert found[case, "first"] == found[case, "third"] == "ok"  # from another child, without the one to blame
     assert found["wrong", "first"] == "wrong: by much"
     assert {row["device"] for row in table(out)} == {"stub"}
     assert parts_of(out)["table"] == ("failed", "8 cases; 8 bad rows in table.csv")
@@ -153,17 +153,17 @@ def test_commands_that_fail_hang_and_leave_processes_behind(tmp_path):
     assert "no program" not in found
     log = (out / "log.txt").read_text()
     assert all(text in log for text in ("said before the end", "said before it hung", "still here"))
-    assert not alive(mark), "what a part leaves behind is ended with it"
+    assert not alive(mark), "a process that a part left behind is still running"
 
 
-def test_resuming_measures_what_is_missing(tmp_path):
+def test_resuming_measures_the_missing_rows(tmp_path):
     out = tmp_path / "out"
-    # its share is too small for the case in the middle, which is then no row
+    # the part's time is too short for the case in the middle, which then has no row
     first = cases_of(tmp_path, "a", "slow", "b", limit=30.0, slow=60.0)
     assert main(["--out", str(out), "--budget", "1.5"], [first], DESCRIBE) == 3
     assert {row["case"] for row in table(out)} == {"a"}
     with (out / "table.csv").open("a") as file:
-        file.write("stub,b,fir")  # as where a kill came within a write
+        file.write("stub,b,fir")  # as if the process was killed while it wrote
     again = cases_of(tmp_path, "a", "slow", "b", limit=30.0, slow=0.0)
     assert main(["--out", str(out), "--budget", "20", "--resume"], [again], DESCRIBE) == 0
     rows = [(row["case"], row["way"]) for row in table(out)]
@@ -175,7 +175,7 @@ def test_resuming_measures_what_is_missing(tmp_path):
 
 
 def started(tmp_path: Path, parts: list[Part], *options: str, until: str) -> tuple[subprocess.Popen, Path]:
-    """The runner in another process, which has just printed a line with `until`; and its folder."""
+    """The runner in another process, as soon as it has printed a line with `until`; and its output folder."""
     out, script = tmp_path / "out", tmp_path / "drive.py"
     script.write_text(
         "import sys\nfrom benchmarks.gpu.__main__ import main\nfrom benchmarks.gpu.parts import Part\n"
@@ -190,7 +190,7 @@ def started(tmp_path: Path, parts: list[Part], *options: str, until: str) -> tup
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_from_outside_it_keeps_what_there_is(tmp_path, number):
+def test_a_signal_stops_the_runner_and_rows_are_kept(tmp_path, number):
     parts = [cases_of(tmp_path, "a", "slow", "b", limit=60.0), Part("next", "a stub", ("true",), 1.0)]
     process, out = started(tmp_path, parts, until="asked for slow")
     process.send_signal(number)
@@ -201,7 +201,7 @@ def test_stopped_from_outside_it_keeps_what_there_is(tmp_path, number):
     assert "--resume" in rest and not alive(str(tmp_path))
 
 
-def test_stopped_from_outside_a_command_is_stopped_too(tmp_path):
+def test_a_signal_to_the_runner_also_stops_its_command(tmp_path):
     part = code("sleeps", f"import time; print('sleeping', flush=True); time.sleep(60)  # {tmp_path}", share=1.0)
     process, out = started(tmp_path, [part], "--budget", "20", until="sleeping")
     process.terminate()
@@ -210,7 +210,7 @@ def test_stopped_from_outside_a_command_is_stopped_too(tmp_path):
     assert not alive(f"# {tmp_path}")
 
 
-def test_killed_at_once_it_leaves_its_rows_and_no_process(tmp_path):
+def test_a_killed_runner_leaves_its_rows_and_no_process(tmp_path):
     part = cases_of(tmp_path, "a", "slow", limit=60.0, file="archive/bench/table.csv")
     process, out = started(tmp_path, [part], until="asked for slow")
     process.kill()
@@ -224,7 +224,7 @@ def test_killed_at_once_it_leaves_its_rows_and_no_process(tmp_path):
     assert not alive(str(tmp_path))
 
 
-def test_no_device_nothing_done(tmp_path, capsys):
+def test_nothing_runs_without_a_device(tmp_path, capsys):
     nothing = ("{python}", "-c", "raise SystemExit('no GPU is visible to torch')")
     assert main(["--out", str(tmp_path / "out")], [code("passes", "")], nothing) == 2
     assert "no GPU is visible" in capsys.readouterr().out

@@ -42,7 +42,7 @@ def test_words_of_every_object(tokenizer):
 
 def test_oracle_matrix(tokenizer):
     found = arms.oracle(prompt_of("a red circle above a blue cross", tokenizer), gamma=2.0)
-    little = 0.1**2  # the power comes before the rows are made to sum to one
+    little = 0.1**2  # the power is applied before rows are normalized
     rows = [
         [1],
         [1, 1],
@@ -59,12 +59,12 @@ def test_oracle_matrix(tokenizer):
 def test_shuffled_matrix(tokenizer, monkeypatch):
     prompt = prompt_of("a red circle", tokenizer, [[0.1, 0, 0], [0.2, 0.2, 0], [0.02, 0.03, 0.05]])
     monkeypatch.setattr("random.Random.shuffle", lambda self, order: order.__setitem__(slice(None), [2, 0, 1]))
-    # Rows that sum to one: 1; 0.5 0.5; 0.2 0.3 0.5. The third word comes first, then the first, then the second.
+    # Normalized rows: 1; 0.5 0.5; 0.2 0.3 0.5. The third word comes first, then the first, then the second.
     expected = torch.tensor([[1, 0, 0], [0.2 / 1.2, 1 / 1.2, 0], [0.3 / 1.3, 0.5 / 1.3, 0.5 / 1.3]])
     torch.testing.assert_close(arms.shuffled(prompt, gamma=1.0), expected)
 
 
-def test_shuffled_is_fixed_and_other_than_t(tokenizer):
+def test_shuffled_is_reproducible_and_differs_from_t(tokenizer):
     attention = torch.rand(11, 11, generator=torch.Generator().manual_seed(0)).tril().tolist()
     prompt = prompt_of("a green circle, a yellow circle and a red cross", tokenizer, attention)
     first, again = (arms.shuffled(prompt, gamma=4.0) for _ in range(2))
@@ -75,7 +75,7 @@ def test_shuffled_is_fixed_and_other_than_t(tokenizer):
 
 
 @pytest.mark.parametrize("arm", arms.ARMS[1:])
-def test_every_arm_differs_from_prompt_to_prompt_and_has_a_gradient(arm, tokenizer):
+def test_every_arm_depends_on_the_prompt_and_has_a_gradient(arm, tokenizer):
     guidance = arms.guidance_of(arm, 3.0, 4.0, range(2))
     assert guidance.alpha == 3.0 and guidance.steps == (0, 1) and guidance.refine_at == ()
     maps = torch.rand(4, 4, 77, generator=torch.Generator().manual_seed(0))
@@ -101,7 +101,7 @@ def test_arms_have_their_papers_schedule():
 # Captions and the search
 
 
-def test_captions_are_of_several_kinds_and_chose_nothing():
+def test_reported_captions_are_of_several_kinds_and_were_not_used_for_selection():
     reported, chosen_on = reported_captions(), selection_captions(40)
     evaluate.disjoint(reported, chosen_on)
     assert len(reported) == MOST_REPORTED and len(chosen_on) == 40
@@ -122,16 +122,16 @@ def test_first_latents_differ_between_captions_and_seeds_but_not_between_arms():
     assert torch.equal(drawn[0], torch.randn(2, generator=first.generator(1)))
 
 
-def test_search_takes_the_best_and_goes_beyond_the_edges():
+def test_search_finds_the_best_and_extends_the_grid_at_its_edges():
     def peak_at(alpha: float):
         return lambda setting: -abs(math.log(float(setting.alpha) / alpha))
 
     found = choose.search("conform", peak_at(2.0))
     assert (found[0], len(found)) == (Setting("conform", "2"), 6)
     found = choose.search("conform", peak_at(32.0))
-    assert (found[0], len(found)) == (Setting("conform", "32"), 8)  # 32 and, as it was the greatest then, 64
+    assert (found[0], len(found)) == (Setting("conform", "32"), 8)  # 32 and then 64, because 32 was at the edge
     assert len(choose.search("conform", peak_at(1e9))) == 6 + choose.EXTENSIONS
-    assert choose.search("conform", lambda setting: 0.0)[0].alpha == "0.0625"  # the weakest of equals
+    assert choose.search("conform", lambda setting: 0.0)[0].alpha == "0.0625"  # of equal scores, the weakest
 
 
 def test_search_of_tsam_tries_gammas_with_the_best_alpha():
@@ -141,7 +141,7 @@ def test_search_of_tsam_tries_gammas_with_the_best_alpha():
     assert {s.gamma for s in found if s.alpha == "10"} == {"2", "4", "8"}
 
 
-def test_every_search_has_as_many_settings():
+def test_every_search_has_the_same_number_of_settings():
     counts = {arm: len(alphas) + 2 * (arm in arms.TSAM_ARMS) for arm, alphas in choose.ALPHAS.items()}
     assert set(counts) == set(arms.ARMS[1:]) and set(counts.values()) == {6}
 
@@ -149,7 +149,7 @@ def test_every_search_has_as_many_settings():
 # Rows and intervals
 
 
-def test_a_row_that_was_cut_off_is_drawn_again(tmp_path):
+def test_an_image_with_an_incomplete_row_is_drawn_again(tmp_path):
     path = tmp_path / "rows.csv"
     first, second = reported_captions(4)[::2]
     row = {"seed": "1", "split": "seen", "caption": "0", "arm": "none", "alpha": "", "gamma": "", "presence": "1",
@@ -165,7 +165,7 @@ def test_a_row_that_was_cut_off_is_drawn_again(tmp_path):
     assert path.read_text().count("\n") == 2
 
 
-def test_interval_draws_captions_whole():
+def test_interval_draws_captions_with_all_their_seeds():
     mean, low, high = summary.interval([[0.0] * 4, [1.0] * 4])
     assert (mean, low, high) == (0.5, 0.0, 1.0)  # a quarter of all draws is twice the same caption
     assert summary.interval([[0.25]] * 5) == (0.25, 0.25, 0.25)
@@ -174,14 +174,14 @@ def test_interval_draws_captions_whole():
         summary.interval([[1.0]])
 
 
-def test_interval_is_that_of_the_normal_law_for_many():
+def test_interval_of_many_captions_is_that_of_the_normal_distribution():
     mean, low, high = summary.interval([[float(i % 4 == 0)] for i in range(400)])
     width = 1.96 * math.sqrt(0.25 * 0.75 / 400)
     assert mean == 0.25
     assert (low, high) == pytest.approx((0.25 - width, 0.25 + width), abs=0.01)
 
 
-def test_differences_are_of_the_same_image():
+def test_differences_compare_images_of_one_caption_and_seed():
     none = {("seen", str(i), "1"): {"presence": float(i % 2)} for i in range(6)}
     better = {key: {"presence": 1.0} for key in none} | {("seen", "9", "1"): {"presence": 1.0}}  # one has no partner
     rows = {row["arm"]: row for row in summary.summarize({"none": none, "conform": better}) if row["split"] == "seen"}
@@ -198,7 +198,7 @@ def test_seeds_of_a_caption_are_drawn_together():
     assert (rows[-1]["difference_low"], rows[-1]["difference_high"]) == ("0.0000", "1.0000")
 
 
-def test_premise_compares_in_the_row_of_one_noun(tokenizer):
+def test_premise_compares_within_the_row_of_one_noun(tokenizer):
     text = Text("a red circle and a blue cross", tokenizer)  # colors are words 1 and 5, the second noun is word 6
     T = torch.zeros(7, 7)
     T[6, 5], T[6, 1] = 0.4, 0.1
@@ -206,7 +206,7 @@ def test_premise_compares_in_the_row_of_one_noun(tokenizer):
                                                          "strongest": 1.0})]  # fmt: skip
 
 
-# Whole runs
+# Complete runs
 
 
 def test_two_steps_from_end_to_end(tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ def test_missing_measurements_are_named(report):
     assert "Not yet measured" in report.shapes_table([])
 
 
-def test_a_measured_table(report):
+def test_a_table_of_measurements(report):
     about = {"device": "A GPU", "torch": "2", "triton": "3", "date": "2026-01-01", "commit": "abc", "dtype": "bfloat16",
              "head_dim": "64", "seqlen": "1024"}  # fmt: skip
     rows = [
@@ -41,7 +41,7 @@ def test_a_measured_table(report):
     assert "A GPU, torch 2, Triton 3, 2026-01-01, commit abc" in table
 
 
-def test_a_measured_table_of_maps(report):
+def test_a_table_of_maps(report):
     about = {"device": "A GPU", "torch": "2", "triton": "3", "date": "2026-01-01", "commit": "abc", "heads": "8",
              "head_dim": "40", "seqlen": "4096", "pass": "forward"}  # fmt: skip
     rows = [
@@ -53,7 +53,7 @@ def test_a_measured_table_of_maps(report):
     assert "| 8 x 40 | 4096 | 0.20 | 0.22 | out of memory | 0.90 | - | +10.0 % |" in report.maps_table(rows)
 
 
-def test_targets_take_the_worst_long_row(report):
+def test_targets_use_the_worst_row_of_long_sequences(report):
     def row(name: str, seqlen: int, ms: float, head_dim: int = 64) -> dict[str, str]:
         about = {"dtype": "bfloat16", "head_dim": str(head_dim), "seqlen": str(seqlen), "implementation": name}
         return about | {"p50_ms": str(ms), "pass": "forward"}

@@ -31,7 +31,7 @@ SCRIPTS = [
 @pytest.mark.parametrize("module", SCRIPTS)
 def test_help_has_an_example_that_names_the_module(module, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [module, "--help"])
-    monkeypatch.delitem(sys.modules, module, raising=False)  # else runpy warns
+    monkeypatch.delitem(sys.modules, module, raising=False)  # otherwise runpy warns
     with pytest.raises(SystemExit) as ended:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     assert ended.value.code == 0

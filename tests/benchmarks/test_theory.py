@@ -1,4 +1,4 @@
-"""What the two papers derive, held against `ea.attention`: Jin et al., Eq. 5; Kim et al., Propositions 1 and 2."""
+"""Results of the two papers, compared with `ea.attention`: Jin et al., Eq. 5; Kim et al., Propositions 1 and 2."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ T = theory.TRAIN_TOKENS
 
 
 @pytest.mark.parametrize("sigma", [0.5, 1.0])
-def test_entropy_is_ln_n_less_half_the_variance(sigma):
-    """Eq. 5, and its error falls as 1/N: the variance of a mean of exp(s)."""
+def test_entropy_is_ln_n_minus_half_the_variance(sigma):
+    """Eq. 5, and its error falls as 1/N, like the variance of a mean of exp(s)."""
     lengths = torch.tensor([16.0, 64.0, 256.0, 1024.0])
     errors = torch.stack([
         torch.stack([
@@ -46,12 +46,12 @@ def test_the_paper_s_scale_keeps_entropy_closer_to_training(sigma, factor):
     drift = theory.gaussian_entropies(seqlen, sigma).mean() - at_training
     scaled = theory.gaussian_entropies(seqlen, sigma, scale=theory.paper_scale(seqlen)).mean() - at_training
     assert scaled.abs() < drift.abs()
-    if sigma <= 1:  # there Eq. 5 holds, and says by how much
+    if sigma <= 1:  # here Eq. 5 holds and predicts by how much
         assert scaled / drift == pytest.approx(1 - sigma**2 / (2 * math.log(T)), abs=0.02)
 
 
-def test_beyond_its_range_eq_5_misses_and_the_scale_still_helps():
-    """At sigma = 3 and N = 256, sigma**2 is near 2 ln N: a few keys take everything, and no entropy is negative."""
+def test_eq_5_fails_outside_its_range_and_the_scale_still_helps():
+    """At sigma = 3 and N = 256, sigma**2 is near 2 ln N: a few keys get all the attention. Entropy stays positive."""
     sigma, at_training = 3.0, theory.gaussian_entropies(T, 3.0).mean()
     assert at_training - theory.predicted_entropy(T, sigma) > 1.0
     drift = theory.gaussian_entropies(4 * T, sigma).mean() - at_training
@@ -59,8 +59,8 @@ def test_beyond_its_range_eq_5_misses_and_the_scale_still_helps():
     assert 0 < scaled < drift
 
 
-def test_maps_are_as_alike_as_proposition_1_says():
-    """The error falls with the sink's logit, that is as the softmax's denominator becomes the same for all queries."""
+def test_maps_are_as_similar_as_proposition_1_predicts():
+    """The error falls with the logit of the sink: the softmax denominator becomes the same for all queries."""
     errors = []
     for sink in (0.0, 2.0, 4.0, 6.0, 8.0):
         measured, predicted = theory.map_similarity(sink, queries=1 << 15)
@@ -77,8 +77,8 @@ def test_the_error_of_proposition_1_falls_with_the_number_of_queries():
     assert error(1 << 15) < error(1 << 9) / 3  # by the law of large numbers, a factor of 8
 
 
-def test_a_sink_makes_outputs_alike_as_proposition_2_says():
-    """1 - cosine is at most of the order of epsilon**2, where epsilon is the weight off the sink."""
+def test_a_sink_makes_outputs_similar_as_proposition_2_predicts():
+    """1 - cosine is at most of the order of epsilon**2, where epsilon is the attention outside the sink."""
     points = [theory.sink_similarity(sink) for sink in (6.0, 8.0, 10.0, 12.0)]
     assert points[-1][0] < 0.005 and points[-1][1] > 0.99999
     for (wide, less), (narrow, more) in itertools.pairwise(points):
@@ -94,8 +94,8 @@ def test_the_plots_are_drawn(tmp_path):
         assert path.stat().st_size > 10_000
 
 
-@pytest.mark.skipif(not interpreting(), reason="Triton's interpreter was not asked for: TRITON_INTERPRET=1")
-def test_the_triton_kernels_say_the_same():
+@pytest.mark.skipif(not interpreting(), reason="needs Triton's interpreter: TRITON_INTERPRET=1")
+def test_the_triton_kernels_agree():
     ours, torchs = (theory.gaussian_entropies(64, 1.0, impl=impl) for impl in ("triton", "sdpa"))
     assert (ours - torchs).abs().max() < 1e-5
     ours, torchs = (theory.map_similarity(8.0, queries=256, impl=impl)[0] for impl in ("triton", "sdpa"))

@@ -1,4 +1,4 @@
-"""The script that chooses configurations on a GPU, with the candidates of the interpreter on the CPU."""
+"""The script that chooses configurations on a GPU, here with the interpreter's candidates on the CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`entropy-attn bench`: the same command on the CPU, its files, its tables and its refusals."""
+"""`entropy-attn bench` on the CPU: files, tables, and refused arguments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from entropy_attn.cli import main
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """A preset for a test, and short rounds."""
+    """A small preset, and short rounds."""
     tiny = presets.Preset((("sd15", (64, 64)),), (16, 40), (32, 64), 64, ("plain", "entropy", "map"), ("forward",))
     monkeypatch.setitem(presets.CPU, "quick", tiny)
     monkeypatch.setattr(timing.CpuClock, "round_ms", 0.0)
@@ -84,7 +84,7 @@ def test_bench_a_pipeline_on_disk(tiny_model, capsys):
 
 
 def test_the_shapes_of_a_transformers_calls():
-    """Joint attention: its text lies first in Flux and last in Stable Diffusion 3, whose guidance doubles the batch."""
+    """Joint attention: text comes first in Flux and last in Stable Diffusion 3, whose guidance doubles the batch."""
     pytest.importorskip("diffusers")
     from entropy_attn.bench.from_pipeline import pipeline_workloads
     from entropy_attn.bench.workloads import Workload
@@ -116,6 +116,8 @@ def test_the_shapes_of_a_transformers_calls():
         (["--implementations", "magic"], "got 'magic'"),
         (["--size", "512"], "--size: expected --model with it"),
         (["--model", "no/such/thing/here"], "model: expected"),
+        (["--model", "sd14"], "--model: expected one of sd15, sd21, sdxl, pixart, sd3, sd35-large, flux, wan-1.3b"),
+        (["--model", "sd14"], "'shapes', a diffusers folder or a Hub id, got 'sd14'"),
         (["--model", "sd15", "--size", "100"], "multiples of 64"),
         (["--model", "sd15", "--tasks", "lse", "--implementations", "daam"], "nothing to measure"),
         (

@@ -45,7 +45,7 @@ def test_profile_writes_everything(profiled):
     assert set(table["size"]) == {"16x16", "32x32"} and set(table["policy"]) == {"off", "logn:strength=0.5"}
 
 
-def test_profile_json_is_the_summary_and_nothing_else(profiled):
+def test_profile_json_prints_only_the_summary(profiled):
     out, done = profiled
     printed, written = json.loads(done.stdout), json.loads((out / "summary.json").read_text())
     files = printed.pop("files")
@@ -59,6 +59,8 @@ def test_profile_tables(tiny_model, tmp_path, capsys):
     assert main(["profile", "--model", str(tiny_model), "--sizes", "16", "--steps", "1", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "16x16" in out and "Slope of each layer" in out and "entropy_map.png" in out
+    listed = {line.strip().rstrip("/") for line in out[out.index("Written to") :].splitlines()[1:]}
+    assert listed == {path.name for path in tmp_path.iterdir()}
 
 
 def test_profile_says_what_a_scale_can_do_and_its_policy_is_taken_back(tiny_model, tmp_path, capsys):
@@ -210,6 +212,7 @@ def test_maps_of_every_word_by_default(tiny_model, tmp_path, capsys):
     assert main([*arguments, "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert str(out) in said and Image.open(out).width > 800
+    assert "positions, rows and columns count from 0" in " ".join(said.split())
     lines = [line.split() for line in said.splitlines()]
     assert ["word", "positions", "mean", "highest", "at", "row", "column"] in lines
     assert [line[:2] for line in lines if line and line[0] == "a"] == [["a", "1"], ["a", "3"]]  # c, a, t are tokens
@@ -291,7 +294,7 @@ def test_info_of_a_model(capsys, tmp_path, tiny_model):
     assert "at 64x64" in capsys.readouterr().out
 
 
-def test_info_of_a_model_that_is_not_routed(capsys, tmp_path):
+def test_info_of_a_model_that_cannot_be_routed(capsys, tmp_path):
     from diffusers import DanceDiffusionPipeline, DDPMScheduler, UNet1DModel
 
     folder = tmp_path / "other"

@@ -1,4 +1,4 @@
-"""What the command line says of itself: help that cuts nothing, version, completion, interruption, what is missing."""
+"""Help without truncated text, version, completion, interruption, and messages about missing packages."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def test_help_holds_every_word_and_keeps_the_width(command, width, monkeypatch, 
 
 @pytest.mark.parametrize("width", [40, 60, 80])
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
-def test_examples_are_commands_that_a_shell_reads(command, width, monkeypatch, capsys):
-    """Folded or not, an example is the same words to a shell, and its options are the command's."""
+def test_examples_are_valid_shell_commands(command, width, monkeypatch, capsys):
+    """Folded or not, an example has the same words for a shell, and its options are those of the command."""
     shown = help_of(command, width, monkeypatch, capsys)
     part = shown.partition("Examples:")[2].partition("Options:")[0]
     found = [shlex.split(example) for example in re.sub(r"\\\n", "", part).strip().split("\n\n")]
@@ -91,7 +91,7 @@ def test_completion_is_offered(monkeypatch, capsys):
     assert "--install-completion" in help_of([], 80, monkeypatch, capsys)
 
 
-def test_an_interruption_says_so(monkeypatch, capsys):
+def test_an_interruption_is_reported(monkeypatch, capsys):
     from entropy_attn.cli import versions
 
     def interrupted():
@@ -103,14 +103,14 @@ def test_an_interruption_says_so(monkeypatch, capsys):
     assert captured.err == "entropy-attn: interrupted\n" and captured.out == ""
 
 
-def test_what_is_not_installed_is_named():
+def test_a_missing_package_is_named():
     code = "import sys; sys.modules['rich'] = None\nfrom entropy_attn.cli import main\nsys.exit(main(['info']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert "rich" in done.stderr and "pip install" in done.stderr
 
 
-def test_a_module_of_ours_that_is_missing_is_a_bug(monkeypatch):
+def test_a_missing_module_of_this_package_is_a_bug(monkeypatch):
     from entropy_attn.cli import info as _  # noqa: F401
 
     monkeypatch.setitem(sys.modules, "entropy_attn.cli.app", None)
@@ -120,19 +120,19 @@ def test_a_module_of_ours_that_is_missing_is_a_bug(monkeypatch):
 
 @pytest.mark.parametrize("seed", ["-1", str(2**64), "99999999999999999999999"])
 @pytest.mark.parametrize("command", [["maps", "--prompt", "a", "--seed"], ["generate", "--prompt", "a", "--seed"]])
-def test_a_seed_out_of_range_is_refused_by_name(command, seed, capsys):
+def test_a_seed_out_of_range_is_refused(command, seed, capsys):
     assert main([*command, seed]) == 2
     assert (
         f"{command[-1]}: expected a whole number from 0 to 18446744073709551615, got {seed}" in capsys.readouterr().err
     )
 
 
-def test_a_seed_among_several_too(capsys):
+def test_one_of_several_seeds_out_of_range_is_refused(capsys):
     assert main(["profile", "--seeds", f"0,{2**64}"]) == 2
     assert f"--seeds: expected a whole number from 0 to 18446744073709551615, got {2**64}" in capsys.readouterr().err
 
 
-def test_the_largest_seed_is_one():
+def test_the_largest_seed_is_accepted():
     import torch
 
     from entropy_attn.cli.parsing import MAX_SEED, check_seed

@@ -25,11 +25,11 @@ def test_the_settings_of_a_guidance():
 
 
 def _written(value):
-    """A setting as it is written on the command line."""
+    """A setting as a user writes it on the command line."""
     return "..".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-# A value other than the default for every setting of every policy, by its name.
+# For every setting of every policy, a value that is not the default.
 SETTINGS = {
     "value": 0.2,
     "factor": 1.5,
@@ -59,7 +59,7 @@ def test_every_policy_takes_every_setting(name, tmp_path, invented):
     table = tmp_path / "entropy.csv"
     invented.entropy.to_csv(table, index=False)
     (tmp_path / "hold.json").write_text('{"factors": {"a": {"64": 1.5}}}')
-    chosen = {"profile": str(table), "size": "32x32", "policy": "off"}  # of a profile of several
+    chosen = {"profile": str(table), "size": "32x32", "policy": "off"}  # one of several in the profile
     chosen["factors"] = str(tmp_path / "hold.json")
     fields = dataclasses.fields(POLICIES[name])
     values = {**SETTINGS, **chosen}

@@ -1,4 +1,4 @@
-"""Tables at every width: no number is cut, what is left out is named, and nothing is wider than asked for."""
+"""Tables at every width: no number is cut, omitted columns are named, and no line is wider than requested."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def printed(columns, rows, width, **options):
     return file.getvalue()
 
 
-def check_whole(columns, rows, shown, width):
-    """Every number of the cells stands in what was printed, or its column is named as left out."""
+def check_complete(columns, rows, shown, width):
+    """Every number of the cells was printed, or its column is named as omitted."""
     assert all(len(line) <= width for line in shown.splitlines())
     left_out = re.findall(r"Not shown at this width: (.*?);", " ".join(shown.split()))
     left_out = {title for titles in left_out for title in titles.split(", ")}
@@ -56,16 +56,16 @@ def check_whole(columns, rows, shown, width):
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("table", TABLES)
-def test_every_number_is_whole_or_its_column_is_named(table, width):
+def test_every_number_is_printed_or_its_column_is_named(table, width):
     columns, rows = TABLES[table]
     shown = printed(columns, rows, width)
-    check_whole(columns, rows, shown, width)
+    check_complete(columns, rows, shown, width)
     assert "…" not in shown
 
 
 @pytest.fixture(scope="module")
 def reports():
-    """What `info` says of the embedded model, and of one with numbers as long as those of a large transformer."""
+    """The report of `info` on the embedded model, and on one with numbers as long as those of a large transformer."""
     pytest.importorskip("diffusers")
     from entropy_attn.cli import info_model
 
@@ -92,10 +92,10 @@ def test_the_layers_of_a_model(width, reports, capsys, monkeypatch):
         info_model.print_model(report)
         table = capsys.readouterr().out.partition("\n\n")[2]
         rows = [["", *row] for _, row in info_model._groups(report["layers"])]
-        check_whole(info_model.COLUMNS, rows, table, width)
+        check_complete(info_model.COLUMNS, rows, table, width)
 
 
-def test_the_layers_names_are_whole_in_a_file(reports, capsys, monkeypatch):
+def test_layer_names_are_not_folded_in_a_file(reports, capsys, monkeypatch):
     from entropy_attn.cli import info_model
 
     monkeypatch.delenv("COLUMNS", raising=False)
@@ -128,11 +128,11 @@ def test_the_tables_of_the_bench(width, capsys, monkeypatch):
         (bench_tables.STEPS, bench_tables._steps(rows)),
     ):
         assert lines
-        check_whole(columns, lines, shown, width)
+        check_complete(columns, lines, shown, width)
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_nothing_is_folded_or_left_out_where_there_is_no_width(table, monkeypatch):
+def test_nothing_is_folded_or_omitted_without_a_width(table, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     columns, rows = TABLES[table]
     file = io.StringIO()
@@ -144,26 +144,26 @@ def test_nothing_is_folded_or_left_out_where_there_is_no_width(table, monkeypatc
     )
 
 
-def test_a_block_a_policy_before_anything_is_dropped():
+def test_one_block_per_policy_before_columns_are_omitted():
     shown = printed(*TABLES["3 policies"], 60)
     assert [line for line in shown.splitlines() if line in POLICIES] == list(POLICIES[:3])
     assert shown.count("size (px)") == 3 and "Not shown" not in shown
 
 
-def test_the_lowest_in_rank_goes_first_and_says_how_it_is_seen():
+def test_the_column_of_the_lowest_rank_is_omitted_first():
     columns = [Column("name"), *(Column(f"rank{rank}", rank=rank, right=True) for rank in (1, 3, 2))]
     shown = printed(columns, [["a", 11111, 33333, 22222]], 20, show_all="--csv has them")
     assert "Not shown at this width: rank3; --csv has them." in " ".join(shown.split())
     assert "33333" not in shown and "22222" in shown and "11111" in shown
 
 
-def test_a_row_a_record_where_no_column_may_go():
+def test_one_record_per_row_if_no_column_may_be_omitted():
     columns = [Column("name", fold=True), *(Column(f"n{at}", right=True) for at in range(6))]
     shown = printed(columns, [["one", *(123456.789 + at for at in range(6))]], 30)
     assert "- name: one" in shown and "  n5: 123461.789" in shown
 
 
-def test_the_width_is_of_the_terminal_or_as_told_and_a_pipe_has_none(monkeypatch):
+def test_the_width_is_that_of_the_terminal_or_as_requested_and_a_pipe_has_none(monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     assert output_width(io.StringIO()) is None
     monkeypatch.setenv("COLUMNS", "52")
@@ -193,11 +193,11 @@ def test_a_terminal_has_a_width(monkeypatch):
 @pytest.mark.parametrize(
     "number", ["0.5", "-1", "1e-05", "0.8..1.5", "2026-11-25", "-3.5e+10", "16x24", "3.14", "--json", "0..10"]
 )
-def test_a_number_has_no_seam(number):
+def test_a_number_is_never_folded(number):
     assert number in folded(f"name:key={number}, and more_words.{number}", 1)
 
 
-def test_markup_in_a_name_is_text():
+def test_markup_in_a_name_is_printed_as_text():
     assert "[bold]a[/bold]" in printed([Column("name")], [["[bold]a[/bold]"]], 40)
 
 

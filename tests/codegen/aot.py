@@ -1,6 +1,6 @@
-"""Compile what a launch would compile, for a GPU that is not there, and read the machine code.
+"""Compile what a launch would compile, without a GPU, and read the machine code.
 
-Triton's wheel brings the assembler and the disassembler for NVIDIA, and LLVM for AMD.
+Triton's wheel contains the assembler and the disassembler for NVIDIA, and LLVM for AMD.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ NVDISASM = Path(next(iter(triton.backends.__path__)), "nvidia", "bin", "nvdisasm
 
 @dataclass
 class Code:
-    """What the compiler made of one kernel. Counts are of opcodes: of the whole program, and of its hottest loop."""
+    """The compiled code of one kernel, with counts of opcodes in the program and in its hottest loop."""
 
     registers: int
     spilled: int  # bytes on NVIDIA, registers on AMD
@@ -49,7 +49,7 @@ class Code:
     warnings: list[str] = field(default_factory=list)
     program: collections.Counter = field(default_factory=collections.Counter)
     loop: collections.Counter = field(default_factory=collections.Counter)
-    exp_in_flight: int = 0  # exponentials of the loop that are taken while products run (Hopper)
+    exp_in_flight: int = 0  # exponentials that the loop computes while matrix products run (Hopper)
 
     @property
     def matrix_instructions(self) -> int:
@@ -57,7 +57,7 @@ class Code:
 
 
 def assert_clean(code: Code, target: str) -> None:
-    """Nothing in local memory, and shared memory within the target's limit."""
+    """Local memory is not used, and shared memory is within the target's limit."""
     assert code.stack == 0 and code.spilled == 0, f"{code.spilled} spilled, {code.stack} bytes of stack"
     assert code.program["STL"] == code.program["LDL"] == 0, "local memory is used"
     assert code.program["scratch_load_dword"] == code.program["scratch_store_dword"] == 0, "scratch memory is used"
@@ -65,14 +65,14 @@ def assert_clean(code: Code, target: str) -> None:
 
 
 def compile_call(call: ForwardCall, config: ForwardConfig) -> Code:
-    """The forward kernel as a call's launch would compile it."""
+    """Compile the forward kernel as the launch of a call would."""
     kernel, arguments = call.arguments(config)
     options = compile_options(config, call.target, by_pointer=not config.descriptors)
     return compile_kernel(kernel, arguments, call.target, options)
 
 
 def compile_kernel(kernel: Any, arguments: dict[str, Any], target: str, options: dict) -> Code:
-    """A jitted kernel with the arguments of a launch by name."""
+    """Compile a jitted kernel for these launch arguments, given by name."""
     hip = target.startswith("gfx")
     signature, constexprs, attributes = {}, {}, {}
     for i, parameter in enumerate(kernel.params):
@@ -99,7 +99,7 @@ def compile_kernel(kernel: Any, arguments: dict[str, Any], target: str, options:
 
 
 def _specialized(value: object, hip: bool, path: tuple[int, ...], constexprs: dict, attributes: dict) -> str:
-    """The type of a run-time argument, or of an item of one; what is known of its value goes into the dicts."""
+    """The type of a run-time argument or of an item of a tuple; facts about its value are added to the dicts."""
     kind, attribute = _argument_type(value, hip)
     if kind == "constexpr":
         constexprs[path] = value
@@ -109,7 +109,7 @@ def _specialized(value: object, hip: bool, path: tuple[int, ...], constexprs: di
 
 
 def _argument_type(value: object, hip: bool) -> tuple[str, list]:
-    """The type by which Triton's launcher would specialise a run-time argument, and what it tells of its value."""
+    """The type for which Triton's launcher would specialize a run-time argument, and the facts about its value."""
     aligned = [["tt.divisibility", 16]]
     if value is None:
         return "constexpr", []
@@ -143,9 +143,9 @@ _SASS = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(@!?U?P\w+\s+)?([A-Z][A-Z0-9
 
 
 def _count_sass(text: str) -> tuple[collections.Counter, collections.Counter, int]:
-    """Opcodes of the program, and of the innermost loop that has the most matrix (else FMA) instructions.
+    """Opcodes of the program and of its hottest loop, and the exponentials that this loop overlaps with products.
 
-    And how many exponentials this loop takes while products are on their way.
+    The hottest loop is the innermost loop with the most matrix instructions, or FMA instructions if it has none.
     """
     labels: dict[str, int] = {}
     code: list[tuple[str, str, bool]] = []  # opcode, operands, predicated
@@ -160,7 +160,7 @@ def _count_sass(text: str) -> tuple[collections.Counter, collections.Counter, in
     for i, (op, operands, _) in enumerate(code):
         target = re.search(r"\((\.L_?\w+)\)", operands) if op.split(".")[0] == "BRA" else None
         start = labels.get(target.group(1), i + 1) if target else i + 1
-        # waiting loops live behind the program's EXIT and jump back into it: those are not loops over it
+        # waiting loops are placed after the program's EXIT and jump back into it: these are no loops over the program
         if start <= i and not any(o == "EXIT" and not predicated for o, _, predicated in code[start:i]):
             loops.append((start, i + 1))
     inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] and _work(code, b) for b in loops)]
@@ -169,9 +169,9 @@ def _count_sass(text: str) -> tuple[collections.Counter, collections.Counter, in
 
 
 def _exp_in_flight(loop: list[tuple[str, str, bool]]) -> int:
-    """HGMMA with gsb0 ends a group of products; WARPGROUP.DEPBAR waits until no more than its number are running."""
+    """HGMMA with gsb0 ends a group of products; WARPGROUP.DEPBAR waits until at most n groups are running."""
     running = found = 0
-    for _ in range(2):  # the second turn knows what the first left running
+    for _ in range(2):  # the second pass starts with what the first left running
         found = 0
         for op, operands, _ in loop:
             if op.startswith("HGMMA") and "gsb0" in operands:
@@ -216,7 +216,7 @@ def _read_amd(assembly: str, shared: int) -> Code:
     best = max(loops, key=lambda a: (matrix(a) > 0, -(a[1] - a[0])), default=(0, 0))
     return Code(
         registers=number("vgpr_count"),
-        spilled=number("vgpr_spill_count"),  # a spilled scalar register goes to a lane of a vector register
+        spilled=number("vgpr_spill_count"),  # scalar registers spill to lanes of vector registers
         stack=number("private_segment_fixed_size"),
         shared=shared,
         program=histogram(0, len(lines)),

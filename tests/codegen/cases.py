@@ -1,4 +1,4 @@
-"""Which head dims of a table of configurations are compiled."""
+"""The head dims of a configuration table that the tests compile."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Callable
 from entropy_attn.kernels.common.head_dims import MAX_HEAD_DIM, MIN_HEAD_DIM
 from entropy_attn.kernels.common.targets import TARGETS
 
-FAMILY = (40, 64, 80, 128, 160)  # of the Stable Diffusion models and those after them
-PARTLY_FILLED = 224  # held as 256, so that each column is checked
+FAMILY = (40, 64, 80, 128, 160)  # head dims of Stable Diffusion and later models
+PARTLY_FILLED = 224  # padded to 256, so that the kernel masks columns
 
 
 def table_cases(
     configuration: Callable[[str, int], object], targets: tuple[str, ...] = TARGETS, *extra: int
 ) -> list[tuple[str, int]]:
-    """``(target, head_dim)`` with the widest head dim of each row of a table, and more of them for the main target.
+    """`(target, head_dim)` with the widest head dim of each row of a table, and more head dims for the main target.
 
-    ``configuration(target, head_dim)`` is None for a head dim that is not served. ``extra`` are added where they are.
+    `configuration(target, head_dim)` is None for an unsupported head dim. `extra` are added where they are supported.
     """
     cases = []
     for target in targets:

@@ -1,4 +1,4 @@
-"""These tests compile, so they need a process in which Triton was not imported as an interpreter."""
+"""These tests compile kernels, so they need a process in which Triton was imported without its interpreter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 
 FOLDER = Path(__file__).parent
 
-# What every change has to pass; `make codegen` compiles the other rows of the tables too.
+# What every change has to pass; `make codegen` also compiles the other rows of the tables.
 USUAL_TARGETS = ("sm_80", "sm_90")
 USUAL_HEAD_DIMS = (40, 64, 128)
 
@@ -21,7 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without ``--every-row``, leave out the targets and head dims that are not the usual ones."""
+    """Without `--every-row`, deselect all but the usual targets and head dims."""
     here = [item for item in items if item.path.is_relative_to(FOLDER)]
     if config.getoption("--every-row") or any("::" in argument for argument in config.args):
         return
@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _usual(item: pytest.Item) -> bool:
     given = item.callspec.params if hasattr(item, "callspec") else {}
-    comparison = item.originalname == "test_no_loop_became_costlier"  # of every target with the last release
+    comparison = item.originalname == "test_no_loop_became_costlier"  # compares every target with the committed table
     usual = given.get("target", "sm_90") in USUAL_TARGETS and given.get("head_dim", 64) in USUAL_HEAD_DIMS
     return usual or comparison
 

@@ -1,7 +1,7 @@
-"""Everything that a launch asks of the host, for a GPU that is not there: the compiler and the driver are stood in for.
+"""The host's part of a launch, without a GPU: stand-ins replace the compiler and the driver.
 
-What a call would hand to the driver is recorded instead, so that two ways to the same launch can be compared, and the
-host's part of it be timed.
+The stand-in driver records what a call passes to it, so that two paths to the same launch can be compared, and the
+host's part can be timed.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from entropy_attn.kernels.common import plans, support
 from entropy_attn.kernels.forward import kernel as forward
 from entropy_attn.kernels.maps import kernel as maps
 
-DEVICE = 97  # Triton keeps compiled kernels by device: these belong to no other
+DEVICE = 97  # Triton caches compiled kernels by device: no real device has this index
 
 
 @dataclass(frozen=True)
 class Launched:
-    """One launch as the driver would see it."""
+    """One launch as the driver would receive it."""
 
-    specialised_on: str  # what the compiler was told: types, alignments, constants, options
+    specialized_on: str  # what the compiler received: types, alignments, constants, options
     grid: tuple[int, int, int]
     arguments: tuple[Any, ...]
 
 
 class Driver(DriverBase):
-    """What Triton's launch path asks of a driver."""
+    """The methods of a driver that Triton's launch path calls."""
 
     def __init__(self, target: GPUTarget):
         self.target = target
@@ -66,18 +66,18 @@ class Driver(DriverBase):
         return ty
 
     def get_benchmarker(self) -> None:
-        raise RuntimeError("nothing runs here")
+        raise RuntimeError("this driver runs no kernels")
 
 
 class Compiled:
-    """In place of a compiled kernel, with what a launch uses of one."""
+    """A stand-in for a compiled kernel, with the attributes that a launch uses."""
 
     function = 1
     packed_metadata = ()
 
     def __init__(self, source: Any, options: dict[str, Any], launches: list[Launched] | None):
         signature = dict(source.signature)
-        self.specialised_on = repr(
+        self.specialized_on = repr(
             (source.fn.__name__, signature, source.constants, source.attrs, sorted(options.items()))
         )
         self.launches = launches
@@ -87,8 +87,8 @@ class Compiled:
 
     def run(self, x: int, y: int, z: int, stream: int, function: int, metadata: Any, *rest: Any) -> None:
         if self.launches is not None:
-            seen = tuple(map(_seen, rest[3:]))  # after the launch's own metadata and hooks
-            self.launches.append(Launched(self.specialised_on, (x, y, z), seen))
+            seen = tuple(map(_seen, rest[3:]))  # after the metadata and the hooks of the launch
+            self.launches.append(Launched(self.specialized_on, (x, y, z), seen))
 
     def __getitem__(self, grid: tuple[int, int, int]) -> Any:
         def runner(*arguments: Any) -> None:
@@ -112,12 +112,12 @@ def _seen(argument: Any) -> Any:
 
 
 def launched(launches: list[Launched], call: Callable[[], object], given: Iterable[Any]) -> list[Launched]:
-    """Of one call: all but the addresses of what it allocated, which go by the order in which they are met.
+    """The launches of one call; tensors that it allocated are numbered in the order of use, instead of by address.
 
-    ``given``: the tensors whose addresses are the caller's.
+    `given` are the caller's tensors, which keep their addresses.
     """
     launches.clear()
-    kept = call()  # else an address could be met twice
+    kept = call()  # keeps the results alive: two tensors never have the same address
     addresses = {t.data_ptr() for t in given if isinstance(t, Tensor)}
     met: dict[int, int] = {}
 
@@ -130,13 +130,13 @@ def launched(launches: list[Launched], call: Callable[[], object], given: Iterab
             return argument
         return ("allocated", met.setdefault(argument[1], len(met)), argument[2])
 
-    found = [Launched(each.specialised_on, each.grid, tuple(map(named, each.arguments))) for each in launches]
+    found = [Launched(each.specialized_on, each.grid, tuple(map(named, each.arguments))) for each in launches]
     del kept
     return found
 
 
 def host_calls(call: Callable[[], object]) -> int:
-    """Calls of functions, Python's and C's, of one call: a count is the same on every machine."""
+    """The number of Python and C function calls in one call, which is the same on every machine."""
     calls = 0
 
     def count(frame: Any, event: str, argument: Any) -> None:
@@ -153,18 +153,18 @@ def host_calls(call: Callable[[], object]) -> int:
 
 @contextlib.contextmanager
 def recorded(target: str = "sm_90", keep: bool = True) -> Iterator[list[Launched]]:
-    """CPU tensors launch as on ``target``, and nothing runs: outputs stay as they were allocated.
+    """CPU tensors launch as on `target`, but no kernel runs: outputs stay as they were allocated.
 
-    ``keep`` False records nothing, so that the time of a launch is the host's alone.
+    With `keep=False` nothing is recorded, so that a launch takes the host's time only.
     """
     launches: list[Launched] = []
-    compile_really = JITFunction._do_compile
+    original_compile = JITFunction._do_compile
 
     def do_compile(kernel: JITFunction, *arguments: Any, **keywords: Any) -> Any:
         with pytest.MonkeyPatch.context() as patch:
             make = functools.partial(Compiled, launches=launches if keep else None)
             patch.setattr(kernel, "compile", lambda source, target, options: make(source, options))
-            return compile_really(kernel, *arguments, **keywords)
+            return original_compile(kernel, *arguments, **keywords)
 
     plans.forget()
     with pytest.MonkeyPatch.context() as patch:

@@ -27,7 +27,7 @@ BOOLEAN = torch.empty(2, 1, 1000, 1000, dtype=torch.bool)
 
 
 def cases(*extra: int, dtype: torch.dtype = torch.float16, **options: bool) -> list[tuple[str, int, str]]:
-    """The rows of the tables of dQ, with which the rows' values go, and of dK and dV."""
+    """The rows of the tables of dQ, which also cover the kernel of row statistics, and of dK and dV."""
 
     def configuration(part: str, target: str, head_dim: int) -> tuple | None:
         if backward_unsupported(target, head_dim, head_dim, dtype, **options):
@@ -51,7 +51,7 @@ def make_call(
     scale: torch.Tensor | None = None,
     layout: str = "bhsd",
 ) -> BackwardCall:
-    """A call as the launcher makes it. Its lengths have no factor 16, so the compiler knows nothing of them."""
+    """A call as the launcher makes it. Its lengths are no multiples of 16, so nothing is specialized on them."""
 
     def tensor() -> torch.Tensor:
         if layout == "bshd":
@@ -69,7 +69,7 @@ def make_call(
 
 
 def launches(call: BackwardCall, part: str) -> list[Launch]:
-    """What a call launches for one part; of the launches for a chunk each, the first, which is the widest."""
+    """The launches of a call for one part; of one launch per chunk only the first, which is the widest."""
     config = call.table_config()
     rows = call.allocate_rows(config)
     bound = None if rows.bounds is None else rows.bounds[..., 0]
@@ -105,18 +105,18 @@ def assert_good(built: list[tuple[Launch, Code]], target: str, dtype: torch.dtyp
         else:
             assert code.matrix_instructions > 0
         if target != "gfx942" and not masked:
-            assert not code.warnings  # wgmma serialised, and the like
-            assert code.registers >= 64, "the assembler collapsed to few registers"
+            assert not code.warnings  # for example that wgmma is serialized
+            assert code.registers >= 64, "the assembler used very few registers"
 
 
 def loop_length(code: Code) -> int:
-    """Instructions; one that does the work of two counts as two, for the assembler pairs them where it likes."""
+    """Number of instructions; a packed one counts as two, because the assembler pairs them as it likes."""
     return code.loop.total() + sum(code.loop[op] for op in PACKED)
 
 
 @pytest.mark.parametrize("target, head_dim, part", cases(64, 128, PARTLY_FILLED))
 def test_table(target, head_dim, part):
-    """With the gradients of out, lse and entropy; causal calls have the loops of the others as well."""
+    """With the gradients of out, lse and entropy; causal calls contain the loops of other calls, too."""
     with_entropy = compiled(target, head_dim, part, is_causal=True)
     assert_good(with_entropy, target)
     if head_dim not in (64, 128):
@@ -150,6 +150,6 @@ def test_scale_s_gradient_and_heads_inside_tokens(target, head_dim, part):
 
 @pytest.mark.parametrize("target, head_dim, part", cases(dtype=torch.float32, has_mask=True, has_map=True))
 def test_float32(target, head_dim, part):
-    """Exact products: matrix instructions on AMD, FMA on NVIDIA."""
+    """Exact products use matrix instructions on AMD and FMA on NVIDIA."""
     built = compiled(target, head_dim, part, dtype=torch.float32, mask=ADDED, has_map=True)
     assert_good(built, target, torch.float32)

@@ -42,7 +42,7 @@ def make_call(
     scale: float | torch.Tensor | None = None,
     layout: str = "bhsd",
 ) -> ForwardCall:
-    """A call as the launcher makes it. Its lengths have no factor 16, so the compiler knows nothing of them."""
+    """A call as the launcher makes it. Its lengths are no multiples of 16, so nothing is specialized on them."""
 
     def tensor(n: int) -> torch.Tensor:
         if layout == "bhsd":
@@ -59,22 +59,22 @@ def make_call(
 
 
 def assert_fast(code: Code, target: str, config: ForwardConfig) -> None:
-    """What a kernel in half precision without a mask has to show besides."""
+    """More requirements for kernels in half precision without a mask."""
     assert_clean(code, target)
     assert code.matrix_instructions > 0
     scores = config.block_m * config.block_n // ((64 if target == "gfx942" else 32) * config.num_warps)
     if target == "gfx942":
         assert scores <= sum(n for op, n in code.loop.items() if op.startswith("v_exp_f32")) <= scores + 8
         return
-    assert not code.warnings  # wgmma serialised, and the like
-    assert code.loop["LDG"] == 0, "loads wait in the loop: the pipeline is lost"
+    assert not code.warnings  # for example that wgmma is serialized
+    assert code.loop["LDG"] == 0, "the loop waits for loads: it is not pipelined"
     if target == "sm_90":
         assert code.loop["HGMMA"] > 0
     if target == "sm_100":
         assert code.loop["UTCHMMA"] > 0
-    assert scores <= code.loop["MUFU.EX2"] <= scores + 8, "a score's exponential is taken more than once"
+    assert scores <= code.loop["MUFU.EX2"] <= scores + 8, "the exponential of a score is computed more than once"
     if scores >= 32:
-        assert code.registers >= 96, "the assembler collapsed to few registers"
+        assert code.registers >= 96, "the assembler used very few registers"
 
 
 def compiled(target: str, head_dim: int, **options: Any) -> tuple[Code, ForwardConfig]:
@@ -84,7 +84,7 @@ def compiled(target: str, head_dim: int, **options: Any) -> tuple[Code, ForwardC
 
 @pytest.mark.parametrize("target, head_dim", TABLE)
 def test_table(target, head_dim):
-    """With all statistics, whose entropy makes the loop at most a fifth longer, and without."""
+    """With all statistics and without; the entropy makes the loop at most a fifth longer."""
     code, config = compiled(target, head_dim)
     assert config.descriptors == (target in DESCRIPTOR_TARGETS)
     assert_fast(code, target, config)
@@ -94,7 +94,7 @@ def test_table(target, head_dim):
 
 
 def candidate(schedule: str, head_dim: int, entropy: bool, block_n: int = 128) -> tuple[Code, ForwardConfig]:
-    """One that autotuning tries on Hopper, for keys that fill their blocks."""
+    """A candidate of autotuning on Hopper, for keys that fill their blocks."""
     call = make_call("sm_90", head_dim, entropy=entropy, seqlen_k=1024)
     candidates = forward_candidates(**call.options())
     config = next(c for c in candidates if c.schedule == schedule and c.block_n == block_n)
@@ -103,13 +103,13 @@ def candidate(schedule: str, head_dim: int, entropy: bool, block_n: int = 128) -
 
 @pytest.mark.parametrize("entropy", [False, True])
 @pytest.mark.parametrize("head_dim", FAMILY)
-def test_specialized_warps_leave_less_to_the_others(head_dim, entropy):
+def test_specialized_warps_shorten_the_loop_of_the_others(head_dim, entropy):
     code, config = candidate("specialized", head_dim, entropy)
     assert_clean(code, "sm_90")
     assert not code.warnings
     assert code.program["USETMAXREG"] > 0
-    groups = 3  # one fetches, two share the tile: Triton counts the warps of one
-    assert code.registers * 32 * groups * config.num_warps <= 65_536, "it would not start"
+    groups = 3  # one fetches, two share the tile; num_warps is the number of warps of one group
+    assert code.registers * 32 * groups * config.num_warps <= 65_536, "too many registers: the kernel could not start"
     plain, _ = candidate("plain", head_dim, entropy)
     assert code.loop["MUFU.EX2"] == plain.loop["MUFU.EX2"]
     assert code.loop.total() < 0.97 * plain.loop.total()
@@ -117,7 +117,7 @@ def test_specialized_warps_leave_less_to_the_others(head_dim, entropy):
 
 @pytest.mark.parametrize("entropy", [False, True])
 @pytest.mark.parametrize("head_dim, block_n", [(64, 128), (64, 64), (128, 64)])
-def test_a_rotated_loop_takes_exponentials_while_products_run(head_dim, block_n, entropy):
+def test_a_rotated_loop_overlaps_exponentials_with_products(head_dim, block_n, entropy):
     code, config = candidate("rotated", head_dim, entropy, block_n)
     assert_fast(code, "sm_90", config)
     assert code.exp_in_flight >= 0.75 * code.loop["MUFU.EX2"]
@@ -126,7 +126,7 @@ def test_a_rotated_loop_takes_exponentials_while_products_run(head_dim, block_n,
 
 
 @pytest.mark.parametrize("target, head_dim", SHORT_KEYS)
-def test_short_keys_go_by_pointer(target, head_dim):
+def test_short_keys_are_loaded_by_pointer(target, head_dim):
     code, config = compiled(target, head_dim, seqlen_k=77)
     assert not config.descriptors
     assert_fast(code, target, config)
@@ -156,19 +156,19 @@ def test_a_mask_of_keys(target):
 
 @pytest.mark.parametrize("target, head_dim", FLOAT32)
 def test_float32(target, head_dim):
-    """Exact products: matrix instructions on AMD, FMA on NVIDIA."""
+    """Exact products use matrix instructions on AMD and FMA on NVIDIA."""
     code, _ = compiled(target, head_dim, dtype=torch.float32)
     assert_clean(code, target)
     assert code.matrix_instructions > 0 if target == "gfx942" else code.loop["FFMA"] + 2 * code.loop["FFMA2"] > 256
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_negative_scale_and_strides_that_no_descriptor_takes(target):
+def test_a_negative_scale_and_strides_that_descriptors_cannot_have(target):
     code, config = compiled(target, 64, scale=-0.1, layout="bhds")
     assert not config.descriptors
     assert_clean(code, target)
 
 
 def test_head_dim_40_keeps_its_pipeline():
-    """Stride 40 is no multiple of 16, which alone would cost the asynchronous copies."""
+    """Stride 40 is no multiple of 16, which by itself would rule out asynchronous copies."""
     assert compiled("sm_80", 40)[0].loop["LDGSTS"] > 0

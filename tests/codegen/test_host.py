@@ -1,4 +1,4 @@
-"""A launch by its plan is the launch that the compiler's own path makes, and costs the host little."""
+"""A launch by plan equals the launch through Triton's usual path, and costs the host little."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def tensors(
     batch: int, heads: int, queries: int, keys: int, dim: int, *, layout: str = "bhnd", skip: int = 0,
     heads_kv: int | None = None, dtype: torch.dtype = torch.float16,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """``skip``: elements before the first, which take the alignment away."""
+    """Query, key and value; `skip` elements before the first make them unaligned."""
 
     def one(n: int, h: int) -> Tensor:
         flat = torch.randn(skip + batch * h * n * dim).to(dtype)[skip:]
@@ -44,7 +44,7 @@ def random_mask(*shape: int) -> Tensor:
     return torch.rand(shape) > 0.5
 
 
-# Neighbours differ in one thing that the compiler specialises on, or that an argument depends on.
+# Neighbors differ in one property that the compiler specializes on, or that an argument depends on.
 CALLS: dict[str, Callable[[], tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]]] = {
     "plain": lambda: (tensors(2, 8, 256, 256, 64), {}),
     "other length": lambda: (tensors(2, 8, 256, 255, 64), {}),
@@ -93,9 +93,9 @@ def launched(launches: list[Launched], inputs: tuple[Tensor, ...], options: dict
     )
 
 
-def test_a_plan_launches_what_the_compilers_path_does(monkeypatch):
+def test_a_plan_launches_the_same_as_tritons_path(monkeypatch):
     with recorded() as launches:
-        for make in CALLS.values():  # all plans are there before the first is used
+        for make in CALLS.values():  # make all plans before the first is used
             inputs, options = make()
             launched(launches, inputs, options)
         for name, make in CALLS.items():
@@ -110,14 +110,14 @@ def test_a_plan_launches_what_the_compilers_path_does(monkeypatch):
 
 
 @pytest.mark.parametrize("shared", [(0, 0, 0), (0, 1, 1), (0, 0, 1), (0, 1, 0)])
-def test_one_tensor_in_several_places(monkeypatch, shared):
-    """Its plan is not one for calls with different tensors there, nor the other way round."""
+def test_one_tensor_as_several_arguments(monkeypatch, shared):
+    """Such a call and a call with different tensors do not share a plan."""
     with recorded() as launches:
         for first, second in ((shared, (0, 1, 2)), ((0, 1, 2), shared)):
             plans.forget()
-            for places in (first, second):
+            for indices in (first, second):
                 given = tensors(2, 8, 256, 256, 64)
-                inputs = tuple(given[i] for i in places)
+                inputs = tuple(given[i] for i in indices)
                 launched(launches, inputs, {"return_entropy": True})
             by_plan = launched(launches, inputs, {"return_entropy": True})
             with monkeypatch.context() as patch:
@@ -125,8 +125,8 @@ def test_one_tensor_in_several_places(monkeypatch, shared):
                 assert by_plan == launched(launches, inputs, {"return_entropy": True})
 
 
-def test_what_differs_has_plans_of_its_own():
-    same = {"aligned to 8 bytes", "scale", "another scale", "no scale", "map with a scale"}  # as one before them
+def test_calls_that_compile_differently_have_different_plans():
+    same = {"aligned to 8 bytes", "scale", "another scale", "no scale", "map with a scale"}  # reuse an earlier plan
     with recorded() as launches:
         for name, make in CALLS.items():
             before = plans.count()
@@ -149,14 +149,14 @@ def test_a_plan_keeps_no_tensor_alive():
 
 
 class Recorder:
-    """In place of a compiled kernel: the arguments of its last launch."""
+    """A stand-in for a compiled kernel that keeps the arguments of its last launch."""
 
     def __getitem__(self, grid: tuple[int, int, int]) -> Callable[..., None]:
         return lambda *arguments: setattr(self, "arguments", arguments)
 
 
-def test_a_plan_replaces_what_varies_inside_of_arguments():
-    """In a tuple, twice in one, and as the tensor of a descriptor; all else stays."""
+def test_a_plan_replaces_tensors_inside_of_arguments():
+    """In a tuple, twice in one tuple, and as the tensor of a descriptor; everything else stays."""
     first, other = (tuple(torch.zeros(4, 16) for _ in range(2)) for _ in range(2))
     described = TensorDescriptor.from_tensor(first[1], [4, 16])
     compiled = Recorder()
@@ -178,9 +178,9 @@ def test_a_plan_replaces_what_varies_inside_of_arguments():
 
 
 @pytest.mark.parametrize("hide", [lambda t: (0, (t,)), lambda t: (0, TensorDescriptor.from_tensor(t, [4, 16]))])
-def test_a_plan_does_not_overlook_what_varies_deeper(hide):
+def test_a_plan_does_not_overlook_tensors_that_are_nested_deeper(hide):
     tensor = torch.zeros(4, 16)
-    with pytest.raises(ValueError, match="expected what varies at most one tuple deep"):
+    with pytest.raises(ValueError, match="expected varying values at most one tuple deep"):
         plans.Plan(Recorder(), 1, [hide(tensor)], (tensor,), scratch=False)
 
 
@@ -193,8 +193,8 @@ def test_plans_are_bounded(monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "most"), [("plain", 118), ("entropy", 120), ("short keys", 114), ("map", 120)])
-def test_a_call_seen_before_costs_the_host_little(name, most):
-    """Counted in calls of functions, Python's and C's."""
+def test_a_repeated_call_costs_the_host_little(name, most):
+    """Counted in Python and C function calls."""
     with recorded(keep=False):
         inputs, options = CALLS[name]()
         for _ in range(2):
@@ -203,7 +203,7 @@ def test_a_call_seen_before_costs_the_host_little(name, most):
 
 
 def test_calls_with_a_configuration_have_plans(monkeypatch):
-    """Of their own, for each configuration; and they cost the host no more, since kernels are timed by them."""
+    """Each configuration has a plan. It costs the host no more than usual, because kernels are timed with it."""
     inputs = tensors(2, 8, 256, 256, 64)
     configs = forward_candidates("sm_90", 64, 64, torch.float16, seqlen_k=256)
     assert len({c.schedule for c in configs}) == 3
@@ -216,14 +216,14 @@ def test_calls_with_a_configuration_have_plans(monkeypatch):
         first = [seen(config) for config in configs]
         assert plans.count() == len(configs)
         assert [seen(config) for config in configs] == first and plans.count() == len(configs)
-        assert len({str(each) for each in first}) >= len(configs) - 1  # two split no head dim of 64
+        assert len({str(each) for each in first}) >= len(configs) - 1  # two are the same for a head dim of 64
         attention_forward(call)
         assert plans.count() == len(configs) + 1
     with recorded(keep=False):
         for config in configs * 2:
             calls = host_calls(functools.partial(attention_forward, call, config=config))
             by_table = host_calls(functools.partial(attention_forward, call))
-        assert calls <= by_table + 4, (calls, by_table)  # the configuration's hash
+        assert calls <= by_table + 4, (calls, by_table)  # 4: the hash of the configuration
 
 
 MAPS = (map_config("sm_90", 64, 64, torch.float16, seqlen_k=77), MapConfig(64, (64, 0), 4, 2, one_pass=False))
@@ -244,7 +244,7 @@ def test_maps_with_a_configuration_have_plans(config):
 
 
 def every_pass() -> dict[str, Callable[[], object]]:
-    """A call of each, with new tensors."""
+    """A call of each pass, with new tensors."""
     q, k, v = tensors(2, 8, 256, 256, 64)
     text = tensors(2, 8, 256, 77, 64)
     rows = torch.randn(2, 8, 256)
@@ -262,10 +262,12 @@ def every_pass() -> dict[str, Callable[[], object]]:
 
 
 @pytest.mark.parametrize("name", every_pass())
-def test_only_a_call_seen_before_can_be_captured(monkeypatch, name):
-    """Compiling and loading a kernel inside of a capture would break it; nothing is launched before that is told."""
+def test_only_a_repeated_call_can_be_captured(monkeypatch, name):
+    """Compiling and loading a kernel would break a capture, so the first call raises before it launches anything."""
     with recorded() as launches:
-        ea.attention(*tensors(2, 8, 256, 256, 64), return_lse=True, impl="triton")  # what a map's forward is as well
+        ea.attention(
+            *tensors(2, 8, 256, 256, 64), return_lse=True, impl="triton"
+        )  # the forward pass of a map is such a call, too
         launches.clear()
         with monkeypatch.context() as patch:
             patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
@@ -280,7 +282,7 @@ def test_only_a_call_seen_before_can_be_captured(monkeypatch, name):
         assert launches and asked == []
 
 
-def test_a_failed_first_call_is_no_call_seen_before(monkeypatch):
+def test_a_call_that_failed_does_not_count_as_the_first(monkeypatch):
     call = AttentionCall(*tensors(2, 8, 256, 256, 64))
     with recorded():
         with monkeypatch.context() as patch:
@@ -293,7 +295,7 @@ def test_a_failed_first_call_is_no_call_seen_before(monkeypatch):
 
 
 def test_kernels_without_plans_are_captured_after_their_first_call(monkeypatch):
-    """As on AMD, where the compiler's own path is taken each time."""
+    """As on AMD, where each call takes Triton's usual path."""
     monkeypatch.setattr(torch.version, "hip", "6.2")
     call = AttentionCall(*tensors(2, 8, 256, 256, 64))
     with recorded() as launches:

@@ -1,4 +1,4 @@
-"""The backward's launches by plan are those of the compiler's own path, and cost the host little."""
+"""Launches of the backward pass by plan equal those through Triton's usual path, and cost the host little."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Call = tuple[tuple[Tensor, ...], dict[str, Any]]
 
 
 def shifted(t: Tensor) -> Tensor:
-    """The same numbers at an address that is no multiple of 16 bytes."""
+    """A copy at an address that is no multiple of 16 bytes."""
     flat = torch.empty(t.numel() + 1, dtype=t.dtype)[1:]
     return flat.copy_(t.flatten()).view(t.shape)
 
@@ -36,7 +36,7 @@ def call(
     map_keys: tuple[int, int] = (0, 77), edit: dict[str, Callable[[Tensor], Tensor]] | None = None,
     heads_kv: int | None = None, layout: str = "bhnd", skip: int = 0, **options: Any,
 ) -> Call:  # fmt: skip
-    """Tensors and options of a call of `attention_backward`. `edit`: what is done to some of them by name."""
+    """Tensors and options of a call of `attention_backward`; `edit` maps names of tensors to functions."""
     batch, heads, queries, _, _ = shape
     query, key, value = tensors(*shape, dtype=dtype, heads_kv=heads_kv, layout=layout, skip=skip)
     rows = (batch, heads, queries)
@@ -53,7 +53,7 @@ def call(
 
 HALF = torch.float16
 SMALL = (1, 2, 70, 90, 64)
-# Neighbours differ in one thing that the compiler specialises on, or that an argument depends on.
+# Neighbors differ in one property that the compiler specializes on, or that an argument depends on.
 CALLS: dict[str, Callable[[], Call]] = {
     "out": call,
     "float16": lambda: call(dtype=HALF),
@@ -102,7 +102,7 @@ CALLS: dict[str, Callable[[], Call]] = {
        for dtype in (HALF, torch.bfloat16, torch.float32) for n in range(1, 5)
        for names in itertools.combinations(GRADS, n)},
 }  # fmt: skip
-SAME = {"scale", "negative scale"}  # as "out": numbers are no part of what is compiled
+SAME = {"scale", "negative scale"}  # the plan of "out": numbers are not compiled in
 
 
 def runner(given: Call) -> Callable[[], Gradients]:
@@ -117,9 +117,9 @@ def seen(launches: list[Launched], given: Call) -> list[Launched]:
     return launched(launches, runner(given), (*inputs, *options.values()))
 
 
-def test_a_plan_launches_what_the_compilers_path_does(monkeypatch):
+def test_a_plan_launches_the_same_as_tritons_path(monkeypatch):
     with recorded() as launches:
-        for name, make in CALLS.items():  # all plans are there before the first is used
+        for name, make in CALLS.items():  # make all plans before the first is used
             number = plans.count()
             assert seen(launches, make()), name
             assert (plans.count() > number) == (name not in SAME), name
@@ -136,14 +136,14 @@ def test_a_plan_launches_what_the_compilers_path_does(monkeypatch):
 @pytest.mark.parametrize(
     "names", [("query", "key"), ("key", "value"), ("grad_lse", "grad_entropy"), ("out", "grad_out")]
 )
-def test_one_tensor_in_several_places(monkeypatch, names):
-    """Its plan is not one for calls with different tensors there, nor the other way round."""
-    places = dict(zip(("query", "key", "value", "out", "lse", "entropy"), range(6), strict=True))
+def test_one_tensor_as_several_arguments(monkeypatch, names):
+    """Such a call and a call with different tensors do not share a plan."""
+    indices = dict(zip(("query", "key", "value", "out", "lse", "entropy"), range(6), strict=True))
 
     def make(shared: bool) -> Call:
         inputs, options = call(("out", "lse", "entropy"), dtype=HALF)
         inputs = list(inputs)
-        first, second = ((inputs, places[n]) if n in places else (options, n) for n in names)
+        first, second = ((inputs, indices[n]) if n in indices else (options, n) for n in names)
         if shared:
             second[0][second[1]] = first[0][first[1]]
         return tuple(inputs), options
@@ -178,7 +178,7 @@ def test_a_plan_keeps_no_tensor_alive():
     [({}, 122), ({"dtype": HALF}, 127), ({"grads": ("out", "entropy")}, 133), ({"grads": GRADS}, 141),
      ({"shape": (2, 8, 256, 256, 160)}, 140)],
 )  # fmt: skip
-def test_a_call_seen_before_costs_the_host_little(options, most):
+def test_a_repeated_call_costs_the_host_little(options, most):
     with recorded(keep=False), torch.no_grad():
         run = runner(call(**options))
         for _ in range(2):

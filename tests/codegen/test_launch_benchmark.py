@@ -1,4 +1,4 @@
-"""The benchmark of host time: Triton's launcher is the real one, and both launch paths reach the driver."""
+"""The benchmark of host time uses Triton's real launcher, and both launch paths reach the driver."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from benchmarks.kernels import host_time, stub_driver
 from entropy_attn.kernels.common import plans
 
 used = []
-really = plans.Plan.launch
-plans.Plan.launch = lambda self, own: (used.append(plans.count()), really(self, own))
+original = plans.Plan.launch
+plans.Plan.launch = lambda self, varying: (used.append(plans.count()), original(self, varying))
 with stub_driver.stub_driver(), torch.no_grad():
     name = "cross, 77 keys"
     call, _ = host_time.calls(64, torch.device("cpu"), "triton")[name]
@@ -35,5 +35,5 @@ def test_both_paths_are_timed():
     row, used, left = json.loads(done.stdout)
     assert row["call"] == "cross, 77 keys" and 0 < row["p20_us"] <= row["p50_us"] <= row["p80_us"]
     assert 0 < row["p20_of_triton"] <= row["p50_of_triton"] <= row["p80_of_triton"]
-    assert len(used) == 5 * (2 + 3) - 1  # only our path, without the first call
+    assert len(used) == 5 * (2 + 3) - 1  # the launches by plan, without the first call
     assert set(used) == {1} and left == 0

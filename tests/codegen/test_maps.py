@@ -1,4 +1,4 @@
-"""The map kernels' shipped configurations, compiled for their GPUs: no spills, and the matrix units in use."""
+"""The shipped configurations of the map kernels, compiled for their GPUs: no spills, and the matrix units are used."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def compile_map(
     scale: torch.Tensor | None = None,
     heads_inside: bool = False,
 ) -> tuple[Code, MapConfig]:
-    """What a call compiles, with the table's choice. The number of queries has no factor 16."""
+    """Compile what a call would, with the configuration of the table. The number of queries is no multiple of 16."""
 
     def tensor(n: int) -> torch.Tensor:
         if heads_inside:
@@ -77,7 +77,7 @@ def compile_map(
 
 
 def matrix_instructions(code: Code) -> int:
-    """Of the whole program, which has no products outside of the loop over the heads."""
+    """Matrix instructions of the program, whose only products are in the loop over the heads."""
     return sum(n for op, n in code.program.items() if op in MATRIX or op.startswith("v_mfma"))
 
 
@@ -85,7 +85,7 @@ def check(target: str, head_dim: int, **options: Any) -> MapConfig:
     code, config = compile_map(target, head_dim, **options)
     assert_clean(code, target)
     assert matrix_instructions(code) > 0
-    assert not code.warnings  # wgmma serialised, and the like
+    assert not code.warnings  # for example that wgmma is serialized
     return config
 
 
@@ -135,7 +135,7 @@ def test_options_of_the_sweep(target, head_dim):
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_float32(target):
-    """Exact products: matrix instructions on AMD, FMA on NVIDIA."""
+    """Exact products use matrix instructions on AMD and FMA on NVIDIA."""
     code, _ = compile_map(target, 256, dtype=torch.float32)
     assert_clean(code, target)
     fma = code.program["FFMA"] + 2 * code.program["FFMA2"]

@@ -1,6 +1,6 @@
-"""What Triton before 3.7.1 is given for sm_90: kernels that fetch by pointer, in one stage. Only one of them spills.
+"""Kernels for sm_90 under Triton before 3.7.1 load by pointer, in one stage. Only one of them spills.
 
-It is the pinned Triton that compiles them here, so this tells of the kernels and their tiles, not of an older compiler.
+The pinned Triton compiles them here, so this tests the kernels and their tiles, not an older compiler.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from . import test_backward, test_forward, test_maps
 from .aot import Code, assert_clean
 
 HEAD_DIMS = (80, 128, 160)
-# Of dQ's kernel with a mask and a map: the tile of the next round is in the registers by now, not on its way.
+# Bytes of stack. In dQ's kernel with a mask and a map, the tile of the next iteration is held in registers.
 STACK = {(160, "query", "mask and map"): 24}
 OF_MAPS = {"text": {}, "joint": test_maps.JOINT, "joint and masked": {**test_maps.JOINT, "mask": "added"}}
 OF_BACKWARD = {"causal": {"is_causal": True}, "mask and map": {"mask": test_backward.ADDED, "has_map": True}}
@@ -29,12 +29,12 @@ def in_one_stage(monkeypatch):
 
 
 def assert_good(code: Code, stack: int = 0) -> None:
-    """Tiles go by way of the registers: nothing is copied past them, which would lack its fence."""
+    """Tiles are loaded through registers: asynchronous copies would need the missing fence."""
     if stack:
         assert 0 < code.stack <= stack
     else:
         assert_clean(code, "sm_90")
-    assert code.program["LDGSTS"] == 0, "a copy that passes the registers by"
+    assert code.program["LDGSTS"] == 0, "an asynchronous copy"
     assert code.program["HGMMA"] > 0
     assert not code.warnings
 

@@ -1,8 +1,8 @@
-"""Run diffusers' own model tests twice, as they are and with every denoiser routed, and compare the outcomes.
+"""Run the model tests of diffusers twice, unchanged and with every denoiser routed, and compare the outcomes.
 
-It needs a checkout of diffusers, whose sources are what is run, and what its tests import (httpx, parameterized,
-requests_mock). No test may pass without this package and fail with it, unless it sets an attention that `apply`
-refuses by name. Exit code 1 where one does.
+This needs a checkout of diffusers, whose sources are tested, and the packages that its tests import (httpx,
+parameterized, requests_mock). No test may pass without this package and fail with it, unless `apply` refuses the
+attention that the test sets. The exit code is 1 if there is such a test.
 
     python tests/diffusers_suite/compare.py --diffusers ~/src/diffusers --csv benchmarks/results/diffusers_suite.csv
     python tests/diffusers_suite/compare.py --diffusers ~/src/diffusers --models flux sd3
@@ -68,14 +68,14 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Of one file of tests, by test: passed, failed, skipped, or refused where `apply` cannot serve it."""
+    """The outcome of each test of a file: passed, failed, skipped, or refused if `apply` cannot route the model."""
 
     plain: dict[str, str]
     routed: dict[str, str]
 
     @property
     def broken(self) -> list[str]:
-        """What passed, and does not any more, though it was not refused."""
+        """Tests that pass without routing, and with routing neither pass nor are refused."""
         fine = ("passed", "refused")
         return sorted(n for n, outcome in self.plain.items() if outcome == "passed" and self.routed.get(n) not in fine)
 
@@ -93,14 +93,14 @@ class Outcomes:
 
 
 class NotTested(Exception):
-    """Nothing was compared, and why."""
+    """Nothing was compared; the message says why."""
 
 
 def run(checkout: Path, file: str, routed: bool, limit: float) -> dict[str, str]:
-    """Outcomes of one file; tests are told apart by class and name.
+    """Outcomes of one file, by the class and name of each test.
 
     Raises:
-        NotTested: pytest found nothing to run, no denoiser was routed, or the time was over.
+        NotTested: pytest found nothing to run, no denoiser was routed, or the time limit was reached.
     """
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
@@ -116,7 +116,9 @@ def run(checkout: Path, file: str, routed: bool, limit: float) -> dict[str, str]
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             raise NotTested(f"{file}: not done within {limit:.0f} s") from None
-        if done.returncode not in (0, 1) or not report.exists():  # all passed, some failed; else nothing was tested
+        if (
+            done.returncode not in (0, 1) or not report.exists()
+        ):  # 0: all passed, 1: some failed; otherwise nothing was tested
             raise NotTested(f"{file}: pytest did not run:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
         if routed and not re.search(r"routed denoisers: [1-9]", done.stdout):
             raise NotTested(f"{file}: no denoiser was routed, so nothing was compared")
@@ -138,7 +140,7 @@ def checked_out(checkout: Path) -> str:
     """The version of a checkout.
 
     Raises:
-        SystemExit: it is none.
+        SystemExit: the folder is not a checkout.
     """
     init = checkout / "src" / "diffusers" / "__init__.py"
     found = re.search(r'__version__ = "([^"]+)"', init.read_text()) if init.exists() else None
@@ -151,7 +153,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--diffusers", type=Path, required=True, metavar="FOLDER", help="a checkout with its tests")
     parser.add_argument("--models", nargs="+", choices=list(FILES), default=list(FILES), help="default: all")
-    parser.add_argument("--limit", type=float, default=1800.0, help="seconds a file and run (default %(default).0f)")
+    parser.add_argument("--limit", type=float, default=1800.0, help="seconds per file and run (default %(default).0f)")
     parser.add_argument("--csv", type=Path, help="write the rows here; rows of other models in the file stay")
     args = parser.parse_args()
     about = {"diffusers": checked_out(args.diffusers), "torch": version("torch")}

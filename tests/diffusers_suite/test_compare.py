@@ -1,4 +1,4 @@
-"""How the two runs of diffusers' own tests are compared, on reports made up here."""
+"""How the two runs of diffusers' tests are compared, on invented reports."""
 
 from __future__ import annotations
 
@@ -55,5 +55,5 @@ def test_no_checkout(tmp_path):
 
 
 @pytest.mark.parametrize("model", compare.FILES)
-def test_files_are_of_models(model):
+def test_every_file_is_a_model_test(model):
     assert compare.FILES[model].startswith("tests/models/") and compare.FILES[model].endswith(".py")

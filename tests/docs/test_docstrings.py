@@ -1,4 +1,4 @@
-"""Every public callable says what it takes, what it returns and which errors it raises."""
+"""The docstring of every public callable describes arguments, return value and errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PUBLIC = public_callables(
 
 
 def lacks(value: object) -> list[str]:
-    """What the docstring of a public callable does not say."""
+    """What is missing in the docstring of a public callable."""
     if not inspect.getdoc(value):
         return ["a docstring"]
     if isinstance(value, property):

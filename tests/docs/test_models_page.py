@@ -1,4 +1,4 @@
-"""docs/models.md says what the table of denoisers says."""
+"""docs/models.md agrees with the table of denoisers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""C sources to shared libraries by the system's compiler, kept between runs by what went into them."""
+"""Compiles C sources to shared libraries with the system's compiler, and caches them by the hash of their sources."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FLAGS = ["-std=gnu11", "-shared", "-fPIC", "-O2", "-march=native", "-ffp-contrac
 
 
 def compiler() -> str | None:
-    """The system's C compiler, which CC names where it is set; None where there is none."""
+    """The C compiler that CC names, or else the system's; None if there is none."""
     return shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
 
 
@@ -24,7 +24,7 @@ def cache_folder() -> Path:
 
 
 def library(name: str, sources: list[Path], includes: list[Path] = (), soname: str | None = None) -> Path:
-    """The library made of some sources; its name on disk holds what it was made of."""
+    """The path of the library of these sources; it is compiled if it is not in the cache."""
     cc = compiler()
     if cc is None:
         raise RuntimeError("the emulated card needs a C compiler: install gcc or clang, or set CC")
@@ -38,12 +38,12 @@ def library(name: str, sources: list[Path], includes: list[Path] = (), soname: s
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder, path.name)
             subprocess.run([cc, *flags, "-o", made, *sources, "-lm"], check=True)
-            os.replace(made, path)  # in one step: another process may be making it as well
+            os.replace(made, path)  # atomic: another process may be compiling it, too
     return path
 
 
 def _processor() -> str:
-    """What -march=native depends on."""
+    """The properties of the processor that -march=native depends on."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())

@@ -1,6 +1,6 @@
-"""``with emulated("sm_90"):`` calls on CPU tensors take Triton's own way to a card, and its compiled PTX is run here.
+"""`with emulated("sm_90"):` calls on CPU tensors take Triton's path to a GPU, and the compiled PTX is run here.
 
-Triton's launcher is the real one, with a libcuda.so.1 of ours beneath it: see driver/libcuda.c.
+Triton's launcher is the real one; libcuda.so.1 is replaced by driver/libcuda.c.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ILLEGAL = 719  # CUDA_ERROR_LAUNCH_FAILED
 
 @dataclass
 class Launch:
-    """One launch that ran."""
+    """One completed launch."""
 
     kernel: str
     grid: tuple[int, int, int]
@@ -53,16 +53,16 @@ class Launch:
 
 @dataclass
 class Card:
-    """The card of one ``emulated`` block."""
+    """The card of one `emulated` block."""
 
     target: str
-    seed: int = 0  # 0 runs warps in order; another one shuffles them
+    seed: int = 0  # 0 runs warps in order; any other seed shuffles them
     memory: Memory = field(default_factory=Memory)
     launches: list[Launch] = field(default_factory=list)
     finding: BaseException | None = None
-    current: tuple[Any, Any, tuple] | None = None  # source, metadata, arguments of the launch on its way
-    edit: Callable[[Program], Program] | None = None  # for faults that are planted
-    limit: int | None = None  # instructions of warps in one launch
+    current: tuple[Any, Any, tuple] | None = None  # source, metadata, arguments of the current launch
+    edit: Callable[[Program], Program] | None = None  # plants a fault
+    limit: int | None = None  # warp instructions in one launch
 
     @property
     def arch(self) -> int:
@@ -72,8 +72,8 @@ class Card:
     def shared_memory(self) -> int:
         return SHARED_MEMORY[self.target]
 
-    def told(self) -> str:
-        """Which kernels ran: a wrong result has no line of its own, as a finding has."""
+    def summary(self) -> str:
+        """Which kernels ran: unlike a finding, a wrong result does not name a line."""
         ran = dict.fromkeys(f"{one.kernel} ({one.source})" for one in self.launches)
         return f"launched on {self.target}: {', '.join(ran) or 'nothing'}"
 
@@ -93,24 +93,24 @@ def program(text: str) -> Program:
     return Program(text)
 
 
-def _launched(function: int, grid: Any, block: Any, shared: int, stream: int, places: Any, attributes: int) -> int:
-    own = card()
+def _launched(function: int, grid: Any, block: Any, shared: int, stream: int, addresses: Any, attributes: int) -> int:
+    active = card()
     try:
         text = _functions[function]
-        made = program(text) if own.edit is None else own.edit(program(text))
-        source, metadata, arguments_ = own.current
-        values = launches.read_parameters(made.kernel, places)
-        launches.check_shape(made.kernel, block[:3], shared, own.shared_memory, attributes)
+        made = program(text) if active.edit is None else active.edit(program(text))
+        source, metadata, arguments_ = active.current
+        values = launches.read_parameters(made.kernel, addresses)
+        launches.check_shape(made.kernel, block[:3], shared, active.shared_memory, attributes)
         launches.check_arguments(made.kernel, source, metadata, arguments_, values)
         if stream != STREAM:
             raise launches.wrong(made.kernel, f"on stream {stream:#x} instead of the current one")
         size = (grid[0], grid[1], grid[2])
-        counts = made.run(size, shared, values, own.memory.table(), own.seed, own.limit)
+        counts = made.run(size, shared, values, active.memory.table(), active.seed, active.limit)
         begins = source.fn.fn.__code__
         begins = f"{'/'.join(Path(begins.co_filename).parts[-2:])}:{begins.co_firstlineno}"
-        own.launches.append(Launch(made.kernel.name, size, counts, begins))
-    except BaseException as error:  # nothing can be raised through C: the launcher below does it
-        own.finding = error
+        active.launches.append(Launch(made.kernel.name, size, counts, begins))
+    except BaseException as error:  # exceptions cannot pass through C: `Launcher` raises it
+        active.finding = error
         return ILLEGAL
     return 0
 
@@ -120,10 +120,10 @@ _on_launch, _on_encode = LAUNCHED(_launched), tensormaps.ENCODED(tensormaps.enco
 
 @functools.cache
 def _driver_library() -> ctypes.CDLL:
-    """Ours, before anything else loads a libcuda.so.1: whoever opens that name gets it."""
+    """Load our driver before anything else loads libcuda.so.1; later loads of that name get ours."""
     with contextlib.suppress(OSError):
         ctypes.CDLL("libcuda.so.1", mode=ctypes.DEFAULT_MODE | 4)  # RTLD_NOLOAD
-        raise RuntimeError("a CUDA driver is loaded in this process already: emulate in one of its own")
+        raise RuntimeError("this process has already loaded a CUDA driver: emulate in a separate process")
     include = Path(nvidia.__file__).parent / "include"
     path = build.library("libcuda", [build.HERE / "driver" / "libcuda.c"], [include], soname="libcuda.so.1")
     lib = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
@@ -142,39 +142,39 @@ def _loaded(module: int, function: int, name: str, metadata_group: dict[str, str
 
 
 class Launcher(nvidia.CudaLauncher):
-    """Triton's own, which says beforehand what it launches, and afterwards what was found."""
+    """Triton's launcher, which also passes on what it launches, and then raises what was found."""
 
     def __init__(self, source: Any, metadata: Any):
         super().__init__(source, metadata)
         self.source, self.metadata = source, metadata
 
     def __call__(self, *all_: Any) -> None:
-        own = card()
-        own.current, own.finding = (self.source, self.metadata, all_[9:]), None
+        active = card()
+        active.current, active.finding = (self.source, self.metadata, all_[9:]), None
         for argument in all_[9:]:
             for item in argument if isinstance(argument, tuple) else (argument,):
                 base = getattr(item, "base", item)
                 if isinstance(base, Tensor):
-                    own.memory.add(base)
-        before = _allocation._allocator.set(own.memory.scratch)
+                    active.memory.add(base)
+        before = _allocation._allocator.set(active.memory.scratch)
         try:
             super().__call__(*all_)
         except RuntimeError:
-            if own.finding is None:
+            if active.finding is None:
                 raise
         finally:
             _allocation._allocator.reset(before)
-            own.current = None
-        if own.finding is not None:
-            raise own.finding
+            active.current = None
+        if active.finding is not None:
+            raise active.finding
 
 
 class Driver(nvidia.CudaDriver):
-    """Answers for the card of the block that it is used in."""
+    """The driver of the card that is currently emulated."""
 
     def __init__(self) -> None:
         self.utils, self.launcher_cls = nvidia.CudaUtils(), Launcher
-        self.get_current_device = lambda: 900 + card().arch  # compiled kernels are kept by device
+        self.get_current_device = lambda: 900 + card().arch  # Triton caches compiled kernels by device
         self.set_current_device = lambda device: None
         self.get_current_stream = lambda device: STREAM
         self.get_device_capability = lambda device: divmod(card().arch, 10)
@@ -190,42 +190,42 @@ class Driver(nvidia.CudaDriver):
 def emulated(
     target: str, seed: int = 0, edit: Callable[[Program], Program] | None = None, limit: int | None = None
 ) -> Iterator[Card]:
-    """CPU tensors within are on a card of this target; what they launch runs at once, and faults are raised (Finding).
+    """In this context, CPU tensors are on a card of this target: launches run at once, and a fault raises `Finding`.
 
-    ``seed`` other than 0 shuffles the order of warps; ``edit`` gives what is run in place of a launch's program; a
-    launch of more than ``limit`` instructions of warps is taken to be endless. A failed assertion is told what ran.
+    A `seed` other than 0 shuffles the order of warps. `edit` returns the program to run instead of the launched one. A
+    launch of more than `limit` warp instructions counts as endless. A failed assertion is extended by what ran.
     """
     global _card
     if build.compiler() is None:
         pytest.skip("no C compiler: the emulated card is made of C")
     if _card is not None:
-        raise RuntimeError(f"{_card.target} is emulated here already")
+        raise RuntimeError(f"{_card.target} is already emulated in this process")
     lib = _driver_library()
-    own = Card(target, seed, edit=edit, limit=limit)
-    lib.stub_card(own.shared_memory, MULTIPROCESSORS[target])
+    active = Card(target, seed, edit=edit, limit=limit)
+    lib.stub_card(active.shared_memory, MULTIPROCESSORS[target])
     plans.forget()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(support, "_environment_reasons", lambda device: ())
         patch.setattr(support, "_target", lambda device: target)
         for module in (arguments, launch, launch_backward, launch_maps):
-            patch.setattr(module, "allocate", functools.partial(_poisoned, own))
+            patch.setattr(module, "allocate", functools.partial(_poisoned, active))
         patch.setattr(driver, "_active", Driver())
-        _card = own
+        _card = active
         try:
-            yield own
+            yield active
         except AssertionError as error:
-            error.args = (f"{error}\n  {own.told()}",)
+            error.args = (f"{error}\n  {active.summary()}",)
             raise
         finally:
             _card = None
             plans.forget()
 
 
-def _poisoned(own: Card, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Outputs are NaN until somebody writes them, and reading them before is a finding."""
+def _poisoned(active: Card, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Outputs are NaN until they are written; reading them earlier is a finding."""
     made = torch.full(shape, math.nan, dtype=dtype, device=device)
-    if not isinstance(made, FakeTensor):  # of a tracer, which asks for shape and strides
-        own.memory.add(made, written=False)
+    if not isinstance(made, FakeTensor):  # a tracer only needs shape and strides
+        active.memory.add(made, written=False)
     return made
 
 

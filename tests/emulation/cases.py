@@ -1,4 +1,4 @@
-"""One call in all its particulars: written down in a line, run on an emulated card, judged by float64."""
+"""One call as a line of text, run on an emulated card and compared with float64."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SCHEDULES = ("plain", "rotated", "specialized")
 
 @dataclass(frozen=True)
 class Case:
-    """What is asked of the kernels; ``str`` gives the line that ``parse`` reads."""
+    """One call of the kernels; `str` writes the line that `parse` reads."""
 
     target: str = "sm_80"
     dtype: str = "fp16"
@@ -45,8 +45,8 @@ class Case:
     causal: bool = False
     scale: str = "default"
     map_start: int = 0
-    map_stop: int = 0  # no map where it is 0
-    grads: str = ""  # names joined by +, "grad_out+grad_map"; nothing for no backward
+    map_stop: int = 0  # 0: no map
+    grads: str = ""  # names joined by +, such as "grad_out+grad_map"; empty: no backward pass
     schedule: str = "plain"
     seed: int = 0
 
@@ -61,13 +61,13 @@ class Case:
         for word in line.split():
             name, _, text = word.partition("=")
             if name not in kinds:
-                raise ValueError(f"{name!r} is none of {', '.join(kinds)}")
+                raise ValueError(f"expected {', '.join(kinds)}, got {name!r}")
             values[name] = text == "True" if kinds[name] is bool else kinds[name](text)
         return cls(**values)
 
 
 def tensors(case: Case, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value as the layout has them; where there are gaps, they are NaN."""
+    """Query, key and value in the layout of the case; gaps in memory are NaN."""
     g = torch.Generator().manual_seed(case.seed)
     dtype = DTYPES[case.dtype]
     q = torch.randn(case.batch, case.heads, case.seqlen_q, case.head_dim, generator=g, dtype=torch.float64)
@@ -82,17 +82,17 @@ def laid_out(t: Tensor, layout: str) -> Tensor:
         return t.contiguous()
     if layout == "bnhd":
         return t.transpose(1, 2).contiguous().transpose(1, 2)
-    if layout == "packed":  # one of three that lie in one tensor, as of a joint projection
-        whole = t.new_full((batch, seqlen, 3, heads, width), math.nan)
-        return whole[:, :, 1].copy_(t.transpose(1, 2)).transpose(1, 2)
-    if layout == "padded":  # rows are longer than what is used of them, and not aligned
+    if layout == "packed":  # one of three in a tensor, like the result of a fused projection
+        packed = t.new_full((batch, seqlen, 3, heads, width), math.nan)
+        return packed[:, :, 1].copy_(t.transpose(1, 2)).transpose(1, 2)
+    if layout == "padded":  # rows are padded and not aligned
         return t.new_full((batch, heads, seqlen + 1, width + 3), math.nan)[:, :, :seqlen, :width].copy_(t)
-    flat = t.new_full((t.numel() + 1,), math.nan)  # starts one element behind an aligned address
+    flat = t.new_full((t.numel() + 1,), math.nan)  # starts one element after an aligned address
     return flat[1:].view(t.shape).copy_(t)
 
 
 def options(case: Case, device: str = "cpu") -> dict[str, Any]:
-    """Mask, causality and scale as the launch functions take them."""
+    """Mask, causality and scale, as arguments of the launch functions."""
     g = torch.Generator().manual_seed(case.seed + 1)
     given: dict[str, Any] = {"is_causal": case.causal}
     size = (1 if case.mask == "keys" else case.seqlen_q, case.seqlen_k)
@@ -113,9 +113,11 @@ def options(case: Case, device: str = "cpu") -> dict[str, Any]:
 
 
 def run(case: Case, device: str = "cpu") -> dict[str, tuple[float, float]]:
-    """On the card that is emulated here, or in Triton's interpreter, or on a real one: error and budget of each result.
+    """Error and budget of each result, computed on the emulated card, in Triton's interpreter, or on a GPU.
 
-    Raises what the card finds, and an AssertionError where a result is not within its budget.
+    Raises:
+        Finding: the emulated card found a fault.
+        AssertionError: a result is not within its budget.
     """
     q, k, v = tensors(case, device)
     given = options(case, device)
@@ -141,12 +143,12 @@ def run(case: Case, device: str = "cpu") -> dict[str, tuple[float, float]]:
 
 
 def launch_config(case: Case, q: Tensor, k: Tensor, v: Tensor, given: dict[str, Any]) -> ForwardConfig:
-    """The table's, for the call of a case."""
+    """The configuration that the table has for the call of a case."""
     return launch.ForwardCall(AttentionCall(q, k, v, **given), q, None, None, case.target).table_config()
 
 
 def schedule(case: Case, config: ForwardConfig) -> ForwardConfig:
-    """Another schedule, with tiles that its compiler can deal out to groups of warps."""
+    """The configuration with the schedule of the case, and with tiles that this schedule can divide among warps."""
     warps = 4 if case.schedule == "specialized" else config.num_warps
     registers = None if case.schedule == "specialized" else config.max_registers
     tiles = {"block_m": 128, "block_n": 64, "descriptors": True, "schedule": case.schedule}
@@ -154,7 +156,7 @@ def schedule(case: Case, config: ForwardConfig) -> ForwardConfig:
 
 
 def refused(case: Case, device: str = "cpu") -> list[str]:
-    """Why the kernels do not serve a case; nothing where they do."""
+    """Why the kernels refuse a case; empty if they do not."""
     q, k, v = tensors(case, device)
     given = options(case, device)
     mask = given.get("attn_mask")
@@ -162,7 +164,7 @@ def refused(case: Case, device: str = "cpu") -> list[str]:
     if mask is not None and case.causal:
         reasons.append("a mask and causality exclude each other")
     if case.schedule != "plain" and case.target not in (INTERPRETER, "sm_90"):
-        reasons.append(f"the schedules are for sm_90, and {case.target} is here")
+        reasons.append(f"the schedules are for sm_90, not for {case.target}")
     if case.grads:
         reasons += support.backward_unsupported(
             case.target, case.head_dim, case.head_dim_v, q.dtype, has_mask=mask is not None,

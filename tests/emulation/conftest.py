@@ -1,4 +1,4 @@
-"""These tests compile, so they need a process in which Triton was not imported as an interpreter."""
+"""These tests compile kernels, so they need a process in which Triton was imported without its interpreter."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SEED = "ENTROPY_ATTN_FUZZ_SEED"
 
 
 def pytest_configure() -> None:
-    os.environ.setdefault(SEED, str(random.SystemRandom().randrange(10**9)))  # which the processes of a run share
+    os.environ.setdefault(SEED, str(random.SystemRandom().randrange(10**9)))  # shared by the processes of a run
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         raise pytest.UsageError("tests/emulation compiles the kernels: run it in a process without TRITON_INTERPRET")
 

@@ -1,4 +1,4 @@
-"""From parsed PTX to what the machine runs. What no rule knows is an error that names it."""
+"""From parsed PTX to instructions of the machine. An instruction without a rule is an error that names it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WIDENED, SIGNED, COPY, PAIR = 16384, 32768, 65536, 131072
 
 @dataclass
 class Decoded:
-    """One instruction for the machine: a handler's name, units, and what the handler knows of them."""
+    """One instruction for the machine: the name of a handler, units of its operands, and its settings."""
 
     handler: str
     kind: str
@@ -25,10 +25,10 @@ class Decoded:
     imm: int = 0
     imm2: int = 0
     flags: int = 0
-    more: list[int] = field(default_factory=list)  # behind the registers: jump targets, a product's own registers
+    more: list[int] = field(default_factory=list)  # after the registers: jump targets, registers of a product
 
 
-# How many operands an instruction may have: one more would be one that nobody reads.
+# How many operands an instruction may have: a rule would ignore further ones.
 OPERANDS = {"add": 3, "sub": 3, "mul": 3, "mad": 4, "fma": 4, "neg": 2, "abs": 2, "not": 2, "div": 3, "rem": 3}
 OPERANDS |= dict.fromkeys(("ex2", "lg2", "rcp", "sqrt", "rsqrt", "tanh", "mov", "cvta", "clz", "popc"), 2)
 OPERANDS |= dict.fromkeys(("and", "or", "xor", "shl", "shr", "setp", "vote", "redux"), 3)
@@ -66,9 +66,9 @@ def decode(kernel: Kernel) -> tuple[list[Decoded], Operands]:
 def simple(
     o: Operands, i: Instruction, handler: str, kind: str, t: str, flags: int = 0, last: str | None = None, **more: int
 ) -> Decoded:
-    """One destination, and sources of one type; of that type as well, but for comparisons and conversions."""
+    """One destination, and sources of one type; except for comparisons and conversions, the destination has it, too."""
     result = None if kind == "conversion" or i.op.startswith("setp") or ".wide." in i.op else t
-    kinds = [t] * (len(i.args) - 2) + [last or t]  # ``last``: the type of the last source, where it differs
+    kinds = [t] * (len(i.args) - 2) + [last or t]  # `last`: the type of the last source, if it differs
     sources = [o.read(a, k, i) for a, k in zip(i.args[1:], kinds, strict=True)]
     return Decoded(handler, kind, [o.write(i.args[0], i, result)], sources, flags=flags, **more)
 

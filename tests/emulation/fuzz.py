@@ -1,10 +1,10 @@
 """Random calls: lengths, head dims, strides with gaps, masks, dtypes, options, targets.
 
     python -m tests.emulation.fuzz --seed S --num N        on emulated cards
-    python -m tests.emulation.fuzz --repro "target=sm_90 seqlen_q=5 ..."   one of them again
+    python -m tests.emulation.fuzz --repro "target=sm_90 seqlen_q=5 ..."    one of them again
     python -m tests.emulation.fuzz --seed S --num N --on interpreter        (or: --on gpu) the same calls elsewhere
 
-A case that fails prints the line that runs it again. In the interpreter of Triton, TRITON_INTERPRET=1 has to be set.
+For a case that fails, the command that runs it again is printed. Triton's interpreter needs TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ HEAD_DIMS = (16, 24, 32, 40, 64, 72, 80, 96, 128, 160, 256)
 
 
 def work(case: Case) -> int:
-    """Products of a call: how long it takes."""
+    """Number of multiplications of a call, a measure of its run time."""
     one = case.batch * case.heads * case.seqlen_q * case.seqlen_k * (case.head_dim + case.head_dim_v)
     return one * (4 if case.grads else 1) * (4 if case.dtype == "fp32" else 1)
 
 
 def draw(rng: random.Random, most: float = math.inf) -> Case:
-    """A call that makes sense, of no more than so much ``work``; whether the kernels serve it is for ``refused``."""
+    """A valid call with at most this much `work`; `refused` says whether the kernels support it."""
     case = _draw(rng)
     while work(case) > most:
         case = _draw(rng)
@@ -77,23 +77,23 @@ def outcome(case: Case, on: str) -> str:
     device = "cuda" if on == "gpu" else "cpu"
     try:
         with emulated(case.target) if on == "emulated" else contextlib.nullcontext():
-            # elsewhere the target is what is there
+            # without emulation, the target is that of the device
             case = dataclasses.replace(case, target=call_target(torch.empty(0, device=device)))
             why = refused(case, device)
             if why:
                 return f"refused: {why[0]}"
             run(case, device)
-    except Exception as error:  # whatever it is, the others are to run, and its line is printed
+    except Exception as error:  # any error: the other cases still run, and the line of this one is printed
         return f"{type(error).__name__}: {error}"
     return "ok"
 
 
-def sound(told: str) -> bool:
-    return told.split(":")[0] in SOUND
+def sound(result: str) -> bool:
+    return result.split(":")[0] in SOUND
 
 
 def varied(case: Case, rng: random.Random) -> Case:
-    """Other lengths and numbers for the same kernels, but where a length decides what is compiled."""
+    """Other lengths and numbers for the same kernels, unless a length affects what is compiled."""
     length = rng.choice(LENGTHS)
     stop = rng.randrange(length) + 1
     keys = {"map_start": rng.randrange(stop), "map_stop": stop} if case.map_stop else {}
@@ -116,13 +116,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--num", type=int, default=40)
-    parser.add_argument("--variations", type=int, default=0, help="other lengths for each call that is drawn")
-    parser.add_argument("--work", type=float, default=math.inf, help="the most products of a call")
+    parser.add_argument("--variations", type=int, default=0, help="calls with other lengths, for each drawn call")
+    parser.add_argument("--work", type=float, default=math.inf, help="largest number of multiplications of a call")
     parser.add_argument("--repro")
     parser.add_argument("--on", choices=("emulated", "interpreter", "gpu"), default="emulated")
-    parser.add_argument("--out", type=Path, help="a CSV file to which a line for each target is added")
+    parser.add_argument("--out", type=Path, help="append a row for each target to this CSV file")
     given = parser.parse_args()
-    check_place(given.on)
+    check_device(given.on)
     seed = random.SystemRandom().randrange(10**9) if given.seed is None else given.seed
     cases = [Case.parse(given.repro)] if given.repro else drawn(seed, given.num, given.variations, given.work)
     print(f"seed {seed}, {1 if given.repro else given.num} calls", flush=True)
@@ -152,8 +152,8 @@ def add_lines(path: Path, drawn_as: dict[str, float], tallies: dict[str, collect
             writer.writerow([*drawn_as.values(), target, tally.total(), tally["ok"], tally["refused"], bad])
 
 
-def check_place(on: str) -> None:
-    """Exits where this process cannot run calls there."""
+def check_device(on: str) -> None:
+    """Exit if this process cannot run calls on this device."""
     if on == "interpreter" and not interpreting():
         raise SystemExit("--on interpreter: set TRITON_INTERPRET=1, which Triton reads when it is imported")
     if on != "interpreter" and interpreting():

@@ -1,6 +1,6 @@
-"""A product of matrices in Gluon, by a warp that fetches and four that multiply: a schedule by hand.
+"""A matrix product in Gluon with an explicit schedule: one warp loads, four warps multiply.
 
-``LEFT_OUT`` names what the source leaves out, one fault at a time.
+`LEFT_OUT` names the wait or arrival that is omitted, one fault at a time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _fetch(a_desc, b_desc, a_s, b_s, full, empty, row, steps, STAGES: gl.constex
     for j in range(steps):
         stage = j % STAGES
         if LEFT_OUT != "wait for an empty stage":
-            mbarrier.wait(empty.index(stage), (j // STAGES & 1) ^ 1)  # a fresh one has a phase 1 behind it
+            mbarrier.wait(empty.index(stage), (j // STAGES & 1) ^ 1)  # for a new mbarrier, phase 1 counts as complete
         mbarrier.expect(full.index(stage), a_desc.block_type.nbytes + b_desc.block_type.nbytes)
         tma.async_copy_global_to_shared(a_desc, [row, j * 64], full.index(stage), a_s.index(stage))
         tma.async_copy_global_to_shared(b_desc, [j * 64, 0], full.index(stage), b_s.index(stage))
@@ -41,7 +41,7 @@ def _multiply(c_desc, a_s, b_s, c_s, full, empty, row, steps, STAGES: gl.constex
         if LEFT_OUT != "wait for a full stage":
             mbarrier.wait(full.index(stage), j // STAGES & 1)
         flying = warpgroup_mma(a_s.index(stage), b_s.index(stage), acc, is_async=True)
-        if LEFT_OUT == "wait for the product":  # before the stage is given back
+        if LEFT_OUT == "wait for the product":  # the stage is released too early
             mbarrier.arrive(empty.index(stage), count=1)
             acc = warpgroup_mma_wait(0, deps=[flying])
         else:
@@ -81,7 +81,7 @@ def product_kernel(a_desc, b_desc, c_desc, steps, STAGES: gl.constexpr, LEFT_OUT
 
 
 def product(a: Tensor, b: Tensor, stages: int = 2, left_out: str = "") -> Tensor:
-    """``a @ b`` of halves, (M, K) and (K, 64), M and K multiples of 64."""
+    """`a @ b` in float16, of shapes (M, K) and (K, 64); M and K are multiples of 64."""
     c = torch.empty(a.shape[0], 64, dtype=a.dtype, device=a.device)
     layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
     described = [TensorDescriptor(t, list(t.shape), list(t.stride()), [64, 64], layout) for t in (a, b, c)]

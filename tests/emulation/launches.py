@@ -1,4 +1,4 @@
-"""What the driver was given, held against the kernel's PTX and the arguments of the launch."""
+"""Compares what the driver received with the PTX of the kernel and the arguments of the launch."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def wrong(kernel: Kernel, message: str) -> Finding:
     return Finding("launch", f"launch: {message}\n  kernel {kernel.name} ({kernel.target})")
 
 
-def read_parameters(kernel: Kernel, places: Any) -> list[bytes]:
-    """Each parameter's bytes, as many as the PTX says that it has."""
+def read_parameters(kernel: Kernel, addresses: Any) -> list[bytes]:
+    """The bytes of each parameter, with the sizes that the PTX declares."""
     values = []
     for k, p in enumerate(kernel.parameters):
-        if places[k] is None or (p.align > 8 and places[k] % min(p.align, 64)):
-            raise wrong(kernel, f"parameter {k} ({p.name}) is at {places[k]}, and needs an alignment of {p.align}")
-        values.append(ctypes.string_at(places[k], p.size))
+        if addresses[k] is None or (p.align > 8 and addresses[k] % min(p.align, 64)):
+            raise wrong(kernel, f"parameter {k} ({p.name}) is at {addresses[k]}, and needs an alignment of {p.align}")
+        values.append(ctypes.string_at(addresses[k], p.size))
     return values
 
 
@@ -41,11 +41,11 @@ def check_shape(kernel: Kernel, block: Sequence[int], shared: int, most_shared: 
 
 
 def check_arguments(kernel: Kernel, source: Any, metadata: Any, arguments: Sequence[Any], values: list[bytes]) -> None:
-    """The flat list of what Triton's signature makes of the arguments, parameter for parameter."""
+    """Compare each parameter with the arguments, flattened according to Triton's signature."""
     expected = list(_flat(kernel, source, metadata, arguments))
-    if len(expected) + 2 != len(kernel.parameters):  # and scratch memory of the kernel and of a profiler
+    if len(expected) + 2 != len(kernel.parameters):  # the last two are scratch memory for the kernel and a profiler
         raise wrong(
-            kernel, f"{len(kernel.parameters)} parameters; the arguments are {len(expected)} and two of scratch"
+            kernel, f"{len(kernel.parameters)} parameters; expected {len(expected)} arguments and two of scratch memory"
         )
     for k, (name, want) in enumerate(expected):
         p = kernel.parameters[k]
@@ -81,15 +81,15 @@ def _flat(kernel: Kernel, source: Any, metadata: Any, arguments: Sequence[Any]) 
                 raise wrong(kernel, f"{name} was compiled as a multiple of 16 and is {argument}")
             yield name, struct.pack("<" + PACKED[kind], argument)
 
-    for place, ((name, kind), argument) in enumerate(zip(source.signature.items(), arguments, strict=True)):
-        yield from flat((place,), name, kind, argument)
+    for index, ((name, kind), argument) in enumerate(zip(source.signature.items(), arguments, strict=True)):
+        yield from flat((index,), name, kind, argument)
 
 
 def _descriptor(name: str, d: Any, meta: Any) -> Any:
     shape = [(f"{name}.shape", struct.pack("<i", n)) for n in d.shape]
     strides = [(f"{name}.strides", struct.pack("<q", n)) for n in d.strides]
     if meta is not None:
-        yield name, None  # its bytes are the driver's own
+        yield name, None  # the driver chooses its bytes
     else:
         yield name, struct.pack("<Q", d.base.data_ptr())
         yield from ((f"{name}.shape", struct.pack("<q", n)) for n in d.shape)

@@ -1,8 +1,8 @@
-"""Faults planted in compiled kernels: each barrier, wait, fence, arrival, commit and predicate is taken out in turn.
+"""Faults planted in compiled kernels: each barrier, wait, fence, arrival, commit and predicate is removed in turn.
 
     python -m tests.emulation.mutants --out benchmarks/results/mutants.csv
 
-A mutant is found by the card, or gives a wrong result, or survives; for who survives ``redundant`` checks a reason.
+The card finds a mutant, or its result is wrong, or it survives; `redundant` checks why a surviving mutant is harmless.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ REMOVED = {
 MOST_MEMORY = 8 * 2**30
 KEY = ("target", "case", "kernel", "fault", "line")
 GUARDED = r"(ld|st|cp|mbarrier|tensormap)\b"
-# Each with lengths that use a kernel's loops and predicates otherwise; its code is the same for them.
+# Each with several lengths, which share one compiled kernel but use its loops and predicates differently.
 SUITE = {
     "forward": [
         f"seqlen_q={m} seqlen_k={n}" for m, n in ((70, 200), (6, 420), (200, 56), (70, 8), (6, 100), (70, 127))
@@ -78,7 +78,7 @@ class Mutant:
 
 
 def mutants(original: Program) -> Iterator[Mutant]:
-    """Every one of a program, in its order."""
+    """All mutants of a program, in the order of its instructions."""
     for index, i in enumerate(original.kernel.code):
         for kind, pattern in REMOVED.items():
             if re.match(pattern, i.op):
@@ -90,7 +90,7 @@ def mutants(original: Program) -> Iterator[Mutant]:
 
 
 def launched(cases: list[Case]) -> dict[str, Program]:
-    """The programs that cases launch, by their PTX."""
+    """The programs that the cases launch, by their PTX."""
     seen: dict[str, Program] = {}
 
     def keep(program: Program) -> Program:
@@ -103,7 +103,7 @@ def launched(cases: list[Case]) -> dict[str, Program]:
 
 
 def judge(cases: list[Case], mutant: Mutant) -> str:
-    """What tells a mutant first: "found: <kind>", "wrong result", or nothing, and it has "survived"."""
+    """What reveals a mutant first: "found: <kind>" or "wrong result"; otherwise "survived"."""
     return tried(cases, mutant.program())
 
 
@@ -122,9 +122,9 @@ def tried(cases: list[Case], other: Program) -> str:
 def sweep(
     targets: list[str], names: list[str], keep: Callable[[Mutant], bool] = lambda m: True, done: Collection[tuple] = ()
 ) -> Iterator[dict]:
-    """A row for each mutant but those whose ``KEY`` is ``done``; a program is taken in the first case that launches it.
+    """A row for each mutant whose `KEY` is not in `done`; a program is tested in the first case that launches it.
 
-    ``keep`` is asked for each of them, in an order that does not depend on what is done.
+    `keep` is called for every mutant, in an order that does not depend on `done`.
     """
     seen: set[str] = set()
     for target, name in ((t, n) for t in targets for n in names):
@@ -155,10 +155,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--targets", nargs="+", default=["sm_80", "sm_90"])
     parser.add_argument("--cases", nargs="+", default=list(SUITE), choices=list(SUITE))
-    parser.add_argument("--anew", action="store_true", help="plant again what the file holds")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="stop after so long, to go on another time")
+    parser.add_argument("--anew", action="store_true", help="also repeat the faults that the file has")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="stop after this time; the same command continues"
+    )
     given = parser.parse_args()
-    # a fault that makes memory grow ends its own process, and no other
+    # a fault that makes memory grow ends this process only
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
     if given.anew:
         given.out.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
-"""Operands of PTX as places in a warp's register file: registers, constants and special registers alike.
+"""Operands of PTX as units of a warp's register file: registers, constants and special registers alike.
 
-A unit is 32 lanes of 4 bytes; a 64-bit register takes two.
+A unit is 32 lanes of 4 bytes; a 64-bit register takes two units.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ import re
 
 from .parse import SIZES, Instruction, Kernel, UnknownPtx
 
-SHARED_BASE = 1024  # where a CTA's own shared memory begins: what lies below belongs to the system
+SHARED_BASE = 1024  # where the shared memory of a CTA begins; the system reserves what is below
 SPECIAL = ["%tid.x", "%tid.y", "%tid.z", "%ctaid.x", "%ctaid.y", "%ctaid.z"]
 SPECIAL += ["%nctaid.x", "%nctaid.y", "%nctaid.z", "%laneid", "%warpid", "%ntid.x", "%ntid.y", "%cluster_ctarank"]
-WIDE, IS_SPECIAL = 0x8000_0000, 0x4000_0000  # marks of a constant's unit, as run.c reads them
+WIDE, IS_SPECIAL = 0x8000_0000, 0x4000_0000  # flags of the unit of a constant, read by run.c
 
 
 class Operands:
-    """Gives each register and each constant of a kernel its unit."""
+    """Assigns a unit to each register and each constant of a kernel."""
 
     def __init__(self, kernel: Kernel):
         self.kernel = kernel
         self.units: dict[str, int] = {}
-        self.num_units = 2  # the first two take what nobody reads
+        self.num_units = 2  # the first two receive results that are never read
         self.constants: dict[tuple[int, bool, bool], int] = {}  # (value, wide, special) to unit
         for name, kind in kernel.registers.items():
             self.units[name] = self.num_units
@@ -36,9 +36,11 @@ class Operands:
         return self.constants[key]
 
     def read(self, text: str, kind: str, at: Instruction) -> int:
-        """The unit of a source operand that an instruction takes as ``kind``, "u32" for one."""
+        """The unit of a source operand that an instruction reads as `kind`, for example "u32"."""
         if text in self.units:
-            if (SIZES[self.kernel.registers[text]] == 8) != (SIZES[kind] == 8):  # PTX lets some cut a wider register
+            if (SIZES[self.kernel.registers[text]] == 8) != (
+                SIZES[kind] == 8
+            ):  # PTX lets some instructions truncate a wider register
                 raise UnknownPtx(f"{at}: {text} of {self.kernel.registers[text]} is taken as {kind}")
             return self.units[text]
         if text in SPECIAL:
@@ -58,7 +60,7 @@ class Operands:
         return self.units[text]
 
     def address(self, text: str, wide: bool, at: Instruction) -> tuple[int, int]:
-        """``(unit of the base, offset)`` of ``[base + offset]``."""
+        """`(unit of the base, offset)` of `[base + offset]`."""
         m = re.match(r"\[\s*([%$\w:]+)\s*(?:([+-])\s*(-?\w+))?\s*\]$", text)
         if not m:
             raise UnknownPtx(f"{at}: address {text}")
@@ -67,14 +69,14 @@ class Operands:
         return self.read(base, "u64" if wide else "u32", at), offset
 
     def parameter(self, text: str, at: Instruction) -> int:
-        """The offset of ``[name]`` or ``[name + offset]`` in the launch's parameters."""
+        """The offset of `[name]` or `[name + offset]` in the parameters of the launch."""
         m = re.match(r"\[?\s*(\w+)\s*(?:\+\s*(\d+))?\s*\]?$", text)
         if not m or m.group(1) not in self.parameters:
             raise UnknownPtx(f"{at}: parameter {text}")
         return self.parameters[m.group(1)].offset + int(m.group(2) or 0)
 
     def constant_tables(self) -> tuple[list[int], list[int]]:
-        """Units with their marks, and the values."""
+        """Units with their flags, and the values."""
         units = [
             unit | (WIDE if wide else 0) | (IS_SPECIAL if special else 0)
             for (_, wide, special), unit in self.constants.items()
@@ -83,7 +85,7 @@ class Operands:
 
 
 def vector(text: str) -> list[str]:
-    """The parts of ``{a, b}``, or the one operand."""
+    """The parts of `{a, b}`, or a single operand."""
     return [part.strip() for part in text.strip("{} ").split(",")] if text.startswith("{") else [text]
 
 

@@ -1,4 +1,4 @@
-"""PTX text to a list of instructions: labels resolved, registers declared, each with its place in the source."""
+"""Parses PTX to a list of instructions, with resolved labels, declared registers, and the source line of each."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Instruction:
     guard: str | None
     negated: bool
     line: int  # of the PTX text, from 1
-    source: str  # file:line:column, with what it was inlined into
+    source: str  # file:line:column, and where it was inlined
     text: str
-    target: int = -1  # of a branch: an index in the code
+    target: int = -1  # of a branch: the index of an instruction
 
     def __str__(self) -> str:
         return f"PTX line {self.line}: {self.text}" + (f"  [{self.source}]" if self.source else "")
@@ -45,7 +45,7 @@ class Kernel:
     max_registers: int | None
     code: list[Instruction] = field(default_factory=list)
     registers: dict[str, str] = field(default_factory=dict)  # name to type
-    tables: dict[str, list[int]] = field(default_factory=dict)  # of indexed branches
+    tables: dict[str, list[int]] = field(default_factory=dict)  # targets of indexed branches
     symbols: set[str] = field(default_factory=set)  # shared arrays
 
 
@@ -87,7 +87,7 @@ def _parameters(head: str) -> list[Parameter]:
 
 
 def split_operands(text: str) -> list[str]:
-    """At commas outside of braces and brackets."""
+    """Split at commas outside of braces and brackets."""
     parts, depth, current = [], 0, ""
     for char in text:
         depth += (char in "{[") - (char in "}]")
@@ -100,20 +100,20 @@ def split_operands(text: str) -> list[str]:
 
 
 class _Body:
-    """Reads a kernel's body, with its nested scopes: what is declared in one is renamed, as names return in others."""
+    """Reads the body of a kernel. Names declared in a nested scope are renamed, because scopes reuse names."""
 
     def __init__(self, kernel: Kernel, text: str, first_line: int):
         self.kernel, self.text, self.first_line = kernel, text, first_line
-        self.scopes: list[dict[str, str]] = []  # names declared in each open scope, and what they are called here
+        self.scopes: list[dict[str, str]] = []  # new names of what each open scope declares
         self.labels: dict[str, int] = {}
-        self.label_scopes: list[list[str]] = []  # of each instruction: its scopes' prefixes, innermost last
+        self.label_scopes: list[list[str]] = []  # prefixes of the scopes of each instruction, innermost last
         self.prefixes: list[str] = []
         self.num_scopes = 0
 
     def read(self) -> None:
         source, statement, started, counted = "", "", 0, False
-        told: dict[str, str] = {}  # by position: what that was inlined into
-        # The comments name files alone, and each pass of the kernels has a kernel.py or a launch.py.
+        chains: dict[str, str] = {}  # by position: where that was inlined
+        # The comments name files without folders, and each pass of the kernels has a kernel.py.
         files = re.findall(r'^\s*\.file\s+\d+ "[^"]*kernels/(\w+)/(\w+\.py)"', self.text, re.M)
         folders = {name: f"{folder}/{name}" for folder, name in files}
         for number, raw in enumerate(self.text.split("\n"), self.first_line + 1):
@@ -122,16 +122,16 @@ class _Body:
             if "inline asm" in comment:
                 counted = "begin inline asm" in comment
             if code.startswith(".loc") and counted:
-                continue  # Triton 3.9's LLVM counts the lines of inline assembly on from the line that it stands in
+                continue  # Triton 3.9's LLVM counts lines of inline assembly as source lines
             if code.startswith(".loc"):
                 source = re.sub(r"\w+\.py", lambda name: folders.get(name[0], name[0]), comment.strip())
                 into = re.search(r"inlined_at (\d+ \d+ \d+)", code)
-                if into:  # Triton 3.9 names the chain in the directives, others in the comment
-                    source += f" @[ {told.get(into.group(1), into.group(1))} ]"
-                told[" ".join(code.split()[1:4]).rstrip(",")] = source
+                if into:  # Triton 3.9 has the chain in the directives, others in the comment
+                    source += f" @[ {chains.get(into.group(1), into.group(1))} ]"
+                chains[" ".join(code.split()[1:4]).rstrip(",")] = source
                 continue
             if not self.prefixes and self.num_scopes:
-                break  # behind the kernel's closing brace: debugging sections
+                break  # after the closing brace of the kernel there are debugging sections
             while code:
                 if not statement:
                     started = number
@@ -184,10 +184,10 @@ class _Body:
         for name in split_operands(names):
             many = re.match(r"([%$\w]+)<(\d+)>", name)
             for each in [f"{many.group(1)}{k}" for k in range(int(many.group(2)))] if many else [name]:
-                own = self.prefixes[-1] + each
+                renamed = self.prefixes[-1] + each
                 if self.prefixes[-1]:
-                    self.scopes[-1][each] = own
-                self.kernel.registers[own] = kind
+                    self.scopes[-1][each] = renamed
+                self.kernel.registers[renamed] = kind
 
     def _table(self, text: str) -> None:
         name = next(label for label, at in reversed(self.labels.items()) if at == len(self.kernel.code))
@@ -197,10 +197,10 @@ class _Body:
         if not any(self.scopes):
             return operand
 
-        def own(m: re.Match) -> str:
+        def new_name(m: re.Match) -> str:
             return next((s[m.group()] for s in reversed(self.scopes) if m.group() in s), m.group())
 
-        return re.sub(r"[%$]?[A-Za-z_][\w$]*", own, operand)
+        return re.sub(r"[%$]?[A-Za-z_][\w$]*", new_name, operand)
 
     def _resolve(self) -> None:
         for instruction, prefixes in zip(self.kernel.code, self.label_scopes, strict=True):

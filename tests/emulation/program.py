@@ -1,4 +1,4 @@
-"""A kernel ready to run: its decoded code in the machine's form, and what a run found and counted."""
+"""A kernel ready to run: its decoded code in the format of the machine, and the findings and counts of a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INSTRUCTION = np.dtype(
     [("run", "u8"), ("guard", "i4"), ("negated", "i4"), ("num_dst", "i4"), ("num_src", "i4"), ("reg", "u8"),
      ("imm", "i8"), ("imm2", "i8"), ("flags", "u4"), ("kind", "u4")]
 )  # fmt: skip
-LIMIT = 200_000_000  # instructions of warps in one run: beyond this it is taken to be endless
+LIMIT = 200_000_000  # warp instructions in one run; more count as an endless kernel
 
 
 class Allocation(ctypes.Structure):
@@ -46,7 +46,7 @@ class RawCounts(ctypes.Structure):
 
 
 class Finding(RuntimeError):
-    """Something that a kernel must not do: what, where in its source, by which thread, and with whom it conflicts."""
+    """A fault of a kernel: what, where in its source, in which thread, and with which access it conflicts."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(message)
@@ -55,16 +55,16 @@ class Finding(RuntimeError):
 
 @dataclass
 class Counts:
-    """What was executed, in instructions of warps, and how memory was used."""
+    """Executed warp instructions, and how memory was used."""
 
     executed: dict[str, int]
     global_requests: int = 0
     global_sectors: int = 0
-    global_ideal: int = 0  # sectors that could hold the same bytes
+    global_ideal: int = 0  # the fewest sectors that hold the same bytes
     shared_requests: int = 0
     shared_wavefronts: int = 0
     shared_ideal: int = 0  # without bank conflicts
-    contested: int = 0  # bytes that lanes of one store wrote differently: one of them wins, PTX does not say which
+    contested: int = 0  # bytes that lanes of one store wrote differently: PTX does not define which lane wins
     steps: int = 0
 
     def __add__(self, other: Counts) -> Counts:
@@ -99,24 +99,24 @@ class Program:
         decoded, self.operands = decode(self.kernel)
         registers: list[int] = []
         self.code = np.zeros(len(decoded) + 1, INSTRUCTION)
-        places = []
+        offsets = []
         for row, d, i in zip(self.code, decoded, self.kernel.code, strict=False):
             guard = -1 if i.guard is None else self.operands.units[i.guard]
-            places.append(len(registers))
+            offsets.append(len(registers))
             registers += [*d.dst, *d.src, *d.more]
             number = (handler(d.handler), guard, i.negated, len(d.dst), len(d.src), 0, d.imm, d.imm2, d.flags)
             for name, value in zip(INSTRUCTION.names, (*number, KINDS.index(d.kind)), strict=True):
                 row[name] = value
         self.registers = np.array(registers or [0], np.int32)
-        self.code["reg"][: len(places)] = self.registers.ctypes.data + 4 * np.array(places, np.uint64)
+        self.code["reg"][: len(offsets)] = self.registers.ctypes.data + 4 * np.array(offsets, np.uint64)
         units, values = self.operands.constant_tables()
         self.constant_units, self.constants = np.array(units, np.uint32), np.array(values, np.uint64)
 
     def changed(self, index: int, fault: str) -> Program:
-        """Another program in which one instruction differs.
+        """A copy of the program in which one instruction differs.
 
-        "removed"; "unguarded", it does its work for all; "yes", a wait that at once says so; "trap", a finding where it
-        is reached; "trap guard", one where its guard keeps a thread from it.
+        The instruction is "removed"; "unguarded": all threads execute it; "yes": a wait that ends at once; "trap": a
+        finding if it is reached; "trap guard": a finding if its guard excludes a thread.
         """
         other = copy.copy(self)
         other.code = self.code.copy()
@@ -136,7 +136,7 @@ class Program:
         self, grid: Sequence[int], shared: int, params: Sequence[bytes], memory: ctypes.Array, seed: int = 0,
         limit: int | None = None,
     ) -> Counts:  # fmt: skip
-        """All blocks, one after the other; raises ``Finding`` at the first thing that must not be."""
+        """Run all blocks, one after the other; raises `Finding` at the first fault."""
         lib = machine()
         size = sum(map(len, params)) + 128 * (len(params) + 2)
         raw = ctypes.create_string_buffer(size)
@@ -144,24 +144,26 @@ class Program:
         for p, value in zip(self.kernel.parameters, params, strict=True):
             ctypes.memmove(ctypes.addressof(raw) + start + p.offset, value, p.size)
         warps = self.kernel.threads // 32
-        own = ctypes.c_void_p(lib.machine_new(_pointer(self.code), len(self.code) - 1, self.operands.num_units, warps))
+        state = ctypes.c_void_p(
+            lib.machine_new(_pointer(self.code), len(self.code) - 1, self.operands.num_units, warps)
+        )
         try:
             blocks = grid[0] * grid[1] * grid[2]
             failed = lib.machine_run(
-                own, (ctypes.c_uint32 * 3)(*grid), ctypes.c_uint64(0), ctypes.c_uint64(blocks), shared,
+                state, (ctypes.c_uint32 * 3)(*grid), ctypes.c_uint64(0), ctypes.c_uint64(blocks), shared,
                 ctypes.c_void_p(ctypes.addressof(raw) + start), ctypes.c_uint64(size - 128),
                 _pointer(self.constant_units), _pointer(self.constants), len(self.constants),
                 memory, len(memory), ctypes.c_uint64(limit or LIMIT), seed,
             )  # fmt: skip
             if failed:
-                raise self._finding(lib.machine_finding(own).contents)
-            counts = lib.machine_counts(own).contents
+                raise self._finding(lib.machine_finding(state).contents)
+            counts = lib.machine_counts(state).contents
             rest = {n: getattr(counts, n) for n in RawCounts.NUMBERS}
             return Counts(dict(zip(KINDS, counts.executed, strict=False)), **rest)
         finally:
             for a in memory:
                 lib.allocation_done(ctypes.byref(a))
-            lib.machine_free(own)
+            lib.machine_free(state)
 
     def _finding(self, f: RawFinding) -> Finding:
         code = self.kernel.code

@@ -1,4 +1,4 @@
-"""Why a planted fault that nothing tells changes nothing, checked on the very calls that the reason is given for."""
+"""Why a planted fault that was not found is harmless; the reasons are checked on the same calls."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 NOT_REACHED = "not reached by these calls"
-# What orders accesses is judged by vector clocks: that nothing is found without it holds for any order of the warps.
+# Vector clocks judge what orders accesses: if they find nothing without it, that holds for any order of the warps.
 ORDERS = {
     "barrier": "others order the same: no two accesses are left without an order, in any schedule",
     "product fence": "no register of the products that follow was used since the fence before",
@@ -22,7 +22,7 @@ ORDERS = {
 
 
 def reason(mutant: Any, cases: list[Any], tried: Callable[[list[Any], Any], str]) -> str:
-    """Empty where there is none: then the fault ought to have been found."""
+    """Why a surviving mutant is harmless; empty if no reason is known: then the card should have found the fault."""
     program, index = mutant.original, mutant.index
     if tried(cases, program.changed(index, "trap")) == "survived":
         return NOT_REACHED
@@ -49,7 +49,7 @@ def _harmless_without_guard(mutant: Any) -> str:
 
 
 def _useless(mutant: Any, cases: list[Any], tried: Callable[[list[Any], Any], str]) -> str:
-    """An arrival that may come any number of times, none among them: of a buffer that is not filled again."""
+    """Whether an arrival may happen any number of times or never: that of a buffer that is not filled again."""
     arrives = mutant.instruction.op.startswith("mbarrier.arrive")
     if arrives and tried(cases, mutant.original.changed(mutant.index, "removed")) == "survived":
         return "nobody waits for what it announces"
@@ -57,7 +57,7 @@ def _useless(mutant: Any, cases: list[Any], tried: Callable[[list[Any], Any], st
 
 
 def _merged(mutant: Any) -> str:
-    """A commit left out joins its copies to the next group; where there is none before a wait, nobody reads them."""
+    """Without a commit, its copies join the next group; if a wait comes first, nobody reads these copies."""
     for following in mutant.original.kernel.code[mutant.index + 1 :]:
         if following.op == "cp.async.commit_group":
             return "the next commit takes its copies along, and they are waited for with that group"

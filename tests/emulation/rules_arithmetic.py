@@ -1,4 +1,4 @@
-"""Rules of arithmetic, logic, comparison, conversion and moves."""
+"""Rules for arithmetic, logic, comparison, conversion and moves."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _signed(t: str) -> str:
 
 
 def _width(t: str) -> str:
-    """What a packed pair's registers are."""
+    """The type of the registers of a packed pair."""
     return {"f32x2": "b64", "f16x2": "b32", "bf16x2": "b32"}.get(t, t)
 
 
@@ -79,7 +79,7 @@ def extremes(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
     root, t, num = i.op.split(".")[0], m[-1], len(i.args) - 1
     if t[0] in "us" and len(m) == 1 and num == 2:
         return simple(o, i, f"{root}.{t}", "integer", t)
-    if t == "f32" and only(m[:-1], "NaN", "ftz") and num in (2, 3):  # three on sm_100 and later
+    if t == "f32" and only(m[:-1], "NaN", "ftz") and num in (2, 3):  # three operands on sm_100 and later
         name = f"{root}.NaN.f32" if "NaN" in m else f"{root}.f32"
         return simple(o, i, name, "float", t, FTZ if "ftz" in m else 0)
     return None
@@ -188,7 +188,7 @@ def move(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
 
 @rule("cvta")
 def to_generic(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
-    """Global and generic addresses are one here; a parameter lies in the launch's copy, from which places count."""
+    """Global and generic addresses are the same here; that of a parameter is its offset in the launch's copy."""
     if not only(m, "to", "global", "param", "u64"):
         return None
     if i.args[1] in o.parameters:
@@ -223,7 +223,7 @@ def convert(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
     if rest or to[0] not in "usb" or source[0] not in "usb":
         return None
     wide, narrow = _bits(to), _bits(source)
-    if narrow >= wide:  # cut, or only called otherwise
+    if narrow >= wide:  # truncate, or only change the type
         if narrow == wide:
             return simple(o, i, f"mov.b{wide}", "conversion", source) if wide >= 16 else None
         return simple(o, i, f"cvt.b{narrow if narrow == 64 else 32}.{wide}", "conversion", source)

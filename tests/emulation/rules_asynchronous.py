@@ -1,4 +1,4 @@
-"""Rules of copies by cp.async and TMA, of tensor maps, and of wgmma."""
+"""Rules for copies by cp.async and TMA, for tensor maps, and for wgmma."""
 
 from __future__ import annotations
 
@@ -85,12 +85,12 @@ def warp_group_products(o: Operands, i: Instruction, m: list[str]) -> Decoded | 
     if signs[:2] != ["1", "1"] or len(signs) != (3 if in_registers else 4):
         return None
     flags = (BF16 if m[5] == "bf16" else 0) | (TRANS if signs[-1] == "1" else 0)
-    own = [o.write(r, i) for r in vector(to)]
+    accumulators = [o.write(r, i) for r in vector(to)]
     sources = [o.read(b, "u64", i), o.read(adds, "pred", i)]
     if in_registers:
         flags |= A_IN_REGISTERS
-        more = [*own, *(o.read(r, "b32", i) for r in vector(a))]
+        more = [*accumulators, *(o.read(r, "b32", i) for r in vector(a))]
     else:
         flags |= ALL if signs[2] == "1" else 0
-        sources, more = [o.read(a, "u64", i), *sources], own
-    return Decoded("wgmma.mma_async", "matrix", [], sources, int(shape.group(1)), len(own), flags, more)
+        sources, more = [o.read(a, "u64", i), *sources], accumulators
+    return Decoded("wgmma.mma_async", "matrix", [], sources, int(shape.group(1)), len(accumulators), flags, more)

@@ -1,4 +1,4 @@
-"""Rules of memory, matrices, control flow and what lanes exchange."""
+"""Rules for memory, matrices, control flow and exchange between lanes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def load(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
     wanted = [f"v{len(lanes)}"] if len(lanes) > 1 else []
     if [r for r in rest if r.startswith("v")] != wanted or not only(rest, *CACHING, *wanted):
         return None
-    # into a wider register: the rest becomes zero, or the sign of a signed type
+    # into a wider register: zero-extended, or sign-extended for a signed type
     size, wide = SIZES[t], {SIZES[o.kernel.registers[a]] == 8 for a in lanes if a in o.kernel.registers}
     if len(wide) > 1 or (t[0] == "s" and size < 4):
         return None
@@ -146,9 +146,9 @@ def fences(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
     if i.op in ("fence.proxy.async", "fence.proxy.async.shared::cta"):
         return Decoded("fence.proxy.async", "barrier")
     if i.op in ("fence.mbarrier_init.release.cluster", "fence.acq_rel.cta", "fence.sc.cta", "membar.cta"):
-        return Decoded("nothing", "barrier")  # the order that it gives is taken for granted within a CTA
+        return Decoded("nothing", "barrier")  # within a CTA, its order is assumed
     if i.op == "fence.proxy.tensormap::generic.acquire.gpu":
-        return Decoded("nothing", "barrier")  # a map that a launch makes is read from global memory as it is
+        return Decoded("nothing", "barrier")  # a tensor map that a launch creates is read from global memory directly
     if i.op in ("setmaxnreg.inc.sync.aligned.u32", "setmaxnreg.dec.sync.aligned.u32"):
         return Decoded("nothing", "other")
     return None

@@ -1,4 +1,4 @@
-"""A few lines of PTX run by themselves: for tests of single instructions and of single checks."""
+"""Runs a few lines of PTX, for tests of single instructions and single checks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(
     body: str, given: np.ndarray, out_bytes: int, threads: int = 32, shared: int = 4096, target: str = "sm_90a",
     grid: tuple[int, int, int] = (1, 1, 1), written: bool = True,
 ) -> tuple[np.ndarray, Counts]:  # fmt: skip
-    """``given`` is at %rd0, the result's bytes at %rd1, the thread's number in %r0, shared memory at %r255."""
+    """`given` is at %rd0, the bytes of the result at %rd1, the index of the thread in %r0, shared memory at %r255."""
     source = torch.from_numpy(np.ascontiguousarray(given).view(np.uint8).copy())
     result = torch.zeros(out_bytes, dtype=torch.uint8)
     memory = Memory()
@@ -54,9 +54,9 @@ def run(
 def compute(
     instruction: str, operands: Sequence[Sequence[int]], result: str = "b32", kinds: Sequence[str] = ()
 ) -> list[int]:
-    """One instruction of operands ``a``, ``b``, ``c`` on rows of bit patterns; gives the result's bits of each row.
+    """The bits of the results of one instruction, for each row of operands `a`, `b`, `c` as bit patterns.
 
-    ``d`` stands for the destination; ``kinds`` are the operands' types, b32 where they are not given.
+    `d` is the destination; `kinds` are the types of the operands, b32 by default.
     """
     count = len(operands[0])
     kinds = [*kinds, *["b32"] * (count - len(kinds))]

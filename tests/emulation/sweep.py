@@ -1,8 +1,8 @@
-"""Every call of tables.py on its emulated card, a row for each kernel that it launches.
+"""Every call of tables.py on its emulated card, with a row for each kernel that it launches.
 
     python -m tests.emulation.sweep --out benchmarks/results/emulation.csv
 
-Rows are appended as they come, and calls that the file holds are not run again.
+Rows are appended as they are computed, and calls that are in the file are not run again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FIELDS += ["sectors_per_ideal", "wavefronts_per_ideal", "contested_bytes"]
 
 
 def judged(line: str) -> list[dict]:
-    """The rows of one call; what was found stands in them, and none is raised."""
+    """The rows of one call; they contain what was found, and nothing is raised."""
     case = Case.parse(line)
     errors: dict[str, tuple[float, float]] = {}
     finding = ""
@@ -95,9 +95,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--targets", nargs="+")
-    parser.add_argument("--anew", action="store_true", help="run again what the file holds")
+    parser.add_argument("--anew", action="store_true", help="also repeat the calls that the file has")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
-    parser.add_argument("--seconds", type=float, default=math.inf, help="stop after so long, to go on another time")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="stop after this time; the same command continues"
+    )
     given = parser.parse_args()
     started = time.time()
     if given.anew:

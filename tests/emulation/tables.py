@@ -1,4 +1,4 @@
-"""The calls that run every row of the three tables of configurations, and every option, on the emulated cards."""
+"""Calls that use every row of the three configuration tables and every option, on emulated cards."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def rows(configuration: Callable[[int], object], most: int = MAX_HEAD_DIM) -> It
 
 
 def every_row(target: str) -> Iterator[Case]:
-    """One call for each row, with lengths that fill no tile, and in each dtype that the row serves."""
+    """One call for each row, with lengths that fill no tile, in each dtype of the row."""
     for name, dtype in DTYPES.items():
         for mask, seqlen_k in (("none", 300), ("none", 77), ("bool", 133)):
             options = {"seqlen_k": seqlen_k, "has_mask": mask != "none"}
@@ -43,7 +43,7 @@ def every_row(target: str) -> Iterator[Case]:
 
 
 def every_option(target: str) -> Iterator[Case]:
-    """Each option alone, some together, and lengths around the edges of a tile."""
+    """Each option alone, some together, and lengths near the edges of a tile."""
     for dtype in DTYPES:
         yield from (Case(target, dtype, layout=layout, seqlen_k=200) for layout in LAYOUTS)
         yield from (Case(target, dtype, mask=mask) for mask in MASKS[1:])
@@ -71,7 +71,7 @@ def everything() -> Iterator[Case]:
         yield from every_option(target)
 
 
-# What every change has to pass in a minute: each kernel, on the oldest and on the newest instructions of each kind.
+# A minute of calls that every change has to pass: each kernel, with the oldest and the newest instructions.
 FEW = [
     Case("sm_80", seqlen_k=200), Case("sm_90", seqlen_k=200), Case("sm_120", seqlen_k=200),
     Case("sm_89", "bf16", head_dim=40, head_dim_v=40, layout="padded", seqlen_q=5, seqlen_k=77),
@@ -82,9 +82,9 @@ FEW = [
     Case("sm_90", "bf16", seqlen_q=129, seqlen_k=200, causal=True, head_dim=80, head_dim_v=80, schedule="specialized"),
     Case("sm_80", "fp32", head_dim=32, head_dim_v=32, mask="excluding"),
     Case("sm_90", "bf16", heads=4, heads_kv=1, scale="heads", head_dim=80, head_dim_v=80, layout="packed"),
-    # one causal query: random calls found that ptxas crashes on what a constant length leaves of the loops
+    # one causal query: a random call found that ptxas crashes on the loops of this constant length
     Case("sm_90", seqlen_q=1, seqlen_k=127, head_dim=72, head_dim_v=72, causal=True),
-    # one key takes each row, where dP - delta is what rounding leaves: random calls found the budget too small for it
+    # one key per row, where dP - delta is rounding error: a random call found that the budget was too small
     Case("sm_90", "fp32", heads=4, heads_kv=1, seqlen_q=31, seqlen_k=1, head_dim=96, head_dim_v=96, layout="padded",
          grads="grad_out+grad_entropy", seed=806425),
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Tensor maps as this card has them in their 128 bytes: what the driver's call encodes, held to the driver's rules."""
+"""Tensor maps in the format of the emulated card: encodes the driver's call, and checks the rules of the driver."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INVALID = 1  # CUDA_ERROR_INVALID_VALUE
 
 
 class TensorMap(ctypes.Structure):
-    """As machine/tensor.c reads it."""
+    """The layout that machine/tensor.c reads."""
 
     _fields_ = [
         ("address", ctypes.c_uint64), ("strides", ctypes.c_uint64 * 4), ("sizes", ctypes.c_uint32 * 5),
@@ -33,7 +33,7 @@ def encode(
     to: int, kind: int, rank: int, address: int, sizes: Any, strides: Any, box: Any, steps: Any, interleave: int,
     swizzle: int, fill: int,
 ) -> int:  # fmt: skip
-    """CUDA's rules for cuTensorMapEncodeTiled (CUDA driver API, tensor map object management)."""
+    """Checks CUDA's rules for cuTensorMapEncodeTiled (CUDA driver API, tensor map object management)."""
     sizes, box, steps = list(sizes[:rank]), list(box[:rank]), list(steps[:rank])
     strides = list(strides[: rank - 1])
     element, width = ELEMENT_BYTES.get(kind), SWIZZLE_BYTES.get(swizzle)

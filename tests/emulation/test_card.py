@@ -1,4 +1,4 @@
-"""Calls on CPU tensors take the whole way of a card: operator, plans, autograd, the autotuner, torch.compile."""
+"""Calls on CPU tensors take the complete path to a card: operator, plans, autograd, the autotuner, torch.compile."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ TARGETS = ("sm_80", "sm_90")
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_forward_by_the_compiler_and_by_the_plan(target):
+def test_forward_by_triton_and_by_plan(target):
     q, k, v = make_qkv(1, 2, 70, 133, 64, dtype=torch.float16)
-    with emulated(target) as own:
+    with emulated(target) as emulation:
         first = ea.attention(q, k, v, impl="triton", return_lse=True, return_entropy=True)
         made = plans.count()
         again = ea.attention(q.clone(), k.clone(), v.clone(), impl="triton", return_lse=True, return_entropy=True)
         assert plans.count() == made == 1
-        assert own.memory.unwritten(first.out) == own.memory.unwritten(first.lse) == 0
-    assert [one.grid for one in own.launches] == [(2, 1, 1)] * 2
+        assert emulation.memory.unwritten(first.out) == emulation.memory.unwritten(first.lse) == 0
+    assert [one.grid for one in emulation.launches] == [(2, 1, 1)] * 2
     assert all(torch.equal(a, b) for a, b in zip(first[:3], again[:3], strict=True))
     assert_matches_oracle(tuple(first), q, k, v)
 
 
 def test_backward_through_autograd():
     inputs = make_qkv(1, 2, 35, 77, 64, dtype=torch.bfloat16, requires_grad=True)
-    with emulated("sm_90") as own:
+    with emulated("sm_90") as emulation:
         results = ea.attention(*inputs, impl="triton", return_entropy=True, map_keys=(0, 77))
         loss = results.out.float().square().sum() + results.entropy.sum() + results.map.square().sum()
         found = torch.autograd.grad(loss, inputs)
@@ -42,7 +42,7 @@ def test_backward_through_autograd():
         "attention_backward_rows",
         "attention_backward_query",
         "attention_backward_key",
-    } <= {one.kernel for one in own.launches}
+    } <= {one.kernel for one in emulation.launches}
     wide = [t.detach().double().requires_grad_() for t in inputs]
     truth = ea.attention(*wide, impl="reference", return_entropy=True, map_keys=(0, 77))
     loss = truth.out.square().sum() + truth.entropy.sum() + truth.map.square().sum()
@@ -64,9 +64,9 @@ def test_the_autotuner_measures_candidates(tmp_path, monkeypatch):
     from entropy_attn.kernels.forward.configs import forward_candidates as autotune_candidates
 
     q, k, v = make_qkv(1, 1, 40, 70, 64, dtype=torch.float16)
-    with emulated("sm_80") as own:
+    with emulated("sm_80") as emulation:
         out, _, _ = launch.attention_forward(AttentionCall(q, k, v), autotune=True)
-    assert len(timed) == 2 and len(own.launches) == 3
+    assert len(timed) == 2 and len(emulation.launches) == 3
     assert_matches_oracle((out,), q, k, v)
 
 
@@ -74,9 +74,9 @@ def test_the_autotuner_measures_candidates(tmp_path, monkeypatch):
 def test_a_compiled_function(backend):
     q, k, v = make_qkv(1, 1, 40, 70, 64, dtype=torch.float16)
     compiled = torch.compile(lambda *t: ea.attention(*t, impl="triton", return_lse=True)[:2], backend=backend)
-    with emulated("sm_90") as own, torch.no_grad():
+    with emulated("sm_90") as emulation, torch.no_grad():
         results = compiled(q, k, v)
-    assert len(own.launches) == 1
+    assert len(emulation.launches) == 1
     assert_matches_oracle(tuple(results), q, k, v)
 
 
@@ -91,18 +91,18 @@ def test_the_order_of_the_warps_changes_nothing():
 
 def test_an_output_that_is_read_before_it_is_written_is_found():
     q, k, v = make_qkv(1, 1, 40, 70, 64, dtype=torch.float16)
-    with emulated("sm_80") as own:
-        unwritten = card._poisoned(own, q.shape, q.dtype, q.device)
+    with emulated("sm_80") as emulation:
+        unwritten = card._poisoned(emulation, q.shape, q.dtype, q.device)
         with pytest.raises(card.Finding, match="no kernel has written"):
             ea.attention(unwritten, k, v, impl="triton")
-        unwritten.copy_(q)  # what torch writes is written
+        unwritten.copy_(q)  # torch's writes count
         assert_matches_oracle(tuple(ea.attention(unwritten, k, v, impl="triton"))[:1], q, k, v)
 
 
-def test_nothing_stays_behind():
+def test_the_context_restores_everything():
     before = support._target, support._environment_reasons
     with pytest.raises(KeyError), emulated("sm_80"):
-        with pytest.raises(RuntimeError, match="sm_80 is emulated here already"), emulated("sm_90"):
+        with pytest.raises(RuntimeError, match="sm_80 is already emulated in this process"), emulated("sm_90"):
             pass
         raise KeyError
     assert (support._target, support._environment_reasons) == before
@@ -110,7 +110,7 @@ def test_nothing_stays_behind():
         card.card()
 
 
-def test_without_a_compiler_the_tests_are_skipped_by_name(monkeypatch):
+def test_without_a_compiler_the_tests_are_skipped_with_a_reason(monkeypatch):
     monkeypatch.setattr(build, "compiler", lambda: None)
     with pytest.raises(pytest.skip.Exception, match="no C compiler"), emulated("sm_80"):
         pass

@@ -1,4 +1,4 @@
-"""Each check finds the fault that it is for, in a few lines of PTX, and says nothing of the same lines without it."""
+"""Each check finds its fault in a few lines of PTX, and accepts the same lines without the fault."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .snippet import run
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C compiler: the emulated card is made of C")
 
 WORDS = {
-    "OWN": "shl.b32 %r1, %r0, 2; add.s32 %r2, %r255, %r1;",  # %r2: the thread's own word of shared memory
-    "NEXT": "xor.b32 %r3, %r0, 1; shl.b32 %r3, %r3, 2; add.s32 %r3, %r255, %r3;",  # %r3: its neighbour's
-    "FAR": "xor.b32 %r3, %r0, 32; shl.b32 %r3, %r3, 2; add.s32 %r3, %r255, %r3;",  # %r3: one of the other warp
-    "FIRST": "setp.lt.u32 %p4, %r0, 32; @%p4",  # by the first warp alone
+    "OWN": "shl.b32 %r1, %r0, 2; add.s32 %r2, %r255, %r1;",  # %r2: the thread's word of shared memory
+    "NEXT": "xor.b32 %r3, %r0, 1; shl.b32 %r3, %r3, 2; add.s32 %r3, %r255, %r3;",  # %r3: its neighbor's
+    "FAR": "xor.b32 %r3, %r0, 32; shl.b32 %r3, %r3, 2; add.s32 %r3, %r255, %r3;",  # %r3: one of the other warp's
+    "FIRST": "setp.lt.u32 %p4, %r0, 32; @%p4",  # for the first warp only
     "SECOND": "setp.ge.u32 %p5, %r0, 32; @%p5",
-    "SOURCE": "mul.wide.u32 %rd2, %r0, 16; add.s64 %rd3, %rd0, %rd2;",  # %rd3: the thread's own 16 bytes to read
-    "LANE_16": "shl.b32 %r4, %r0, 4; add.s32 %r4, %r255, %r4;",  # %r4: its own 16 bytes of shared memory
+    "SOURCE": "mul.wide.u32 %rd2, %r0, 16; add.s64 %rd3, %rd0, %rd2;",  # %rd3: the thread's 16 bytes to read
+    "LANE_16": "shl.b32 %r4, %r0, 4; add.s32 %r4, %r255, %r4;",  # %r4: its 16 bytes of shared memory
 }
 GIVEN = np.arange(1024, dtype=np.uint32)
 
@@ -60,7 +60,7 @@ def test_a_planted_fault_is_found(name, monkeypatch):
     assert kind == "deadlock" or "PTX line" in str(found.value)
 
 
-def test_a_finding_names_kernel_line_thread_and_what_it_conflicts_with():
+def test_a_finding_names_kernel_line_thread_and_the_conflicting_access():
     with pytest.raises(Finding) as found:
         run(CASES["race of warps"][2], GIVEN, 256, threads=64)
     for part in (
@@ -92,6 +92,6 @@ def test_bank_conflicts_are_counted():
     assert (counts.shared_wavefronts, counts.shared_ideal) == (32, 1)
 
 
-def test_lanes_that_store_differently_at_one_place_are_counted():
+def test_bytes_that_lanes_of_one_store_write_differently_are_counted():
     _, counts = run("st.shared.b32 [%r255], %r0;", GIVEN, 256, threads=32)
     assert counts.contested == 31  # the lowest byte of each word

@@ -1,4 +1,4 @@
-"""Schedules by hand, of TMA, mbarriers and wgmma: right as written, and each wait or arrival that is missed is told."""
+"""Explicit schedules of TMA, mbarriers and wgmma: correct as written, and each omitted wait or arrival is found."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_product_through_a_ring(stages, steps, seed):
         ("wait for the store", {"operand"}),
     ],
 )
-def test_what_is_left_out_of_the_source_is_told(left_out, kinds):
+def test_an_omitted_wait_or_arrival_is_found(left_out, kinds):
     with pytest.raises(Finding) as found, emulated("sm_90"):
         product(*operands(5), left_out=left_out)
     assert found.value.kind in kinds

@@ -1,4 +1,4 @@
-"""What `make gpu` runs, on an emulated card: a row of every table, and what is compiled ahead."""
+"""The parts of `make gpu` on an emulated card: a row of every table, and kernels that are compiled ahead."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_the_whole_way_of_the_first_parts(tmp_path, monkeypatch):
+def test_the_first_parts_from_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     out = tmp_path / "out"
     given = ["--out", str(out), "--device", "emulated:sm_90", "--commit", "abc"]
@@ -47,27 +47,34 @@ def test_a_row_of_every_other_table(name):
         identity = table.cases()[key]
     assert all(row["status"].startswith(GOOD) for row in rows) and any(row["status"] == "ok" for row in rows)
     assert all({*row, *table.about, *identity} <= set(table.fields) for row in rows)
-    for row in rows:  # else --resume would not find them
+    for row in rows:  # otherwise --resume would not find them
         assert {column: row.get(column, value) for column, value in identity.items()} == identity
     if name != "launch":
         assert at and all(set(one) <= set(table.fields) for names in at for one in names)
 
 
-def test_what_is_compiled_ahead_is_what_is_launched(tmp_path):
-    """A launch finds its kernel in Triton's cache: it was specialised on the same."""
-    own = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+def test_launches_use_the_kernels_that_were_compiled_ahead(tmp_path):
+    """A launch finds its kernel in Triton's cache, so both specialize in the same way."""
+    environment = {
+        **os.environ,
+        "TRITON_CACHE_DIR": str(tmp_path / "cache"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
     name = "forward-float32"
 
     def kernels() -> set[str]:
-        return {path.parent.name for path in (tmp_path / "cache").rglob("*.cubin")}  # named by all it is specialised on
+        return {
+            path.parent.name for path in (tmp_path / "cache").rglob("*.cubin")
+        }  # its name is a hash of everything that it specializes on
 
     warm = [sys.executable, "-m", "benchmarks.gpu.warm", "--target", "sm_90", "--only", f"smoke {name}"]
-    subprocess.run(warm, check=True, env=own, cwd=ROOT)
+    subprocess.run(warm, check=True, env=environment, cwd=ROOT)
     ahead = kernels()
     code = (
         "import torch\nfrom benchmarks.gpu import calls\nfrom benchmarks.gpu.device import Device\n"
         "from tests.emulation.card import emulated\n"
         f"with emulated('sm_90'): calls.launch({name!r}, Device(torch.device('cpu'), 'sm_90'))\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env=own, cwd=ROOT)
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=ROOT)
     assert ahead and kernels() == ahead

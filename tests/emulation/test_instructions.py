@@ -1,4 +1,4 @@
-"""The arithmetic of single instructions against tables by hand, from the PTX ISA's text: bits in, bits out."""
+"""The arithmetic of single instructions, as bits, against tables written by hand from the text of the PTX ISA."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def f(x: float) -> int:
 
 
 ROWS = [
-    # rounding to nearest, ties to even; signed zeros; NaN becomes the canonical one
+    # round to nearest, ties to even; signed zeros; any NaN becomes the canonical NaN
     ("add.f32 d, a, b", [(f(1), f(2**-24)), (f(1), f(3 * 2**-24)), (NEG_0, NEG_0), (NEG_0, 0), (INF, NEG_INF),
       (SOME_NAN, 0)],
      [f(1), f(1 + 2**-22), NEG_0, 0, NAN, NAN]),
@@ -86,7 +86,7 @@ def test_packed_halves_are_compared_one_by_one():
 	st.global.v4.b32 [%rd1], {%r3, %r4, %r5, %r6};
 """
     bits, _ = run(body, np.zeros(4, np.uint32), 16, threads=32)
-    assert bits.view(np.uint32).tolist() == [1, 0, 0, 1]  # -0 is 0, and NaN is nothing
+    assert bits.view(np.uint32).tolist() == [1, 0, 0, 1]  # -0 equals 0, and NaN equals nothing
 
 
 LANES = [7, 0xFFFFFFFE, 12, *[9] * 29]
@@ -132,7 +132,7 @@ def test_of_other_types(instruction, result, kinds, operands, expected):
     assert [hex(x) for x in compute(instruction, operands, result, kinds)] == [hex(x) for x in expected]
 
 
-def test_ex2_is_within_its_two_ulp():
+def test_ex2_is_within_two_ulp():
     x = np.random.default_rng(0).uniform(-126, 126, 32 * 64).astype(np.float32)
     body = "\n".join(
         ["	mul.wide.u32 %rd2, %r0, 4;", "	add.s64 %rd3, %rd0, %rd2;", "	add.s64 %rd4, %rd1, %rd2;"]
@@ -152,7 +152,7 @@ def test_ex2_is_within_its_two_ulp():
 
 
 @pytest.mark.parametrize("half, narrow", [("f16", np.float16)])
-def test_every_half_survives_the_way_to_float32_and_back(half, narrow):
+def test_every_half_survives_a_round_trip_through_float32(half, narrow):
     halves = np.arange(65536, dtype=np.uint16)
     body = """
 	mul.wide.u32 %rd2, %r0, 2;
@@ -180,6 +180,6 @@ again:
     "instruction",
     ["sin.approx.f32 d, a", "add.rz.f32 d, a, b", "max.s32 d, a, b, c", "add.sat.f32 d, a, b", "cvt.rz.f16.f32 d, a"],
 )
-def test_what_it_does_not_know_is_named(instruction):
+def test_an_unknown_instruction_is_named(instruction):
     with pytest.raises(UnknownPtx, match=instruction.split()[0].replace(".", r"\.")):
         compute(instruction, [(0,) * (len(instruction.split(",")) - 1)])

@@ -1,4 +1,4 @@
-"""What the driver is given is held against the PTX and the arguments: each way in which they can differ is told."""
+"""What the driver receives is compared with the PTX and the arguments: every kind of difference is found."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .program import Finding
 
 @pytest.fixture(scope="module")
 def launch():
-    """One launch by descriptors: its program, its source, metadata and arguments, and what the driver was given."""
+    """One launch with descriptors: its program, source, metadata and arguments, and what the driver received."""
     seen = {}
     check = launches.check_arguments
 
@@ -39,11 +39,11 @@ def check(launch, **changed):
     launches.check_arguments(**given)
 
 
-def test_a_sound_launch_passes(launch):
+def test_a_correct_launch_passes(launch):
     check(launch)
 
 
-def test_any_wrong_byte_is_told(launch):
+def test_any_wrong_byte_is_found(launch):
     for k, p in enumerate(launch.kernel.parameters[:-2]):
         if p.size == launches.TENSOR_MAP_BYTES:
             continue
@@ -53,13 +53,13 @@ def test_any_wrong_byte_is_told(launch):
             check(launch, values=values)
 
 
-def test_what_the_compiler_was_told_must_hold(launch):
+def test_assumptions_of_the_compiler_must_hold(launch):
     names = list(launch.source.signature)
 
     def with_item(name: str, **items):
-        """The arguments with other items in one of them."""
-        place = names.index(name)
-        return [*launch.arguments[:place], launch.arguments[place]._replace(**items), *launch.arguments[place + 1 :]]
+        """The arguments, with some items of one of them replaced."""
+        i = names.index(name)
+        return [*launch.arguments[:i], launch.arguments[i]._replace(**items), *launch.arguments[i + 1 :]]
 
     query = launch.arguments[names.index("q")].ptr
     with pytest.raises(Finding, match=r"q\.ptr was compiled as aligned"):
@@ -82,13 +82,13 @@ SOUND = {"kind": 6, "rank": 2, "address": 4096, "sizes": [64, 100], "strides": [
 
 
 @pytest.mark.parametrize(
-    "changed, told",
+    "changed, problem",
     [({}, None), ({"address": 4104}, "address"), ({"strides": [120]}, "strides"), ({"box": [64, 300]}, "box"),
      ({"box": [4, 32]}, "row of 8 bytes"), ({"box": [128, 32]}, "wider than the swizzle"), ({"sizes": [0, 1]}, "sizes"),
      ({"kind": 77}, "type 77"), ({"steps": [2, 1]}, "element strides")],
     ids=str,
 )  # fmt: skip
-def test_the_rules_of_tensor_maps(changed, told):
+def test_the_rules_of_tensor_maps(changed, problem):
     given = SOUND | changed
     types = {"sizes": ctypes.c_uint64, "strides": ctypes.c_uint64, "box": ctypes.c_uint32, "steps": ctypes.c_uint32}
     arrays = {name: (t * len(given[name]))(*given[name]) for name, t in types.items()}
@@ -98,4 +98,4 @@ def test_the_rules_of_tensor_maps(changed, told):
         ctypes.addressof(to), given["kind"], given["rank"], given["address"], arrays["sizes"], arrays["strides"],
         arrays["box"], arrays["steps"], 0, 3, 0,
     )  # fmt: skip
-    assert (code, tensormaps.problems[:1]) == (0, []) if told is None else told in tensormaps.problems[0]
+    assert (code, tensormaps.problems[:1]) == (0, []) if problem is None else problem in tensormaps.problems[0]

@@ -1,4 +1,4 @@
-"""Faults planted in compiled kernels are found, or told by the result, or redundant for a reason that is checked."""
+"""Faults planted in compiled kernels are found, or make the result wrong, or are harmless for a checked reason."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from .mutants import sweep
 
-STEP = 9  # `make emulate` plants them all, in every kernel
+STEP = 9  # every ninth fault; `make emulate` plants all of them, in every kernel
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
@@ -16,4 +16,4 @@ def test_planted_faults(target):
     missed = [r for r in rows if r["verdict"] == "survived" and not r["redundant"]]
     assert rows and not missed, missed
     seen = sum(r["verdict"] != "survived" for r in rows)
-    assert seen >= len(rows) / 2, f"only {seen} of {len(rows)} faults are seen at all"
+    assert seen >= len(rows) / 2, f"only {seen} of {len(rows)} faults were detected"

@@ -1,4 +1,4 @@
-"""A fault in the source of a kernel is told with the line of the source that it shows in."""
+"""For a fault in the source of a kernel, the finding names the source line in which it shows."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .parse import parse
 
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C compiler: the emulated card is made of C")
 ROOT = Path(entropy_attn.__file__).parents[1]
-# What stands in a file of the kernels, the fault in its place, a call that meets it, what is found, and at which line:
-# that of the fault, or, of a wrong descriptor or row, the one that fetches or stores by it.
+# A file of the kernels, its correct text, the fault that replaces it, a call that reaches it, the kind of the finding,
+# and text of the line that is named if it is not the line of the fault: the one that loads or stores wrongly.
 FAULTS = {
     "a load without its mask": (
         "common/tiles.py", "return tl.load(ptrs, mask=inside_rows & inside_cols, other=0.0)", "return tl.load(ptrs)",
@@ -48,21 +48,23 @@ def copied(tmp_path_factory):
     return folder
 
 
-def told_of(folder: Path, file: str, sound: str, faulty: str, call: str) -> str:
-    """What a call by the copied kernels says that have this fault."""
+def output_of(folder: Path, file: str, sound: str, faulty: str, call: str) -> str:
+    """The output of a call with this fault in the copied kernels."""
     path = folder / "entropy_attn" / "kernels" / file
     text = path.read_text()
     assert text.count(sound) == 1
     path.write_text(text.replace(sound, faulty))
     command = [sys.executable, "-m", "tests.emulation.fuzz", "--repro", call]
-    path_here = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))  # by which another Triton is found
+    path_here = filter(
+        None, os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    )  # may lead to another version of Triton
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, path_here))}
     try:
-        told = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+        output = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
     finally:
         path.write_text(text)
-    assert told.returncode == 1, told.stdout + told.stderr
-    return told.stdout
+    assert output.returncode == 1, output.stdout + output.stderr
+    return output.stdout
 
 
 def lines_with(folder: Path, text: str) -> list[str]:
@@ -73,22 +75,22 @@ def lines_with(folder: Path, text: str) -> list[str]:
 
 @needs_compiler
 @pytest.mark.parametrize("name", FAULTS)
-def test_the_line_of_a_fault_is_named(name, copied):
+def test_the_finding_names_the_line_of_a_fault(name, copied):
     file, sound, faulty, call, kind, shows = FAULTS[name]
     at = lines_with(copied, shows or sound)
-    told = told_of(copied, file, sound, faulty, call)
-    assert f"Finding: {kind}" in told
-    assert any(f"{place}:" in told for place in at), f"{at} not in {told}"
+    output = output_of(copied, file, sound, faulty, call)
+    assert f"Finding: {kind}" in output
+    assert any(f"{line}:" in output for line in at), f"{at} not in {output}"
 
 
 @needs_compiler
 def test_a_wrong_result_names_the_kernels(copied):
-    """A score mask that is left out reads and stores all in its bounds: no line is wrong by itself."""
+    """Without a score mask, every load and store is within its bounds: no single line is at fault."""
     sound, faulty = "z = tl.where(bias != 0, z, EXCLUDED)", "z = tl.where(bias != 7, z, EXCLUDED)"
-    told = told_of(copied, "common/tiles.py", sound, faulty, "target=sm_80 mask=bool seqlen_k=40")
+    output = output_of(copied, "common/tiles.py", sound, faulty, "target=sm_80 mask=bool seqlen_k=40")
     (line,) = lines_with(copied, "def attention_forward_pointers(")
     begins = f"{line.split(':')[0]}:{int(line.split(':')[1]) - 1}"  # the line of @triton.jit
-    assert "above the budget" in told and f"launched on sm_80: attention_forward_pointers ({begins})" in told
+    assert "above the budget" in output and f"launched on sm_80: attention_forward_pointers ({begins})" in output
 
 
 INLINE = """
@@ -114,7 +116,7 @@ INLINE = """
 """
 
 
-def test_lines_of_inline_assembly_are_none_of_the_source():
-    """Triton 3.9's LLVM counts on: a load whose assembly has five lines would be four lines further down."""
-    told = [instruction.source for instruction in parse(INLINE).code]
-    assert told == ["common/tiles.py:65:20 @[ forward/kernel.py:298:5 ]"] * 2 + ["forward/kernel.py:299:5"]
+def test_lines_of_inline_assembly_are_no_source_lines():
+    """Triton 3.9's LLVM counts them: a load with five lines of assembly would be four lines further down."""
+    sources = [instruction.source for instruction in parse(INLINE).code]
+    assert sources == ["common/tiles.py:65:20 @[ forward/kernel.py:298:5 ]"] * 2 + ["forward/kernel.py:299:5"]

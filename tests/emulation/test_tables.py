@@ -1,4 +1,4 @@
-"""Compiled kernels on emulated cards against float64: a few; `make emulate` runs every row and option."""
+"""A few calls of compiled kernels on emulated cards, against float64; `make emulate` runs every row and option."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .conftest import SEED
 from .fuzz import draw, outcome, sound
 from .tables import FEW, every_row
 
-WORK = 2e7  # of a random call, so that forty of them are done in a minute or two
+WORK = 2e7  # largest work of a random call, so that forty calls take a minute or two
 
 
 @pytest.mark.parametrize("case", FEW, ids=str)
@@ -26,18 +26,20 @@ def test_within_the_budget(case):
 
 @pytest.mark.parametrize("part", range(10))
 def test_random_calls(part):
-    """With a fresh seed each time, which the run's summary names, as does the failure the case."""
+    """With a new seed each time: the summary of the run names the seed, and a failure names the case."""
     rng = random.Random(f"{os.environ[SEED]}-{part}")
-    bad = [(case, told) for case in (draw(rng, WORK) for _ in range(4)) if not sound(told := outcome(case, "emulated"))]
-    assert not bad, "\n".join(f'{told}\npython -m tests.emulation.fuzz --repro "{case}"' for case, told in bad)
+    bad = [
+        (case, result) for case in (draw(rng, WORK) for _ in range(4)) if not sound(result := outcome(case, "emulated"))
+    ]
+    assert not bad, "\n".join(f'{result}\npython -m tests.emulation.fuzz --repro "{case}"' for case, result in bad)
 
 
-def test_a_case_is_its_line():
+def test_a_case_equals_its_parsed_line():
     for case in (draw(random.Random(seed)) for seed in range(200)):
         assert Case.parse(str(case)) == case
 
 
-def test_every_row_means_every_row():
+def test_every_row_is_covered():
     """The widest head dim of each row of the plain forward table is among the calls."""
     from entropy_attn.kernels.forward.configs import _POINTERS
 

@@ -1,4 +1,4 @@
-"""Candidates of autotuning on a card: those of the plain schedule apart from those that have never run on one."""
+"""Candidates of autotuning: those with the plain schedule, and those with schedules that have never run on a GPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def scheduled_candidates(*given: Any, **options: Any) -> list[ForwardConfig]:
 
 
 def those_that_fit(candidates: list[ForwardConfig], query: Tensor, key: Tensor, value: Tensor) -> list[ForwardConfig]:
-    """Run each; all are right, but for those that ask for more than a multiprocessor has."""
+    """Run each candidate and check its result; returns those that do not need more than a multiprocessor has."""
     fit = []
     for config in candidates:
         try:

@@ -1,4 +1,4 @@
-"""What only a GPU can show: long sequences, large tensors, streams, timing. `make gpu` runs these and tests/kernels."""
+"""Tests that need a GPU: long sequences, large tensors, streams, timing. `make gpu` runs these and tests/kernels."""
 
 from __future__ import annotations
 

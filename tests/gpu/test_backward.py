@@ -1,4 +1,4 @@
-"""The compiled backward kernels, through autograd, at sizes that the interpreter cannot reach."""
+"""The compiled backward kernels, through autograd, at sizes that are too large for the interpreter."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def randn(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
 
 
 def draw_gradients(query: Tensor, value: Tensor, map_keys: tuple[int, int]) -> dict[str, Any]:
-    """Gradients of all that a call returns, as ``random_gradients`` has them, but drawn on the card."""
+    """Gradients of all results of a call, in the format of `random_gradients`, but drawn on the GPU."""
     rows = query.shape[:3]
     shapes = ((*rows, value.shape[3]), rows, rows, (query.shape[0], query.shape[2], map_keys[1] - map_keys[0]))
     drawn = {f"grad_{n}": torch.randn(s, device=query.device) for n, s in zip(RESULTS, shapes, strict=True)}
@@ -30,7 +30,7 @@ def draw_gradients(query: Tensor, value: Tensor, map_keys: tuple[int, int]) -> d
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, grads: dict[str, Any], **options: Any) -> tuple[list, list]:
-    """The results that have a gradient among ``grads``, and these gradients."""
+    """The results that have a gradient in `grads`, and these gradients."""
     options |= {"return_lse": True, "return_entropy": True, "enable_gqa": query.shape[1] != key.shape[1]}
     result = ea.attention(query, key, value, **options, map_keys=grads.get("map_keys"), impl="triton")
     names = [name for name in RESULTS if f"grad_{name}" in grads]
@@ -38,7 +38,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, grads: dict[str, Any], **o
 
 
 def gradients(query: Tensor, key: Tensor, value: Tensor, grads: dict[str, Any], **options: Any) -> tuple[Tensor, ...]:
-    """``(dq, dk, dv)`` and, for a tensor scale, its own."""
+    """`(dq, dk, dv)`, and the gradient of a tensor scale."""
     leaves = [t.detach().requires_grad_() for t in (query, key, value)]
     if isinstance(options.get("scale"), Tensor):
         options["scale"] = options["scale"].detach().requires_grad_()
@@ -51,9 +51,9 @@ def assert_head_matches(
     actual: tuple[Tensor, ...], query: Tensor, key: Tensor, value: Tensor, grads: dict[str, Any], *,
     batch: int = 0, head: int = 0, rows: slice | list[int] = slice(None), scale: Tensor | None = None, **options: Any,
 ) -> None:  # fmt: skip
-    """One key head, and the query heads that share it, against float64: all heads of a large call would not fit.
+    """One key head and the query heads that share it, against float64: all heads of a large call would not fit.
 
-    ``rows`` are those with a gradient; without others, they alone make up dK and dV.
+    `rows` are the rows with a gradient; only they contribute to dK and dV.
     """
     group = query.shape[1] // key.shape[1]
     b, h, h_kv = slice(batch, batch + 1), slice(head * group, (head + 1) * group), slice(head, head + 1)
@@ -62,7 +62,7 @@ def assert_head_matches(
         return t[b, h][:, :, rows]
 
     part = {n: of_rows(g) for n, g in grads.items() if n in ("grad_out", "grad_lse", "grad_entropy")}
-    if "grad_map" in grads:  # a mean over fewer heads
+    if "grad_map" in grads:  # the mean is over fewer heads
         part["grad_map"] = grads["grad_map"][b][:, rows] * (group / query.shape[1])
         part["map_keys"] = grads["map_keys"]
     given = (of_rows(actual[0]), actual[1][b, h_kv], actual[2][b, h_kv], *(t[h] for t in actual[3:]))
@@ -85,7 +85,7 @@ def test_long_sequences(head_dim, dtype):
             gradients(q, k, v, grads)
         return
     assert_head_matches(gradients(q, k, v, grads), q, k, v, grads, batch=1, head=3)
-    del grads["grad_map"], grads["map_keys"]  # tiles of its own
+    del grads["grad_map"], grads["map_keys"]  # maps have different tiles
     assert_head_matches(gradients(q, k, v, grads), q, k, v, grads, batch=1, head=3)
 
 
@@ -107,7 +107,7 @@ def test_long_sequences_with_a_mask(head_dim, option, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_shared_heads_and_a_scale_for_each(dtype):
-    """Heads inside of tokens, as the models have them."""
+    """The models store the heads inside of the tokens."""
     q, k, v = (randn(1, n, h, 40, dtype=dtype).transpose(1, 2) for n, h in ((1025, 8), (1100, 2), (1100, 2)))
     scale = torch.linspace(-0.1, 0.3, 8, device=q.device)
     grads = random_gradients(q, k, v, (0, 77))
@@ -118,7 +118,7 @@ def test_shared_heads_and_a_scale_for_each(dtype):
 
 @pytest.mark.parametrize("seqlen", [16_384, 65_536])
 def test_very_long_sequences(seqlen, dtype=torch.bfloat16):
-    """Some rows have gradients, which float64 can hold; those of the others are exactly zero."""
+    """A few rows have gradients, so that float64 fits into memory; the gradients of the others are exactly zero."""
     q, k, v = (randn(1, 2, seqlen, 64, dtype=dtype) for _ in range(3))
     rows = [*range(70), *range(seqlen // 2, seqlen // 2 + 3), *range(seqlen - 60, seqlen)]
     others = torch.ones(seqlen, dtype=torch.bool, device=q.device)
@@ -131,7 +131,7 @@ def test_very_long_sequences(seqlen, dtype=torch.bfloat16):
     assert_head_matches(actual, q, k, v, grads, head=1, rows=rows)
 
 
-def test_more_heads_than_a_grid_axis_takes():
+def test_more_heads_than_fit_into_a_grid_axis():
     q, k, v = make_qkv(9_000, 8, 3, 5, 16, dtype=torch.float16, device="cuda")
     grads = random_gradients(q, k, v, (1, 4))
     assert_gradients_match(gradients(q, k, v, grads), q, k, v, grads)
@@ -163,7 +163,7 @@ def test_the_same_call_gives_the_same_bits(head_dim, dtype):
 def test_a_cuda_graph_of_forward_and_backward():
     q, k, v = (randn(1, 8, 500, 64) for _ in range(3))
     grads = draw_gradients(q, v, (0, 77))
-    gradients(q, k, v, grads)  # a capture cannot compile
+    gradients(q, k, v, grads)  # compile: a capture cannot do it
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = gradients(q, k, v, grads)
@@ -190,7 +190,7 @@ def test_another_stream():
 @pytest.mark.parametrize("with_map", [False, True])
 @pytest.mark.parametrize("head_dim", [64, 160])
 def test_memory_beyond_the_gradients_is_a_few_numbers_a_row(head_dim, with_map):
-    """One head's scores alone would take 512 MiB."""
+    """The scores of one head would take 512 MiB."""
     q, k, v = (randn(1, 8, 16_384, head_dim).requires_grad_() for _ in range(3))
     grads = draw_gradients(q, v, (0, 77))
     if not with_map:

@@ -1,4 +1,4 @@
-"""The compiled forward kernel at sizes that the interpreter cannot reach."""
+"""The compiled forward kernel at sizes that are too large for the interpreter."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def randn(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
 
 
 def assert_rows_match(actual, q, k, v, batch: int, head: int, rows: slice, **options) -> None:
-    """Some rows of one head against float64: the whole matrix of a large call would not fit."""
+    """A few rows of one head against float64: the matrix of a large call would not fit."""
     group = q.shape[1] // k.shape[1]
     one, one_kv = slice(head, head + 1), slice(head // group, head // group + 1)
     b = slice(batch, batch + 1)
@@ -51,7 +51,7 @@ def test_very_long_sequences(seqlen):
     assert_rows_match(ea.attention(q, k, v, **ALL, impl="triton"), q, k, v, 0, 1, slice(seqlen - 130, seqlen))
 
 
-def test_more_heads_than_a_grid_axis_takes():
+def test_more_heads_than_fit_into_a_grid_axis():
     q, k, v = make_qkv(9_000, 8, 3, 5, 16, dtype=torch.float16, device="cuda")
     assert_matches_oracle(ea.attention(q, k, v, **ALL, impl="triton"), q, k, v)
 
@@ -74,13 +74,13 @@ def test_every_candidate_of_autotuning_is_right(head_dim, dtype):
     q, k, v = make_qkv(1, 2, 200, 333, head_dim, dtype=dtype, device="cuda")
     candidates = plain_candidates(call_target(q), head_dim, head_dim, dtype, seqlen_k=333)
     ran = those_that_fit(candidates, q, k, v)
-    assert candidates[0] in ran, "the table's choice must fit"
-    assert len(ran) >= min(2, len(candidates))  # float32 has one
+    assert candidates[0] in ran, "the configuration of the table must fit"
+    assert len(ran) >= min(2, len(candidates))  # float32 has one candidate
 
 
 def test_autotuning_measures_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(autotune, "forward_candidates", plain_candidates)  # the schedules have a file of their own
+    monkeypatch.setattr(autotune, "forward_candidates", plain_candidates)  # test_schedules.py tests the other schedules
     q, k, v = (randn(1, 8, 1000, 64) for _ in range(3))
     tuned = launch.attention_forward(AttentionCall(q, k, v, **ALL), autotune=True)
     assert_rows_match(tuned, q, k, v, 0, 7, slice(900, 1000))
@@ -114,7 +114,7 @@ def test_another_stream_and_a_cuda_graph():
     assert_same_bits(expected, captured)
 
 
-def test_auto_takes_the_kernel_for_statistics_and_torch_for_gradients_it_lacks():
+def test_auto_uses_the_kernel_for_statistics_and_torch_for_unsupported_gradients():
     q, k, v = (randn(1, 2, 70, 64) for _ in range(3))
     assert_same_bits(ea.attention(q, k, v, **ALL), ea.attention(q, k, v, **ALL, impl="triton"))
     q.requires_grad_()

@@ -1,4 +1,4 @@
-"""The compiled map kernels at the sizes of the models that have maps."""
+"""The compiled map kernels at the sizes of real models."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_same_call_gives_the_same_bits(seqlen_k):
         assert torch.equal(first.out, again.out) and torch.equal(first.map, again.map)
 
 
-def test_auto_takes_the_kernel_for_a_map_and_torch_for_its_gradient():
+def test_auto_uses_the_kernel_for_a_map_and_torch_for_its_gradient():
     q, k, v = (randn(1, 2, n, 64) for n in (70, 77, 77))
     expected = ea.attention(q, k, v, map_keys=(0, 77), impl="triton").map
     assert torch.equal(ea.attention(q, k, v, map_keys=(0, 77)).map, expected)

@@ -1,4 +1,4 @@
-"""Schedules that autotuning tries on Hopper and that have never run on a card. `make gpu` runs these last and alone."""
+"""Schedules that autotuning tries on Hopper and that have never run on a GPU. `make gpu` runs these tests last."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.gpu.candidates import scheduled_candidates, those_that_fit
 from tests.support.oracle import make_qkv
 
 
-@pytest.mark.parametrize("seqlen_k", [333, 384])  # with and without a rest
+@pytest.mark.parametrize("seqlen_k", [333, 384])  # with and without an incomplete block
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("schedule", ["rotated", "specialized"])

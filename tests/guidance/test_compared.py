@@ -1,4 +1,4 @@
-"""The compared losses against numbers worked out by hand."""
+"""The losses of other methods against numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WORDS = ["red", "circle", "and", "blue", "square"]
 
 
 class Tokenizer:
-    """One token a word; start mark 0, end mark 9, eight positions."""
+    """One token per word; start token 0, end token 9, eight positions."""
 
     model_max_length, bos_token_id, eos_token_id = 8, 0, 9
 
@@ -45,7 +45,7 @@ def maps(seed: int = 0) -> torch.Tensor:
     return torch.rand(4, 6, 8, generator=torch.Generator().manual_seed(seed)).softmax(-1)
 
 
-def test_softmax_over_the_text_leaves_out_its_ends():
+def test_softmax_over_the_text_excludes_start_and_end():
     given = torch.zeros(2, 2, 4)
     given[..., 0], given[0, 0, 1] = 50.0, 0.02
     expected = math.exp(2.0) / (math.exp(2.0) + 1.0)
@@ -73,7 +73,7 @@ def test_contrastive_loss_by_hand():
     assert contrastive(cosines, [0, 1, 2], 0.5) == 0 == contrastive(cosines, [0, 0, 0], 0.5)
 
 
-def test_conform_groups_and_the_step_before():
+def test_conform_groups_and_the_previous_step():
     method = CONFORM(groups=[("red", "circle"), ("blue", "square")])
     given, before = maps(), maps(1)
     features = smoothed(over_text(given, [1, 2, 4, 5])).flatten(1)
@@ -92,9 +92,9 @@ def test_symmetric_divergence_by_hand():
     assert symmetric_kl(p.log(), q.log()).item() == pytest.approx(expected)
 
 
-def test_syngen_pairs_and_the_words_outside():
+def test_syngen_pairs_and_unrelated_words():
     given = maps()
-    logs = (given[..., 1:6] / given[..., 1:6].sum((0, 1))).flatten(0, 1).T.log()  # a row a word
+    logs = (given[..., 1:6] / given[..., 1:6].sum((0, 1))).flatten(0, 1).T.log()  # one row per word
 
     def dist(i: int, j: int) -> torch.Tensor:
         return symmetric_kl(logs[i - 1], logs[j - 1])
@@ -103,7 +103,7 @@ def test_syngen_pairs_and_the_words_outside():
     torch.testing.assert_close(SynGen(pairs=[("red", "circle")]).loss(given, prompt()), expected)
     expected = expected + dist(4, 5) - torch.stack([dist(w, u) for w in (4, 5) for u in (1, 2, 3)]).mean()
     torch.testing.assert_close(SynGen(pairs=[("red", "circle"), (4, 5)]).loss(given, prompt()), expected)
-    # Two modifiers of one noun are not outside of each other's pair.
+    # Two modifiers of one noun do not count as unrelated to each other.
     expected = dist(1, 2) + dist(4, 2)
     expected = expected - torch.stack([dist(w, u) for m in (1, 4) for w in (m, 2) for u in (3, 5)]).sum() / 4
     torch.testing.assert_close(SynGen(pairs=[(1, 2), (4, 2)]).loss(given, prompt()), expected)
@@ -120,7 +120,7 @@ def test_syngen_pairs_and_the_words_outside():
     ],
     ids=lambda method: type(method).__name__,
 )
-def test_gradients_are_numbers(method):
+def test_gradients_are_finite(method):
     given = maps().double().requires_grad_()
     previous = maps(1).double()
     assert torch.autograd.gradcheck(lambda maps: method.loss(maps, prompt(previous=previous)), given, atol=1e-4)
@@ -128,7 +128,7 @@ def test_gradients_are_numbers(method):
     assert torch.autograd.grad(loss, given)[0].isfinite().all()
 
 
-def test_a_callable_is_a_guidance():
+def test_a_callable_becomes_a_guidance():
     method = as_guidance(lambda maps, prompt: maps.sum())
     assert isinstance(method, Custom) and method.loss(torch.ones(2, 2, 2), prompt()) == 8
     assert as_guidance(method) is method and not method.needs_text_attention

@@ -1,4 +1,4 @@
-"""T against numbers worked out by hand."""
+"""T against numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ IDS = torch.tensor([[BOS, 1, 2, EOS, EOS]])
 
 
 def two_words(dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Two layers whose mean gives the real tokens the rows (0.4, 0) and (0.1, 0.3)."""
+    """Two layers; in their mean, the rows of the real tokens are (0.4, 0) and (0.1, 0.3)."""
     layers = torch.rand(2, 1, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for layer, rows in enumerate(([[0.5, 0.0], [0.2, 0.2]], [[0.3, 0.0], [0.0, 0.4]])):
         layers[layer, 0, 1:3, 1:3] = torch.tensor(rows)
     return layers.to(dtype)
 
 
-def test_the_power_comes_before_renormalising_in_the_released_form():
+def test_the_released_form_applies_the_power_before_normalization():
     (found,) = text_self_attention(two_words(), IDS, EOS, gamma=2.0)
     torch.testing.assert_close(found, torch.tensor([[1.0, 0.0], [0.1, 0.9]]))  # (0.01, 0.09) / 0.1
 
 
-def test_and_after_it_in_the_papers():
+def test_the_papers_form_applies_the_power_after_normalization():
     (found,) = text_self_attention(two_words(), IDS, EOS, gamma=2.0, variant="paper")
     torch.testing.assert_close(found, torch.tensor([[1.0, 0.0], [0.0625, 0.5625]]))  # (0.25, 0.75)^2
 
 
-def test_the_power_is_four_unless_said():
+def test_the_default_power_is_four():
     (found,) = text_self_attention(two_words(), IDS, EOS)
     torch.testing.assert_close(found[1], torch.tensor([1.0, 81.0]) / 82)
 
 
-def test_real_tokens_lie_between_the_marks():
-    """The first end mark counts: CLIP pads with it, the second encoder of SDXL with another token."""
+def test_real_tokens_are_between_start_and_end():
+    """The first end token counts: CLIP pads with end tokens, the second encoder of SDXL with another token."""
     ids = torch.tensor([[BOS, 1, 2, EOS, EOS], [BOS, 3, EOS, 0, 0], [BOS, EOS, EOS, EOS, EOS], [BOS, 1, 2, 3, EOS]])
     assert real_tokens(ids, EOS) == [[1, 2], [1], [], [1, 2, 3]]
     attentions = torch.rand(3, 4, 5, 5)
@@ -45,7 +45,7 @@ def test_real_tokens_lie_between_the_marks():
     assert found[1].item() == 1.0
 
 
-def test_every_prompt_of_a_batch_is_by_itself():
+def test_the_prompts_of_a_batch_are_independent():
     attentions, ids = torch.rand(3, 2, 5, 5), torch.tensor([[BOS, 1, 2, EOS, EOS], [BOS, 1, 2, 3, EOS]])
     together = text_self_attention(attentions, ids, EOS)
     for prompt, found in enumerate(together):
@@ -54,7 +54,7 @@ def test_every_prompt_of_a_batch_is_by_itself():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_float32_whatever_the_dtype(dtype):
+def test_the_result_is_float32_for_every_dtype(dtype):
     (found,) = text_self_attention(two_words(dtype), IDS, EOS)
     (expected,) = text_self_attention(two_words(dtype).float(), IDS, EOS)
     assert found.dtype == torch.float32 and torch.equal(found, expected)
@@ -62,7 +62,7 @@ def test_float32_whatever_the_dtype(dtype):
 
 
 @pytest.mark.parametrize("variant", ["released", "paper"])
-def test_large_powers_and_tiny_probabilities_stay_numbers(variant):
+def test_large_powers_and_tiny_probabilities_stay_finite(variant):
     rows = torch.tensor([[1e-12, 0.0], [1e-12, 3e-12]])
     torch.testing.assert_close(sharpen(rows, 2.0, variant), sharpen(rows * 1e11, 2.0, variant))
     assert sharpen(rows, 300.0, variant).isfinite().all()

@@ -1,4 +1,4 @@
-"""S, the loss and the settings of T-SAM against numbers worked out by hand."""
+"""S, the loss and the settings of T-SAM against numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from entropy_attn.guidance import TSAM, Prompt, attention_similarity, tsam_loss
 from entropy_attn.guidance.similarity import SMOOTHING, smoothed
 
-# Columns: start mark, three words with the cosines 0.6 (1, 2), 0 (1, 3), 0.8 (2, 3), end mark. Lengths do not matter.
+# Columns: start token, three words with the cosines 0.6 (1, 2), 0 (1, 3), 0.8 (2, 3), end token. Norms do not matter.
 MAPS = torch.tensor([[9.0, 1.0, 3.0, 0.0, 2.0], [1.0, 0.0, 4.0, 0.5, 7.0]])
 SIZE = (1, 2)
 
@@ -28,7 +28,7 @@ def test_similarity_of_the_papers_form_sums_over_all_tokens():
 
 
 def test_smoothing_weights():
-    """exp(-(1 / 2 sigma)^2) at sigma = 0.5 is 1/e; a true Gaussian of that sigma would be (0.107, 0.787, 0.107)."""
+    """exp(-(1 / 2 sigma)^2) at sigma = 0.5 is 1/e; a Gaussian with that sigma would be (0.107, 0.787, 0.107)."""
     assert SMOOTHING == pytest.approx((0.212, 0.576, 0.212), abs=5e-4) and sum(SMOOTHING) == pytest.approx(1.0)
 
 
@@ -36,14 +36,14 @@ def test_smoothing_mirrors_at_the_borders():
     side, middle, _ = SMOOTHING
     dot = torch.zeros(1, 3, 4)
     dot[0, 1, 1] = 1.0
-    rows = torch.tensor([2 * side, middle, 2 * side])  # the border sees its neighbour on both sides
+    rows = torch.tensor([2 * side, middle, 2 * side])  # at the border, the mirrored neighbor counts twice
     columns = torch.tensor([2 * side, middle, side, 0.0])
     torch.testing.assert_close(smoothed(dot)[0], rows[:, None] * columns)
     torch.testing.assert_close(smoothed(torch.ones(2, 5, 3)), torch.ones(2, 5, 3))
-    torch.testing.assert_close(smoothed(torch.ones(2, 1, 3)), torch.ones(2, 1, 3))  # nothing to mirror
+    torch.testing.assert_close(smoothed(torch.ones(2, 1, 3)), torch.ones(2, 1, 3))  # a single row has nothing to mirror
 
 
-def test_similarity_smooths_once_and_rows_come_first():
+def test_similarity_smooths_once_and_reads_maps_by_rows():
     maps = torch.rand(12, 6)
     images = smoothed(maps[:, [4, 1]].T.reshape(2, 3, 4)).flatten(1)
     cosine = torch.cosine_similarity(images[0], images[1], dim=0)
@@ -68,7 +68,7 @@ def test_first_row_of_the_released_form_is_zero():
 
 
 @pytest.mark.parametrize("tokens", [[], [2]])
-def test_a_single_word_has_no_loss_and_no_crash(tokens):
+def test_a_single_word_has_zero_loss(tokens):
     maps = MAPS.clone().requires_grad_()
     similarity = attention_similarity(maps, SIZE, tokens)
     loss = tsam_loss(torch.ones(len(tokens), len(tokens)), similarity)
@@ -79,14 +79,14 @@ def test_a_single_word_has_no_loss_and_no_crash(tokens):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_float32_whatever_the_dtype(dtype):
+def test_the_result_is_float32_for_every_dtype(dtype):
     maps = torch.rand(16, 5).to(dtype)
     found = attention_similarity(maps, (4, 4), [1, 2, 3])
     assert found.dtype == torch.float32 and torch.equal(found, attention_similarity(maps.float(), (4, 4), [1, 2, 3]))
     assert tsam_loss(torch.eye(3, dtype=dtype), torch.eye(3, dtype=dtype)).dtype == torch.float32
 
 
-def test_autocast_narrows_nothing():
+def test_autocast_does_not_reduce_precision():
     maps = torch.rand(16, 5)
     expected = attention_similarity(maps, (4, 4), [1, 2, 3])
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -102,10 +102,10 @@ def test_gradients(variant):
         return tsam_loss(T, attention_similarity(maps, (3, 4), [1, 2, 3], variant=variant))
 
     assert torch.autograd.gradcheck(loss, maps)
-    assert torch.autograd.grad(loss(maps), maps)[0][:, [0, 4]].abs().max() == 0  # marks have no part in it
+    assert torch.autograd.grad(loss(maps), maps)[0][:, [0, 4]].abs().max() == 0  # start and end have no influence
 
 
-def test_maps_of_zeros_stay_numbers():
+def test_maps_of_zeros_stay_finite():
     maps = torch.zeros(4, 3, requires_grad=True)
     loss = tsam_loss(torch.eye(2), attention_similarity(maps, (2, 2), [1, 2]))
     assert loss.isfinite() and torch.autograd.grad(loss, maps)[0].isfinite().all()
@@ -123,7 +123,7 @@ def test_functions_refuse():
 
 
 def two_words() -> Prompt:
-    """The words at 1 and 2 attend to one another as (0.4, 0) and (0.1, 0.3)."""
+    """The words at positions 1 and 2 attend to each other with (0.4, 0) and (0.1, 0.3)."""
     attention = torch.rand(5, 5, generator=torch.Generator().manual_seed(0))
     attention[1:3, 1:3] = torch.tensor([[0.4, 0.0], [0.1, 0.3]])
     return Prompt(None, (1, 2), attention)
@@ -139,12 +139,12 @@ def two_words() -> Prompt:
         ({"target": lambda prompt: None, "gamma": 2.0}, [0.1, 0.9]),
     ],
 )
-def test_the_text_matrix_is_that_of_the_settings(settings, second_row):
+def test_the_text_matrix_follows_the_settings(settings, second_row):
     torch.testing.assert_close(TSAM(**settings).text_matrix(two_words())[1], torch.tensor(second_row))
 
 
 @pytest.mark.parametrize("variant", ["released", "paper"])
-def test_the_loss_of_an_image_is_between_its_maps_by_rows_and_the_text(variant):
+def test_the_loss_of_an_image_compares_its_maps_with_the_text(variant):
     maps = torch.rand(2, 3, 5, generator=torch.Generator().manual_seed(1))
     by_rows = torch.stack([maps[row, column] for row in range(2) for column in range(3)])
     S = attention_similarity(by_rows, (2, 3), [1, 2], variant=variant)

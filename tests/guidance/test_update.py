@@ -1,4 +1,4 @@
-"""The step on the latents: its direction, its length over the steps, and what Euler's latents make of it."""
+"""The update of the latents: its direction, its length at each step, and the correction for Euler's latents."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from entropy_attn.guidance import input_correction, step_size, update_latents
 
 
-def test_the_step_goes_down_the_gradient():
+def test_the_update_follows_the_negative_gradient():
     latents, gradient = torch.tensor([1.0, 2.0]), torch.tensor([0.5, -0.25])
     torch.testing.assert_close(update_latents(latents, gradient, 2.0), torch.tensor([0.0, 2.5]))
     assert torch.equal(update_latents(latents, gradient, 0.0), latents)
@@ -30,7 +30,7 @@ def test_the_released_schedule_is_the_root_of_an_even_one():
         step_size(40.0, 50, 50)
 
 
-def test_eulers_latents_are_corrected_for():
+def test_the_scale_of_eulers_latents_is_corrected():
     diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.EulerDiscreteScheduler()
     scheduler.set_timesteps(4)
@@ -39,7 +39,7 @@ def test_eulers_latents_are_corrected_for():
         scheduler._step_index = None
         found = input_correction(lambda sample, t=timestep: scheduler.scale_model_input(sample, t), latents)
         torch.testing.assert_close(found, sigma**2 + 1)
-    assert (scheduler.sigmas[0] ** 2 + 1) > 200  # what the gradient would be missing
+    assert (scheduler.sigmas[0] ** 2 + 1) > 200  # the factor that the gradient would miss
 
 
 @pytest.mark.parametrize("name", ["DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler"])

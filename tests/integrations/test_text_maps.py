@@ -1,4 +1,4 @@
-"""Self-attention maps of text encoders, against what eager attention returns."""
+"""Self-attention maps of text encoders, against the maps that eager attention returns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from entropy_attn.errors import Unroutable
 from entropy_attn.integrations.transformers import text_attention_maps, text_self_attention_maps
 
 LENGTH, LAYERS = 9, 3
-T5_IS_OFFERED = T5EncoderModel._supports_sdpa  # older releases of transformers have eager T5 only
+T5_IS_OFFERED = T5EncoderModel._supports_sdpa  # older releases of transformers have only eager attention for T5
 IDS = torch.tensor([[48, 5, 6, 7, 8, 49, 49, 49, 49], [48, 9, 10, 11, 12, 13, 14, 15, 49]])
 PADDED = torch.tensor([[1] * 6 + [0] * 3, [1] * 9])
 MODELS = [
@@ -40,7 +40,7 @@ def make(kind: str, implementation: str = "sdpa"):
         )  # fmt: skip
         cls = CLIPTextModel if kind == "clip" else CLIPTextModelWithProjection
         model = cls._from_config(config, attn_implementation=implementation)
-    with torch.no_grad():  # spread the logits, for the maps to differ
+    with torch.no_grad():  # spread the logits, so that the maps differ
         for name, weight in model.named_parameters():
             if "_proj.weight" in name or name.endswith(("q.weight", "k.weight", "relative_attention_bias.weight")):
                 weight.mul_(8.0)
@@ -48,7 +48,7 @@ def make(kind: str, implementation: str = "sdpa"):
 
 
 def footprint(model) -> list:
-    """What taking maps could leave behind, in the model and globally."""
+    """Everything that recording maps could leave behind, in the model and globally."""
     return [
         model.config._attn_implementation,
         dict(AttentionInterface._global_mapping),
@@ -102,7 +102,7 @@ def test_every_call_in_the_block_adds_its_maps():
     torch.testing.assert_close(maps[0][:, 0], maps[1][:, 0])
 
 
-def test_encoders_inside_each_other_keep_to_themselves():
+def test_nested_blocks_of_two_encoders_are_independent():
     first, second = make("clip"), make("clip with projection")
     with text_attention_maps(first) as outer:
         with text_attention_maps(second) as inner:
@@ -132,7 +132,7 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("error", [Stop, KeyboardInterrupt])
-def test_an_exception_leaves_nothing(error, implementation: str):
+def test_an_exception_leaves_nothing_behind(error, implementation: str):
     model = make("clip", implementation)
     before, expected = footprint(model), model(IDS).last_hidden_state
 
@@ -148,7 +148,7 @@ def test_an_exception_leaves_nothing(error, implementation: str):
     assert torch.equal(model(IDS).last_hidden_state, expected)
 
 
-def test_another_implementation_chosen_inside_is_kept():
+def test_an_implementation_chosen_inside_the_block_is_kept():
     model = make("clip")
     with text_attention_maps(model):
         model.set_attn_implementation("eager")
@@ -169,7 +169,7 @@ def test_refusals():
         text_self_attention_maps(model, IDS)
 
 
-@pytest.mark.skipif(T5_IS_OFFERED, reason="goes through the interface")
+@pytest.mark.skipif(T5_IS_OFFERED, reason="T5 uses the attention interface")
 def test_an_encoder_without_the_interface_is_refused():
     model = make("t5", "eager")
     before = footprint(model)

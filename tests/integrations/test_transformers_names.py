@@ -1,11 +1,11 @@
-"""The undocumented names of transformers that text maps rely on. If one of these fails, transformers has changed."""
+"""Undocumented names of transformers that text maps rely on. If a test fails, transformers has changed."""
 
 from __future__ import annotations
 
 from transformers import AttentionInterface, AttentionMaskInterface, CLIPTextConfig, CLIPTextModel
 
 
-def test_what_is_registered_can_be_taken_back():
+def test_a_registered_function_can_be_removed():
     for interface in (AttentionInterface, AttentionMaskInterface):
         interface.register("ours", len)
         assert interface()["ours"] is len

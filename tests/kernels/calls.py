@@ -1,4 +1,4 @@
-"""What the kernel tests share: where they run, in which dtypes, and the comparison with float64."""
+"""Shared by the kernel tests: the device, the dtypes, and the comparison with float64."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from entropy_attn.kernels.forward import launch
 from entropy_attn.kernels.forward.configs import ForwardConfig
 from tests.support.oracle import assert_matches_oracle
 
-DEVICE = "cuda" if not interpreting() and torch.cuda.is_available() else "cpu"  # there an emulated card's as well
+DEVICE = "cuda" if not interpreting() and torch.cuda.is_available() else "cpu"  # also for an emulated card
 # Triton's interpreter multiplies bfloat16 wrongly.
 DTYPES = (torch.float32, torch.float16) if interpreting() else (torch.float32, torch.float16, torch.bfloat16)
 

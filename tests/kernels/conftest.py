@@ -1,9 +1,9 @@
-"""These tests run the kernels on the GPU that is here, or in Triton's interpreter, or on an emulated card.
+"""These tests run the kernels on a GPU, in Triton's interpreter, or on an emulated card.
 
     pytest tests/kernels --on interpreter    (or: gpu, sm_80, sm_89, sm_90, sm_120)
 
-Triton chooses its interpreter when it is imported: without ``--on`` where TRITON_INTERPRET=1 is set (`make test`), or
-where no GPU is.
+Triton chooses its interpreter when it is imported. Without `--on`, the interpreter is used if TRITON_INTERPRET=1 is set
+(`make test`) or if there is no GPU.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def poisoned_outputs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What the kernel does not write stays NaN, on an emulated card as well."""
+    """Memory that the kernel does not write stays NaN, also on an emulated card."""
     on = request.config.getoption("--on", None)
     if on in EMULATED:
         from entropy_attn.kernels.forward import autotune
         from tests.emulation.card import emulated
 
-        # a card's time is not emulated: the autotuner takes any candidate that runs
+        # time is not emulated: the autotuner takes any candidate that runs
         monkeypatch.setattr(autotune, "_default_timer", lambda: lambda run: (run(), 1.0)[1])
-        with emulated(on) as own:
+        with emulated(on) as card:
             yield
-        print(own.told())  # which pytest shows with a test that failed
+        print(card.summary())  # pytest shows this with a failed test
         return
 
     from entropy_attn.kernels.backward import launch as launch_backward

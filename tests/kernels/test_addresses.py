@@ -1,4 +1,4 @@
-"""Offsets beyond 2**31 elements, over memory that is reserved but, except for the rows in use, never touched."""
+"""Offsets beyond 2**31 elements, in memory that is reserved, but only touched where it is used."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tests.kernels.calls import DEVICE, check
 from tests.support.oracle import assert_matches_oracle, make_qkv
 
 MAP_NORESERVE = 0x4000  # Linux; Python's mmap names it from 3.13 on
-pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the card has tests/gpu for this")
+pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU, tests/gpu tests this")
 
 
 def spread(t: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
-    """A copy of ``t`` with these strides, in elements."""
+    """A copy of `t` with these strides, in elements."""
     last = sum((size - 1) * stride for size, stride in zip(t.shape, strides, strict=True))
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
     memory = mmap.mmap(-1, (last + 1) * t.element_size(), flags=flags)

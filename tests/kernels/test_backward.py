@@ -1,4 +1,4 @@
-"""The backward kernels against float64 autograd, on the GPU that is here or in Triton's interpreter."""
+"""The backward kernels against float64 autograd, on a GPU or in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SMALL = BackwardConfig(TileConfig(32, 16, 4, 1), TileConfig(16, 32, 4, 1))
 
 
 def backward(query: Tensor, key: Tensor, value: Tensor, grads: dict[str, Any], **options: Any) -> tuple:
-    """Forward, then backward; ``config`` and ``needs`` are the backward's."""
+    """Forward, then backward; `config` and `needs` are those of the backward pass."""
     given = {name: options.pop(name) for name in ("attn_mask", "is_causal", "scale") if name in options}
     grads = dict(grads)
     call = AttentionCall(
@@ -39,12 +39,12 @@ def check(
     query: Tensor, key: Tensor, value: Tensor, config: BackwardConfig | None = None, *,
     names: tuple[str, ...] = GRADS, map_keys: tuple[int, int] | None = None, **options: Any,
 ) -> tuple:  # fmt: skip
-    """Every gradient that there is, from random gradients of the named outputs, against float64."""
+    """All gradients, computed from random gradients of the named outputs, against float64."""
     seqlen_k = key.shape[2]
     has_mask, has_map = options.get("attn_mask") is not None, "grad_map" in names
     widths = query.shape[3], value.shape[3]
     refused = backward_unsupported(call_target(query), *widths, query.dtype, has_mask=has_mask, has_map=has_map)
-    if refused:  # on a card; Triton's interpreter has registers without end
+    if refused:  # on a GPU; Triton's interpreter has no limit of registers
         pytest.skip(refused[0])
     grads = random_gradients(query, key, value, map_keys or (seqlen_k // 3, (2 * seqlen_k + 3) // 3), names)
     needs = (True, True, True, isinstance(options.get("scale"), Tensor))
@@ -89,7 +89,7 @@ def test_without_gradients_all_are_zero():
 
 
 @pytest.mark.parametrize("needed", [{0}, {1}, {2}, {3}, {0, 2}, {1, 3}, {0, 1, 2, 3}], ids=str)
-def test_only_what_is_needed_is_launched(needed, monkeypatch):
+def test_only_needed_kernels_are_launched(needed, monkeypatch):
     needs = tuple(i in needed for i in range(4))
     launched = []
     run = launch_backward.Launch.run
@@ -131,7 +131,7 @@ def test_masks_in_every_dtype(kind, dtype):
     test_masks_broadcast_by_stride((1, 2, 40, 53), kind, dtype)
 
 
-def test_a_large_gradient_does_not_meet_what_marks_excluded_keys():
+def test_a_large_gradient_does_not_interfere_with_excluded_keys():
     q, k, v = make_qkv(1, 1, 20, 30, 16)
     grads = random_gradients(q, k, v, (0, 1), ("grad_entropy",))
     grads["grad_entropy"] *= 1e12
@@ -141,14 +141,14 @@ def test_a_large_gradient_does_not_meet_what_marks_excluded_keys():
 
 @pytest.mark.parametrize("low", [-1e4, -1e9, -1e20, torch.finfo(torch.float32).min])
 def test_rows_whose_mask_is_low_everywhere(low):
-    """As a user writes an excluded row without infinities: its keys are attended alike, or as the logits leave them."""
+    """A user may exclude a row without infinities; its keys get equal attention, or as far as logits still differ."""
     q, k, v = make_qkv(1, 1, 40, 53, 16)
     mask = torch.zeros(40, 53, device=DEVICE)
     mask[:, 7:20] = low
     mask[5:8] = low
     check(q, k, v, attn_mask=mask)
-    # With equal logits such a row is uniform in float64 as well, and the budget, which allows for the rounding of an
-    # lse as large as the mask, can be replaced by a tight one.
+    # With equal logits such a row is also uniform in float64, so a tight tolerance can replace the budget, which allows
+    # for the rounding of an lse as large as the mask.
     q = q * 0
     grads = random_gradients(q, k, v, (5, 30))
     truth = gradients(reference_outputs, torch.float64, q, k, v, grads, None, attn_mask=mask)
@@ -171,7 +171,7 @@ def test_scales_and_grouped_heads(scale, heads_kv, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("gain", [30.0, 1e4])
 def test_logits_up_to_one_hot(gain, dtype):
-    # the scale is 1, so that torch's product of queries and keys stays within float16
+    # scale 1, so that torch's product of queries and keys stays within the range of float16
     check(*make_qkv(1, 2, 40, 53, 64, gain=gain / 8, dtype=dtype), scale=1.0)
 
 
@@ -189,7 +189,7 @@ def test_any_strides():
     packed = torch.randn(2, 20, 3, 2, 24, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     q, k, v = (t.transpose(1, 2) for t in packed.unbind(2))
     dq, dk, dv, _ = check(q, k, v)
-    assert all(t.transpose(1, 2).is_contiguous() for t in (dq, dk, dv))  # as the inputs: undoing a transpose is free
+    assert all(t.transpose(1, 2).is_contiguous() for t in (dq, dk, dv))  # like the inputs: undoing a transpose is free
     check(*(t.mT.contiguous().mT for t in (q, k, v)))
     check(q[:, :, ::2], k.flip(2)[:, :, ::3], v.flip(2)[:, :, ::3])
     check(q, k[:, :1].expand(-1, 2, -1, -1), v)
@@ -209,17 +209,17 @@ def test_any_strides_of_the_gradients():
         assert_gradients_match(backward(q, k, v, changed), q, k, v, changed)
 
 
-@pytest.mark.skipif(DEVICE != "cpu", reason="the card has tests/gpu for this")
+@pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU, tests/gpu tests this")
 @pytest.mark.parametrize("strides", [(2**31 + 8, 16 * 40, 16, 1), (3, 1, 7, 2**28 + 1)], ids=["batch", "column"])
 def test_large_strides(strides):
     calls = (spread(t, strides) for t in make_qkv(2, 2, 40, 40, 16, dtype=torch.float16))
     check(*calls)
 
 
-def test_the_scores_gradient_fits_into_float16():
-    """A loss scale on one end, a mean over many rows on the other: float16 holds neither without a factor of its own.
+def test_the_gradient_of_the_scores_fits_into_float16():
+    """With a large loss scale or a mean over many rows, the gradient of the scores fits into float16 only if scaled.
 
-    Queries and keys are such that the results lie within float16's range, and torch's own error is no measure here.
+    Queries and keys keep the results within the range of float16. The error of torch in float16 is no reference here.
     """
     for factor, size_q, size_k, seqlen_k in ((2.0**20, 0.1, 0.01, 20), (1e-6, 0.1, 30.0, 200)):
         q, k, v = make_qkv(1, 2, 40, seqlen_k, 32, dtype=torch.float16)
@@ -236,7 +236,7 @@ def test_the_scores_gradient_fits_into_float16():
             )
 
 
-def test_one_head_s_large_gradient_leaves_the_others_exact():
+def test_a_large_gradient_of_one_head_leaves_the_others_exact():
     q, k, v = make_qkv(1, 2, 40, 100, 32, dtype=torch.float16)
     grads = random_gradients(q, k, v, (0, 1), ("grad_entropy",))
     grads["grad_entropy"][:, 0] *= 1e-4

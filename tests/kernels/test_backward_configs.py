@@ -1,4 +1,4 @@
-"""The table of the backward kernels' configurations, which needs neither Triton nor a GPU."""
+"""The configuration table of the backward kernels, which needs neither Triton nor a GPU."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_head_dims_of_diffusion_models_are_served(target):
             assert not backward_unsupported(target, head_dim, head_dim, dtype, has_mask=True, has_map=True)
 
 
-def test_the_widest_heads_are_those_that_the_readme_names():
+def test_the_widest_heads_are_those_named_in_the_readme():
     half, single = torch.float16, torch.float32
     narrower = {"sm_80": (256, 192), "sm_89": (192, 192), "sm_120": (192, 192)}
     for target in TARGETS:

@@ -1,4 +1,4 @@
-"""What a call derives from its arguments."""
+"""The properties that a call derives from its arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The forward kernel against the float64 oracle, on the GPU that is here or in Triton's interpreter."""
+"""The forward kernel against the float64 oracle, on a GPU or in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_logits_up_to_one_hot(gain):
     check(*make_qkv(1, 2, 70, 77, 64, gain=gain))
 
 
-def test_a_uniform_row_has_ln_n():
+def test_the_entropy_of_a_uniform_row_is_ln_n():
     q, k, v = make_qkv(1, 1, 5, 77, 16)
     _, lse, entropy = launch.attention_forward(AttentionCall(q * 0, k, v, return_lse=True, return_entropy=True))
     torch.testing.assert_close(entropy, torch.full_like(entropy, math.log(77)))
@@ -66,7 +66,7 @@ def test_a_uniform_row_has_ln_n():
 @pytest.mark.parametrize("descriptors", [False, True])
 @pytest.mark.parametrize("split_d", [False, True])
 @pytest.mark.parametrize("head_dim, head_dim_v", [(40, 96), (80, 80), (112, 16)])
-def test_both_kernels_and_both_ways_to_hold_a_head_dim(descriptors, split_d, head_dim, head_dim_v):
+def test_both_kernels_and_both_ways_to_split_a_head_dim(descriptors, split_d, head_dim, head_dim_v):
     config = ForwardConfig(32, 64, 4, 1, descriptors=descriptors, split_d=split_d)
     check(*make_qkv(2, 2, 35, 100, head_dim, head_dim_v=head_dim_v), config=config)
 
@@ -78,4 +78,4 @@ def test_any_strides():
     check(*(t.mT.contiguous().mT for t in (q, k, v)))
     check(q[:, :, ::2], k.flip(2)[:, :, ::3], v.flip(2)[:, :, ::3])
     out, _, _ = launch.attention_forward(AttentionCall(q, k, v))
-    assert out.transpose(1, 2).is_contiguous()  # as the query: merging heads afterwards copies nothing
+    assert out.transpose(1, 2).is_contiguous()  # like the query: merging heads afterwards copies nothing

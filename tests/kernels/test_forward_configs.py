@@ -1,4 +1,4 @@
-"""The table of kernel configurations, which needs neither Triton nor a GPU."""
+"""The configuration table of the forward kernel, which needs neither Triton nor a GPU."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def test_chunks(head_dim, chunks):
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 def test_chunks_cover_every_head_dim_closely(head_dim, max_chunk):
     chunks = head_dim_chunks(head_dim, max_chunk)
-    waste = 32 if head_dim <= 192 else 64  # beyond 192 two chunks of 128 take fewer registers than three closer ones
+    waste = 32 if head_dim <= 192 else 64  # above 192, two chunks of 128 need fewer registers than three smaller ones
     assert head_dim <= sum(chunks) < head_dim + waste and len(chunks) <= MAX_CHUNKS
     assert all(chunk in (16, 32, 64, 128, 256) and chunk <= max_chunk for chunk in chunks)
-    assert sum(chunks) - chunks[-1] < head_dim  # no chunk lies beyond the head dim entirely
+    assert sum(chunks) - chunks[-1] < head_dim  # every chunk has columns of the head dim
 
 
 @pytest.mark.parametrize("head_dim", [8, 20, 264, 0, -16])
@@ -71,7 +71,7 @@ def test_padding_instead_of_splitting():
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("head_dim", [40, 128, 160])
 def test_how_many_candidates_there_are(target, head_dim):
-    """float32 has no neighbours; what tests/gpu asks of a card, that two ran, holds where there are two."""
+    """At least two, as tests/gpu expects, except for float32, which has one."""
     for dtype, least in ((torch.float16, 4), (torch.bfloat16, 4), (torch.float32, 1)):
         candidates = forward_candidates(target, head_dim, head_dim, dtype, seqlen_k=333)
         assert len(set(candidates)) == len(candidates) >= least

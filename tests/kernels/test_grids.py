@@ -1,6 +1,6 @@
-"""No pass launches more programs than a grid has: such a call is refused by name, before any work.
+"""No pass launches more programs than fit into a grid: such a call is refused with a reason, before any work.
 
-The tensors are views of one row, so that sizes beyond any memory cost none.
+The tensors are expanded views of one row, so that huge sizes need no memory.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def test_the_forward():
 
 @pytest.mark.parametrize("keys", [77, 128])
 def test_a_map_in_one_pass(keys):
-    """Its grid is never larger than the forward's."""
+    """Its grid is never larger than that of the forward pass."""
     assert reasons(huge(MOST, 1, 16), huge(MOST, 1, keys), map_keys=(0, keys)) == []
 
 
@@ -60,7 +60,7 @@ def test_a_map_that_is_swept(target):
     assert reasons(huge(MOST, 1, 16), key, map_keys=(0, tile)) == []
     assert reasons(huge(MOST, 1, 16), key, map_keys=(5, tile + 5)) == []
     refused(huge(MOST, 1, 16), key, f"map_keys (0, {tile + 1})", map_keys=(0, tile + 1))
-    # exactly as many as there may be, were it not for a query or a key more
+    # the exact limit: one more query or key is refused
     batch = 2**31 // (64 * 64) - 1
     query, key = huge(batch, 1, 64 * config.block_m), huge(batch, 1, 64 * tile + 1)
     assert reasons(query, key, map_keys=(0, 64 * tile)) == []
@@ -69,7 +69,7 @@ def test_a_map_that_is_swept(target):
 
 
 def test_a_map_with_a_mask_for_each_query(target):
-    """It has tiles of its own."""
+    """Such a map has different tiles."""
     plain = map_config(target, 16, 16, torch.float16, seqlen_k=4096)
     masked = map_config(target, 16, 16, torch.float16, seqlen_k=4096, mask_per_query=True)
     query, key = huge(MOST, 1, 16), huge(MOST, 1, 4096)
@@ -80,7 +80,7 @@ def test_a_map_with_a_mask_for_each_query(target):
 
 
 def test_parts_of_the_heads_count(target):
-    """Heads are dealt out where programs are few, so a grid never outgrows the card by that."""
+    """Heads are only distributed over programs if there are few programs, so this never makes a grid too large."""
     config = map_config(target, 64, 64, torch.float16, seqlen_k=4096)
     for batch, queries, columns in ((1, 1, 1), (1, 64, 64), (3, 200, 300), (50, 64, 128)):
         alone = map_programs(config, batch, 1, queries, columns)
@@ -90,7 +90,7 @@ def test_parts_of_the_heads_count(target):
 
 
 def test_the_gradient_of_keys():
-    """Its grid goes over blocks of keys, of which there can be more than of queries."""
+    """Its grid is over blocks of keys, and there can be more of these than blocks of queries."""
     tokens = 16 * 2**20
     query, key = huge(2**11, 1, 1), huge(2**11, 1, tokens)
     assert reasons(query, key) == []
@@ -102,7 +102,7 @@ def test_the_gradient_of_keys():
         assert reasons(huge(2**11, 1, 1, **asked), key) == []
 
 
-def test_no_block_is_smaller_than_what_is_counted_with():
+def test_no_block_is_smaller_than_the_assumed_least_block():
     dtypes = (torch.float16, torch.bfloat16, torch.float32)
     for of in TARGETS:
         for dtype in dtypes:

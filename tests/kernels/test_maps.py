@@ -1,4 +1,4 @@
-"""The map kernels against the float64 oracle, on the GPU that is here or in Triton's interpreter."""
+"""The map kernels against the float64 oracle, on a GPU or in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check(
     query: Tensor, key: Tensor, value: Tensor, map_keys: tuple[int, int] | None = None, *,
     config: MapConfig | None = None, **options: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """All four results against float64; without ``map_keys`` the map is that of all keys."""
+    """All four results against float64; without `map_keys` the map covers all keys."""
     map_keys = map_keys or (0, key.shape[2])
     gqa = {"enable_gqa": True} if query.shape[1] != key.shape[1] else {}
     statistics = {"return_lse": True, "return_entropy": True}
@@ -52,7 +52,7 @@ def test_numbers_of_keys(seqlen_k, dtype):
 @pytest.mark.parametrize("map_keys", [(0, 77), (0, 1), (76, 77), (13, 50), (60, 70)])
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_ranges(map_keys, is_causal, config):
-    """Their ends lie in the first tile of keys, in the second, or in both."""
+    """Their ends are in the first tile of keys, in the second, or one in each."""
     check(*make_qkv(2, 2, 35, 77, 16), map_keys, is_causal=is_causal, config=config)
 
 
@@ -111,7 +111,7 @@ def test_any_strides(seqlen_k):
 @pytest.mark.parametrize("config", [None, SWEEP], ids=["one-pass", "sweep"])
 @pytest.mark.parametrize("multiprocessors", [4, 12, 1000])
 def test_few_programs_share_the_heads(multiprocessors, config, monkeypatch):
-    """Each part of the heads has a map of its own, the last one of fewer heads."""
+    """Each part of the heads has a separate map; the last part has fewer heads."""
     q, k, v = make_qkv(1, 5, 40, 77, 16)
     monkeypatch.setitem(configs_maps.MULTIPROCESSORS, call_target(q), multiprocessors)
     first = check(q, k, v, config=config)
@@ -120,7 +120,7 @@ def test_few_programs_share_the_heads(multiprocessors, config, monkeypatch):
 
 
 @pytest.mark.parametrize("seqlen_k", [77, 150])
-def test_statistics_are_returned_where_asked_for(seqlen_k):
+def test_statistics_are_returned_if_requested(seqlen_k):
     q, k, v = make_qkv(1, 2, 20, seqlen_k, 16)
     for lse, entropy in ((False, False), (True, False), (False, True)):
         call = AttentionCall(q, k, v, map_keys=(0, 9), return_lse=lse, return_entropy=entropy)

@@ -1,4 +1,4 @@
-"""The table of map configurations, which needs neither Triton nor a GPU."""
+"""The configuration table of the map kernels, which needs neither Triton nor a GPU."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def test_tiles_of_keys(seqlen_k, tiles):
 
 
 @pytest.mark.parametrize("seqlen_k", range(1, 129))
-def test_tiles_of_keys_leave_none_out(seqlen_k):
+def test_tiles_cover_all_keys(seqlen_k):
     first, second = key_tiles(seqlen_k)
     assert seqlen_k <= first + second < seqlen_k + 32 and second <= first
-    assert second == 0 or first < seqlen_k  # the second tile has keys in it, and the first has no gaps
+    assert second == 0 or first < seqlen_k  # the second tile contains keys, and the first is full
 
 
 @pytest.mark.parametrize("chunk", [32, 64])
@@ -65,7 +65,7 @@ def test_an_unknown_target_is_refused():
         map_config("sm_70", 64, 64, torch.float16, seqlen_k=77)
 
 
-def test_heads_are_dealt_out_only_where_programs_are_few(monkeypatch):
+def test_heads_are_distributed_only_if_programs_are_few(monkeypatch):
     monkeypatch.setitem(MULTIPROCESSORS, "sm_90", 132)
     assert heads_per_program("sm_90", 8, 132) == heads_per_program("sm_90", 8, 10_000) == 8
     assert heads_per_program("sm_90", 8, 131) == heads_per_program("sm_90", 8, 66) == 4

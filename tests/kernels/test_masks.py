@@ -1,4 +1,4 @@
-"""Masks of every size, rank and dtype, grouped heads that differ, and NaN, by the kernels."""
+"""The kernels with masks of every size, rank and dtype, with different groups of heads, and with NaN."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.kernels.calls import DEVICE
 from tests.support import mask_checks as checks
 
 
-@pytest.mark.parametrize("keys", [12, 300])  # a map in one pass, and by a sweep
+@pytest.mark.parametrize("keys", [12, 300])  # a map in one pass, and in a sweep
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 def test_large_masks(dtype, keys):
     checks.check_large_masks("triton", DEVICE, dtype, keys)
@@ -19,9 +19,9 @@ def test_gradients_beside_large_masks():
     checks.check_gradients_beside_large_masks("triton", DEVICE)
 
 
-@pytest.mark.parametrize("keys, places", [(7, checks.PLACES), (140, ("query",))])
-def test_nan(keys, places):
-    checks.check_nan("triton", DEVICE, keys, places)
+@pytest.mark.parametrize("keys, sources", [(7, checks.SOURCES), (140, ("query",))])
+def test_nan(keys, sources):
+    checks.check_nan("triton", DEVICE, keys, sources)
 
 
 def test_ranks_and_dtypes_of_masks():

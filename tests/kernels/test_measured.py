@@ -1,4 +1,4 @@
-"""The table of what won on a card: where it holds, and that its file is the one that the measurements gave."""
+"""The table of measured winners: to which calls it applies, and that its file agrees with the measurements."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def call(seqlen_q=1024, seqlen_k=1024, head_dim=64, *, dtype=torch.float16, entr
     return ForwardCall(AttentionCall(q, k, v, **options), torch.empty_like(q), statistics, statistics, target)
 
 
-def test_a_row_is_read_as_it_was_written(rows):
+def test_a_written_row_is_read_back(rows):
     assert rows == {("sm_90", 64, 10, 10, True): Measured(ODD, 0.5, None)}
     assert measured("sm_90", 64, 1024, 513, entropy=True).config == ODD
     assert not measured("sm_90", 64, 1024, 513, entropy=True).faster_than_torch
 
 
-def test_a_call_takes_the_measured_row_where_it_holds(rows):
+def test_a_matching_call_takes_the_measured_row(rows):
     assert call().table_config() == ODD
     assert call(600, 544).table_config() == ODD
 
@@ -64,14 +64,14 @@ def test_a_call_takes_the_measured_row_where_it_holds(rows):
         call(is_causal=True),
         call(attn_mask=torch.ones(1, 1, 1, 1024, dtype=torch.bool)),
         call(target="sm_80"),
-        call(seqlen_k=1000),  # not whole blocks, which a specialised loop wants
+        call(seqlen_k=1000),  # a specialized loop needs complete blocks
     ],
 )
-def test_another_call_takes_the_static_row(rows, other):
+def test_other_calls_take_the_static_row(rows, other):
     assert other.table_config() == forward_config(**other.options())
 
 
-def test_strides_that_no_descriptor_takes(rows):
+def test_strides_that_descriptors_cannot_have(rows):
     skewed = torch.zeros(1, 2, 1024, 65, dtype=torch.float16)[..., :64]
     for name in ("query", "key", "value"):
         other = call()
@@ -90,7 +90,7 @@ def test_the_shipped_file_is_well_formed():
         assert row.config.schedule in SCHEDULES and row.ms > 0
 
 
-def test_the_shipped_file_is_what_the_measurements_chose():
+def test_the_shipped_file_agrees_with_the_measurements():
     with FILE.open(newline="") as file:
         shipped = list(csv.DictReader(file))
     chosen = []

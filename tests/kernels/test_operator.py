@@ -1,4 +1,4 @@
-"""The operator with the Triton kernels behind it."""
+"""The operator with the Triton kernels."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def test_a_second_derivative_raises(statistics):
         first.sum().backward()
 
 
-def test_a_gradient_of_the_mask_is_refused_by_name():
+def test_a_gradient_of_the_mask_is_refused():
     q, k, v = make_qkv(1, 2, 6, 7, 16, device=DEVICE)
     bias = torch.zeros(6, 7, device=DEVICE, requires_grad=True)
     with pytest.raises(ea.Unsupported, match="no gradient of attn_mask"):
         ea.attention(q, k, v, attn_mask=bias, impl="triton")
-    ea.attention(q, k, v, attn_mask=bias, return_entropy=True).entropy.sum().backward()  # auto takes torch's
+    ea.attention(q, k, v, attn_mask=bias, return_entropy=True).entropy.sum().backward()  # auto falls back to torch
     assert bias.grad.any()

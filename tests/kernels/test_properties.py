@@ -1,4 +1,4 @@
-"""Whatever the shapes, masks, scales and tiles: the kernel agrees with float64."""
+"""The kernel agrees with float64 for random shapes, masks, scales and tiles."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWar
 head_dims = st.integers(2, 12).map(lambda n: 8 * n)
 lengths = st.integers(1, 90)
 scales = st.none() | st.floats(-2.0, 2.0)
-# Each seed is another call; drawing every element would only make the search slow.
+# Each seed gives another call; drawing every element would only slow down the search.
 seeds = st.integers(0, 2**32 - 1)
 
 
 @st.composite
 def masks(draw: st.DrawFn, batch: int, heads: int, seqlen_q: int, seqlen_k: int) -> torch.Tensor | None:
-    """None, or a boolean or additive mask of a shape that broadcasts, with rows and columns left out entirely."""
+    """None, or a boolean or additive mask of a shape that broadcasts, with excluded rows and columns."""
     kind = draw(st.sampled_from(["none", "bool", "added"]))
     if kind == "none":
         return None
@@ -68,7 +68,7 @@ def test_any_call_agrees_with_the_oracle(data):
 
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(seed=seeds, shift=st.floats(-50.0, 50.0), seqlen_k=lengths)
-def test_adding_a_constant_to_a_row_s_logits_moves_lse_alone(seed, shift, seqlen_k):
+def test_adding_a_constant_to_the_logits_of_a_row_changes_only_lse(seed, shift, seqlen_k):
     q, k, v = make_qkv(1, 2, 20, seqlen_k, 16, seed=seed, device=DEVICE)
     mask = torch.full((1, 1, 1, seqlen_k), shift, device=DEVICE)
     plain = attention_forward(AttentionCall(q, k, v, **STATISTICS))

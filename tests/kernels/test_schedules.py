@@ -1,6 +1,6 @@
-"""Schedules of the forward kernel that have never run on a card, against float64. `make gpu` runs these last and alone.
+"""Schedules of the forward kernel that have never run on a GPU, against float64. `make gpu` runs these last.
 
-In a file of their own: one that hangs or loses the device costs no other test.
+They are in a separate file, so that a schedule that hangs or loses the device does not affect other tests.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ make_qkv = functools.partial(make_qkv_on, device=DEVICE)
 
 
 def scheduled(schedule: str) -> ForwardConfig:
-    """On a card, tiles that its compiler can deal out to groups of warps."""
+    """A configuration with this schedule; on a GPU, its tiles can be divided among groups of warps."""
     block_m, warps = (32, 4) if interpreting() else (128, 4 if schedule == "specialized" else 8)
     return ForwardConfig(block_m, 32 if interpreting() else 64, warps, 2, descriptors=True, schedule=schedule)
 
 
 @pytest.fixture
 def half():
-    """The precision that the schedules are made for, on the cards that have them."""
+    """The precision of the schedules; skips the test on other GPUs than Hopper."""
     if call_target(torch.empty(0, device=DEVICE)) not in (INTERPRETER, "sm_90"):
         pytest.skip("the schedules are for Hopper")
     return torch.float16
@@ -38,7 +38,7 @@ def half():
 @pytest.mark.parametrize("seqlen_k", [1, 31, 32, 33, 64, 100, 128, 192])
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_schedules(half, schedule, seqlen_k, is_causal):
-    """None, one and more whole blocks, with and without a rest."""
+    """No, one and several complete blocks, with and without an incomplete one."""
     check(*make_qkv(2, 2, 70, seqlen_k, 64, dtype=half), config=scheduled(schedule), is_causal=is_causal)
 
 
@@ -54,7 +54,7 @@ def test_a_rotated_loop_with_a_mask(half):
     check(*make_qkv(2, 2, 70, 128, 64, dtype=half), config=scheduled("rotated"), attn_mask=mask)
 
 
-def test_what_a_schedule_needs():
+def test_requirements_of_the_schedules():
     q, k, v = make_qkv(2, 2, 70, 100, 64)
     for schedule in ("specialized", "rotated"):
         with pytest.raises(ValueError, match=f"schedule='{schedule}': expected a configuration with descriptors"):

@@ -62,7 +62,7 @@ def test_gradient_reaches_a_tensor_scale(impl, statistics, shape):
     torch.testing.assert_close(*grads)
 
 
-def test_auto_is_torch_on_the_cpu(monkeypatch):
+def test_auto_uses_torch_on_the_cpu(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     q, k, v = make_qkv()
     assert torch.equal(ea.attention(q, k, v, scale=0.3).out, F.scaled_dot_product_attention(q, k, v, scale=0.3))
@@ -89,7 +89,7 @@ def test_the_drop_in_equals_torch(shapes, options):
     assert torch.equal(ours, F.scaled_dot_product_attention(q, k, v, **options))
 
 
-def test_the_drop_in_takes_torchs_arguments_by_position():
+def test_the_drop_in_accepts_torchs_arguments_by_position():
     q, k, v = make_qkv(heads=4, heads_kv=2)
     ours = ea.scaled_dot_product_attention(q, k, v, MASK, 0.0, False, scale=0.2, enable_gqa=True)
     theirs = F.scaled_dot_product_attention(q, k, v, MASK, 0.0, False, scale=0.2, enable_gqa=True)
@@ -110,12 +110,12 @@ def test_dropout_goes_to_torch_with_our_scale(scale):
 def test_a_per_head_scale_without_a_batch_dimension():
     q, k, v = make_qkv(batch=1)
     scale = torch.tensor([0.1, 0.2, -0.3, 0.0])
-    whole = ea.attention(q, k, v, scale=scale).out
-    torch.testing.assert_close(ea.scaled_dot_product_attention(q[0], k[0], v[0], scale=scale), whole[0])
+    batched = ea.attention(q, k, v, scale=scale).out
+    torch.testing.assert_close(ea.scaled_dot_product_attention(q[0], k[0], v[0], scale=scale), batched[0])
 
 
 @pytest.mark.parametrize("statistics", [False, True])
-def test_autocast_casts_as_for_torchs_attention(statistics):
+def test_autocast_casts_like_torchs_attention(statistics):
     q, k, v = make_qkv()
     with torch.autocast("cpu", torch.bfloat16):
         theirs = F.scaled_dot_product_attention(q, k.bfloat16(), v)

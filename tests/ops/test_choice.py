@@ -1,4 +1,4 @@
-"""Which implementation serves a call, and the table of implementations."""
+"""The choice of an implementation for a call, and the table of implementations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.oracle import make_qkv
 
 @pytest.fixture
 def choices(monkeypatch):
-    """Which implementation "auto" would choose on a CUDA device, on any machine; the tensors only carry shapes."""
+    """The implementation that "auto" would choose on a CUDA device; works on any machine, with tensors without data."""
 
     class OnCuda(torch.Tensor):
         device = torch.device("cuda:0")
@@ -42,14 +42,14 @@ def choices(monkeypatch):
 def test_auto_follows_the_measured_table_for_plain_calls(choices):
     assert choices(1024) == choices(513) == "triton"
     assert choices(1024, scale=0.3) == "triton"
-    assert choices(1025) == "sdpa"  # measured, and torch is faster
+    assert choices(1025) == "sdpa"  # measured: torch is faster
     assert choices(512) == choices(1024, head_dim=40) == "sdpa"  # not measured
     assert choices(1024, dtype=torch.float32) == choices(1024, is_causal=True) == "sdpa"
     assert choices(1024, attn_mask=torch.ones(1, 1, dtype=torch.bool)) == "sdpa"
     assert choices(1024, reasons=["no"]) == "sdpa"
 
 
-def test_auto_takes_triton_on_cuda_for_what_torch_does_not_offer(choices):
+def test_auto_uses_triton_on_cuda_for_results_that_torch_lacks(choices):
     for wanted in ({"return_lse": True}, {"return_entropy": True}, {"map_keys": (0, 1)}, {"scale": torch.ones(2)}):
         assert choices(99, **wanted) == "triton"
         assert choices(99, **wanted, reasons=["no"]) == "sdpa"
@@ -61,7 +61,7 @@ def test_the_table_names_each_implementation():
     assert [name for name, each in IMPLEMENTATIONS.items() if each.takes_transforms] == ["reference"]
 
 
-def test_a_named_implementation_serves_or_refuses(monkeypatch):
+def test_an_explicit_implementation_serves_or_refuses_a_call(monkeypatch):
     call = AttentionCall(*make_qkv(1, 2, 5, 7, 16))
     assert choice.implementation("sdpa", call) is choice.implementation("auto", call) is SDPA
     assert choice.implementation("reference", call) is REFERENCE

@@ -1,4 +1,4 @@
-"""What importing the package costs and offers."""
+"""The names that the package has, and what importing it imports."""
 
 from __future__ import annotations
 

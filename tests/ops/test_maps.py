@@ -17,15 +17,15 @@ IMPLS = ["auto", "sdpa", "reference"]
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("seqlen_k", [1, 4, 77, 128, 129, 300])
-def test_the_whole_map_and_a_part_of_it(seqlen_k, dtype, impl):
+def test_the_map_of_all_keys_and_a_part_of_it(seqlen_k, dtype, impl):
     q, k, v = make_qkv(seqlen_k=seqlen_k, dtype=dtype)
     for map_keys in {(0, seqlen_k), (seqlen_k // 2, seqlen_k // 2 + 1)}:
         r = ea.attention(q, k, v, map_keys=map_keys, impl=impl)
         assert r.lse is None and r.entropy is None
         assert r.map.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         assert_matches_oracle(r, q, k, v, map_keys=map_keys)
-    whole = ea.attention(q, k, v, map_keys=(0, seqlen_k), impl=impl).map
-    torch.testing.assert_close(whole.sum(-1), torch.ones_like(whole[..., 0]))
+    full = ea.attention(q, k, v, map_keys=(0, seqlen_k), impl=impl).map
+    torch.testing.assert_close(full.sum(-1), torch.ones_like(full[..., 0]))
 
 
 @pytest.mark.parametrize("impl", ["sdpa", "reference"])
@@ -59,7 +59,7 @@ def test_masks_scales_and_grouped_heads(kind, impl):
     [(slice(None), (0, 47)), (slice(3, None), (3, 47)), (slice(None, -40, 1), (0, 7)), ((-5, -1), (42, 46))],
     ids=str,
 )
-def test_ranges_resolve_as_python_slices_do(given, resolved):
+def test_ranges_resolve_like_python_slices(given, resolved):
     q, k, v = make_qkv()
     expected = ea.attention(q, k, v, map_keys=resolved, impl="reference").map
     assert expected.shape[-1] == resolved[1] - resolved[0]

@@ -1,4 +1,4 @@
-"""Masks of every size, rank and dtype, and NaN, by torch's operations and the reference."""
+"""Torch's operations and the reference with masks of every size, rank and dtype, and with NaN."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_grouped_heads_that_differ(impl):
 
 @pytest.mark.parametrize("dtype, of_mask", list(itertools.product(FLOATS, FLOATS)), ids=str)
 def test_no_mask_is_rounded_to_a_narrower_dtype(dtype, of_mask):
-    """Levels that only the mask's dtype can represent, also in an autocast region."""
+    """Values that only the dtype of the mask can represent, also in an autocast region."""
     largest = min(torch.finfo(of_mask).max, 1e300)
     mask = torch.tensor([-1.0, -1.0, -0.5, 0.0, -0.75, 0.0], dtype=torch.float64) * largest * 0.9
     mask = torch.stack([mask, mask - mask[0], torch.full_like(mask, -largest), mask / largest]).to(of_mask)

@@ -1,4 +1,4 @@
-"""The operator that computes by torch's operations."""
+"""The operator with torch's operations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_operator(check):
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("scale", [None, torch.tensor(0.4), torch.tensor([0.0, 0.3, -0.4, 1.0])], ids=str)
 @pytest.mark.parametrize("mask", [None, "bool", "added"])
-def test_compiled_gradients_are_the_eager_ones(mask, scale, grouped):
+def test_compiled_gradients_equal_eager_ones(mask, scale, grouped):
     q, k, v = make_qkv(2, 4, 13, 17, 16, heads_kv=2 if grouped else 4)
     keep = torch.rand(2, 1, 13, 17, generator=torch.Generator().manual_seed(0)) > 0.3
     keep[0, :, 4] = False
@@ -48,7 +48,7 @@ def test_compiled_gradients_are_the_eager_ones(mask, scale, grouped):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_a_compiled_call_of_another_value_is_checked_like_an_eager_one():
+def test_a_compiled_call_checks_new_values_like_an_eager_one():
     q, k, v = make_qkv(1, 2, 5, 5, 16)
     with pytest.raises(torch._dynamo.exc.TorchDynamoException, match="scale: expected None, a number or a tensor"):
         torch.compile(lambda: ea.attention(q, k, v, scale="0.1"), backend="aot_eager", fullgraph=True)()

@@ -1,6 +1,6 @@
 """The drop-in against torch's scaled_dot_product_attention: the same result, or the same kind of error.
 
-Each case is a function of the attention to call. The arguments are those of torch's documentation and tests
+Each case is a function that takes the attention to call. The arguments come from torch's documentation and tests
 (pytorch/test/test_transformers.py, test_nestedtensor.py; torch/testing/_internal/common_methods_invocations.py).
 """
 
@@ -38,7 +38,7 @@ def qkv(*, q=(2, 4, 5, 8), k=(2, 4, 7, 8), v=(2, 4, 7, 8), **options: Any) -> tu
 
 
 def plain(name: str, tensors: dict[str, Any] | None = None, **options: Any) -> None:
-    """A case with these shapes and arguments."""
+    """Add a case with these shapes and arguments."""
     case(name, lambda sdpa: sdpa(*qkv(**(tensors or {})), **options))
 
 
@@ -69,7 +69,7 @@ SHAPES = {
 for (name, shapes), options in itertools.product(SHAPES.items(), ({}, {"is_causal": True}, {"scale": 0.2})):
     plain(f"{name} {options or ''}".strip(), shapes, **options)
 
-# shapes, ranks, devices and dtypes that are refused
+# refused shapes, ranks, devices and dtypes
 for name, shapes in {
     "1-D": {"q": (8,), "k": (8,), "v": (8,)},
     "widths differ": {"k": (2, 4, 7, 6)},
@@ -128,7 +128,7 @@ for (name, bias), lengths in itertools.product(
         f"{name} of {lengths}",
         lambda sdpa, q=q, k=k, bias=bias, lengths=lengths: sdpa(*qkv(q=q, k=k, v=k), bias(*lengths)),
     )
-case("bias by name", lambda sdpa: sdpa(*qkv(), attn_mask=causal_lower_right(5, 7), scale=0.3, enable_gqa=True))
+case("bias as a keyword", lambda sdpa: sdpa(*qkv(), attn_mask=causal_lower_right(5, 7), scale=0.3, enable_gqa=True))
 case("bias of other lengths", lambda sdpa: sdpa(*qkv(), causal_upper_left(4, 4)))
 case("bias and causal", lambda sdpa: sdpa(*qkv(), causal_upper_left(5, 7), is_causal=True))
 
@@ -147,12 +147,12 @@ for name, value in (("is_causal", 1), ("is_causal", None), ("enable_gqa", "yes")
     plain(f"{name} {value!r}", **{name: value})
 for options in ({}, {"is_causal": True}, {"scale": 0.2}, {"attn_mask": torch.ones(5, 7, dtype=torch.bool)}):
     plain(f"dropout {', '.join(options)}", dropout_p=0.5, **options)
-case("a name that is none", lambda sdpa: sdpa(*qkv(), softmax_scale=0.1))
+case("an unknown keyword", lambda sdpa: sdpa(*qkv(), softmax_scale=0.1))
 case("too few arguments", lambda sdpa: sdpa(tensor(2, 4, 5, 8)))
 case("by position", lambda sdpa: sdpa(*qkv(), tensor(5, 7), 0.0, False))
-case("by name", lambda sdpa: sdpa(**dict(zip(("query", "key", "value"), qkv(), strict=True))))
+case("keywords", lambda sdpa: sdpa(**dict(zip(("query", "key", "value"), qkv(), strict=True))))
 
-# dtypes, and where the call happens
+# dtypes, meta tensors and autocast
 for dtype in (torch.int64, torch.int32, torch.bool, torch.uint8, torch.complex64, torch.complex128, torch.float8_e5m2):
     plain(f"dtype {dtype}", {"dtype": dtype})
 for dtype in FLOATS:
@@ -199,7 +199,7 @@ case(
     "nested strided",
     lambda sdpa: sdpa(*[torch.nested.nested_tensor([tensor(4, n, 8) for n in (3, 5)])] * 3).to_padded_tensor(0.0),
 )
-case("nested and not", lambda sdpa: sdpa(jagged(4, 8), *qkv()[1:]))
+case("nested and dense", lambda sdpa: sdpa(jagged(4, 8), *qkv()[1:]))
 case("masked tensor", lambda sdpa: sdpa(*qkv(), torch.masked.masked_tensor(tensor(5, 7), tensor(5, 7) > 0)))
 
 
@@ -219,7 +219,7 @@ class Logged(Tensor):
 
 case("subclass", lambda sdpa: sdpa(*(t.as_subclass(Named) for t in qkv())))
 case("subclass of the mask", lambda sdpa: sdpa(*qkv(), tensor(5, 7).as_subclass(Named)))
-case("subclass that answers", lambda sdpa: sdpa(*(t.as_subclass(Logged) for t in qkv())))
+case("subclass that overrides", lambda sdpa: sdpa(*(t.as_subclass(Logged) for t in qkv())))
 case("parameter", lambda sdpa: sdpa(*map(torch.nn.Parameter, qkv())))
 case("vmap", lambda sdpa: torch.vmap(sdpa)(*qkv()))
 case("vmap over masks", lambda sdpa: torch.vmap(lambda mask: sdpa(*qkv(), mask))(tensor(3, 5, 7)))
@@ -254,17 +254,17 @@ def assert_same(ours: Any, theirs: Any) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_drop_in_is_torchs(name):
+def test_the_drop_in_equals_torchs_attention(name):
     assert_same(outcome(CASES[name], ea.scaled_dot_product_attention), outcome(CASES[name], TORCHS))
 
 
-def test_the_table_is_what_it_says():
+def test_the_table_has_all_kinds_of_cases():
     served = [name for name in CASES if not isinstance(outcome(CASES[name], TORCHS), Exception)]
     assert len(CASES) >= 150 and len(served) >= 150 and len(CASES) - len(served) >= 40
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.3])
-def test_causal_calls_with_a_scale_that_torch_multiplies_its_infinity_by(scale):
+def test_causal_calls_with_scales_for_which_torch_returns_nan(scale):
     q, k, v = qkv()
     keep = torch.ones(5, 7, dtype=torch.bool).tril()
     expected = torch.where(keep, (q @ k.mT) * scale, -torch.inf).softmax(-1) @ v

@@ -1,4 +1,4 @@
-"""The oracle itself: against torch's float64 attention, against closed forms, and its gradients numerically."""
+"""The float64 reference against torch's float64 attention and closed forms, and its gradients against differences."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def test_grouped_heads_and_per_head_scale():
     for h in range(6):
         head = q[:, h, None], k[:, h // 3, None], v[:, h // 3, None]
         *one, p = attention_reference(*head, scale=scale[h].item(), map_keys=(0, 47))
-        for whole, single in zip((out, lse, entropy), one, strict=True):
-            torch.testing.assert_close(whole[:, h, None], single)
+        for all_heads, single in zip((out, lse, entropy), one, strict=True):
+            torch.testing.assert_close(all_heads[:, h, None], single)
         mean_of_one += p / 6
     torch.testing.assert_close(head_mean, mean_of_one)
 
 
 def test_closed_forms():
     q, k, v = make_qkv(seqlen_k=50, dtype=torch.float64)
-    _, lse, entropy, head_mean = attention_reference(q, k, v, scale=0.0, map_keys=(5, 50))  # every row uniform
+    _, lse, entropy, head_mean = attention_reference(q, k, v, scale=0.0, map_keys=(5, 50))  # every row is uniform
     torch.testing.assert_close(entropy, torch.full_like(entropy, math.log(50)))
     torch.testing.assert_close(lse, torch.full_like(lse, math.log(50)))
     torch.testing.assert_close(head_mean, torch.full_like(head_mean, 1 / 50))

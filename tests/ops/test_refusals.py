@@ -1,4 +1,4 @@
-"""What the public calls refuse: each error names the argument, what is expected and what it got."""
+"""Arguments that the public calls refuse: each error names the argument, the expected values and the given one."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_grouped_heads_must_divide():
     )
 
 
-def test_attention_takes_no_dropout():
+def test_attention_has_no_dropout():
     with pytest.raises(TypeError, match="dropout_p"):
         ea.attention(Q, K, K, dropout_p=0.1, return_entropy=True)
 
@@ -131,5 +131,5 @@ def test_a_range_of_no_keys_is_refused():
 
 
 @pytest.mark.parametrize("impl", ["auto", "sdpa", "reference"])
-def test_what_is_always_served_has_no_reasons(impl):
+def test_always_supported_calls_have_no_reasons(impl):
     assert ea.unsupported_reasons(Q, K, K, return_entropy=True, map_keys=(0, 3), impl=impl) == []

@@ -22,7 +22,7 @@ SCALES = [None, 0.0, -0.4, 2.0]
 
 
 def attend(q, k, v, *, enable_gqa=False, **options):
-    """`enable_gqa` allows grouped heads in other calls; here the shapes say so."""
+    """`enable_gqa` allows grouped heads in other calls; here the shapes decide."""
     call = AttentionCall(q, k, v, **options)
     assert enable_gqa or not call.grouped
     return attention_sdpa(call)
@@ -35,7 +35,7 @@ def run(q, k, v, **options):
 
 @pytest.fixture(params=[False, True], ids=["one-block", "many-blocks"])
 def small_blocks(request, monkeypatch):
-    """Many blocks: of several rows of one head, and of several heads where the rows are short."""
+    """Many blocks: of several rows of one head, and, if rows are short, of several heads."""
     if request.param:
         monkeypatch.setattr(row_blocks, "BLOCK_SCORES_CPU", 300)
         monkeypatch.setattr(row_blocks, "MIN_BLOCK_ROWS", 5)
@@ -163,8 +163,8 @@ def test_gradients_of_each_output(wanted, gain, seed):
     ):
         loss = (result[index].masked_fill(result[index].isinf(), 0.0) * weight).sum()
         results.append(torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True))
-    # dS is P times a difference, 0 for one-hot rows: rounding is relative to the size of its terms, not of the result,
-    # and at large logits P itself, by the rounding of the logits.
+    # dS is P times a difference, which is 0 for one-hot rows: its rounding error is relative to the size of its terms,
+    # not of the result. At large logits, the rounding of the logits also changes P.
     largest_dp = (weight @ v.mT if wanted == "out" else weight).abs().max()
     logits = (q.abs() @ k.abs().mT).max() * 40**-0.5
     for ours, truth, same_dtype, other in zip(*results, (k, q, torch.ones(())), strict=True):
@@ -185,7 +185,7 @@ def test_gradients_under_activation_checkpointing():
     torch.testing.assert_close(actual, expected)
 
 
-def test_a_second_derivative_is_refused_not_missing():
+def test_a_second_derivative_raises():
     q, k, v = make_qkv(1, 1, 4, 4, 4, dtype=torch.float64, requires_grad=True)
     for index in (2, 3):
         out, *statistics = run(q, k, v, map_keys=(0, 2))
@@ -195,7 +195,7 @@ def test_a_second_derivative_is_refused_not_missing():
 
 
 class LargestTensor(TorchDispatchMode):
-    """Element count of the largest tensor that any operation returns."""
+    """Number of elements of the largest tensor that any operation returns."""
 
     numel = 0
 

@@ -1,4 +1,4 @@
-"""Tensors that are more than their memory: served correctly or refused with a reason, never misread."""
+"""Subclasses, views and transforms of tensors are served correctly or refused with a reason, never misread."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ EVERYTHING = {"return_lse": True, "return_entropy": True, "map_keys": (1, 4)}
 
 
 class Named(Tensor):
-    """Changes nothing."""
+    """A subclass that changes nothing."""
 
 
 class Overriding(Tensor):
-    """Overrides operations."""
+    """A subclass that overrides operations."""
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
@@ -72,7 +72,7 @@ def test_a_subclass_that_changes_nothing_is_served(make, impl):
 
 
 def refuses(name: str, *tensors: Tensor, impl: str, attn_mask: Tensor | None = None, plain: bool = False) -> None:
-    """With every statistic, and with `plain` also without: Unsupported, with the name of the kind and what to do."""
+    """`Unsupported` names the kind of tensor and a remedy; with all statistics, and with `plain` also without any."""
     for options in ASKED + [{}] * plain:
         with pytest.raises(ea.Unsupported, match=name) as caught:
             ea.attention(*tensors, attn_mask=attn_mask, **options, impl=impl)
@@ -85,7 +85,7 @@ MASKED = torch.masked.masked_tensor(torch.ones(6, 7), torch.ones(6, 7) > 0)
 
 
 @pytest.mark.parametrize("impl", ["auto", "sdpa", "triton", "reference"])
-def test_what_no_kernel_can_read_is_refused_by_name(impl):
+def test_tensors_that_no_kernel_can_read_are_refused(impl):
     torchs = impl in ("auto", "sdpa")
     for nested in (NESTED, STRIDED):
         refuses("query is a nested tensor", nested, nested, nested, impl=impl, plain=not torchs)
@@ -94,7 +94,7 @@ def test_what_no_kernel_can_read_is_refused_by_name(impl):
     assert ea.unsupported_reasons(NESTED, NESTED, NESTED, return_entropy=True, impl=impl)
 
 
-def test_torch_serves_the_kinds_that_it_knows():
+def test_torch_serves_the_kinds_that_it_supports():
     overriding = Q.as_subclass(Overriding)
     for ours, theirs in (
         (ea.attention(*[NESTED] * 3).out.values(), F.scaled_dot_product_attention(*[NESTED] * 3).values()),
@@ -116,24 +116,24 @@ TRANSFORMS = {
     "inside torch.func.functionalize": lambda f, t: torch.func.functionalize(f)(t),
     "a forward-mode gradient": by_dual,
 }
-PLACES = {
+ARGUMENTS = {
     "query": lambda t, **o: ea.attention(t, K, V, **o),
     "attn_mask": lambda t, **o: ea.attention(Q, K, V, attn_mask=t[0, 0, :, :7], **o),
     "scale": lambda t, **o: ea.attention(Q, K, V, scale=t.mean(), **o),
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("argument", ARGUMENTS)
 @pytest.mark.parametrize("kind", TRANSFORMS)
-def test_only_the_reference_takes_functorch_transforms(kind, place, monkeypatch):
+def test_only_the_reference_supports_functorch_transforms(kind, argument, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
 
     def call(t, **options):
-        return [each for each in PLACES[place](t, **options) if each is not None][-1]
+        return [each for each in ARGUMENTS[argument](t, **options) if each is not None][-1]
 
     for impl in ("triton", "sdpa", "auto"):
         for options in ASKED + [{}] * (impl == "triton"):
-            with pytest.raises(ea.Unsupported, match=f'{place} (is|has) {kind}.*or use impl="reference"'):
+            with pytest.raises(ea.Unsupported, match=f'{argument} (is|has) {kind}.*or use impl="reference"'):
                 TRANSFORMS[kind](lambda t, o=options, i=impl: call(t, **o, impl=i), Q)
     TRANSFORMS[kind](lambda t: call(t, return_entropy=True, impl="reference"), Q)
 
@@ -146,7 +146,7 @@ def test_a_plain_tensor_inside_a_transform_is_served():
     torch.testing.assert_close(torch.vmap(function)(torch.ones(3)), expected)
 
 
-def test_the_operator_itself_has_no_rule_for_vmap():
+def test_the_operator_has_no_rule_for_vmap():
     def call(q):
         return operator._attention(q, K, V, None, None, False, True, 0, 0, "sdpa")[0]
 
@@ -156,7 +156,7 @@ def test_the_operator_itself_has_no_rule_for_vmap():
 
 @pytest.mark.parametrize("impl", ["sdpa", "reference"])
 def test_tracers_see_the_call(impl):
-    """A trace of one input is right for another input and scale."""
+    """A trace that was made with one input and scale is correct for others."""
 
     def call(q, scale):
         return ea.attention(q, K, V, scale=scale, return_entropy=True, impl=impl).entropy
@@ -178,15 +178,15 @@ def test_gradients_of_a_mask_beside_a_tensor_scale():
 
 
 @pytest.mark.parametrize("impl", ["sdpa", "reference", "triton"])
-@pytest.mark.parametrize("place", ["query", "key", "value", "attn_mask", "scale"])
-def test_a_negative_view_is_read_with_its_sign(place, impl, monkeypatch):
-    """The imaginary part of a conjugate: a view of memory that has the other sign."""
+@pytest.mark.parametrize("argument", ["query", "key", "value", "attn_mask", "scale"])
+def test_a_negative_view_is_read_with_its_sign(argument, impl, monkeypatch):
+    """The imaginary part of a conjugate is a view of memory with the opposite sign."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     call = {"query": Q, "key": K, "value": V, "attn_mask": torch.randn(6, 7), "scale": torch.tensor([0.3, -0.2])}
-    negative = torch.complex(call[place], -call[place]).conj().imag
+    negative = torch.complex(call[argument], -call[argument]).conj().imag
     assert negative.is_neg()
     for options in (EVERYTHING, {}):
-        found = ea.attention(**{**call, place: negative}, **options, impl=impl)
+        found = ea.attention(**{**call, argument: negative}, **options, impl=impl)
         expected = ea.attention(**call, **options, impl=impl)
         for a, b in zip(found, expected, strict=True):
             assert (a is None and b is None) or torch.equal(a, b)
@@ -204,7 +204,7 @@ def test_a_sparse_tensor_is_refused_with_the_remedy(impl):
 @pytest.mark.parametrize("impl", ["auto", "sdpa", "reference", "triton"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 10**400], ids=["nan", "inf", "large"])
 def test_a_scale_that_is_not_finite_is_refused_also_as_a_tensor(bad, impl):
-    """torch's attention returns zeros for it."""
+    """torch's attention would return zeros."""
     scales = [bad]
     if isinstance(bad, float):
         scales += [torch.tensor(bad), torch.tensor(bad, requires_grad=True), torch.tensor([1.0, bad])]

@@ -1,4 +1,4 @@
-"""impl="triton" through the public calls, in Triton's interpreter.
+"""`impl="triton"` through the public calls, in Triton's interpreter.
 
 Triton reads TRITON_INTERPRET when it is imported, so the calls run in a separate process.
 """
@@ -78,7 +78,7 @@ def test_calls_in_the_interpreter():
     [("sm_90", (3, 7, 0), False), ("sm_100", (3, 6, 0), True), ("sm_90", (3, 7, 1), False), ("sm_80", (3, 6, 0), False),
      ("sm_90", (), False)],
 )  # fmt: skip
-def test_a_triton_without_a_fence_is_refused_where_it_is_needed(monkeypatch, target, version, refused):
+def test_a_triton_without_the_fence_is_refused_if_a_kernel_needs_it(monkeypatch, target, version, refused):
     monkeypatch.setattr(support, "interpreting", lambda: False)
     monkeypatch.setattr(support, "has_triton", lambda: True)
     monkeypatch.setattr(support, "device_target", lambda device: target)
@@ -92,7 +92,7 @@ def test_the_version_of_triton_is_known_without_importing_it():
 
 
 @pytest.mark.parametrize("version, stages", [((3, 7, 0), 1), ((3, 7, 1), 2), ((), 2)])
-def test_without_the_fence_tiles_go_by_way_of_the_registers(monkeypatch, version, stages):
+def test_without_the_fence_tiles_are_loaded_through_registers(monkeypatch, version, stages):
     monkeypatch.setattr(support, "triton_version", lambda: version)
     config = forward_config("sm_90", 64, 64, torch.float16, has_mask=True)
     assert config.num_stages == 2 and not config.descriptors

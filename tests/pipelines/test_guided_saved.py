@@ -1,4 +1,4 @@
-"""A guided pipeline on disk: plain diffusers loads it, and what comes back draws the same."""
+"""A guided pipeline on disk: plain diffusers can load it, and a loaded pipeline makes the same images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FAMILIES = [
 
 @pytest.mark.parametrize("make, parent, guided", FAMILIES, ids=["sd", "sdxl"])
 @pytest.mark.parametrize("how", ["class", "attach"])
-def test_plain_diffusers_loads_what_was_saved(make, parent, guided, how, tmp_path):
+def test_plain_diffusers_loads_a_saved_pipeline(make, parent, guided, how, tmp_path):
     pipe = make()
     expected = draw(pipe)
     if how == "class":
@@ -40,11 +40,11 @@ def test_plain_diffusers_loads_what_was_saved(make, parent, guided, how, tmp_pat
         assert torch.equal(draw(loaded, **options), expected)
 
 
-def test_what_is_loaded_again_is_guided_the_same(tmp_path):
-    """Bit for bit, once its weights lie in memory as they did.
+def test_a_loaded_pipeline_is_guided_in_the_same_way(tmp_path):
+    """Bit for bit, if its weights have the same alignment in memory.
 
-    Weights that need no conversion stay where the file is mapped, at odd addresses, where torch adds in another order:
-    the gradient then differs in its last bits, and alpha makes that visible in the latents' fourth digit.
+    Weights that need no conversion stay in the mapped file, at unaligned addresses, for which torch sums in another
+    order: the gradient differs in its last bits, and alpha makes this visible in the fourth digit of the latents.
     """
     pipe = ea.TSAMStableDiffusionPipeline.from_pipe(ea.shapes.load_pipeline())
     pipe.save_pretrained(tmp_path)
@@ -61,8 +61,8 @@ def test_what_is_loaded_again_is_guided_the_same(tmp_path):
     assert torch.equal(*again)
 
 
-def test_the_embedded_model_loads_in_one_dtype_unasked():
-    """transformers takes the dtype from the text encoder's configuration, diffusers takes float32."""
+def test_the_embedded_model_loads_in_one_dtype_by_default():
+    """transformers uses the dtype of the text encoder's configuration, diffusers uses float32."""
     pipe = ea.TSAMStableDiffusionPipeline.from_pretrained(ea.shapes.MODEL_DIR)
     assert pipe.text_encoder.dtype == pipe.unet.dtype == pipe.vae.dtype == torch.float32
     pipe.set_progress_bar_config(disable=True)

@@ -1,4 +1,4 @@
-"""Model names, and the image sizes that a model takes."""
+"""Names of models, and the image sizes that a model accepts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("diffusers")
 
 from entropy_attn.pipelines import check_size, load_pipeline, sample, size_multiple, train_size
+from entropy_attn.pipelines.outline import outline_pipeline
 from entropy_attn.scale import Fixed
 
 
@@ -19,7 +20,7 @@ def test_sizes_of_the_tiny_pipeline(tiny_pipe):
 
 
 @pytest.mark.parametrize(("size", "near"), [((30, 32), "32x32"), ((32, 3), "32x8"), ((0, 8), "8x8")])
-def test_a_size_that_does_not_fit_is_refused_with_one_that_does(tiny_pipe, size, near):
+def test_an_invalid_size_is_refused_with_a_valid_one(tiny_pipe, size, near):
     with pytest.raises(ValueError, match=f"size {size[0]}x{size[1]}: both sides must be multiples of 8 px.*{near}"):
         check_size(tiny_pipe, size)
 
@@ -84,10 +85,10 @@ def test_a_pipeline_that_cannot_be_profiled(tmp_path, kind, parts, reason):
 def test_sizes_of_transformers():
     from tests.recorders.test_joint_maps import flux, sd3
 
-    pipe = sd3()  # two pixels a latent cell, two cells a token, cells of the training size in its configuration
+    pipe = sd3()  # 2 pixels per latent cell, 2 cells per token; its configuration has the training size in cells
     side = pipe.transformer.config.sample_size
     assert (size_multiple(pipe), train_size(pipe)) == (8, (side * 2, side * 2))
-    pipe = flux()  # without a VAE eight pixels are a cell, and the pipeline packs two cells
+    pipe = flux()  # without a VAE, a cell has 8 pixels, and the pipeline packs 2 cells
     assert (size_multiple(pipe), train_size(pipe)) == (16, (1024, 1024))
 
 
@@ -149,7 +150,7 @@ def test_variant_scheduler_and_tiling(tmp_path, tiny_model):
     assert loaded.scheduler.config.num_train_timesteps == pipe.scheduler.config.num_train_timesteps
 
 
-def test_a_single_file_is_handed_to_the_pipeline_of_its_configuration(tmp_path, tiny_model, monkeypatch):
+def test_a_single_file_is_loaded_by_the_pipeline_of_its_configuration(tmp_path, tiny_model, monkeypatch):
     from diffusers import StableDiffusionPipeline
     from safetensors.torch import save_file
 
@@ -171,7 +172,7 @@ def test_a_single_file_is_handed_to_the_pipeline_of_its_configuration(tmp_path, 
         load_pipeline(str(tmp_path / "bad.safetensors"))
 
 
-def test_the_configuration_of_a_single_file_is_known_by_its_weights():
+def test_the_configuration_of_a_single_file_is_found_from_its_weights():
     from entropy_attn.integrations.diffusers.private import config_of_single_file
 
     class Part:
@@ -182,7 +183,7 @@ def test_the_configuration_of_a_single_file_is_known_by_its_weights():
     assert "xl" in config_of_single_file({name: Part()}) and "xl-base" in config_of_single_file({name: Part()})
 
 
-def test_a_missing_network_differs_from_a_missing_repository(monkeypatch):
+def test_errors_distinguish_a_missing_network_from_a_missing_repository(monkeypatch):
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -205,9 +206,11 @@ def test_a_missing_network_differs_from_a_missing_repository(monkeypatch):
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", fails(error))
         with pytest.raises(ValueError, match=words):
             load_pipeline("some/one")
+        with pytest.raises(ValueError, match=words):
+            outline_pipeline("some/one")
 
 
-def test_the_least_memory_of_an_image(tiny_pipe, monkeypatch):
+def test_the_minimum_memory_of_an_image(tiny_pipe, monkeypatch):
     from entropy_attn.pipelines import memory
 
     needs = memory.memory_needed(tiny_pipe, (64, 32), pictures=3)

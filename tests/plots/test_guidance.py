@@ -1,4 +1,4 @@
-"""The sheet of a guidance: what is drawn is what the handles hold, for any number of words, and no labels overlap."""
+"""The sheet of a guidance shows the data of the handles, for any number of words, without overlapping labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMAGES = [Image.new("RGB", (48, 32), color) for color in ("white", "grey")]
 
 @dataclass
 class Run:
-    """What a handle of `attach` has after a generation of two images, with invented values."""
+    """The attributes of a handle of `attach` after a generation of two images, with invented values."""
 
     guidance: Guidance
     prompts: list[Prompt]
@@ -89,7 +89,7 @@ def test_a_word_has_one_color_scale_in_both_rows(tokenizer):
     assert red_before < red_after and circle_before == circle_after == red_after
 
 
-def test_refinements_lie_within_their_step(tokenizer):
+def test_refinements_are_drawn_within_their_step(tokenizer):
     losses = [(step, torch.tensor([value])) for step, value in ((0, 5.0), (1, 4.0), (1, 3.0), (1, 2.0), (2, 1.0))]
     figure = guidance_sheet(make_run(tokenizer, "red circle", losses=losses), IMAGES[:1])
     (line,) = axis_of(figure, "loss before each update").lines
@@ -136,9 +136,9 @@ def test_refusals(tokenizer):
 def test_the_handles_of_a_generation_are_drawn(tmp_path):
     pipe = ea.shapes.load_pipeline()
     with ea.guidance.attach(pipe, TSAM()) as handle:
-        pictures = pipe("a red circle", num_inference_steps=2).images
-    guidance_sheet(handle, pictures).savefig(tmp_path / "a.png")
+        images = pipe("a red circle", num_inference_steps=2).images
+    guidance_sheet(handle, images).savefig(tmp_path / "a.png")
     tsam = ea.TSAMStableDiffusionPipeline.from_pipe(pipe)
     tsam.set_progress_bar_config(disable=True)
-    pictures = tsam("a red circle", num_inference_steps=2).images
-    assert titles(guidance_sheet(tsam.last_guidance, pictures))[1:4] == ["a", "red", "circle"]
+    images = tsam("a red circle", num_inference_steps=2).images
+    assert titles(guidance_sheet(tsam.last_guidance, images))[1:4] == ["a", "red", "circle"]

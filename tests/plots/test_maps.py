@@ -29,7 +29,7 @@ def test_words_are_columns_and_names_are_rows(tmp_path):
     assert [text.get_text() for axis in figure.axes for text in axis.texts] == ["mean", "step 0"]
     assert figure.get_suptitle() == "a red fox" and figure.get_supxlabel() == "where from"
     _, mean, _, first, _ = shown(figure)
-    assert (mean < first).all()  # one scale: what is lower everywhere is darker everywhere
+    assert (mean < first).all()  # one scale: lower values are darker in every map
     bar = figure.axes[-1]
     assert bar.get_ylabel() == "attention to the word" and bar.get_ylim() == pytest.approx((0.1, 0.3))
     figure.savefig(tmp_path / "sheet.png")
@@ -45,8 +45,8 @@ def test_many_words_continue_below():
 
 @pytest.mark.parametrize("words", [1, 8, 9, 20])
 @pytest.mark.parametrize("rows", [1, 2])
-def test_bands_are_even_and_hold_the_image_once(words, rows):
-    """No more cells are left empty than there are bands, less one; the rows of a band stay together."""
+def test_bands_are_even_and_the_image_is_shown_once(words, rows):
+    """There are fewer empty cells than bands; the rows of a band stay together."""
     bands, columns = grid_of(words)
     assert columns <= MAX_COLUMNS and 0 <= bands * columns - (words + 1) < bands
     labels = [str(number) for number in range(words)]
@@ -58,8 +58,8 @@ def test_bands_are_even_and_hold_the_image_once(words, rows):
     assert len(names) == (bands * rows if rows > 1 else 0)
 
 
-def test_each_word_has_a_color_scale_and_says_how_high_it_goes():
-    """The faint word is as bright at its highest as the strong one; which is which stands below."""
+def test_each_word_has_a_color_scale_and_its_highest_value():
+    """At their highest values, the faint word and the strong word are equally bright; the numbers are below."""
     maps = torch.zeros(2, 4, 6)
     maps[0, 0, 5], maps[1, 0, 5] = 0.5, 0.001
     figure = map_sheet(IMAGE, {"step 0": maps / 2, "mean": maps}, ["fox", "the"], "the fox")

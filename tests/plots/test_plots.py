@@ -1,4 +1,4 @@
-"""The figures: right files, right numbers, and nothing of pyplot's global state touched."""
+"""The figures have the right files and the right numbers, and do not touch pyplot's global state."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _texts(figure):
     return [text.get_text() for legend in legends for text in legend.get_texts()]
 
 
-def test_every_figure_is_written_and_has_something_drawn(invented, tmp_path):
+def test_every_figure_is_written_and_not_empty(invented, tmp_path):
     paths = plots.save_figures(invented, "shapes", tmp_path)
     assert set(paths) == FIGURES
     for path in paths.values():
@@ -33,13 +33,13 @@ def test_every_figure_is_written_and_has_something_drawn(invented, tmp_path):
             assert len(image.convert("RGB").resize((200, 200)).getcolors(maxcolors=40_000)) > 20
 
 
-def test_a_line_a_layer_and_the_spread_of_their_slopes(invented):
+def test_one_line_per_layer_and_the_spread_of_their_slopes(invented):
     figure = plots.entropy_against_tokens(layer_means(invented.entropy), "shapes")
     texts = _texts(figure)
     assert "slope of a layer: median 0.60,\nhalf of them 0.60 to 0.60" in texts
     assert "slope of a layer: median 0.50,\nhalf of them 0.50 to 0.50" in texts
     drawn = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 5]
-    assert len(drawn) == 5  # of the five layers, and no other
+    assert len(drawn) == 5  # one for each of the five layers
     assert figure.axes[0].get_ylabel() == "mean entropy [nats]"
     assert "shapes" in figure.get_suptitle()
 
@@ -73,7 +73,7 @@ def test_per_layer_shows_small_and_large_and_the_training_size(invented):
     assert changes == pytest.approx(expected)
 
 
-def test_a_reference_that_was_not_run_is_left_out(invented):
+def test_a_reference_that_was_not_run_is_omitted(invented):
     figure = plots.entropy_per_layer(layer_means(invented.entropy), "shapes", reference=(80, 80))
     assert _texts(figure) == ["off", "logn"]
 

@@ -69,7 +69,7 @@ def test_every_row_of_the_table_is_profiled(name: str):
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in denoiser.modules())
 
 
-def test_no_row_is_left_out():
+def test_every_row_is_tested():
     rows = {model_of(getattr(PIPELINES[name].make(), PIPELINES[name].component)).denoiser for name in PIPELINES}
     assert rows == {model.denoiser for model in MODELS}
 

@@ -1,4 +1,4 @@
-"""What a profile measures and reports, on a tiny pipeline with random weights and on invented numbers."""
+"""Measurements and summaries of a profile, on a tiny pipeline with random weights and on invented numbers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def measured(tiny_pipe, tmp_path_factory):
     return result, steps, runs
 
 
-def test_rows_carry_what_was_run(measured):
+def test_rows_name_the_run(measured):
     result, steps, runs = measured
     table = result.entropy
     assert list(table.columns) == [*KEYS, *COLUMNS]
@@ -56,7 +56,7 @@ def test_token_counts_follow_the_image(measured):
     assert largest.to_dict() == {"16x16": 64, "32x32": 256, "32x48": 384}
 
 
-def test_the_scale_that_was_used_is_the_policy(measured):
+def test_recorded_scales_are_those_of_the_policy(measured):
     rows = picture_rows(measured[0].entropy)
     policies = list(measured[0].plan.policies)
     assert policies[0] == "off" and policies[1].startswith("LogN(")
@@ -73,7 +73,7 @@ def test_pictures_and_maps(measured):
     result = measured[0]
     assert len(result.pictures) == 3 * 2 * 2
     for (size, _, _), pictures in result.pictures.items():
-        assert [picture.size for picture in pictures] == [(size[1], size[0])] * 2
+        assert [image.size for image in pictures] == [(size[1], size[0])] * 2
     assert set(result.maps) == set(result.plan.policies)
     assert {array.shape for array in result.maps["off"].values()} == {(16, 24), (8, 12), (4, 6)}
     for array in result.maps["off"].values():
@@ -84,7 +84,7 @@ def test_the_pipeline_is_left_as_it_was(measured, tiny_pipe):
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in tiny_pipe.unet.modules())
 
 
-def test_files_are_what_is_returned(measured):
+def test_files_have_the_returned_tables(measured):
     result = measured[0]
     assert result.files["entropy"].name == "entropy.csv.gz"
     pd.testing.assert_frame_equal(pd.read_csv(result.files["entropy"]), result.entropy, check_dtype=False)
@@ -96,7 +96,7 @@ def test_files_are_what_is_returned(measured):
     assert change.tolist() == pytest.approx([0] * len(change), abs=1e-9)
 
 
-def test_statistics_over_heads_are_those_of_all_queries():
+def test_statistics_over_heads_equal_those_over_all_queries():
     random = np.random.default_rng(0)
     values = random.gamma(2.0, size=(3, 50))  # heads, queries
     rows = [
@@ -110,8 +110,8 @@ def test_statistics_over_heads_are_those_of_all_queries():
     assert {name: row[name] for name in expected} == pytest.approx(expected)
 
 
-def test_slopes_are_of_each_layer_alone():
-    """Two flat layers, the larger of which is more diffuse: a line through both would have slope 1.4."""
+def test_slopes_are_fitted_per_layer():
+    """Two layers with constant entropy, the larger with a higher one: a line through both would have slope 1.4."""
     rows = [
         {"policy": "off", "size": str(n), "layer": layer, "ln_tokens": math.log(n * factor), "entropy": entropy}
         for n in (64, 256)
@@ -137,7 +137,7 @@ def test_summary_of_invented_lines(invented):
     assert summary["change_from_training"]["off"]["64x64"]["mean_distance"] == pytest.approx(0.0)
 
 
-def test_every_file_serves_the_adaptive_policy(measured, tiny_pipe, tmp_path):
+def test_every_file_can_be_read_by_the_adaptive_policy(measured, tiny_pipe, tmp_path):
     full = measured[0]
     plain = ea.profile(
         tiny_pipe, sizes=[16], scales=["off"], prompts=["a red circle", "two blue squares"], steps=2, out=tmp_path,
@@ -199,7 +199,7 @@ def test_an_empty_plan_is_refused(change):
         ({"scales": {"mine": lambda info: 1 / 0}}, ZeroDivisionError, "division"),
     ],
 )
-def test_refused_before_anything_is_sampled(tiny_pipe, monkeypatch, options, error, message):
+def test_bad_arguments_are_refused_before_sampling(tiny_pipe, monkeypatch, options, error, message):
     def sampled(*_, **__):
         raise AssertionError("sampled")
 

@@ -1,4 +1,4 @@
-"""What an interrupted profile leaves, and how it is resumed."""
+"""The files of an interrupted profile, and how it is resumed."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ def interrupted(tiny_pipe, tmp_path):
     return tmp_path
 
 
-def test_finished_runs_are_in_the_folder_and_the_rest_is_made_later(tiny_pipe, interrupted, tmp_path_factory):
+def test_finished_runs_are_in_the_folder_and_the_others_are_run_later(tiny_pipe, interrupted, tmp_path_factory):
     table = pd.read_csv(interrupted / "entropy.csv")
     assert list(dict.fromkeys(table["size"] + table["policy"])) == ["16x16off", "16x16logn"]
     assert len(list((interrupted / "pictures").iterdir())) == 2
-    with (interrupted / "entropy.csv").open("a") as file:  # as if the process was killed while it wrote
+    with (interrupted / "entropy.csv").open("a") as file:  # as if the process had been killed while it wrote
         file.write("32x32,32,32,off,0,down_bl")
     runs = []
     resumed = ea.profile(tiny_pipe, **PLAN, out=interrupted, resume=True, on_run=lambda *run: runs.append(run))
     assert [seconds is None for _, seconds, _, _ in runs] == [True, True, False, False]
-    whole = ea.profile(tiny_pipe, **PLAN, out=tmp_path_factory.mktemp("whole"))
+    complete = ea.profile(tiny_pipe, **PLAN, out=tmp_path_factory.mktemp("complete"))
     for name in ("entropy", "heads"):
-        pd.testing.assert_frame_equal(getattr(resumed, name), getattr(whole, name), rtol=1e-4)
-    assert resumed.pictures.keys() == whole.pictures.keys() and resumed.maps.keys() == whole.maps.keys()
+        pd.testing.assert_frame_equal(getattr(resumed, name), getattr(complete, name), rtol=1e-4)
+    assert resumed.pictures.keys() == complete.pictures.keys() and resumed.maps.keys() == complete.maps.keys()
     again = ea.profile(tiny_pipe, **PLAN, out=interrupted, resume=True, on_run=lambda *run: runs.append(run))
     assert all(seconds is None for _, seconds, _, _ in runs[4:])
     pd.testing.assert_frame_equal(again.entropy, resumed.entropy)
@@ -76,14 +76,14 @@ def test_without_a_folder_the_numbers_are_the_same(tiny_pipe, tmp_path):
         ({"about": {"revision": "x"}}, "expected revision=None, as in .*, got 'x'"),
     ],
 )
-def test_another_plan_is_refused_by_name(tiny_pipe, interrupted, change, message):
+def test_another_plan_is_refused(tiny_pipe, interrupted, change, message):
     before = (interrupted / "entropy.csv").read_bytes()
     with pytest.raises(ValueError, match=message):
         ea.profile(tiny_pipe, **{**PLAN, **change}, out=interrupted, resume=True)
     assert (interrupted / "entropy.csv").read_bytes() == before
 
 
-def test_a_folder_without_a_plan_or_with_one_that_was_interrupted(tiny_pipe, interrupted, tmp_path_factory):
+def test_a_folder_without_a_plan_and_one_with_an_interrupted_profile(tiny_pipe, interrupted, tmp_path_factory):
     with pytest.raises(ValueError, match=r"resume: expected a profile in .*, but it has no plan\.json"):
         ea.profile(tiny_pipe, **PLAN, out=tmp_path_factory.mktemp("empty"), resume=True)
     with pytest.raises(ValueError, match=r"interrupted profile, with 2 of 4 runs finished: resume it"):
@@ -96,7 +96,7 @@ def test_a_folder_without_a_plan_or_with_one_that_was_interrupted(tiny_pipe, int
         ea.profile(tiny_pipe, **PLAN, out=interrupted, resume=True)
 
 
-def test_ctrl_c_keeps_what_was_finished_and_says_so(tiny_model, tmp_path, capsys):
+def test_ctrl_c_keeps_finished_runs_and_reports_them(tiny_model, tmp_path, capsys):
     out = tmp_path / "out"
     command = [
         "profile",
@@ -144,7 +144,7 @@ def test_ctrl_c_keeps_what_was_finished_and_says_so(tiny_model, tmp_path, capsys
     assert set(table["seed"]) == set(range(finished))
 
 
-def test_out_of_memory_says_what_is_kept_and_what_is_left_to_try(tiny_model, tmp_path, monkeypatch, capsys):
+def test_out_of_memory_reports_the_kept_runs_and_suggests_options(tiny_model, tmp_path, monkeypatch, capsys):
     import torch
 
     from entropy_attn.profiling import call

@@ -1,4 +1,4 @@
-"""How large the tables of a large model are, with as many and as long rows as it would have."""
+"""The file sizes of a profile of a large model, from as many rows of the same length."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BLOCKS = (("down_blocks.1", 2, 2, 10), ("down_blocks.2", 2, 10, 20), ("mid_block
 
 
 def recorded(random) -> pd.DataFrame:
-    """One step of one run as a recorder has it; the other steps are as long."""
+    """The table of a recorder for one step of one run; other steps have the same number of rows."""
     rows = []
     for block, attentions, depth, heads in BLOCKS:
         for index in range(attentions * depth):

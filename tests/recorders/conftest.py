@@ -1,4 +1,4 @@
-"""Routing is tested on tiny pipelines with random weights; there is nothing to test without diffusers."""
+"""Recorders are tested on tiny pipelines with random weights; these tests need diffusers."""
 
 import pytest
 

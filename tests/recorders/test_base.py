@@ -1,4 +1,4 @@
-"""The contract of a recorder that is written outside of the package."""
+"""The interface of `Recorder` for subclasses outside of the package."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.tiny_models import denoise
 
 
 class MaxEntropy(Recorder):
-    """Only what CONTRIBUTING.md asks for."""
+    """Has only the methods that CONTRIBUTING.md requires."""
 
     def __init__(self):
         super().__init__(None)
@@ -29,7 +29,7 @@ class MaxEntropy(Recorder):
 
 
 class Ordered(MaxEntropy):
-    """Notes in which order it is called."""
+    """Keeps the order of its calls."""
 
     def __init__(self):
         super().__init__()
@@ -47,7 +47,7 @@ class Ordered(MaxEntropy):
         super().record(info, scale, measured, branches, latent_size)
 
 
-def test_a_subclass_needs_wants_and_record_alone(unet):
+def test_a_subclass_needs_only_wants_and_record(unet):
     recorder = MaxEntropy()
     with apply(unet, scale=Fixed(), record=recorder) as handle:
         denoise(unet)
@@ -55,7 +55,7 @@ def test_a_subclass_needs_wants_and_record_alone(unet):
     assert all(value > 0 for value in recorder.highest.values())
 
 
-def test_a_call_is_observed_before_it_is_asked_about(unet):
+def test_observe_is_called_before_wants(unet):
     recorder = Ordered()
     with apply(unet, scale=Fixed(), record=recorder) as handle:
         denoise(unet)
@@ -67,7 +67,7 @@ def test_a_call_is_observed_before_it_is_asked_about(unet):
     assert recorder.calls == expected and {layer for _, layer in expected} == set(handle.layers)
 
 
-def test_what_a_subclass_leaves_out_is_an_error(unet):
+def test_a_missing_method_is_an_error(unet):
     with apply(unet, scale=Fixed(), record=Recorder(None)), pytest.raises(NotImplementedError):
         denoise(unet)
 

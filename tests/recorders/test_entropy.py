@@ -1,4 +1,4 @@
-"""What the recorder keeps, against softmax probabilities that are written out."""
+"""The recorder of entropies, against entropies of materialized softmax probabilities."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.tiny_models import TEXT_TOKENS, denoise, make_pipe, sample
 
 
 class Oracle(AttnProcessor2_0):
-    """Notes the entropies of a layer from its probabilities, in float64, before it runs as usual."""
+    """Computes the entropies of a layer from its probabilities, in float64, before it runs as usual."""
 
     def __init__(self, scale):
         super().__init__()
@@ -40,7 +40,7 @@ def statistics(entropy: torch.Tensor) -> list[float]:
     return [entropy.mean(), entropy.std(correction=0), entropy.amin(), entropy.amax()]
 
 
-def test_recorded_entropy_is_that_of_the_probabilities():
+def test_recorded_entropies_equal_those_of_the_probabilities():
     pipe, recorder, scale = make_pipe(), EntropyRecorder(per_query=True), 0.4
     oracles = {}
     for name, module in pipe.unet.named_modules():
@@ -116,7 +116,7 @@ def test_branches_of_a_plain_denoiser(unet):
             denoise(unet, batch=2)
 
 
-def test_other_guidance_asks_for_the_branches():
+def test_other_kinds_of_guidance_need_stated_branches():
     from diffusers import StableDiffusionInstructPix2PixPipeline, StableDiffusionPAGPipeline
 
     parts = make_pipe().components
@@ -150,7 +150,7 @@ def test_per_head_scales_are_recorded(unet):
 
 @pytest.mark.parametrize("scale", [torch.tensor(0.1), torch.tensor([0.1, 0.2]), 0.1], ids=["0-d", "per head", "float"])
 def test_recording_waits_for_nothing(scale):
-    """No operation that copies to the host or reads a value runs until the table is asked for."""
+    """No operation copies to the host or reads a value before the table is requested."""
 
     waiting = ("aten::_local_scalar_dense", "aten::_to_copy", "aten::nonzero", "aten::is_nonzero")
 
@@ -166,7 +166,7 @@ def test_recording_waits_for_nothing(scale):
     assert len(recorder.to_dataframe()) == 4
 
 
-def test_nothing_recorded_is_kept_by_the_graph(unet):
+def test_recording_does_not_keep_the_graph_alive(unet):
     recorder = EntropyRecorder(per_query=True)
     with apply(unet, record=recorder):
         denoise(unet)

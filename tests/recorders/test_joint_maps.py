@@ -1,4 +1,4 @@
-"""Maps in joint attention: words in whole tiny pipelines of Flux and Stable Diffusion 3, against float64 softmaxes."""
+"""Maps of words in joint attention: tiny pipelines of Flux and Stable Diffusion 3, against float64 softmaxes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STEPS = 2
 
 @functools.cache
 def t5_tokenizer() -> PreTrainedTokenizerFast:
-    """A piece a letter, marked as T5 does where a word begins."""
+    """One piece per letter, with T5's mark at the beginning of a word."""
     letters = "abcdefghijklmnopqrstuvwx"
     pieces = ["<pad>", "</s>", "<unk>", *(f"▁{letter}" for letter in letters), *letters]
     tokenizer = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=2))
@@ -92,7 +92,7 @@ def sd3(**parts: Any) -> StableDiffusion3Pipeline:
     return pipe
 
 
-# Pipeline, what it is called with, the image's grid, positions of its text, the text's order
+# Pipeline, its arguments, the grid of the image, number of text positions, order of text and image
 FLUX = (flux, {"height": 96, "width": 64, "max_sequence_length": T5, "guidance_scale": 3.5}, (6, 4), T5, "first")
 SD3 = (sd3, {"height": 24, "width": 16, "max_sequence_length": T5, "guidance_scale": 4.0}, (6, 4), CLIP + T5, "last")
 
@@ -103,7 +103,7 @@ def generate(pipe: Any, prompt: Any, options: dict[str, Any], **changes: Any) ->
 
 
 class Probabilities(TorchFunctionMode):
-    """For every joint attention call: image queries over text keys, mean over heads, (batch, grid, text)."""
+    """For each joint attention call: head-averaged probabilities (batch, grid, text) of the image over the text."""
 
     def __init__(self, grid: tuple[int, int], text: int, order: str):
         super().__init__()
@@ -141,7 +141,7 @@ def grids(maps: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
 
 
 def test_flux_by_word():
-    """T5's text comes first: "ab" is at its positions 0 and 1, "c", which is there twice, at 2 and 3."""
+    """T5's text comes first: "ab" is at its positions 0 and 1, the two "c" are at 2 and 3."""
     calls = expected(FLUX, "ab c c")
     mean = torch.stack(calls).mean(0)[0]
     recorder = recorded(FLUX, "ab c c", MapRecorder(("ab", "c")))
@@ -151,17 +151,17 @@ def test_flux_by_word():
     torch.testing.assert_close(recorder.maps()[0, 0], grids(words, (6, 4)), rtol=1e-4, atol=1e-5)
     every = recorded(FLUX, "ab c c", MapRecorder())
     assert every.tokens == ("a", "b", "c", "c")
-    whole = recorded(FLUX, "ab c c", MapRecorder(special=True)).maps()
-    assert whole.shape[2] == T5 and (whole.sum(2) < 1).all()  # normalized over all keys, also the image's
+    full = recorded(FLUX, "ab c c", MapRecorder(special=True)).maps()
+    assert full.shape[2] == T5 and (full.sum(2) < 1).all()  # normalized over all keys, including those of the image
 
 
 def test_sd3_by_word():
-    """The image comes first, then CLIP's text with its start mark, then T5's."""
+    """The image comes first, then CLIP's text with its start token, then T5's text."""
     calls = expected(SD3, "ab c")
-    mean = torch.stack(calls).mean(0)[1]  # of the guided half
+    mean = torch.stack(calls).mean(0)[1]  # the conditional half
     recorder = recorded(SD3, "ab c", MapRecorder(("ab", "c")))
     assert recorder.positions == ((1, 2, CLIP, CLIP + 1), (3, CLIP + 2)) and recorder.branch_names == ("cond",)
-    assert len(recorder.layers) * STEPS == len(calls) == 2 * STEPS  # without the attention of the image to itself
+    assert len(recorder.layers) * STEPS == len(calls) == 2 * STEPS  # self-attention of the image is not recorded
     words = torch.stack([mean[:, list(positions)].mean(-1) for positions in recorder.positions], dim=-1)
     torch.testing.assert_close(recorder.maps()[0, 0], grids(words, (6, 4)), rtol=1e-4, atol=1e-5)
     every = recorded(SD3, "ab c", MapRecorder())
@@ -172,8 +172,8 @@ def test_sd3_by_word():
 
 
 @pytest.mark.parametrize("setting", [FLUX, SD3], ids=["flux", "sd3"])
-def test_maps_where_the_rows_of_the_image_are_called_separately(setting):
-    """As rows="image" has it; here with the usual scale, so that the maps are the same."""
+def test_maps_if_the_rows_of_the_image_are_a_separate_call(setting):
+    """With rows="image"; here with the default scale, so that the maps are the same."""
     make, options, *_ = setting
     together, apart, pipe = MapRecorder("c"), MapRecorder("c"), make()
     for recorder, rows in ((together, "all"), (apart, "image")):
@@ -183,7 +183,7 @@ def test_maps_where_the_rows_of_the_image_are_called_separately(setting):
 
 
 def test_flux_with_a_negative_prompt():
-    """It is encoded after the prompt, by itself, and the denoiser is called for it separately."""
+    """It is encoded separately, after the prompt, and the denoiser is called for it separately."""
     guided = {"true_cfg_scale": 3.0, "negative_prompt": "d"}
     calls = expected(FLUX, "ab c", **guided)
     per_pass = len(calls) // (2 * STEPS)
@@ -199,7 +199,7 @@ def test_flux_with_a_negative_prompt():
 
 
 def test_prompts_of_the_other_encoders():
-    """T5 is given the second prompt of Flux and the third of Stable Diffusion 3, where there is one."""
+    """T5 gets the second prompt of Flux and the third of Stable Diffusion 3, if given."""
     second = recorded(FLUX, "ab", MapRecorder("cd"), prompt_2="a cd")
     assert second.positions == ((1, 2),)
     third = recorded(SD3, "ab", MapRecorder(("ab", "cd")), prompt_3="a cd")
@@ -209,7 +209,7 @@ def test_prompts_of_the_other_encoders():
 
 
 def test_sd3_without_t5():
-    """Zeros replace its text; they are no words."""
+    """Zeros replace its text; they do not count as words."""
     make = functools.partial(sd3, text_encoder_3=None)
     recorder = recorded((make, *SD3[1:]), "ab c", MapRecorder(("ab", "c")))
     assert recorder.positions == ((1, 2), (3,))
@@ -225,7 +225,7 @@ def test_a_batch_of_prompts_and_images():
 
 
 @pytest.mark.parametrize("setting", [FLUX, SD3], ids=["flux", "sd3"])
-def test_a_word_that_is_not_there_is_refused_before_the_denoiser_runs(setting):
+def test_a_missing_word_is_refused_before_the_denoiser_runs(setting):
     make, options, *_ = setting
     pipe, ran = make(), []
     pipe.transformer.register_forward_pre_hook(lambda *_: ran.append(1))
@@ -234,16 +234,16 @@ def test_a_word_that_is_not_there_is_refused_before_the_denoiser_runs(setting):
     assert not ran
 
 
-def test_a_prompt_that_is_cut():
-    """What does not fit is not there: T5 is given 4 positions, the last of them its end mark."""
+def test_a_truncated_prompt():
+    """Words that do not fit are missing: T5 has 4 positions, and the last one is the end token."""
     recorder = recorded(FLUX, "a b c d e", MapRecorder(), max_sequence_length=4)
     assert recorder.tokens == ("a", "b", "c")
     with pytest.raises(ValueError, match="'d' is not in the prompt"):
         recorded(FLUX, "a b c d e", MapRecorder("d"), max_sequence_length=4)
 
 
-def test_words_elsewhere_are_refused():
-    """Templates, registers and cleaning move the words of other pipelines; positions serve there."""
+def test_words_at_unknown_positions_are_refused():
+    """In other pipelines, templates, registers and cleaning move the words; positions still work."""
     for name in ("qwen", "pixart", "auraflow", "cogview4", "if"):
         pipe = PIPELINES[name].make()
         pipe.register_modules(tokenizer=make_tokenizer())
@@ -255,7 +255,7 @@ def test_words_elsewhere_are_refused():
     assert recorder.maps().shape[2] == 2 and recorder.tokens == ("0", "9")
 
 
-def test_no_map_where_images_begin_at_different_positions():
+def test_no_map_if_images_begin_at_different_positions():
     pipe, recorder = PIPELINES["lumina2"].make(), MapRecorder((0,))
     with apply(pipe, scale=None, record=recorder), pytest.raises(ValueError, match="differs within the"):
         PIPELINES["lumina2"].run(pipe)

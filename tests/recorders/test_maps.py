@@ -1,4 +1,4 @@
-"""Cross-attention maps against softmax probabilities that are written out, and what keeping them costs."""
+"""Cross-attention maps against materialized softmax probabilities, and the memory that they need."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from tests.support.tiny_models import (
     sample,
 )
 
-PICTURE = {"height": 32, "width": 48, "num_inference_steps": 2, "output_type": "latent"}
-GRIDS = {16 * 24: (16, 24), 8 * 12: (8, 12)}  # of the two levels, by tokens
+OPTIONS = {"height": 32, "width": 48, "num_inference_steps": 2, "output_type": "latent"}
+GRIDS = {16 * 24: (16, 24), 8 * 12: (8, 12)}  # grids of the two levels, by number of tokens
 
 
 class Oracle(AttnProcessor2_0):
-    """Notes the head-averaged probabilities of a layer's cross-attention, in float64, before it runs as usual."""
+    """Computes head-averaged probabilities of a layer's cross-attention, in float64, before it runs as usual."""
 
     def __init__(self, notes: dict):
         super().__init__()
@@ -58,7 +58,7 @@ class Oracle(AttnProcessor2_0):
 
 
 def watch(unet) -> dict[int, list[torch.Tensor]]:
-    """{tokens of a layer: its maps, call by call}."""
+    """{number of tokens of a layer: its maps, one per call}."""
     notes: dict[int, list[torch.Tensor]] = defaultdict(list)
     for name, module in unet.named_modules():
         if name.endswith("attn2"):
@@ -68,7 +68,7 @@ def watch(unet) -> dict[int, list[torch.Tensor]]:
 
 @pytest.mark.parametrize("tokens", list(GRIDS), ids=["16x24", "8x12"])
 def test_maps_are_the_mean_probabilities(pipe, tokens: int):
-    """Over heads, layers of the size, and steps; rectangular, rows first; the conditional half alone."""
+    """The mean is over heads, layers of the size, and steps; rectangular, rows first; only the conditional half."""
     notes, recorder = watch(pipe.unet), MapRecorder((1, 5), GRIDS[tokens])
     with apply(pipe, scale=None, record=recorder):
         sample(pipe, 32, 48, steps=3, batch=2)
@@ -79,7 +79,7 @@ def test_maps_are_the_mean_probabilities(pipe, tokens: int):
     torch.testing.assert_close(recorder.maps(), expected.float(), rtol=1e-4, atol=1e-5)
 
 
-def test_branches_and_steps_apart():
+def test_branches_and_steps_kept_apart():
     pipe = make_pipe()
     notes, recorder = watch(pipe.unet), MapRecorder(special=True, size=(8, 12), steps=(0, 2), all_branches=True)
     with apply(pipe, scale=None, record=recorder):
@@ -103,7 +103,7 @@ def test_words_of_a_prompt():
     notes = watch(pipe.unet)
     words, every = MapRecorder(("ab", "c"), (16, 24)), MapRecorder(size=(16, 24))
     with apply(pipe, scale=None, record=[words, every]):
-        pipe("ab c c", **PICTURE)
+        pipe("ab c c", **OPTIONS)
     mean = torch.stack(notes[384]).mean(0)[1:].float().mT.reshape(1, TEXT_TOKENS, 16, 24)
     expected = torch.stack([mean[:, 1:3].mean(1), mean[:, 3:5].mean(1)], dim=1)
     assert words.tokens == ("ab", "c") and words.positions == ((1, 2), (3, 4))
@@ -112,11 +112,11 @@ def test_words_of_a_prompt():
     torch.testing.assert_close(every.maps()[0], mean[:, 1:5], rtol=1e-4, atol=1e-5)
 
 
-def test_every_prompt_of_a_batch_has_its_own_positions():
+def test_positions_differ_between_prompts_of_a_batch():
     pipe = make_text_pipe()
     notes, recorder, every = watch(pipe.unet), MapRecorder("c", (8, 12)), MapRecorder(size=(8, 12))
     with apply(pipe, scale=None, record=[recorder, every]):
-        pipe(["c", "ab c"], num_images_per_prompt=2, **PICTURE)
+        pipe(["c", "ab c"], num_images_per_prompt=2, **OPTIONS)
     mean = torch.stack(notes[96]).mean(0)[4:].float().mT.reshape(4, TEXT_TOKENS, 8, 12)
     expected = torch.stack([mean[0, 1], mean[1, 1], mean[2, 3], mean[3, 3]])
     torch.testing.assert_close(recorder.maps()[0, :, 0], expected, rtol=1e-4, atol=1e-5)
@@ -127,7 +127,7 @@ def test_every_prompt_of_a_batch_has_its_own_positions():
 
 
 def test_words_with_the_second_encoder_of_sdxl():
-    """The base has two tokenizers that agree, the refiner the second alone."""
+    """The base model has two tokenizers that agree, the refiner only the second."""
     parts = make_pipe("sdxl").components
     torch.manual_seed(0)
     encoder = CLIPTextModelWithProjection(
@@ -138,12 +138,12 @@ def test_words_with_the_second_encoder_of_sdxl():
     pipe.set_progress_bar_config(disable=True)
     notes, recorder = watch(pipe.unet), MapRecorder("c", (16, 24))
     with apply(pipe, scale=None, record=recorder):
-        pipe(prompt="ab c", **PICTURE)
+        pipe(prompt="ab c", **OPTIONS)
     expected = torch.stack(notes[384]).mean(0)[1, :, 3].reshape(1, 1, 1, 16, 24)
     torch.testing.assert_close(recorder.maps(), expected.float(), rtol=1e-4, atol=1e-5)
 
 
-def test_without_guidance_and_with_the_prompt_given():
+def test_without_guidance_and_with_a_stated_prompt():
     pipe = make_text_pipe()
     recorder = MapRecorder("c", (8, 8), prompt="ab c")
     with apply(pipe, scale=None, record=recorder):
@@ -151,7 +151,7 @@ def test_without_guidance_and_with_the_prompt_given():
     assert recorder.branch_names == ("all",) and recorder.positions == ((3,),)
 
 
-def test_masks_count():
+def test_masks_are_used():
     unet, recorder = make_unet(), MapRecorder(special=True, size=(16, 16))
     notes = watch(unet)
     mask = torch.ones(2, TEXT_TOKENS)
@@ -188,12 +188,12 @@ def test_one_attention_call_serves_every_recorder(monkeypatch):
     alone = MapRecorder(5, (16, 16))
     with apply(unet, scale=None, record=alone):
         denoise(unet)
-    assert calls[-len(handle.layers) :].count((False, (5, 6))) == large  # and nothing of the other layers
+    assert calls[-len(handle.layers) :].count((False, (5, 6))) == large  # the other layers record nothing
     torch.testing.assert_close(alone.maps(), recorders[2].maps(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("latent", "expected"), [((16, 16), (16, 16)), ((13, 21), (13, 21))])
-def test_the_size_most_layers_have_is_chosen(unet, latent, expected):
+def test_the_most_common_size_is_chosen(unet, latent, expected):
     recorder = MapRecorder(1)
     with apply(unet, scale=None, record=recorder):
         denoise(unet, *latent)
@@ -217,7 +217,7 @@ def test_of_equally_common_sizes_a_quarter_of_the_latent_is_chosen():
 
 
 def requested(recorder: MapRecorder, info: CallInfo, latent_size: tuple[int, int]):
-    """As the router asks."""
+    """The request of the recorder, obtained as in the router."""
     recorder.observe(info, latent_size)
     return recorder.wants(info, latent_size)
 
@@ -234,7 +234,7 @@ def test_memory_does_not_grow_with_steps_layers_or_heads():
             sample(pipe, steps=steps)
         sizes.append(held(recorder))
         assert len(recorder._sums.held) == 1
-    assert set(sizes) == {256 * 3 * 4}  # one float32 per image token and position from 2 to 4
+    assert set(sizes) == {256 * 3 * 4}  # one float32 per image token for each of the positions 2 to 4
     recorder = MapRecorder((2, 4), (16, 16), steps=range(5))
     with apply(pipe, scale=None, record=recorder):
         sample(pipe, steps=6)
@@ -259,19 +259,19 @@ def test_recording_waits_for_nothing():
     assert recorder.maps().shape == (1, 1, 2, 4, 4)
 
 
-def test_keys_that_are_not_the_text_are_left_out():
-    """An IP-Adapter's layers also attend to the four tokens of its image."""
+def test_keys_that_are_not_text_are_ignored():
+    """Layers with an IP-Adapter also attend to the four tokens of its image."""
     recorder = MapRecorder(1)
     text, image = (CallInfo("a", "cross", 16, keys, 2, 8, text_tokens=keys) for keys in (7, 4))
     assert requested(recorder, text, (4, 4)) == (1, 2) and requested(recorder, image, (4, 4)) is None
     assert requested(recorder, CallInfo("a", "self", 16, 16, 2, 8), (4, 4)) is None
 
 
-def test_asking_changes_nothing():
-    """`observe` writes; `wants` answers by what was observed, however often and in which order it is asked."""
+def test_wants_changes_nothing():
+    """`observe` changes the recorder; `wants` only reads, so it can be called any number of times, in any order."""
     large, small = (CallInfo(f"{n}", "cross", n, 7, 2, 8, text_tokens=7) for n in (64, 16))
     asked, plain = MapRecorder(1), MapRecorder(1)
-    assert asked.wants(small, (8, 8)) is None  # nothing is known of the text yet
+    assert asked.wants(small, (8, 8)) is None  # the text is not known yet
     for step in range(2):
         for info in (large, large, small):
             info = dataclasses.replace(info, step=step)
@@ -285,30 +285,30 @@ def test_asking_changes_nothing():
     assert plain.wants(large, (8, 8)) is None and plain.wants(small, (8, 8)) == (1, 2)
 
 
-def test_generations_are_averaged_until_reset():
+def test_maps_are_averaged_over_generations_until_reset():
     pipe, recorder = make_text_pipe(), MapRecorder("c", (16, 24))
     with apply(pipe, scale=None, record=recorder):
         for seed in (0, 1):
-            pipe("ab c", generator=torch.Generator().manual_seed(seed), **PICTURE)
+            pipe("ab c", generator=torch.Generator().manual_seed(seed), **OPTIONS)
         both = recorder.maps()
         with pytest.raises(ValueError, match=r"holds the maps of the prompt 'ab c': reset\(\) it before another"):
-            pipe("c", **PICTURE)
+            pipe("c", **OPTIONS)
         each = []
         for seed in (0, 1):
             recorder.reset()
-            pipe("ab c", generator=torch.Generator().manual_seed(seed), **PICTURE)
+            pipe("ab c", generator=torch.Generator().manual_seed(seed), **OPTIONS)
             each.append(recorder.maps())
         torch.testing.assert_close(both, torch.stack(each).mean(0), rtol=1e-4, atol=1e-6)
         with pytest.raises(ValueError, match=r"from latents of \(16, 24\), to.*\(16, 16\).*reset\(\)"):
-            pipe("ab c", **{**PICTURE, "width": 32})
+            pipe("ab c", **{**OPTIONS, "width": 32})
         recorder.reset()
-        pipe("c", **PICTURE)
+        pipe("c", **OPTIONS)
         assert recorder.positions == ((1,),)
         with pytest.raises(ValueError, match=r"from 1 images in.*'cond'\), to which those 2 images in"):
-            pipe("c", num_images_per_prompt=2, **PICTURE)
+            pipe("c", num_images_per_prompt=2, **OPTIONS)
 
 
-def test_inference_mode_and_then_not():
+def test_recording_with_and_then_without_inference_mode():
     unet, recorder = make_unet(), MapRecorder(1, (16, 16))
     with apply(unet, scale=None, record=recorder):
         with torch.inference_mode():
@@ -317,11 +317,11 @@ def test_inference_mode_and_then_not():
     assert not recorder.maps().requires_grad
 
 
-def test_the_pipeline_is_hooked_and_then_not():
+def test_hooks_of_the_pipeline_are_removed():
     pipe, recorder = make_text_pipe(), MapRecorder("c", (8, 12))
     handle = apply(pipe, scale=None, record=recorder)
     twin = copy.deepcopy(pipe)
-    twin("x", **PICTURE)
+    twin("x", **OPTIONS)
     assert twin.encode_prompt.__self__ is twin and not recorder._sums
     handle.remove()
     assert "encode_prompt" not in pipe.__dict__
@@ -342,13 +342,13 @@ def test_gradient_checkpointing(unet):
     assert recorder._sums.held[(16, 16), None, "all"].calls == 3
 
 
-def test_reading_says_what_is_missing(unet):
+def test_errors_of_reading_name_what_is_missing(unet):
     recorder = MapRecorder(1, (5, 5))
     with pytest.raises(ValueError, match="no call with text among its keys was recorded"):
         recorder.maps()
     none = r"size=\(5, 5\): no.*\(8, 8\) \(1 layers\), \(16, 16\) \(3 layers\)"
     with apply(unet, scale=None, record=recorder), pytest.raises(ValueError, match=none):
-        denoise(unet)  # with the first call, not when everything is sampled
+        denoise(unet)  # raises at the first call, not after sampling
     with pytest.raises(ValueError, match=none):
         recorder.maps()
     recorder = MapRecorder(1, steps=(7,))
@@ -363,7 +363,7 @@ def test_reading_says_what_is_missing(unet):
         recorder.maps(0)
 
 
-def test_prompts_that_are_not_known(unet):
+def test_unknown_prompts(unet):
     with pytest.raises(ValueError, match=r"tokens=\('c',\): words need the pipeline's tokenizer"):
         apply(unet, record=MapRecorder("c"))
     with pytest.raises(ValueError, match="tokens=None: words need"):
@@ -372,14 +372,14 @@ def test_prompts_that_are_not_known(unet):
     with apply(pipe, scale=None, record=MapRecorder("c")), pytest.raises(ValueError, match="prompt is not known"):
         sample(pipe)
     with apply(pipe, scale=None, record=MapRecorder("x")), pytest.raises(ValueError, match="'x' is not in the prompt"):
-        pipe("ab c", **PICTURE)
+        pipe("ab c", **OPTIONS)
     with pytest.raises(ValueError, match="'x' is not in the prompt"):
         apply(pipe, record=MapRecorder("x", prompt="ab c"))
     with apply(unet, scale=None, record=MapRecorder(9)), pytest.raises(ValueError, match="position 9 is not in the"):
         denoise(unet)
 
 
-def test_other_guidance_asks_for_the_branches():
+def test_other_kinds_of_guidance_need_stated_branches():
     pipe = StableDiffusionPAGPipeline(**make_pipe().components, requires_safety_checker=False)
     with pytest.raises(ValueError, match=r"MapRecorder\(branches="):
         apply(pipe, record=MapRecorder(1))
@@ -389,7 +389,7 @@ def test_other_guidance_asks_for_the_branches():
 def test_heat_maps_and_overlays():
     pipe, recorder = make_text_pipe(), MapRecorder(("ab", "c"), (8, 12))
     with apply(pipe, scale=None, record=recorder):
-        pipe("ab c", **PICTURE)
+        pipe("ab c", **OPTIONS)
     small = recorder.heat_map("c")
     assert torch.equal(small, recorder.maps()[0, 0, 1]) and torch.equal(small, recorder.heat_map(1))
     for mode in ("bicubic", "bilinear", "nearest"):
@@ -417,10 +417,10 @@ def test_heat_maps_and_overlays():
             recorder.overlay(image, "c", **options)
 
 
-def test_a_label_that_is_there_twice_needs_its_index():
+def test_a_label_that_occurs_twice_needs_an_index():
     pipe, recorder = make_text_pipe(), MapRecorder(size=(8, 12))
     with apply(pipe, scale=None, record=recorder):
-        pipe("c c", **PICTURE)
+        pipe("c c", **OPTIONS)
     with pytest.raises(ValueError, match=r"token: .*got 'c'; give one of its indices \[0, 1\]"):
         recorder.heat_map("c")
     recorder.heat_map(1)
@@ -430,7 +430,7 @@ def test_save(tmp_path):
     pipe = make_text_pipe()
     recorders = [MapRecorder(("ab", "c"), (8, 12)), MapRecorder("c", (8, 12), steps=(0, 1))]
     with apply(pipe, scale=None, record=recorders):
-        pipe("ab c", **PICTURE)
+        pipe("ab c", **OPTIONS)
     with np.load(recorders[0].save(tmp_path / "maps.npz")) as file:
         assert np.array_equal(file["maps"], recorders[0].maps().numpy())
         assert file["tokens"].tolist() == [["ab", "c"]] and file["branches"].tolist() == ["cond"]
@@ -473,7 +473,7 @@ def test_refusals(options: dict, error: type[Exception], message: str):
 
 
 @pytest.mark.parametrize("record", [(), [None], [EntropyRecorder, MapRecorder], "maps"])
-def test_what_is_no_recorder_is_refused(unet, record):
+def test_other_objects_than_recorders_are_refused(unet, record):
     with pytest.raises(TypeError, match="record: "):
         apply(unet, record=record)
     recorder = EntropyRecorder()

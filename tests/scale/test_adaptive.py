@@ -1,4 +1,4 @@
-"""Scales from a recorded profile: reading it, the formula by hand, and its effect on the embedded pipeline."""
+"""Scales from a recorded profile: reading it, the formula against numbers by hand, and the effect on a pipeline."""
 
 from __future__ import annotations
 
@@ -52,20 +52,20 @@ def frame() -> pd.DataFrame:
 
 
 def test_by_hand(frame):
-    policy = EntropyAdaptive(frame)  # the entropies reach from 1 to 5
+    policy = EntropyAdaptive(frame)  # entropies are between 1 and 5
     assert factors(policy, "a") == pytest.approx([1 + 0.3 * 1.0, 1 + 0.3 * 0.5**2])
     assert factors(policy, "b") == pytest.approx([1 + 0.3 * 0.75**2, 1.0])
     linear = EntropyAdaptive(frame, gamma=1.0, lambda_min=1.1, lambda_max=1.5)
     assert factors(linear, "a") == pytest.approx([1.5, 1.3])
 
 
-def test_given_ends_bound_what_lies_beyond(frame):
+def test_entropies_outside_the_given_range_are_clamped(frame):
     policy = EntropyAdaptive(frame, h_min=2.0, h_max=4.0, gamma=1.0)
     assert factors(policy, "a") == pytest.approx([1.3, 1.15])
     assert factors(policy, "b") == pytest.approx([1.3, 1.0])
 
 
-def test_relative_to_the_most_that_the_keys_allow(frame):
+def test_entropies_relative_to_the_largest_possible_ones(frame):
     frame.loc[frame["layer"] == "b", "seqlen_k"] = 4096  # ln 4096 = 2 ln 64
     policy = EntropyAdaptive(frame, relative=True, gamma=1.0)
     low, high = 1 / math.log(64), 3 / math.log(64)
@@ -74,14 +74,14 @@ def test_relative_to_the_most_that_the_keys_allow(frame):
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".json"])
-def test_files_are_as_good_as_frames(tmp_path, frame, suffix: str):
+def test_files_give_the_same_policy_as_frames(tmp_path, frame, suffix: str):
     policy = EntropyAdaptive(write(tmp_path / f"profile{suffix}", rows()))
     assert factors(policy, "b") == factors(EntropyAdaptive(frame), "b")
     assert repr(policy.profile) == f"<profile{suffix}: 2 layers>"
     assert EntropyAdaptive(str(tmp_path / f"profile{suffix}")) == policy
 
 
-def test_means_over_steps_and_seeds_of_the_prompts_half(frame):
+def test_means_over_steps_and_seeds_of_the_conditional_half(frame):
     later = pd.DataFrame(rows(step=1)).assign(mean=lambda table: table["mean"] + 2)
     other_half = pd.DataFrame(rows(branch="uncond")).assign(mean=100.0)
     cross = pd.DataFrame([row("c", 0, 0.0, kind="cross", seqlen_k=77)])
@@ -92,7 +92,7 @@ def test_means_over_steps_and_seeds_of_the_prompts_half(frame):
         EntropyAdaptive(pd.concat([frame, other_half]), branch="uncond")
 
 
-def test_a_profile_of_several_sizes_or_policies_has_to_be_chosen_from(frame):
+def test_a_profile_of_several_sizes_or_policies_needs_a_choice(frame):
     both = pd.concat([frame.assign(size="64x64"), pd.DataFrame(rows(seqlen_k=256)).assign(size="128x128", mean=9.0)])
     with pytest.raises(ValueError, match="size: expected one of 64x64, 128x128"):
         EntropyAdaptive(both)
@@ -130,7 +130,7 @@ def test_refuses(frame, options: dict, error: type[Exception], message: str):
         EntropyAdaptive(frame, **options)
 
 
-def test_refuses_what_is_no_profile(tmp_path, frame):
+def test_refuses_invalid_profiles(tmp_path, frame):
     (tmp_path / "words.json").write_text("words")
     (tmp_path / "empty.csv").write_text("layer,kind\n")
     for profile, error, message in (
@@ -149,7 +149,7 @@ def test_refuses_what_is_no_profile(tmp_path, frame):
             EntropyAdaptive(profile)
 
 
-def test_is_a_value(frame):
+def test_policies_compare_by_value(frame):
     policy = EntropyAdaptive(frame)
     assert policy == EntropyAdaptive(frame.copy()) and hash(policy) == hash(EntropyAdaptive(frame.copy()))
     assert policy != EntropyAdaptive(frame, gamma=1.0)
@@ -168,7 +168,7 @@ def test_with_the_papers_scale(frame):
 
 @torch.no_grad()
 def test_profile_once_and_apply(tmp_path):
-    """Entropies fall, by head, where the policy says so; the head with the highest entropy keeps its scale."""
+    """The entropies of the selected heads fall; the head with the highest entropy keeps its scale."""
     pipe = ea.shapes.load_pipeline()
     pipe.set_progress_bar_config(disable=True)
 
@@ -190,7 +190,7 @@ def test_profile_once_and_apply(tmp_path):
     assert factor[~self_attention].eq(1.0).all()
     assert factor[self_attention].min() == pytest.approx(1.0) and factor[self_attention].max() == pytest.approx(1.3)
 
-    # The first layer gets the same input in both runs: there the entropy of each head falls.
+    # The first layer has the same input in both runs, so the entropy of each head falls.
     first = self_attention & (before["layer"] == before["layer"].iloc[0])
     sharper = first & (factor > 1.0)
     assert sharper.any() and (after["mean"] < before["mean"])[sharper].all()

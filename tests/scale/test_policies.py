@@ -1,4 +1,4 @@
-"""The policies beside the paper's, against numbers worked out by hand, and what holds for all of them."""
+"""Policies against numbers computed by hand, and properties that all of them have."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ USUAL = 1 / math.sqrt(64)
 INFO = CallInfo(
     layer="mid.attn1", kind="self", seqlen_q=4096, seqlen_k=4096, num_heads=8, head_dim=64, train_tokens=1024
 )
-# With the options that have no default.
+# Policies that depend on N and T only, with values for options without a default.
 RATIOS: dict[str, Callable[..., TokenRatio]] = {
     "logn": LogN,
     "lognoroot": LogNoRoot,
@@ -54,7 +54,7 @@ def test_every_ratio_policy_is_tested_here():
     assert set(RATIOS) == {name for name, policy in POLICIES.items() if issubclass(policy, TokenRatio)}
 
 
-# -- formulas: 1024 = 2**10 tokens at training, 4096 = 2**12 now, twice as many a side ---------------------------------
+# -- formulas: 1024 = 2**10 tokens at training, 4096 = 2**12 now, twice as many per side -------------------------------
 
 
 def test_log_n_by_hand():
@@ -83,7 +83,7 @@ def test_power_may_be_as_steep_as_log_n():
 def test_yarn_by_hand():
     assert YaRN().ratio(INFO) == pytest.approx((0.1 * math.log(2) + 1) ** 2, rel=1e-14)
     assert YaRN().ratio(INFO) == pytest.approx(1.1434, abs=5e-5)
-    # not square: 4 times as wide is a ratio of sides of 2, as 2 times each side is
+    # not square: an image 4 times as wide has a ratio of 2, like one with 2 times each side
     assert YaRN().ratio(call(32 * 128, 32 * 32)) == YaRN().ratio(INFO)
 
 
@@ -93,13 +93,13 @@ def test_yarn_only_sharpens_larger_images_by_default():
     assert YaRN(direction="both").ratio(smaller) == pytest.approx((1 - 0.1 * math.log(2)) ** 2, rel=1e-14)
 
 
-def test_text_does_not_count_unless_asked():
+def test_text_is_not_counted_by_default():
     joint = info(kind="joint", seqlen_q=4096 + 512, seqlen_k=4096 + 512, text_tokens=512)
     assert LogNoRoot().ratio(joint) == pytest.approx(1.2)
     assert Power(0.5).ratio(joint) == pytest.approx(2.0)
     assert YaRN().ratio(joint) == pytest.approx((0.1 * math.log(2) + 1) ** 2)
     assert Power(0.5, count_text_tokens=True).ratio(joint) == pytest.approx(math.sqrt(4608 / 1536))
-    given = Power(0.5, train_tokens=4608, count_text_tokens=True)  # T as given is the whole count
+    given = Power(0.5, train_tokens=4608, count_text_tokens=True)  # a given T includes the text
     assert given.ratio(joint) == pytest.approx(1.0)
     assert not any(field.name == "count_text_tokens" for field in dataclasses.fields(YaRN))
 
@@ -118,23 +118,23 @@ def test_constant():
 
 
 @pytest.mark.parametrize("factor", [0, -1.5, (1.0, -0.5)])
-def test_a_factor_that_turns_attention_over_is_taken_on_request_only(factor):
+def test_a_nonpositive_factor_is_accepted_on_request_only(factor):
     with pytest.raises(ValueError, match=r"factor: expected a number > 0, got -?[\d.]+; allow_nonpositive=True"):
         Constant(factor)
 
 
 @pytest.mark.parametrize(("clamp", "end"), [((-0.5, None), "low"), ((None, 0), "high"), ((None, -1.0), "high")])
-def test_nor_does_a_clamp(clamp, end):
+def test_a_nonpositive_clamp_is_refused(clamp, end):
     with pytest.raises(ValueError, match=f"clamp: expected .*{end}.*got"):
         LogN(clamp=clamp)
 
 
-# -- what holds for every policy that goes by N and T ------------------------------------------------------------------
+# -- properties of every policy that depends on N and T only -----------------------------------------------------------
 
 
 @every_ratio
 @given(tokens=counts)
-def test_at_the_training_size_every_policy_is_the_usual_scale(make, tokens: int):
+def test_at_the_training_size_every_policy_gives_the_default_scale(make, tokens: int):
     for options in ({}, {"strength": 3.0}, {"direction": "up"}, {"direction": "down"}, {"train_tokens": tokens}):
         assert make(**options)(call(tokens, tokens)) == USUAL
 
@@ -149,7 +149,7 @@ def test_the_scale_rises_with_the_tokens(make, first: int, second: int, train_to
 
 @every_ratio
 @given(tokens=counts, train_tokens=counts)
-def test_direction_halves_the_policy(make, tokens: int, train_tokens: int):
+def test_direction_restricts_the_policy_to_larger_or_smaller_images(make, tokens: int, train_tokens: int):
     both, up, down = (
         make(direction=direction).ratio(call(tokens, train_tokens)) for direction in ("both", "up", "down")
     )
@@ -158,7 +158,7 @@ def test_direction_halves_the_policy(make, tokens: int, train_tokens: int):
 
 @every_ratio
 @given(tokens=counts, train_tokens=counts, low=st.floats(0.5, 1.0), high=st.floats(1.0, 2.0))
-def test_clamp_is_the_last_word(make, tokens: int, train_tokens: int, low: float, high: float):
+def test_clamp_is_applied_last(make, tokens: int, train_tokens: int, low: float, high: float):
     free = make(strength=2.0).ratio(call(tokens, train_tokens))
     assert make(strength=2.0, clamp=(low, high)).ratio(call(tokens, train_tokens)) == min(max(free, low), high)
 
@@ -186,7 +186,7 @@ def test_refusals_name_the_policy(make):
 
 @every_ratio
 def test_compiled_once_for_all_sizes(make):
-    """Traced, a policy gives a 0-d tensor from symbolic counts, equal to the float, and is never compiled anew."""
+    """In a trace, a policy returns a 0-d tensor equal to the float, and new sizes do not compile it again."""
     for options in ({}, {"direction": "down", "strength": 2.0}, {"clamp": (0.9, 1.2)}):
         policy, counter = make(**options), CompileCounterWithBackend("eager")
         torch._dynamo.reset()
@@ -204,7 +204,7 @@ def test_compiled_once_for_all_sizes(make):
         assert frames == [1, 2, 2, 2, 2], frames
 
 
-# -- policies made of policies -----------------------------------------------------------------------------------------
+# -- combinations of policies ------------------------------------------------------------------------------------------
 
 
 def test_steps():
@@ -235,14 +235,14 @@ def test_product_multiplies_factors():
     assert by_head.tolist() == pytest.approx([head / 4 for head in range(1, 9)])
 
 
-def test_combinations_are_values():
+def test_combinations_compare_by_value():
     for policy in (Steps(LogN(), 0, 5), Product(LogN(), Constant(1.1)), Layers({"mid": LogN()})):
         assert eval(repr(policy)) == policy and hash(eval(repr(policy))) == hash(policy)
         with pytest.raises(dataclasses.FrozenInstanceError):
             policy.policy = None
 
 
-def test_combinations_say_whether_they_need_the_training_size():
+def test_combinations_know_whether_they_need_the_training_size():
     needs, free = LogN(), LogN(train_tokens=64)
     for make in (Steps, Product, lambda policy: Layers({"a": Fixed(), "b": policy}), lambda p: Steps(Fixed(), 1, 2, p)):
         assert make(needs).needs_train_tokens and not make(free).needs_train_tokens
@@ -273,7 +273,7 @@ def test_refusals(make: Callable[[], object], error: type[Exception], message: s
         make()
 
 
-def test_what_a_policy_inside_returns_is_checked():
+def test_the_result_of_an_inner_policy_is_checked():
     with pytest.raises(ValueError, match=r"shape \(3,\)"):
         Product(lambda info: torch.ones(3))(INFO)
     with pytest.raises(TypeError, match="got 'a'"):

@@ -1,4 +1,4 @@
-"""Scale policies: the paper's formula, its options, and what is refused."""
+"""Scale policies: the paper's formula, its options, and refused arguments."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def test_logn_is_the_papers_formula():
     assert LogN()(INFO) == pytest.approx(math.sqrt(math.log(9216, 4096) / 40), rel=1e-14)
 
 
-def test_logn_at_the_training_size_is_the_usual_scale():
+def test_logn_gives_the_default_scale_at_the_training_size():
     assert LogN()(info(seqlen_k=4096)) == 1 / math.sqrt(40)
 
 
 @pytest.mark.parametrize(
     ("side", "ratios"),
-    [  # Stable Diffusion 1.5 by level, at sides of 224, 256, 768 and 1024 pixels
+    [  # levels of Stable Diffusion 1.5, at sides of 224, 256, 768 and 1024 pixels
         (28, (0.895, 0.873, 0.838, 0.816)),
         (32, (0.913, 0.894, 0.866, 0.816)),
         (96, (1.048, 1.057, 1.071, 1.093)),
@@ -72,7 +72,7 @@ def test_clamp_bounds_the_ratio():
     assert LogN(clamp=(0.9, 1.5)).ratio(INFO) == LogN().ratio(INFO)
 
 
-def test_counts_below_two_are_two():
+def test_counts_below_two_count_as_two():
     assert LogN().ratio(info(seqlen_k=1, train_tokens=16)) == pytest.approx(math.sqrt(math.log(2) / math.log(16)))
     assert LogN().ratio(info(seqlen_k=16, train_tokens=1)) == pytest.approx(math.sqrt(math.log(16) / math.log(2)))
     assert LogN().ratio(info(seqlen_k=1, train_tokens=1)) == 1
@@ -125,7 +125,7 @@ def test_fixed_refuses(value: object, error: type[Exception]):
         Fixed(value)
 
 
-def test_policies_are_values():
+def test_policies_compare_by_value():
     assert LogN(clamp=[0.9, None]) == LogN(clamp=(0.9, None))
     assert hash(LogN(clamp=[0.9, None])) == hash(LogN(clamp=(0.9, None)))
     assert eval(repr(LogN(strength=2.0))) == LogN(strength=2.0)
@@ -133,7 +133,7 @@ def test_policies_are_values():
         Fixed().value = 1.0
 
 
-def test_resolve_passes_what_the_protocol_allows():
+def test_resolve_accepts_what_the_protocol_allows():
     heads = torch.linspace(0.1, 0.2, 8)
     assert resolve_scale(None, INFO) is None
     assert resolve_scale(lambda info: None, INFO) is None

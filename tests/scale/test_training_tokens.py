@@ -1,4 +1,4 @@
-"""T of every layer by the rule, against what the model itself does at its training size, on the meta device."""
+"""The rule for T of every layer, against the model at its training size, on the meta device."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def meta_unet(model: str) -> UNet2DConditionModel:
 
 @functools.cache
 def self_attention_tokens(model: str, height: int, width: int) -> dict[str, tuple[int, int, int]]:
-    """(tokens, heads, head dim) by layer, from a forward pass without data."""
+    """{layer: (tokens, heads, head dim)}, from a forward pass without data."""
     unet, seen, hooks = meta_unet(model), {}, []
     for name, module in unet.named_modules():
         if isinstance(module, Attention) and name.endswith("attn1"):
@@ -113,7 +113,7 @@ def test_a_single_token():
 
 
 def test_merged_tokens_have_the_T_of_their_level():
-    """Of 32x32 cells a layer after one halving sees 256 tokens, at the training size of 16x16 cells 64."""
+    """With 32x32 cells, a layer after one downsampling has 256 tokens; at the training size of 16x16 cells, 64."""
     for merged in (256, 250, 192, 128, 77, 64, 16, 1):
         assert training_tokens(merged, (32, 32), (16, 16), halvings=1) == 64
     assert training_tokens(512, (32, 32), (16, 16), halvings=0) == 256
@@ -121,7 +121,7 @@ def test_merged_tokens_have_the_T_of_their_level():
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_level_by_the_layers_name_is_the_one_that_the_tokens_say(model: str):
+def test_the_level_from_the_name_of_a_layer_agrees_with_its_tokens(model: str):
     from entropy_attn.integrations.diffusers.models.unet_levels import halvings
 
     unet, train = meta_unet(model), MODELS[model]["sample_size"]
@@ -134,7 +134,7 @@ def test_the_level_by_the_layers_name_is_the_one_that_the_tokens_say(model: str)
 
 
 @pytest.mark.parametrize(("given", "error"), [(-1, ValueError), (1.0, TypeError), (True, TypeError), ("1", TypeError)])
-def test_a_level_that_is_none(given: object, error: type[Exception]):
+def test_invalid_levels(given: object, error: type[Exception]):
     with pytest.raises(error, match=r"halvings: expected"):
         training_tokens(64, (32, 32), (16, 16), halvings=given)
 
@@ -151,13 +151,13 @@ def test_a_level_that_is_none(given: object, error: type[Exception]):
         (lambda: token_grid(4, "88"), "latent_size: expected .*got '88'"),
     ],
 )
-def test_counts_and_sizes_that_are_none(call, named):
+def test_invalid_counts_and_sizes(call, named):
     with pytest.raises((TypeError, ValueError), match=named):
         call()
 
 
-def test_merged_tokens_are_those_of_their_level():
-    """A processor that merges half of the keys: T is that of the layer as it was trained, by its name."""
+def test_a_layer_with_merged_keys_has_the_T_of_its_level():
+    """If a processor merges half of the keys, T is still that of the trained layer, which its name tells."""
 
     class Merged(AttnProcessor2_0):
         def __call__(self, attn, hidden_states, encoder_hidden_states=None, **kwargs):

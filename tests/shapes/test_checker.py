@@ -1,4 +1,4 @@
-"""The checker says yes to what is right and no to each way of being wrong."""
+"""The checker accepts correct images and finds each kind of mistake."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def draw(*objects: tuple[Kind, float, float]) -> Image.Image:
 
 
 @pytest.mark.parametrize("side", [32, 48, 64, 96, 128, 256])
-def test_rendered_scenes_are_read_back(side):
+def test_the_checker_finds_what_was_rendered(side):
     rng, right, total = random.Random(side), 0, 600
     for _ in range(total):
         request = random_request(rng)
@@ -30,7 +30,7 @@ def test_rendered_scenes_are_read_back(side):
     assert right >= 0.995 * total
 
 
-def test_positions_are_read_back_to_a_pixel():
+def test_positions_are_accurate_to_a_pixel():
     rng = random.Random(0)
     for _ in range(100):
         placed = place(random_request(rng), SIZE, rng)
@@ -71,16 +71,16 @@ def test_relations(relation, dx, dy):
     assert check(draw((RED_CIRCLE, *here)), request).relation is False
 
 
-def test_a_shapeless_part_is_a_blob_and_counts():
+def test_an_object_of_unknown_shape_counts():
     pixels = np.full((*SIZE, 3), GROUND, np.uint8)
-    pixels[10:14, 5:60] = (220, 30, 30)  # a bar
+    pixels[10:14, 5:60] = (220, 30, 30)  # a bar, which is no known shape
     (bar,) = find_objects(pixels)
     assert (bar.colour, bar.shape) == ("red", UNKNOWN)
     score = check(pixels, parse_caption("a red circle"))
     assert not score.presence and score.count and not score.binding
 
 
-def test_dirt_and_blur_change_nothing():
+def test_noise_and_blur_change_nothing():
     rng = np.random.default_rng(0)
     image = draw((RED_CIRCLE, 16, 16), (BLUE_SQUARE, 46, 46)).filter(ImageFilter.GaussianBlur(0.7))
     pixels = np.clip(np.asarray(image, np.int16) + rng.integers(-12, 13, (*SIZE, 3)), 0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The shipped pipeline loads as plain diffusers does it, is small, and draws what its captions say."""
+"""The shipped pipeline is small, loads with plain diffusers, and follows its captions."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def test_the_vae_keeps_every_object(pipe):
         assert sorted(f.kind for f in find_objects(pixels)) == sorted(o.kind for o in placed)
 
 
-def test_it_follows_the_colour_of_its_caption(pipe):
-    """The weakest claim the model card makes, checked on its easiest captions; the card has the whole evaluation."""
+def test_it_follows_the_color_of_its_caption(pipe):
+    """The weakest claim of the model card, on the easiest captions; the card has the complete evaluation."""
     kinds = [Kind(colour, "circle") for colour in COLOURS]
     images = pipe([f"a {kind}" for kind in kinds], num_inference_steps=15, guidance_scale=4.0, height=64, width=64,
                   generator=[torch.Generator().manual_seed(i) for i in range(len(kinds))]).images  # fmt: skip

@@ -52,7 +52,7 @@ def test_held_out_split_is_a_fifth_and_fixed():
     assert len(split.kinds) == round(0.2 * len(KINDS))
     seen = len(KINDS) - len(split.kinds)
     assert len(split.pairs) == round(0.2 * seen * (seen - 1) / 2)
-    # Every word is still taught, so that a failure is one of composition.
+    # Every word is in the training captions, so that a failure is one of composition.
     taught = [kind for kind in KINDS if kind not in split.kinds]
     assert {k.colour for k in taught} == set(COLOURS) and {k.shape for k in taught} == set(SHAPES)
     assert {str(k) for k in split.kinds} == {
@@ -60,7 +60,7 @@ def test_held_out_split_is_a_fifth_and_fixed():
     }  # fmt: skip
 
 
-def test_training_never_touches_what_is_held_out():
+def test_training_never_uses_held_out_captions():
     split, rng = held_out(), random.Random(1)
     for _ in range(2000):
         kinds = training_request(rng).kinds
@@ -69,7 +69,7 @@ def test_training_never_touches_what_is_held_out():
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 64), (40, 100), (200, 96)])
-def test_objects_keep_apart_and_inside(size):
+def test_objects_do_not_overlap_and_are_inside_the_image(size):
     rng, side = random.Random(2), min(size)
     for _ in range(50):
         request = random_request(rng)
@@ -84,7 +84,7 @@ def test_objects_keep_apart_and_inside(size):
         assert render(placed, size).size == (size[1], size[0])
 
 
-def test_no_room_is_said():
+def test_too_little_space_raises():
     three = Request(((Kind("red", "circle"), 3),))
     with pytest.raises(ValueError, match="free positions for 3 objects"):
         place(three, (64, 64), random.Random(0), tries=0)

@@ -1,4 +1,4 @@
-"""Twelve ways in which the (B, H, N, D) tensor of a model may lie in memory."""
+"""Twelve memory layouts of a model's (B, H, N, D) tensor."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ LAYOUTS: dict[str, Callable[[], Tensor]] = {
     "one head": lambda: _of(B, N, 1, D).transpose(1, 2),
 }
 
-# Of these `torch.empty_like` has other strides than the kernels' outputs.
+# For these, `torch.empty_like` has other strides than the outputs of the kernels.
 UNLIKE = ("sequence first", "heads first", "columns outside", "channels last", "heads expanded", "tokens expanded")

@@ -17,7 +17,7 @@ NO_VALUE = {None, "None", "NoReturn"}
 
 
 def public_callables(modules: dict[str, ModuleType]) -> dict[str, object]:
-    """Functions, classes, their public methods and `__call__`, by name; only what this package defines, each once."""
+    """Functions, classes, their public methods and `__call__`, by name; only those of this package, each once."""
     found: dict[str, object] = {}
     for prefix, module in modules.items():
         for name in public_names(module):
@@ -33,7 +33,7 @@ def public_callables(modules: dict[str, ModuleType]) -> dict[str, object]:
 
 
 def public_names(module: ModuleType) -> list[str]:
-    """`__all__`, or without it what the module defines and does not import."""
+    """`__all__`, or, without it, the names that the module defines and does not import."""
     defined = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
     return getattr(module, "__all__", [name for name in defined if not name.startswith("_")])
 
@@ -50,7 +50,7 @@ def constructor_of(cls: type) -> list[object]:
 
 
 def sections_of(*documented: object) -> dict[str, str]:
-    """The text of each section of one or several docstrings, put together."""
+    """The text of each section of one or several docstrings, concatenated."""
     found: dict[str, str] = {}
     for each in documented:
         for title, body in SECTION.findall((inspect.getdoc(each) or "") + "\n"):
@@ -59,7 +59,7 @@ def sections_of(*documented: object) -> dict[str, str]:
 
 
 def entries(section: str) -> set[str]:
-    """The names that stand before the colons of a section, `a, b: text` being two."""
+    """The names before the colons of a section; `a, b: text` has two."""
     heads = re.findall(r"^(\*{0,2}\w[\w.]*(?:, \*{0,2}\w[\w.]*)*):", section, re.MULTILINE)
     return {name.strip().lstrip("*") for head in heads for name in head.split(",")}
 
@@ -70,7 +70,7 @@ def parameters_of(function: object) -> set[str]:
 
 
 def returns_a_value(function: object) -> bool:
-    """By its annotation, which every public function has."""
+    """Whether the annotation says so; every public function has one."""
     return inspect.unwrap(function).__annotations__.get("return") not in NO_VALUE
 
 
@@ -99,7 +99,7 @@ def _methods(cls: type) -> Iterator[tuple[str, object]]:
             seen.add(name)
             value = value.__func__ if isinstance(value, (classmethod, staticmethod)) else value
             if _is_ours(each) and (inspect.isfunction(value) or isinstance(value, property)):
-                # Of the class, not of its dict: `inspect.getdoc` then finds the docstring that it inherits.
+                # From the class, not from its dict, so that `inspect.getdoc` finds inherited docstrings.
                 yield name, getattr(cls, name)
 
 
@@ -117,7 +117,7 @@ def _checks() -> dict[str, set[str]]:
     """{function of validation.py: errors that it or the checks called in it raise}."""
     functions = {node.name: node for node in ast.parse(inspect.getsource(validation)).body if hasattr(node, "name")}
     found = {name: _raises(node) for name, node in functions.items()}
-    for _ in functions:  # as deep as calls may go
+    for _ in functions:  # the largest possible depth of calls
         for name, node in functions.items():
             for call in ast.walk(node):
                 if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in functions:

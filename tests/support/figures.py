@@ -1,4 +1,4 @@
-"""What a profile draws, by the names of the files."""
+"""The names of the figures of a profile."""
 
 FIGURES = {
     "layer_regimes",

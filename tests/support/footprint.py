@@ -1,4 +1,4 @@
-"""What routing could leave behind in a model."""
+"""Everything that routing could leave behind in a model."""
 
 from __future__ import annotations
 

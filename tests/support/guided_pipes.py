@@ -1,4 +1,4 @@
-"""Tiny pipelines for guidance, and one generation of them."""
+"""Tiny pipelines for guidance, and a generation with them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SCHEDULERS = [
     EulerDiscreteScheduler,
     EulerAncestralDiscreteScheduler,
 ]
-PICTURE = {"height": 32, "width": 48, "output_type": "latent"}
+DEFAULTS = {"height": 32, "width": 48, "output_type": "latent"}
 
 
 def draw(pipe, prompt="ab c d", steps: int = 3, seed: int = 4, **options) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    options = {**PICTURE, "num_inference_steps": steps, "generator": generator, **options}
+    options = {**DEFAULTS, "num_inference_steps": steps, "generator": generator, **options}
     return pipe(prompt, **options).images
 
 

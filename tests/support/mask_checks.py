@@ -1,4 +1,4 @@
-"""What holds for masks and for NaN whichever implementation serves the call."""
+"""Checks of masks and NaN that every implementation has to pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.oracle import assert_matches_oracle, make_qkv
 MIN, INF = torch.finfo(torch.float32).min, math.inf
 MAP = (0, 3)
 STATISTICS = {"return_lse": True, "return_entropy": True}
-ROWS = {  # masks of one row that a model hands over, for 6 keys
+ROWS = {  # rows of masks that models pass, for 6 keys
     "least": [MIN] * 6,
     "two levels": [-1e30, -1e30, -1e30, MIN, MIN, MIN],
     "three levels": [-1e30, -3e38, MIN, -1e30, -INF, MIN],
@@ -31,13 +31,13 @@ ROWS = {  # masks of one row that a model hands over, for 6 keys
 
 
 def large_mask(keys: int, device: str) -> Tensor:
-    """One row for each of ROWS, its six levels spread over the keys, the last of them through a whole block."""
+    """One row for each of ROWS, with its six values spread over the keys; the last may fill a block of keys."""
     levels = torch.tensor(list(ROWS.values()), device=device)
     return levels[:, (torch.arange(keys, device=device) * 6) // keys]
 
 
 def check_large_masks(impl: str, device: str, dtype: torch.dtype, keys: int) -> None:
-    """Results, map and gradients of rows with all levels that float32 has, against float64."""
+    """Results and map of rows with values up to the limits of float32, against float64."""
     mask = large_mask(keys, device)
     q, k, v = make_qkv(1, 2, len(mask), keys, 16, dtype=dtype, device=device)
     plain = ea.attention(q, k, v, attn_mask=mask, impl=impl)
@@ -45,7 +45,7 @@ def check_large_masks(impl: str, device: str, dtype: torch.dtype, keys: int) -> 
     truth = attention_reference(q, k, v, attn_mask=mask, map_keys=MAP)
     for i, row in enumerate(ROWS):
         atol = 2e-3 if dtype == torch.float16 else 2e-6
-        if row.endswith("half"):  # float32 holds a logit beside 7e4 to a hundredth
+        if row.endswith("half"):  # next to 7e4, float32 represents a logit to a hundredth
             atol = 2e-2
         for name, a, t in zip(("out", "lse", "entropy", "map"), r, truth, strict=True):
             a, t = (x.select(1 if name == "map" else 2, i).to(a.dtype) for x in (a, t))
@@ -73,28 +73,28 @@ def check_gradients_beside_large_masks(impl: str, device: str, compiled: bool = 
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
-PLACES = ("query", "key", "masked key", "value", "mask", "scale")
+SOURCES = ("query", "key", "masked key", "value", "mask", "scale")
 
 
-def check_nan(impl: str, device: str, keys: int, places: tuple[str, ...] = PLACES) -> None:
-    """A NaN makes what it reaches NaN and nothing else, and a row without keys is what it is documented to be."""
+def check_nan(impl: str, device: str, keys: int, sources: tuple[str, ...] = SOURCES) -> None:
+    """A NaN makes only the results NaN that depend on it, and a row without keys has its documented results."""
     keep = torch.ones(5, keys, dtype=torch.bool, device=device)
     keep[:, 3], keep[4] = False, False
     added = torch.zeros(5, keys, device=device).masked_fill(~keep, -INF)
-    for place in places:
+    for source in sources:
         q, k, v = make_qkv(1, 2, 5, keys, 16, device=device)
-        {"query": q, "key": k, "masked key": k, "value": v}.get(place, torch.empty(1, 2, 5, 1))[
-            0, 0, 3 if place == "masked key" else 1, 0
+        {"query": q, "key": k, "masked key": k, "value": v}.get(source, torch.empty(1, 2, 5, 1))[
+            0, 0, 3 if source == "masked key" else 1, 0
         ] = math.nan
         bias = added.clone()
-        if place == "mask":
+        if source == "mask":
             bias[1, 1] = math.nan
-        scale = torch.tensor([0.3, math.nan if place == "scale" else 0.2], device=device)
-        if place == "scale" and device == "cpu":  # elsewhere the host would have to wait for it
+        scale = torch.tensor([0.3, math.nan if source == "scale" else 0.2], device=device)
+        if source == "scale" and device == "cpu":  # on other devices, the host would have to wait for the value
             with pytest.raises(ValueError, match="scale: expected finite numbers"):
                 ea.attention(q, k, v, scale=scale, **STATISTICS, impl=impl)
             continue
-        for mask in (None, keep, bias) if place != "mask" else (bias,):
+        for mask in (None, keep, bias) if source != "mask" else (bias,):
             for map_keys in (None, (0, keys)):
                 options = {"attn_mask": mask, "scale": scale}
                 r = ea.attention(q, k, v, **options, **STATISTICS, map_keys=map_keys, impl=impl)
@@ -103,14 +103,14 @@ def check_nan(impl: str, device: str, keys: int, places: tuple[str, ...] = PLACE
                     if a is not None:
                         torch.testing.assert_close(
                             a, t.to(a.dtype), rtol=1e-4, atol=1e-5, equal_nan=True,
-                            msg=lambda text, where=f"{place}, {name}": f"{where}: {text}",
+                            msg=lambda text, where=f"{source}, {name}": f"{where}: {text}",
                         )  # fmt: skip
-                reached = {"query": 1, "mask": 1, "key": slice(0, 4), "scale": slice(0, 4)}.get(place)
+                reached = {"query": 1, "mask": 1, "key": slice(0, 4), "scale": slice(0, 4)}.get(source)
                 if reached is not None:
-                    head = 1 if place == "scale" else 0
+                    head = 1 if source == "scale" else 0
                     assert r.entropy[0, head, reached].isnan().all() and r.lse[0, head, reached].isnan().all()
                     assert r.out[0, head, reached].isnan().all()
-                if mask is not None and place != "value":
+                if mask is not None and source != "value":
                     assert r.entropy[:, :, 4].eq(0).all() and r.lse[:, :, 4].eq(-INF).all()
 
 
@@ -118,7 +118,7 @@ SHAPES = ((), (7,), (5, 7), (3, 1, 7), (2, 1, 1, 1), (1, 7), (5, 1), (1, 1, 5, 7
 
 
 def check_mask_ranks_and_dtypes(impl: str, device: str, dtypes: tuple[torch.dtype, ...], shapes=SHAPES) -> None:
-    """One answer with statistics and without, from a mask of any rank and dtype."""
+    """The same result with and without statistics, for masks of any rank and dtype."""
     q, k, v = make_qkv(2, 3, 5, 7, 16, device=device)
     for shape in shapes:
         base = torch.randn(shape, generator=torch.Generator().manual_seed(len(shape))).to(device)
@@ -133,7 +133,7 @@ GROUPS = ((2, 4), (4, 1), (1, 4), (4, 2), (2, 1))
 
 
 def check_grouped_heads_that_differ(impl: str, device: str, groups: tuple[tuple[int, int], ...] = GROUPS) -> None:
-    """Key and value may be shared by groups of different sizes, in every call and in gradients."""
+    """Key and value may have different numbers of heads, in results and in gradients."""
     for heads_k, heads_v in groups:
         q, k, _ = make_qkv(1, 4, 5, 7, 16, heads_kv=heads_k, device=device)
         v = make_qkv(1, 4, 5, 7, 16, heads_kv=heads_v, device=device)[2]

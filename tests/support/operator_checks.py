@@ -1,4 +1,4 @@
-"""What holds for the operator whichever implementation is behind it."""
+"""Checks of the operator that every implementation has to pass."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPTIONS = {"return_lse": True, "return_entropy": True, "map_keys": (2, 7)}
 
 
 def loss(result: ea.AttentionOutput) -> Tensor:
-    """Every result takes part, each with gradients of its own."""
+    """Every result contributes, each with a different gradient."""
     parts = [t.float().square().sum() for t in result if t is not None]
     return torch.stack(parts).sum()
 
@@ -35,19 +35,19 @@ def gradients(function: Callable[..., Tensor], tensors: tuple[Tensor, ...], *arg
 
 
 def check_operator(impl: str, device: str) -> None:
-    """torch.library.opcheck: schema, fake results, autograd, and the whole under a traced backward."""
+    """torch.library.opcheck: schema, fake results, autograd, and a traced backward pass."""
     scale = torch.tensor([0.2, -0.3], device=device, requires_grad=True)
     q, k, v = make_qkv(1, 2, 9, 12, 16, device=device, requires_grad=True)
     torch.library.opcheck(operator._attention, (q, k, v, None, scale, False, True, 1, 9, impl))
     mask = torch.rand(9, 12, device=device) > 0.3
     torch.library.opcheck(operator._attention, (q, k, v, mask, None, False, False, 0, 0, impl))
-    # heads inside of tokens, as diffusers hands them over
+    # heads inside of tokens, as diffusers passes them
     q, k, v = (torch.randn(1, 9, 2, 16, device=device).transpose(1, 2).requires_grad_() for _ in range(3))
     torch.library.opcheck(operator._attention, (q, k, v, None, None, True, False, 0, 0, impl))
 
 
 def check_frames(impl: str, device: str) -> None:
-    """One graph without breaks, compiled once for one length and once for all, whatever N, T and the scale are."""
+    """One graph without breaks, compiled once for the first length and once for all others, for any N, T and scale."""
 
     def by_value(q, k, v, scale):
         return step(q, k, v, scale, impl)
@@ -72,7 +72,7 @@ def check_frames(impl: str, device: str) -> None:
 
 
 def check_autocast(impl: str, device: str) -> None:
-    """In an autocast region the call computes as in the region's dtype, its statistics stay float32."""
+    """In an autocast region, a call computes in the dtype of the region, and statistics stay float32."""
     dtype = torch.float16
     q, k, v = make_qkv(1, 2, 20, 20, 16, device=device)
     with torch.autocast(device, dtype=dtype):
@@ -109,7 +109,7 @@ def check_without_gradients(impl: str, device: str) -> None:
 
 
 def check_absent_and_partial_gradients(impl: str, device: str) -> None:
-    """Only what is asked for is computed, and results that take no part in the loss cost no gradient."""
+    """Only requested results are computed, and results that the loss does not use have no gradient."""
     q, k, v = make_qkv(1, 2, 12, 15, 16, device=device)
     q.requires_grad_()
     result = ea.attention(q, k, v, impl=impl, **OPTIONS)
@@ -120,22 +120,22 @@ def check_absent_and_partial_gradients(impl: str, device: str) -> None:
 
 
 def check_layouts(impl: str, device: str) -> None:
-    """A compiled training step: each result of an operator lies in memory as its fake says."""
+    """A compiled training step: each result of an operator has the strides of its fake result."""
     for name in ("sequence first", "heads expanded", "columns outside"):
         make = LAYOUTS[name]
         tensors = tuple(make().to(device) for _ in range(3))
         scale = torch.full((tensors[0].shape[1],), 0.3, device=device)
         compiled = torch.compile(step, backend=aot_autograd(fw_compiler=_strict, bw_compiler=_strict), fullgraph=True)
         torch._dynamo.reset()
-        found, expected = (_in_place(function, tensors, scale, impl) for function in (compiled, step))
+        found, expected = (_with_strides(function, tensors, scale, impl) for function in (compiled, step))
         for ours, eager in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def check_operator_layouts(impl: str, device: str) -> None:
-    """torch.library.opcheck of both operators, for every layout that is not the kernels' own."""
+    """torch.library.opcheck of both operators, for every memory layout."""
     for name, make in LAYOUTS.items():
-        if impl == "triton" and name not in UNLIKE:  # a launch takes the interpreter a while
+        if impl == "triton" and name not in UNLIKE:  # the interpreter is slow
             continue
         q, k, v = (make().to(device) for _ in range(3))
         mask, scale = torch.zeros(q.shape[2], k.shape[2], device=device), torch.ones((), device=device)
@@ -148,21 +148,21 @@ def check_operator_layouts(impl: str, device: str) -> None:
         torch.library.opcheck(operator._attention_backward, backward, test_utils="test_faketensor")
 
 
-def _in_place(function: Callable[..., Tensor], tensors: tuple[Tensor, ...], *arguments) -> tuple[Tensor, ...]:
-    """Gradients of tensors as they lie, which ``detach`` keeps."""
+def _with_strides(function: Callable[..., Tensor], tensors: tuple[Tensor, ...], *arguments) -> tuple[Tensor, ...]:
+    """Gradients of tensors with their strides, which `detach` keeps."""
     leaves = [t.detach().requires_grad_() for t in tensors]
     return torch.autograd.grad(function(*leaves, *arguments), leaves)
 
 
 def _strict(module: torch.fx.GraphModule, example_inputs: list) -> Callable:
-    """Runs a graph, and holds each of our operators' results to the strides that the compiler was told."""
+    """Runs a graph, and compares the strides of our operators' results with those that the compiler assumed."""
 
     class Strict(torch.fx.Interpreter):
         def run_node(self, node):
             result = super().run_node(node)
             if "entropy_attn" in str(node.target):
-                for actual, promised in zip(result, node.meta["val"], strict=True):
-                    assert actual.stride() == promised.stride(), f"{node}: {actual.stride()}, not {promised.stride()}"
+                for actual, assumed in zip(result, node.meta["val"], strict=True):
+                    assert actual.stride() == assumed.stride(), f"{node}: {actual.stride()}, not {assumed.stride()}"
             return result
 
     return make_boxed_func(lambda *inputs: Strict(module).run(*inputs))

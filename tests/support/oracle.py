@@ -1,4 +1,4 @@
-"""What the attention tests share: random calls, the float64 truth, and an error budget that comes from the data."""
+"""Shared by the attention tests: random calls, float64 results, and an error budget derived from the data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_qkv(
     device: str = "cpu",
     requires_grad: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Random query, key and value, the same on every device; the logits' standard deviation is about ``gain``."""
+    """Random query, key and value, the same on every device; the logits have a standard deviation of about `gain`."""
     g = torch.Generator().manual_seed(seed)
     heads_kv = heads if heads_kv is None else heads_kv
     head_dim_v = head_dim if head_dim_v is None else head_dim_v
@@ -70,13 +70,13 @@ def torch_same_dtype(
 
 
 def logit_rounding(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> tuple[float, float, float, float]:
-    """How far one rounding of the products in QK^T moves (out, lse, entropy, map), at most over the tensor.
+    """The largest changes of (out, lse, entropy, map) if each product in QK^T is rounded once.
 
-    Rows with two nearly equal large logits amplify that so much that the error of any one computation is luck. With P
-    from the truth, a change d of logit j moves out by P_j (v_j - out) d, lse by P_j d, entropy by P_j (H + ln P_j) d,
-    and the P_i of a map by P_i (1_ij - P_j) d.
+    Rows with two nearly equal large logits amplify rounding so much that the error of a single computation is luck.
+    With P from float64, a change d of logit j changes out by P_j (v_j - out) d, lse by P_j d, entropy by
+    P_j (H + ln P_j) d, and the P_i of a map by P_i (1_ij - P_j) d.
     """
-    # A head at a time, whose map is its P: the whole of it would hold the memory of all heads, or a matrix of the keys.
+    # One head at a time, whose map is its P: the matrices of all heads would need too much memory.
     by_head = [_logit_rounding_of(h, query, key, value, **options) for h in range(query.shape[1])]
     *largest, of_map = zip(*by_head, strict=True)
     return *(max(each) for each in largest), _largest(sum(of_map) / query.shape[1])
@@ -85,7 +85,7 @@ def logit_rounding(query: Tensor, key: Tensor, value: Tensor, **options: Any) ->
 def _logit_rounding_of(
     head: int, query: Tensor, key: Tensor, value: Tensor, **options: Any
 ) -> tuple[float, float, float, Tensor]:
-    """The same of one head; for the map what every element moves by, since heads are averaged there."""
+    """The same for one head; for the map, the change of every element, because maps are averaged over heads."""
 
     def pick(t: Tensor) -> Tensor:
         return t[:, head * t.shape[1] // query.shape[1]][:, None]
@@ -118,7 +118,7 @@ def assert_within_budget(
 ) -> tuple[float, float]:
     """Largest error <= 2 * the largest error of torch in the same dtype + rounding; infinities must agree.
 
-    Returns ``(error, budget)``.
+    Returns `(error, budget)`.
     """
     assert actual.shape == truth.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(truth.shape)}"
     assert not actual.isnan().any(), f"{name}: NaN"
@@ -129,7 +129,7 @@ def assert_within_budget(
     actual, truth, same_dtype = actual[~infinite], truth[~infinite], same_dtype[~infinite]
     rounding = moved + 2 * torch.finfo(actual.dtype).eps * max(1.0, truth.abs().max().item())
     if actual.dtype == truth.dtype:
-        rounding *= 8  # the truth is no more exact than what it judges, and has sums of its own behind it
+        rounding *= 8  # the reference has the same precision, and the rounding error of its sums
     budget = 2 * (same_dtype - truth).abs().max().item() + rounding
     error = (actual - truth).abs().max().item()
     assert error <= budget, f"{name}: error {error:.3g} above the budget {budget:.3g}"
@@ -139,9 +139,9 @@ def assert_within_budget(
 def assert_matches_oracle(
     actual: tuple[Tensor | None, ...], query: Tensor, key: Tensor, value: Tensor, **options: Any
 ) -> dict[str, tuple[float, float]]:
-    """``(out, lse, entropy, map)`` within the budget; statistics that are None or missing are not compared.
+    """`(out, lse, entropy, map)` within the budget; statistics that are None or missing are not compared.
 
-    Returns ``(error, budget)`` of each that was.
+    Returns `(error, budget)` of each compared result.
     """
     actual = (*actual, *(None,) * (len(NAMES) - len(actual)))
     with torch.no_grad():
@@ -154,7 +154,7 @@ def assert_matches_oracle(
 
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Memory that torch allocates uninitialised is NaN, so a result that is read before it is written shows."""
+    """Memory that torch allocates without initialization is NaN, so that reading it before it is written shows."""
     before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True

@@ -1,4 +1,4 @@
-"""What the gradient tests share: random gradients, the float64 truth by autograd, and an error budget from the data."""
+"""Shared by the gradient tests: random gradients, float64 autograd, and an error budget derived from the data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Outputs = tuple[Tensor, Tensor, Tensor, Tensor]  # out, lse, entropy, map
 def random_gradients(
     query: Tensor, key: Tensor, value: Tensor, map_keys: tuple[int, int], names: Iterable[str] = GRADS, seed: int = 1
 ) -> dict[str, Any]:
-    """Gradients of the named outputs, as keyword arguments of ``attention_backward``."""
+    """Gradients of the named outputs, as keyword arguments of `attention_backward`."""
     g = torch.Generator().manual_seed(seed)
     batch, heads, seqlen_q, _ = query.shape
     shapes = {
@@ -35,7 +35,7 @@ def random_gradients(
 
 
 def reference_outputs(query: Tensor, key: Tensor, value: Tensor, map_keys: tuple[int, int], **options: Any) -> Outputs:
-    """The oracle's."""
+    """The outputs of the float64 reference."""
     grouped = query.shape[1] != key.shape[1]
     return attention_reference(query, key, value, enable_gqa=grouped, map_keys=map_keys, **options)
 
@@ -59,7 +59,7 @@ def same_dtype_outputs(
     if is_causal:
         s = s.masked_fill(~torch.ones(s.shape[-2:], dtype=torch.bool, device=s.device).tril(), -math.inf)
     empty = (s == -math.inf).all(-1, keepdim=True)
-    log_p = s.masked_fill(empty, 0.0).log_softmax(-1)  # softmax of -inf alone is NaN, and so is its gradient
+    log_p = s.masked_fill(empty, 0.0).log_softmax(-1)  # the softmax of a row of -inf is NaN, and so is its gradient
     p = log_p.exp().masked_fill(empty, 0.0)
     entropy = -(p * log_p.masked_fill(p == 0, 0.0)).sum(-1)
     lse = s.masked_fill(empty, 0.0).logsumexp(-1).masked_fill(empty[..., 0], -math.inf)
@@ -70,7 +70,7 @@ def gradients(
     outputs: Callable[..., Outputs], dtype: torch.dtype | None, query: Tensor, key: Tensor, value: Tensor,
     grads: dict[str, Any], scale: float | Tensor | None, **options: Any,
 ) -> list[Tensor]:  # fmt: skip
-    """dq, dk, dv and, for a tensor scale, dscale by autograd, in ``dtype`` or else each tensor's own."""
+    """dq, dk, dv and, for a tensor scale, dscale by autograd, in `dtype`, or in the dtype of each tensor if None."""
     inputs = [query, key, value, *([scale] if isinstance(scale, Tensor) else [])]
     inputs = [t.detach().to(dtype or t.dtype).requires_grad_() for t in inputs]
     grads = dict(grads)
@@ -84,11 +84,11 @@ def gradients(
 def gradient_rounding(
     query: Tensor, key: Tensor, value: Tensor, truth: list[Tensor], grads: dict[str, Any], **options: Any
 ) -> list[float]:
-    """How far one rounding of what every backward starts from moves each gradient, at most over the tensor.
+    """The largest change of each gradient if the inputs of every backward pass are rounded once.
 
-    That is: of the logits, which near ties amplify so much that the error of any one computation is luck; of lse, which
-    scales a row's P and with it all that the row contributes; of out, lse and entropy in the sum over a row that dS
-    subtracts, and of its order, where a change works as a gradient of lse does.
+    These inputs are the logits, where near ties amplify rounding so much that the error of a single computation is
+    luck; lse, which scales P and thereby all contributions of a row; and out, lse and entropy in the sum over a row
+    that dS subtracts, and the order of this sum: a change of it acts like a gradient of lse.
     """
     group = query.shape[1] // key.shape[1]
     scale = softmax_scale(options.get("scale"), query)
@@ -104,12 +104,14 @@ def gradient_rounding(
     elif mask is not None:
         mask = torch.zeros(mask.shape, dtype=torch.float64, device=mask.device).masked_fill(~mask, -math.inf)
     moved = [0.0] * len(truth)
-    few = any(t.numel() <= 16 for t in truth)  # a scale's gradient: one number may move by nothing in the first draws
+    few = any(
+        t.numel() <= 16 for t in truth
+    )  # the gradient of a scale: a single number may not change in the first draws
     draws = 8 if few else 2
     for seed in range(draws + 1):
         g = torch.Generator().manual_seed(seed)
         noise = unit * size * _signs(size, g) + (0 if mask is None else mask.double())
-        # in the last draw the same in every row, as the rounding of a constant is, by which lse changes its unit
+        # the last draw has the same sign in every row, like the rounding of the constant that converts the unit of lse
         of_lse = _signs(lse, g) if seed < draws else torch.ones_like(lse)
         of_row = unit * lse.abs() * of_lse
         changed = {n: t if n == "map_keys" else t.double() for n, t in grads.items()}
@@ -118,13 +120,13 @@ def gradient_rounding(
             changed["grad_out"] = changed["grad_out"] * (1 + of_row[..., None])
             rounded = torch.finfo(query.dtype).eps / 2 * out * _signs(out, g)
             delta += (grads["grad_out"].double() * rounded).sum(-1)
-            # The order of its terms besides, and of those of dP: by luck of its formula torch's dP - delta is 0 where
-            # one key takes a row. For each of the two one rounding of the sum of magnitudes; 4 times this is taken.
+            # The order of its terms and of those of dP: torch's formula happens to give dP - delta = 0 for rows with
+            # one key. One rounding of the sum of magnitudes for each of the two; the budget has 4 times this.
             magnitudes = (grads["grad_out"].double() * out).abs().sum(-1)
             delta += unit / 2 * magnitudes * _signs(magnitudes, g)
         if "grad_entropy" in grads:
             changed["grad_entropy"] = changed["grad_entropy"] * (1 + of_row)
-            # twice for lse, which is stored in nats and read in base 2; where one key takes a row this alone is left
+            # twice for lse, which is stored in nats and read in base 2; for rows with one key, nothing else is left
             delta += unit * grads["grad_entropy"].double() * (entropy + 2 * lse.abs()) * of_lse
         if "grad_map" in grads:
             changed["grad_map"] = changed["grad_map"] * (1 + of_row[:, 0, :, None])
@@ -144,7 +146,7 @@ def assert_gradients_match(
 ) -> dict[str, tuple[float, float]]:
     """Largest error <= 2 * the largest error of torch in the same dtype + rounding; what is None is not compared.
 
-    Returns ``(error, budget)`` of each that was.
+    Returns `(error, budget)` of each compared gradient.
     """
     options.setdefault("scale", None)
     map_keys = grads.get("map_keys")
@@ -152,11 +154,11 @@ def assert_gradients_match(
     same = gradients(same_dtype_outputs, None, query, key, value, grads, **options)
     moved = gradient_rounding(query, key, value, truth, grads, **options)
     if "grad_out" in grads:
-        # dV is a sum over queries whose error goes by the order of its terms, in torch's product by luck a good one. As
-        # with the logits, one rounding of the sum of their magnitudes.
+        # The error of dV, a sum over queries, depends on the order of its terms; torch's order happens to be a good
+        # one. As for the logits, allow one rounding of the sum of their magnitudes.
         positive = {"grad_out": grads["grad_out"].abs()} | ({"map_keys": map_keys} if map_keys else {})
         magnitudes = gradients(reference_outputs, torch.float64, query, key, value, positive, **options)[2]
-        moved[2] += magnitudes.abs().max().item() * torch.finfo(torch.float32).eps / 8  # of which 4 are taken
+        moved[2] += magnitudes.abs().max().item() * torch.finfo(torch.float32).eps / 8  # the budget has 4 times this
     compared = {}
     for name, a, t, s, m in zip(RESULTS, actual, truth, same, moved, strict=False):
         if a is None:

@@ -22,7 +22,7 @@ STDS = dict(zip((layer for layer, _, _ in LAYERS), (0.5, 25.0, 59.0, 2.0, 0.9), 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
-    """Folder of a pipeline trained at 32x32 px: VAE factor 2, three UNet levels, so sizes are multiples of 8."""
+    """Folder of a pipeline for a training size of 32x32 px: VAE factor 2, three UNet levels, sizes multiples of 8."""
     pytest.importorskip("diffusers")
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -89,7 +89,7 @@ def tiny_pipe(tiny_model):
 
 @pytest.fixture
 def invented():
-    """A profile as `ea.profile` returns it, with a row of every head, of entropies on known lines in ln N."""
+    """A profile in the format of `ea.profile`, with a row for every head; entropies are on known lines in ln N."""
     from entropy_attn.profiling import Profile, ProfilePlan, size_name
     from entropy_attn.profiling.rows import _head_means
     from entropy_attn.scale import LogN

@@ -1,4 +1,4 @@
-"""Generations of the embedded model `shapes`, and of other pipelines around its parts."""
+"""Generations with the embedded model `shapes`, and with other pipelines made of its components."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BASE = {"num_inference_steps": 2, "guidance_scale": 4.0, "output_type": "latent"
 
 
 def relative(shapes: Any, kind: str, *without: str, **more: Any) -> Any:
-    """Another pipeline around the same components."""
+    """Another pipeline with the same components."""
     parts = {name: part for name, part in shapes.components.items() if name not in without}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Tests that lose the device, hang or end: the others are run, and every outcome is in the file at once."""
+"""Some tests lose the device, hang or end their process: the others still run, and all outcomes are saved at once."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_after(number):
 
 
 def run(folder: Path, *options: str) -> tuple[subprocess.CompletedProcess[str], dict[str, list[str]]]:
-    """What pytest said, and the outcomes by test, in the order they came."""
+    """The output of pytest, and the outcomes of each test in their order."""
     (folder / "conftest.py").write_text(CONFTEST)
     (folder / "test_it.py").write_text(TESTS)
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
@@ -90,7 +90,7 @@ def run(folder: Path, *options: str) -> tuple[subprocess.CompletedProcess[str], 
     return done, found
 
 
-def test_what_a_test_does_costs_itself_alone(tmp_path):
+def test_a_lost_device_affects_only_its_test(tmp_path):
     several = ("-n", "2", "--max-worker-restart", "10", "--outcomes-limit", "1.0", "--outcomes-part", "tests")
     done, found = run(tmp_path, *several)
     assert done.returncode == 1
@@ -99,27 +99,27 @@ def test_what_a_test_does_costs_itself_alone(tmp_path):
     assert found["test_skips"] == ["skipped: Skipped: not here"]
     assert found["test_fails"] == ["failed: AssertionError: and says why (test_it.py:11)"]
     assert "Triton Error [CUDA]" in found["test_loses"][0] and "test_loses lost the device" in done.stderr
-    assert "crashed while running" in found["test_loses"][1]  # its process, after it had said so
+    assert "crashed while running" in found["test_loses"][1]  # its process, after the report
     assert "crashed while running" in found["test_hangs"][0] and "Timeout" in done.stderr
     assert "crashed while running" in found["test_ends"][0]
     assert done.stdout.index("FAILED test_it.py::test_fails") < done.stdout.index("= FAILURES =")  # at once
 
-    # what has passed is left out the next time
+    # passed tests are not run again
     before = {name: len(rows) for name, rows in found.items()}
     done, found = run(tmp_path, "--outcomes-resume", "-k", "not ends and not hangs and not loses")
     again = {name for name, rows in found.items() if len(rows) > before[name]}
     assert again == {"test_fails"} and done.returncode == 1
 
 
-def test_without_other_processes_nothing_more_is_run(tmp_path):
+def test_without_other_processes_the_run_stops(tmp_path):
     done, found = run(tmp_path, "-k", "loses or after")
     assert done.returncode == 3
-    assert "test_loses lost the device: no later test could be right" in done.stdout + done.stderr
+    assert "test_loses lost the device: later tests would be meaningless" in done.stdout + done.stderr
     assert list(found) == ["test_loses"]
 
 
 @pytest.mark.parametrize(
-    ("code", "output", "told"),
+    ("code", "output", "expected"),
     [
         (0, "forward: 0.1\n========= ERROR SUMMARY: 0 errors\n", ("ok", "0 errors")),
         (0, "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n",
@@ -131,6 +131,6 @@ def test_without_other_processes_nothing_more_is_run(tmp_path):
         (0, "", ("failed: exit code 0", "no summary: no output")),
     ],
 )  # fmt: skip
-def test_what_compute_sanitizer_says(code, output, told):
-    """Clean is only what says so: a tool that did not look has found nothing either."""
-    assert verdict(code, output) == told
+def test_reports_of_compute_sanitizer(code, output, expected):
+    """Only an explicit summary counts as clean: a tool that did not run also reports no errors."""
+    assert verdict(code, output) == expected

@@ -1,4 +1,4 @@
-"""What the error budget of the tests knows of rounding: right, and in memory that grows by a head alone."""
+"""The rounding term of the error budget is correct, and its memory is that of one head."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.oracle import logit_rounding, make_qkv
 
 
 def by_identity(query, key, value, **options):
-    """As the formulas have it: P of all heads, as the attention that has V = 1."""
+    """The formulas written directly: P of all heads is the attention with V = 1."""
     eye = torch.eye(key.shape[2], dtype=torch.float64).expand(*key.shape[:2], -1, -1)
     p, _, entropy, _ = attention_reference(query, key, eye, **options)
     group = query.shape[1] // key.shape[1]
@@ -58,7 +58,7 @@ def test_nothing_to_round():
 
 
 def test_memory_grows_by_rows_times_keys():
-    """A matrix of all keys takes 34 GB where there are 65,536."""
+    """With 65,536 keys, a matrix of all pairs would take 34 GB."""
     largest = 0
     q, k, v = make_qkv(1, 3, 4, 2000, 16)
 

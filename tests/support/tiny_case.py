@@ -1,4 +1,4 @@
-"""What a case of `tiny_denoisers` is: a tiny denoiser, the call it takes, and what its layers then attend to."""
+"""A case of `tiny_denoisers`: a tiny denoiser, its arguments, and what its layers attend to."""
 
 from __future__ import annotations
 
@@ -15,9 +15,15 @@ TEXT = 6
 
 @dataclass(frozen=True)
 class Layer:
-    """What the layers of a name attend to: kind, tokens of image and of text among the keys, tokens at training.
+    """What the layers whose names match `pattern` attend to.
 
-    order: where the text of joint attention is. text_queries: those among the queries.
+    Attributes:
+        kind: "self", "cross", "joint" or "text".
+        image: image tokens among the keys.
+        text: text tokens among the keys.
+        train: image tokens at the training size.
+        order: position of the text in joint attention.
+        text_queries: text tokens among the queries.
     """
 
     pattern: str
@@ -32,7 +38,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Case:
-    """One denoiser. `call(height, width)` are its arguments, sizes in latent cells; `layers` is what they lead to."""
+    """One denoiser; `call` and `layers` give its arguments and its layers for a height and width in latent cells."""
 
     row: str
     config: dict[str, Any]
@@ -42,7 +48,7 @@ class Case:
     sizes: tuple[tuple[int, int], ...] = ((8, 8), (12, 8))
     masked: bool = False
     frames: int = 1
-    outside: int = 0  # attention calls that come first and are of no attention layer
+    outside: int = 0  # attention calls outside of attention layers, which come first
 
     def make(self) -> nn.Module:
         torch.manual_seed(0)
@@ -50,9 +56,9 @@ class Case:
         with torch.no_grad():
             for name, weight in denoiser.named_parameters():
                 if name.endswith(("to_q.weight", "to_k.weight")):
-                    weight.mul_(3.0)  # spread the logits, for the scale to matter
+                    weight.mul_(3.0)  # spread the logits, so that the scale matters
                 elif not weight.any():
-                    weight.normal_(std=0.1)  # what begins as zero would hide the attention
+                    weight.normal_(std=0.1)  # weights initialized to zero would hide the attention
         return denoiser
 
 
@@ -65,7 +71,7 @@ def steps(batch: int = 2) -> torch.Tensor:
 
 
 def text_mask(length: int = TEXT, batch: int = 2) -> torch.Tensor:
-    """The last sample's text is two positions shorter."""
+    """A mask in which the text of the last sample is two positions shorter."""
     mask = torch.ones(batch, length)
     mask[-1, -2:] = 0
     return mask

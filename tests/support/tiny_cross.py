@@ -1,4 +1,4 @@
-"""Denoisers whose image attends to itself, and in other layers to the text or to nothing."""
+"""Denoisers with self-attention of the image, and with or without cross-attention to the text."""
 
 from __future__ import annotations
 

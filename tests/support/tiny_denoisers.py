@@ -1,4 +1,4 @@
-"""A tiny random-weight denoiser for every row of the table, the call it takes, and what its layers then attend to."""
+"""A tiny denoiser with random weights for every row of the table, its arguments, and what its layers attend to."""
 
 from __future__ import annotations
 

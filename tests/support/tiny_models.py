@@ -48,7 +48,7 @@ FAMILIES = {
 def make_unet(family: str = "sd1", seed: int = 0, **overrides: Any) -> UNet2DConditionModel:
     torch.manual_seed(seed)
     unet = UNet2DConditionModel(**{**UNET, **FAMILIES[family], **overrides}).eval()
-    with torch.no_grad():  # spread the logits, for the scale to matter
+    with torch.no_grad():  # spread the logits, so that the scale matters
         for name, weight in unet.named_parameters():
             if name.endswith(("to_q.weight", "to_k.weight")):
                 weight.mul_(3.0)
@@ -105,7 +105,7 @@ def make_pipe(family: str = "sd1", seed: int = 0, **unet: Any) -> StableDiffusio
 def sample(
     pipe: Any, height: int = 32, width: int = 32, steps: int = 2, batch: int = 1, **options: Any
 ) -> torch.Tensor:
-    """Latents after a few steps; the images are twice their size in pixels."""
+    """Latents after a few steps; one latent cell has 2x2 pixels."""
     generator = torch.Generator().manual_seed(3)
     embeds = torch.randn(2, batch, TEXT_TOKENS, TEXT_WIDTH, generator=generator)
     options = {"prompt_embeds": embeds[0], "negative_prompt_embeds": embeds[1], "guidance_scale": 5.0, **options}
@@ -133,7 +133,7 @@ def denoise(
 
 
 class Spy:
-    """A policy that keeps what it is asked, and leaves the model its own scale or returns `answer(info)`."""
+    """A policy that keeps every `CallInfo` and returns `answer(info)`; None is the model's default scale."""
 
     def __init__(self, answer: Callable[[Any], Any] = lambda info: None):
         self.calls: list[Any] = []
@@ -145,7 +145,7 @@ class Spy:
 
 
 def make_tokenizer() -> CLIPTokenizer:
-    """One token a letter from a to x, so that longer words are several tokens; made for `make_text_encoder`."""
+    """One token per letter from a to x, so that longer words have several tokens; fits `make_text_encoder`."""
     letters = "abcdefghijklmnopqrstuvwx"
     pieces = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Tiny pipelines around the denoisers of `tiny_denoisers`: the prompt's embeddings are ones, the other's zeros."""
+"""Tiny pipelines with the denoisers of `tiny_denoisers`; the prompt's embeddings are ones, unconditional ones zeros."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ from tests.support.tiny_models import make_tokenizer, make_vae
 
 @dataclass(frozen=True)
 class Pipeline:
-    """case: its denoiser. call: arguments of the pipeline. train: T of its image layers without train_size.
+    """A tiny pipeline.
 
-    off: what turns guidance off.
+    Attributes:
+        case: name of its denoiser.
+        call: arguments of the pipeline.
+        train: T of its image layers without `train_size`.
+        off: arguments that turn guidance off.
     """
 
     kind: str
@@ -69,7 +73,7 @@ def size(height: int = 24, width: int = 16) -> dict[str, Any]:
 
 
 class Flux2Vae:
-    """What the pipeline of Flux 2 asks of its autoencoder even where it decodes nothing."""
+    """The attributes of an autoencoder that the pipeline of Flux 2 reads even if it decodes nothing."""
 
     bn = SimpleNamespace(running_mean=torch.zeros(8), running_var=torch.ones(8))
     config = SimpleNamespace(block_out_channels=(1,) * 4, batch_norm_eps=1e-4)

@@ -1,4 +1,4 @@
-"""Denoisers of videos."""
+"""Denoisers for videos."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ VIDEO: dict[str, Case] = {
             Layer(r"", "joint", 3 * (h // 2) * (w // 2), TEXT, train=3 * 64, order="last", text_queries=TEXT),
         ),
         train_size=16,
-        outside=1,  # the pooling of its text
+        outside=1,  # the pooling of the text
         frames=3,
     ),
     "wan": Case(

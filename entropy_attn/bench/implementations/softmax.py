@@ -1,4 +1,4 @@
-"""How others compute entropy and maps: from the softmax matrix, whole, in chunks of rows, or stored by layer."""
+"""How others compute entropy and maps: from the softmax matrix, at once, in chunks of rows, or stored by layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CHUNK_SCORES = {"cuda": 2**26, "cpu": 2**22}  # scores of one chunk: enough to k
 
 
 def materialized(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
-    """With the whole softmax matrix; the product in the dtype of the inputs, then float32. The gate's yardstick."""
+    """With the complete softmax matrix; products in the dtype of the inputs, then float32. The gate compares to it."""
     wide = torch.promote_types(query.dtype, torch.float32)
     scores = (query @ key.mT).to(wide) * query.shape[-1] ** -0.5
     if ask.task not in ("lse", "entropy"):

@@ -1,9 +1,8 @@
 """Which step a denoiser call belongs to, and which rows of its batch belong to which branch.
 
-Both are read from the call itself: its timestep tells the step, and its texts, compared with those that the pipeline
-encoded, tell the branches. What the table says of the pipeline's arrangement decides only where the calls leave a
-choice. Rows that cannot be known are refused before the first layer runs: a mean over rows that do not belong together
-would look like any other.
+Both are derived from the call itself: its timestep gives the step, and its texts, compared with those that the pipeline
+encoded, give the branches. The pipeline's arrangement in the table only decides what the calls leave open. Unknown rows
+are refused before the first layer runs: a mean over rows that do not belong together would look like any other.
 """
 
 from __future__ import annotations
@@ -111,7 +110,7 @@ class GenerationTracker:
         repeats = [name for name in parts.names if name in seen]
         if repeats == list(parts.names):
             if all(self._is_repeat(call, name) for name in repeats):
-                return Parts(())  # perturbed: the same latents and the same text once more
+                return Parts(())  # perturbed: the same latents and the same text again
             if run is None or not hasattr(run.pipe, "get_views"):
                 caller = "the caller" if run is None else type(run.pipe).__name__
                 raise UnknownParts(

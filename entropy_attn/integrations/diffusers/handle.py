@@ -215,7 +215,7 @@ class Handle:
             return trace_layer(self._number, self._by_call, module, call, args, kwargs)
         return self._call_untraced(module, call, args, kwargs)
 
-    @torch.compiler.disable  # recorders are plain Python; what lies between the layers compiles
+    @torch.compiler.disable  # recorders are plain Python; the code between the layers is compiled
     def _call_untraced(self, *arguments: Any) -> Any:
         return self._call_layer(*arguments)
 

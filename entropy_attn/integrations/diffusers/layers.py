@@ -203,7 +203,7 @@ def _text_or_image_prompt(name: str, rule: LayerRule, kind: Kind, text: str | No
 
 
 def kind_of(rule: LayerRule) -> tuple[Kind, str | None]:
-    """Kind of a layer's calls, and where the text lies in them."""
+    """Kind of a layer's calls, and the position of the text in them."""
     if rule.kind == "text":
         return "self", "all"
     return cast(Kind, rule.kind), "all" if rule.kind == "cross" else rule.text

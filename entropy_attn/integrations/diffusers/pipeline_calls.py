@@ -31,12 +31,12 @@ _PASSED_ON = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 class PipelineRun:
     """One call of a pipeline that is being followed.
 
-    arguments: those that it was given, by name, with the defaults of the others.
+    arguments: the given ones by name, and the defaults of the others.
     """
 
     def __init__(self, pipe: DiffusionPipeline, method: str, args: Sequence[Any], kwargs: dict[str, Any]):
         self.pipe = pipe
-        self.key = object()  # tells this call from others, without holding on to its arguments
+        self.key = object()  # identifies this call, without keeping its arguments alive
         self.arguments = named_arguments(type(pipe), method, args, kwargs)
 
     def names_of(self, text: object) -> tuple[str, ...]:

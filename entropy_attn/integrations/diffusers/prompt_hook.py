@@ -40,7 +40,7 @@ def add_prompt_hook(
 
 
 def _add_encoder_hook(pipe: DiffusionPipeline, on_text: OnText) -> Callable[[], None]:
-    """The same for LDM, whose pipeline calls its text encoder itself; the tokens of a text tell which one it is."""
+    """The same for LDM, whose pipeline calls its text encoder itself; a text is identified by its tokens."""
     encoder = getattr(pipe, "bert", None)
     if encoder is None:
         return lambda: None

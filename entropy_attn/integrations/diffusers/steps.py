@@ -24,10 +24,10 @@ class StepCounter:
         self._scheduler_step: int | None = None
 
     def is_new_schedule(self, scheduler: Any, timestep: Any) -> bool:
-        """Whether this call follows other timesteps than the call before: a scheduler lays them out per generation.
+        """Whether this call has another schedule than the previous call: a scheduler makes one per generation.
 
-        A panorama exchanges them within one generation, for each of its views, but goes on along those that it began
-        with. Without a scheduler, a timestep that was picked from a table of them says so.
+        A panorama replaces the schedule within a generation, for each of its views, but uses the timesteps of the first
+        one. Without a scheduler, a timestep that is an element of a new tensor of timesteps shows a new schedule.
         """
         same_table = _share_storage(timestep, self._timestep)
         if scheduler is None:
@@ -49,7 +49,7 @@ def _differs(timestep: Any, before: Any, moved: bool) -> bool:
     """moved: the scheduler has made a step since."""
     if not isinstance(timestep, torch.Tensor) or not isinstance(before, torch.Tensor):
         return moved or timestep != before
-    # Usually a view of the scheduler's timesteps: its offset in memory tells without waiting for the device.
+    # Usually a view of the scheduler's timesteps: offsets in memory can be compared without waiting for the device.
     if _share_storage(timestep, before):
         return timestep.storage_offset() != before.storage_offset()
     return moved or timestep.shape != before.shape or not bool((timestep == before).all())

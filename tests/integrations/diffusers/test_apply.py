@@ -1,4 +1,4 @@
-"""Routing whole pipelines: what the layers are asked, that results agree, and that it can be undone."""
+"""Routing of pipelines: what policies see, that results agree, and that routing can be undone."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_odd_sizes(unet):
         ("^down", ["attn1", "attn2"]),
     ],
 )
-def test_layers_choose_whom_the_policy_is_for(unet, layers: str, expected: list[str]):
+def test_layers_selects_the_layers_of_the_policy(unet, layers: str, expected: list[str]):
     spy, recorder = Spy(), EntropyRecorder()
     with apply(unet, scale=spy, layers=layers, record=recorder) as handle:
         denoise(unet)
@@ -93,7 +93,7 @@ def test_layers_choose_whom_the_policy_is_for(unet, layers: str, expected: list[
     assert len(recorder) == len(handle.layers)
 
 
-def test_self_attention_is_recognised_when_it_is_given_its_own_input(unet):
+def test_self_attention_is_recognized_if_its_input_is_also_passed_as_encoder_states(unet):
     spy = Spy()
     layer = unet.get_submodule(f"{MID}.attn1")
     hidden = torch.randn(1, 16, 64)
@@ -105,7 +105,7 @@ def test_self_attention_is_recognised_when_it_is_given_its_own_input(unet):
 
 
 def test_scale_reaches_the_layer(unet):
-    """A scale of 0 makes every query attend alike: the mean of the values."""
+    """With a scale of 0, every query attends uniformly: the output is the mean of the values."""
     layer = unet.get_submodule(f"{MID}.attn1")
     hidden = torch.randn(1, 16, 64)
     mean = layer.to_out[0](layer.to_v(hidden).mean(dim=1, keepdim=True)).expand(1, 16, 64)
@@ -146,7 +146,7 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("error", [Stop, KeyboardInterrupt])
-def test_an_exception_inside_a_layer_leaves_nothing(error: type[BaseException]):
+def test_an_exception_inside_a_layer_leaves_nothing_behind(error: type[BaseException]):
     pipe = make_pipe()
     before, expected = footprint(pipe.unet), sample(pipe)
 
@@ -157,7 +157,7 @@ def test_an_exception_inside_a_layer_leaves_nothing(error: type[BaseException]):
     with pytest.raises(error):
         sample(pipe)
     assert torch.overrides._len_torch_function_stack() == 0
-    # Still routed, and able to go on
+    # still routed and usable
     with pytest.raises(error):
         sample(pipe)
     handle.remove()
@@ -176,7 +176,7 @@ def test_context_manager_removes_after_an_exception(unet):
         pass
 
 
-def test_two_pipelines_keep_to_themselves():
+def test_two_pipelines_are_independent():
     first, second = make_pipe("sd1"), make_pipe("sd2")
     expected = sample(second, 48, 48)
     spies = Spy(), Spy(lambda info: 0.3)
@@ -190,7 +190,7 @@ def test_two_pipelines_keep_to_themselves():
     handle.remove()
 
 
-def test_threads_do_not_touch_each_other():
+def test_threads_are_independent():
     pipes = [make_pipe("sd1") for _ in range(3)]
     policies = [Fixed(0.05), Fixed(0.5), None]
     expected = []
@@ -213,7 +213,7 @@ def test_threads_do_not_touch_each_other():
 
 
 def test_one_denoiser_in_two_threads(unet):
-    """Each thread's layers go by that thread's own latent size."""
+    """The layers of each thread use the latent size of that thread."""
     spy, barrier = Spy(), threading.Barrier(2)
 
     def work(side: int) -> None:
@@ -230,7 +230,7 @@ def test_one_denoiser_in_two_threads(unet):
     assert {(info.seqlen_k, info.train_tokens) for info in spy.calls} == {(64, 256), (16, 64), (576, 256), (144, 64)}
 
 
-def test_applying_again_replaces(unet):
+def test_applying_again_replaces_the_routing(unet):
     before, expected = footprint(unet), denoise(unet)
     old, new = Spy(), Spy()
     first = apply(unet, scale=old)
@@ -245,7 +245,7 @@ def test_applying_again_replaces(unet):
     assert torch.equal(denoise(unet), expected)
 
 
-def test_applying_the_same_twice_is_applying_once(unet):
+def test_applying_the_same_twice_is_like_applying_once(unet):
     with apply(unet, scale=Fixed(0.3)):
         once = denoise(unet)
     apply(unet, scale=Fixed(0.3))
@@ -262,7 +262,7 @@ def test_replacing_an_open_with_block_raises(unet):
     apply(unet).remove()
 
 
-def test_a_refused_apply_leaves_the_routing_in_place(unet):
+def test_a_refused_apply_keeps_the_previous_routing(unet):
     handle = apply(unet, scale=Fixed(0.3))
     with pytest.raises(ValueError):
         apply(unet, layers="no such layer")
@@ -286,7 +286,7 @@ def test_copies_are_not_routed(unet):
         assert spy.calls
 
 
-def test_a_routed_pipeline_is_saved_as_it_is(tmp_path, unet):
+def test_a_routed_pipeline_is_saved_like_a_plain_one(tmp_path, unet):
     with apply(unet):
         unet.save_pretrained(tmp_path)
         shown = repr(unet)
@@ -294,7 +294,7 @@ def test_a_routed_pipeline_is_saved_as_it_is(tmp_path, unet):
     torch.testing.assert_close(denoise(UNet2DConditionModel.from_pretrained(tmp_path)), denoise(unet))
 
 
-def test_other_processors_set_later_still_route(unet):
+def test_processors_set_later_are_routed(unet):
     expected = denoise(unet)
     spy = Spy()
     with apply(unet, scale=spy):
@@ -354,7 +354,7 @@ def test_gradient_checkpointing(unet, record: bool):
         assert len(recorder) == (len(handle.layers) if record else 0)
 
 
-def test_steps_begin_anew_with_every_generation():
+def test_steps_start_again_with_every_generation():
     pipe, spy = make_pipe(), Spy()
     with apply(pipe, scale=spy):
         for steps in (3, 3, 2):
@@ -363,7 +363,7 @@ def test_steps_begin_anew_with_every_generation():
             assert sorted({info.step for info in spy.calls}) == list(range(steps))
 
 
-def test_steps_of_a_plain_denoiser_go_on_until_reset(unet):
+def test_steps_of_a_plain_denoiser_continue_until_reset(unet):
     spy = Spy()
     with apply(unet, scale=spy) as handle:
         steps = []
@@ -376,7 +376,7 @@ def test_steps_of_a_plain_denoiser_go_on_until_reset(unet):
         assert spy.calls[-1].step == 0
 
 
-def test_a_pipeline_that_shares_the_denoiser_is_routed_too():
+def test_a_pipeline_that_shares_the_denoiser_is_also_routed():
     pipe = make_pipe()
     other = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
     other.set_progress_bar_config(disable=True)

@@ -1,4 +1,4 @@
-"""The arguments of `apply`: the training size, and what is refused by name."""
+"""The arguments of `apply`: the training size, and errors that name the argument."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_apply_refuses(options: dict, error: type[Exception], message: str):
     assert footprint(pipe.unet) == before
 
 
-def test_a_regex_that_reaches_cross_attention_needs_train_tokens(unet):
+def test_a_regex_that_matches_cross_attention_needs_train_tokens(unet):
     with apply(unet, layers="mid_block"), pytest.raises(ValueError, match=rf"{MID}\.attn2.*train_tokens"):
         denoise(unet)
 
@@ -94,7 +94,7 @@ def test_a_routed_denoiser_may_be_compiled():
         apply(compiled)
 
 
-def test_other_models_are_refused_by_name():
+def test_other_models_are_refused():
     with pytest.raises(TypeError, match=r"pipe_or_denoiser: expected .* got 'unet'"):
         apply("unet")
     with pytest.raises(RuntimeError, match="Linear"):
@@ -103,7 +103,7 @@ def test_other_models_are_refused_by_name():
         apply(make_pipe().vae)
 
 
-def test_pipelines_of_other_denoisers_are_refused_by_name():
+def test_pipelines_of_other_denoisers_are_refused():
     from diffusers import DDPMScheduler, PriorTransformer, UnCLIPPipeline
 
     prior = PriorTransformer(num_attention_heads=2, attention_head_dim=8, embedding_dim=16, num_layers=1)

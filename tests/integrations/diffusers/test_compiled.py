@@ -1,4 +1,4 @@
-"""Routed models under torch.compile: as many graphs as without, whatever the policy says at each step."""
+"""Routed models under torch.compile: as many graphs as without routing, for any scale at each step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def fresh():
 
 
 def call_at(name: str, size: Any, step: int) -> dict[str, Any]:
-    """The arguments of a call, at a timestep of its own."""
+    """The arguments of the call at a step; each step has a different timestep."""
     call = CASES[name].call(*size)
     timestep = "t" if "t" in call else "timestep"
     return {**call, timestep: call[timestep] + step}
@@ -34,7 +34,7 @@ def call_at(name: str, size: Any, step: int) -> dict[str, Any]:
 def graphs(
     name: str, denoiser: Any, repeated: bool, sizes: Any = None, **compile: Any
 ) -> tuple[int, list[torch.Tensor]]:
-    """How many graphs torch.compile makes of some calls, and their outputs."""
+    """The number of graphs that torch.compile makes of these calls, and their outputs."""
     torch._dynamo.reset()
     count = 0
 
@@ -57,7 +57,7 @@ def graphs(
 
 
 def tall(name: str) -> Any:
-    """More blocks than torch.compile would make graphs of."""
+    """A denoiser with more blocks than torch.compile would compile separately."""
     denoiser = CASES[name].make()
     config = dict(denoiser.config)
     for key in config:
@@ -67,7 +67,7 @@ def tall(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_whole_denoiser_is_one_graph(name: str):
+def test_a_denoiser_is_one_graph(name: str):
     denoiser = CASES[name].make()
     plain, _ = graphs(name, denoiser, repeated=False)
     spy = Spy(lambda info: 0.2 + 0.1 * info.step)
@@ -83,8 +83,8 @@ def test_a_whole_denoiser_is_one_graph(name: str):
             (info.layer, info.kind, info.seqlen_k, info.text_tokens, info.train_tokens) for info in spy.calls
         ]
     assert plain == routed == 1
-    for own, other in zip(outputs, eager, strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-4)
+    for ours, other in zip(outputs, eager, strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-3, atol=1e-4)
     assert not torch.allclose(outputs[0], outputs[2], atol=1e-4)
 
 
@@ -99,7 +99,7 @@ def test_repeated_blocks_share_their_graphs(name: str):
 
 
 @pytest.mark.parametrize("name, sizes", [("ldm", [(16, 16), (32, 24)]), ("flux", [(16, 16), (24, 16), (32, 24)])])
-def test_other_sizes_make_no_more_graphs_than_without(name: str, sizes: list[tuple[int, int]]):
+def test_other_sizes_make_no_more_graphs_than_without_routing(name: str, sizes: list[tuple[int, int]]):
     denoiser = CASES[name].make()
     plain, _ = graphs(name, denoiser, repeated=False, sizes=sizes)
     with apply(denoiser, scale=LogN(), train_size=16):
@@ -107,11 +107,11 @@ def test_other_sizes_make_no_more_graphs_than_without(name: str, sizes: list[tup
         with torch.no_grad():
             eager = [denoiser(**call_at(name, size, step), return_dict=False)[0] for step, size in enumerate(sizes)]
     assert routed <= plain
-    for own, other in zip(outputs, eager, strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-4)
+    for ours, other in zip(outputs, eager, strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-3, atol=1e-4)
 
 
-def test_recording_goes_on_outside_of_the_graphs():
+def test_recording_works_outside_of_the_graphs():
     denoiser, recorder = CASES["sd3"].make(), EntropyRecorder()
     with apply(denoiser, record=recorder) as handle, torch.no_grad():
         compiled = torch.compile(denoiser, backend="eager")
@@ -136,7 +136,7 @@ def test_the_operator():
         torch.library.opcheck(layer_scale, arguments)
 
 
-def test_processors_that_were_exchanged_are_routed():
+def test_processors_that_were_replaced_are_routed():
     from diffusers.models.attention_processor import JointAttnProcessor2_0
 
     denoiser = CASES["sd3"].make()

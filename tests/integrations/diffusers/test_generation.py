@@ -1,4 +1,4 @@
-"""Which rows of a batch are which, and which calls are one step, on pipelines that do not keep to one arrangement."""
+"""Which rows of a batch are which branch, and which calls are one step, on pipelines that change their arrangement."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from entropy_attn.guidance import TSAM, attach
 from tests.support.shapes_runs import ALONE, BOTH, PROMPT, branches, relative, run
 from tests.support.tiny_pipelines import PIPELINES
 
-# -- guidance that comes and goes -------------------------------------------------------------------------------------
+# -- guidance for a part of the steps ---------------------------------------------------------------------------------
 
 
 def test_guidance_is_cut_off(shapes: Any):
@@ -44,7 +44,7 @@ def cut_later(pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> di
 
 
 @pytest.mark.parametrize("name", ["sd3", "sdxl"])
-def test_guidance_is_cut_off_elsewhere(name: str):
+def test_guidance_is_cut_off_in_other_pipelines(name: str):
     inputs = ["prompt_embeds", "pooled_prompt_embeds"]
     if name == "sdxl":
         from tests.support.tiny_models import make_pipe, sample
@@ -64,7 +64,7 @@ def test_guidance_is_cut_off_elsewhere(name: str):
 
 
 def test_guidance_begins_later(shapes: Any):
-    """The pipeline encodes both texts, and leaves one out of the first step."""
+    """The pipeline encodes both texts, but does not use one of them in the first step."""
 
     class Late(diffusers.StableDiffusionPipeline):
         def __call__(self, prompt: str, steps: int = 3) -> None:
@@ -81,10 +81,10 @@ def test_guidance_begins_later(shapes: Any):
     assert branches(recorder) == {0: ALONE, 1: BOTH, 2: BOTH}
 
 
-# -- several calls a step ---------------------------------------------------------------------------------------------
+# -- several calls in a step ------------------------------------------------------------------------------------------
 
 
-def test_skipped_layers_are_guided_with_a_call_of_their_own():
+def test_skip_layer_guidance_makes_an_additional_call():
     tiny = PIPELINES["sd3"]
     pipe, steps, recorder = tiny.make(), set(), ea.EntropyRecorder()
     skip = {"skip_guidance_layers": [0], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
@@ -99,7 +99,7 @@ def test_skipped_layers_are_guided_with_a_call_of_their_own():
     with ea.apply(pipe, scale=None, record=(plain := ea.EntropyRecorder())):
         tiny.run(pipe)
     first, other = (each.to_dataframe().query("step == 0")["mean"].to_numpy() for each in (recorder, plain))
-    assert (first == other).all(), "the call that skips a layer is not among them"
+    assert (first == other).all(), "the call that skips a layer is not recorded"
 
 
 def test_views_of_a_panorama_are_one_step(shapes: Any):
@@ -118,7 +118,7 @@ def test_views_of_a_panorama_are_one_step(shapes: Any):
 
 
 def test_other_passes_at_the_same_step_are_refused(shapes: Any):
-    """Self-attention guidance calls the UNet again with latents that are blurred."""
+    """Self-attention guidance calls the UNet again with blurred latents."""
 
     class Twice(diffusers.StableDiffusionPipeline):
         def __call__(self, prompt: str) -> None:
@@ -140,12 +140,12 @@ def test_other_passes_at_the_same_step_are_refused(shapes: Any):
     assert branches(recorder) == {0: ALONE, 1: ALONE}
 
 
-# -- rows of other texts ----------------------------------------------------------------------------------------------
+# -- rows with other texts --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prompt", ["a blue square", "a yellow square"])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_the_source_of_a_cycle_is_refused(shapes: Any, prompt: str, guidance: float):
+def test_the_source_prompt_of_cycle_diffusion_is_refused(shapes: Any, prompt: str, guidance: float):
     pipe = relative(shapes, "CycleDiffusionPipeline", "image_encoder")
     options = {
         "image": Image.new("RGB", (64, 64), "red"),
@@ -192,14 +192,14 @@ def test_the_two_texts_of_an_edit_mask_are_refused(shapes: Any):
             )
 
 
-def test_what_was_stated_is_held_against_the_texts(shapes: Any):
+def test_stated_branches_are_compared_with_the_texts(shapes: Any):
     with ea.apply(shapes, scale=None, record=ea.MapRecorder("circle", branches=("cond", "uncond"))):
         with pytest.raises(ValueError, match=r"branches=\('cond', 'uncond'\): row 0 .* is 'uncond'"):
             run(shapes, PROMPT)
 
 
-def test_images_are_told_apart_by_their_texts(shapes: Any):
-    """However the rows lie: here the conditional ones come between the others, and in another order."""
+def test_rows_are_identified_by_their_texts(shapes: Any):
+    """In any order of rows: here the conditional rows are between the others, and in another order."""
     prompts = ["a red circle", "a blue square"]
 
     class Mixed(diffusers.StableDiffusionPipeline):
@@ -223,14 +223,14 @@ def test_images_are_told_apart_by_their_texts(shapes: Any):
     torch.testing.assert_close(found[1], found[0])
 
 
-def test_several_images_a_prompt(shapes: Any):
+def test_several_images_per_prompt(shapes: Any):
     recorder = ea.MapRecorder("square")
     with ea.apply(shapes, scale=None, record=recorder):
         run(shapes, ["a red square", "a blue square and a red circle"], num_images_per_prompt=2)
     assert recorder.branch_names == ("cond",) and recorder.maps().shape[1] == 4
 
 
-# -- a denoiser that is shared ----------------------------------------------------------------------------------------
+# -- a shared denoiser ------------------------------------------------------------------------------------------------
 
 
 def test_another_pipeline_of_the_same_denoiser(shapes: Any):
@@ -248,7 +248,9 @@ def test_another_pipeline_of_the_same_denoiser(shapes: Any):
     with ea.apply(pipe, scale=None, record=(fresh := ea.MapRecorder("circle"))):
         run(pipe, PROMPT)
         fresh.reset()
-        with pytest.raises(ValueError, match="the prompt is not known"):  # it is not that of the generation before
+        with pytest.raises(
+            ValueError, match="the prompt is not known"
+        ):  # the prompt of the previous generation does not count
             run(other, "a yellow circle", guidance_scale=1.0, **options)
         assert not fresh._sums
     recorder, steps = ea.MapRecorder("circle"), []
@@ -275,7 +277,7 @@ def test_guess_mode_of_a_controlnet_is_guided(shapes: Any, images: int):
     assert [step for step, _ in handle.losses][:2] == [0, 1]
 
 
-def test_guidance_of_the_latents_follows_a_cut_off(shapes: Any):
+def test_guidance_of_the_latents_works_after_a_cut_off(shapes: Any):
     cut = {
         "callback_on_step_end": SDCFGCutoffCallback(cutoff_step_ratio=0.5),
         "callback_on_step_end_tensor_inputs": ["prompt_embeds"],

@@ -1,4 +1,4 @@
-"""Every row of the table of denoisers, on a tiny model: same output, right counts, right entropies, nothing left."""
+"""Every row of the table of denoisers, on a tiny model: same output, right counts and entropies, no traces left."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run(name: str, size: tuple[int, int]) -> torch.Tensor:
 
 
 class Seen(TorchFunctionMode):
-    """Notes the arguments of torch's attention calls."""
+    """Keeps the arguments of torch's attention calls."""
 
     def __init__(self):
         super().__init__()
@@ -49,13 +49,13 @@ class Seen(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def of(self, name: str) -> list[dict[str, Any]]:
-        """Those of attention layers."""
+        """The calls of attention layers."""
         return self.calls[CASES[name].outside :]
 
 
 @functools.cache
 def plain(name: str, size: tuple[int, int]) -> tuple[torch.Tensor, list[dict[str, Any]]]:
-    """The output and the attention calls of the model as it is."""
+    """The output and the attention calls of the model without routing."""
     with Seen() as seen:
         output = run(name, size)
     return output, seen.of(name)
@@ -78,13 +78,13 @@ def test_the_output_is_the_same_and_masks_are_seen(name: str):
             with routed(name, scale=scale, layers="all"), Seen() as seen:
                 assert torch.equal(run(name, size), output)
             assert len(seen.of(name)) == len(calls)
-            for own, call in zip(seen.of(name), calls, strict=True):
+            for routed_call, call in zip(seen.of(name), calls, strict=True):
                 for tensor in ("query", "key", "value"):
-                    assert torch.equal(own[tensor], call[tensor])
-                own_mask, mask = own.get("attn_mask"), call.get("attn_mask")
-                assert own_mask is mask or torch.equal(own_mask, mask.to(own_mask.dtype))
+                    assert torch.equal(routed_call[tensor], call[tensor])
+                routed_mask, mask = routed_call.get("attn_mask"), call.get("attn_mask")
+                assert routed_mask is mask or torch.equal(routed_mask, mask.to(routed_mask.dtype))
                 if scale is None:
-                    assert own["scale"] == call.get("scale")
+                    assert routed_call["scale"] == call.get("scale")
     assert any(call.get("attn_mask") is not None for call in plain(name, case.sizes[0])[1]) == case.masked
     assert footprint(denoiser_of(name)) == before
     assert torch.equal(run(name, case.sizes[0]), plain(name, case.sizes[0])[0])
@@ -119,7 +119,7 @@ def test_log_n_is_for_the_layers_with_image_tokens(name: str):
         with pytest.raises(ValueError, match=r"layers='self' with .*: none of its routed layers"):
             routed(name)
         return
-    expected = plain(name, size)[0]  # before anything is routed
+    expected = plain(name, size)[0]  # without routing
     for count_text in (False, True):
         policy = LogN(count_text_tokens=count_text)
         with routed(name, scale=policy), Seen() as seen:
@@ -127,18 +127,19 @@ def test_log_n_is_for_the_layers_with_image_tokens(name: str):
         spy = Spy()
         with routed(name, scale=spy, layers="all"):
             run(name, size)
-        for info, own, call in zip(spy.calls, seen.of(name), plain(name, size)[1], strict=True):
+        for info, routed_call, call in zip(spy.calls, seen.of(name), plain(name, size)[1], strict=True):
             layer = expected_layer(case, size, info.layer)
             if layer.train is None:
-                assert own["scale"] == call.get("scale")
+                assert routed_call["scale"] == call.get("scale")
                 continue
             extra = layer.text if count_text and layer.kind == "joint" else 0
             n, t = (torch.tensor(float(count + extra)) for count in (layer.image, layer.train))
-            assert own["scale"] == pytest.approx(float((n.log() / t.log()).sqrt() / info.head_dim**0.5), rel=1e-5)
+            expected_scale = float((n.log() / t.log()).sqrt() / info.head_dim**0.5)
+            assert routed_call["scale"] == pytest.approx(expected_scale, rel=1e-5)
 
 
 def entropies(call: dict[str, Any], scale: float) -> torch.Tensor:
-    """(batch, heads, queries), from probabilities that are written out."""
+    """Entropies (batch, heads, queries), from the matrix of probabilities."""
     query, key = call["query"].double(), call["key"].double()
     logits = query @ key.mT * scale
     mask = call.get("attn_mask")
@@ -156,14 +157,14 @@ def image_rows(layer: Layer, queries: int) -> slice:
 
 
 class Kept(Recorder):
-    """Keeps what it is given."""
+    """Keeps everything that it receives."""
 
-    def __init__(self, wish: Any = "entropy"):
+    def __init__(self, request: Any = "entropy"):
         super().__init__(None)
-        self.wish, self.kept = wish, []
+        self.request, self.kept = request, []
 
     def wants(self, info, latent_size):
-        return self.wish(info) if callable(self.wish) else self.wish
+        return self.request(info) if callable(self.request) else self.request
 
     def record(self, info, scale, measured, branches, latent_size):
         self.kept.append((info, scale, measured, latent_size))
@@ -209,8 +210,8 @@ def test_maps_are_of_text_positions_and_image_rows(name: str):
         torch.testing.assert_close(measured.double(), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_the_scale_may_be_for_the_picture_alone(name: str):
-    """With rows="image" the text's queries keep the model's own scale."""
+def test_the_scale_can_be_for_the_image_only(name: str):
+    """With rows="image" the queries of the text keep the model's default scale."""
     case, size = CASES[name], CASES[name].sizes[0]
     if not any(layer.kind == "joint" for layer in case.layers(*size)):
         return
@@ -224,12 +225,12 @@ def test_the_scale_may_be_for_the_picture_alone(name: str):
     spy = Spy()
     with routed(name, scale=spy, layers="all"):
         run(name, size)
-    place = next(n for n, info in enumerate(spy.calls) if info.kind == "joint")
-    info, call = spy.calls[place], calls[place]
+    first = next(n for n, info in enumerate(spy.calls) if info.kind == "joint")
+    info, call = spy.calls[first], calls[first]
     layer = expected_layer(case, size, info.layer)
     with routed(name, scale=lambda each: 0.05 if each == info else None, rows="image"), Seen() as seen:
         run(name, size)
-    parts = seen.of(name)[place : place + (2 if layer.text_queries else 1)]
+    parts = seen.of(name)[first : first + (2 if layer.text_queries else 1)]
     rows = image_rows(layer, info.seqlen_q)
     assert len(seen.of(name)) == len(calls) + (len(parts) - 1) * spy.calls.count(info)
     assert parts[0]["scale"] == 0.05 and torch.equal(parts[0]["query"], call["query"][..., rows, :])
@@ -257,5 +258,5 @@ def test_gradients_flow(name: str):
             torch.testing.assert_close(gradient(), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_every_row_is_here(name: str):
+def test_every_row_is_tested(name: str):
     assert {case.row for case in CASES.values()} == {model.denoiser for model in MODELS}

@@ -1,4 +1,4 @@
-"""Wrapping the call of one module, with other libraries doing things to it meanwhile."""
+"""Wrapping the call of a module while other libraries change the module."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def test_copies_and_pickles_are_plain():
     assert module(X) is None
 
 
-def test_a_forward_that_is_replaced_meanwhile_stays_wrapped():
-    """As the offloading hooks of accelerate do, after every call of a pipeline."""
+def test_a_forward_that_is_replaced_while_wrapped_stays_wrapped():
+    """accelerate's offloading hooks replace `forward` after every call of a pipeline."""
     module = nn.Linear(3, 3)
     expected = module(X)
     wrap_call(module, double)
@@ -66,7 +66,7 @@ def test_forward_hooks_run_inside():
     unwrap_call(module)
 
 
-def test_a_class_that_is_exchanged_meanwhile():
+def test_a_class_that_is_replaced_while_wrapped():
     module = nn.Linear(3, 3)
     expected = module(X)
     wrap_call(module, double)
@@ -80,8 +80,8 @@ def test_a_class_that_is_exchanged_meanwhile():
     assert torch.equal(module(X), expected)
 
 
-def test_a_call_that_was_taken_hold_of():
-    """As torch.compile(module) does."""
+def test_a_kept_reference_to_the_call():
+    """torch.compile(module) keeps one."""
     module = nn.Linear(3, 3)
     expected = module(X)
     wrap_call(module, double)
@@ -91,8 +91,8 @@ def test_a_call_that_was_taken_hold_of():
     assert torch.equal(call(X), expected)
 
 
-def test_the_class_counts_as_the_original():
-    """Pipelines compare the type of a component with those they take."""
+def test_the_wrapped_class_counts_as_the_original():
+    """Pipelines compare the type of a component with the types that they accept."""
     module = nn.Linear(3, 3)
     wrap_call(module, double)
     assert type(module) is not nn.Linear

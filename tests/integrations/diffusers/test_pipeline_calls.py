@@ -1,4 +1,4 @@
-"""Following the calls of a pipeline: its arguments, who calls the denoiser, and that nothing is left behind."""
+"""Hooks into the calls of a pipeline: its arguments, who calls the denoiser, and that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.tiny_models import TEXT_TOKENS, make_pipe, make_text_pipe
 
 
 class Passing(StableDiffusionPipeline):
-    """Passes everything on to its parent, but one argument."""
+    """Passes all arguments but one to its parent."""
 
     def __call__(self, *args: Any, extra: int = 3, **kwargs: Any) -> Any:
         return super().__call__(*args, **kwargs)
@@ -42,7 +42,7 @@ class Small:
     def invert(self, image: Any, source_prompt: str) -> None: ...
 
 
-def test_arguments_have_their_names():
+def test_arguments_are_known_by_name():
     assert named_arguments(Small, "__call__", (), {}) == {"prompt": "a b", "steps": 2, "size": 8}
     assert named_arguments(Small, "__call__", ("c",), {"size": 9}) == {"prompt": "c", "steps": 2, "size": 9}
     assert named_arguments(Small, "invert", (0, "c"), {}) == {"image": 0, "source_prompt": "c"}
@@ -56,7 +56,7 @@ def run(**arguments: Any) -> PipelineRun:
     return PipelineRun(Small(), "__call__", (), arguments)
 
 
-def test_a_text_has_the_names_of_the_arguments_that_it_is():
+def test_a_text_has_the_names_of_its_arguments():
     embeds = torch.ones(1, 3, 4)
     assert run(prompt="c", negative_prompt="d").names_of("d") == ("negative_prompt",)
     assert run(prompt="c", negative_prompt="c").names_of("c") == ("prompt", "negative_prompt")
@@ -68,7 +68,7 @@ def test_a_text_has_the_names_of_the_arguments_that_it_is():
     assert run(prompt="c", image=None).names_of(None) == (UNNAMED,)
 
 
-def test_the_empty_text_is_a_prompt_that_was_not_given():
+def test_the_empty_text_counts_as_an_omitted_prompt():
     embeds = torch.ones(1, 3, 4)
     assert run(prompt="c").names_of("") == ("negative_prompt",)
     assert run(prompt=["c", "d"]).names_of(["", ""]) == ("negative_prompt",)
@@ -84,7 +84,7 @@ def state(pipe: Any) -> list:
     return [type(pipe), set(vars(pipe))]
 
 
-def test_nothing_is_left_in_whatever_order_it_is_undone():
+def test_nothing_is_left_behind_in_any_order_of_removal():
     pipe, seen = make_pipe(), []
 
     def note(pipe: Any, call: Any, args: tuple, kwargs: dict) -> Any:
@@ -93,7 +93,7 @@ def test_nothing_is_left_in_whatever_order_it_is_undone():
 
     embeds = torch.ones(1, TEXT_TOKENS, 32)
     options = {"prompt_embeds": embeds, "num_inference_steps": 1, "height": 32, "width": 32, "guidance_scale": 1.0}
-    pipe(output_type="latent", **options)  # sets attributes of its own
+    pipe(output_type="latent", **options)  # this sets attributes of the pipeline
     before = state(pipe)
     for order in ((unfollow, remove_around), (remove_around, unfollow)):
         add_around(pipe, note)
@@ -116,7 +116,7 @@ def test_copies_are_not_followed():
     unfollow(pipe)
 
 
-def test_a_call_ends_with_an_error_and_belongs_to_its_thread():
+def test_a_call_ends_after_an_error_and_belongs_to_its_thread():
     pipe, other = make_pipe(), make_pipe()
     found: list[Any] = []
     with pytest.raises(KeyError), run_of(pipe, (), {}) as outer:
@@ -131,10 +131,10 @@ def test_a_call_ends_with_an_error_and_belongs_to_its_thread():
 
 
 @pytest.mark.parametrize("guided_first", [False, True])
-def test_guidance_and_routing_come_and_go_in_any_order(guided_first: bool):
+def test_guidance_and_routing_are_attached_and_removed_in_any_order(guided_first: bool):
     pipe, recorder = make_text_pipe(), ea.EntropyRecorder()
     options = {"num_inference_steps": 1, "height": 32, "width": 32, "output_type": "latent"}
-    pipe("ab c d", **options)  # sets attributes of its own
+    pipe("ab c d", **options)  # this sets attributes of the pipeline
     before = state(pipe)
     make = [lambda: attach(pipe, TSAM(alpha=0.0)), lambda: ea.apply(pipe, scale=None, record=recorder)]
     first, second = (each() for each in (make if guided_first else make[::-1]))
@@ -146,13 +146,13 @@ def test_guidance_and_routing_come_and_go_in_any_order(guided_first: bool):
     assert set(recorder.to_dataframe()["branch"]) == {"cond", "uncond"}
 
 
-def test_the_prompt_is_known_by_its_argument_and_not_by_a_variable():
-    """A wrapper may call its variables what it likes."""
+def test_the_prompt_is_identified_by_its_argument_and_not_by_a_variable():
+    """A wrapper may use any names for its variables."""
 
     class Renamed(StableDiffusionPipeline):
         def __call__(self, prompt: str, negative_prompt: str = "") -> None:
             first, second = negative_prompt, prompt
-            negative_prompt = second  # a variable that says the wrong thing
+            negative_prompt = second  # a variable with a misleading name
             del prompt
             uncond, _ = self.encode_prompt(first, self.device, 1, False)
             cond, _ = self.encode_prompt(negative_prompt, self.device, 1, False)
@@ -168,7 +168,7 @@ def test_the_prompt_is_known_by_its_argument_and_not_by_a_variable():
     assert list(dict.fromkeys(table["branch"])) == ["cond", "uncond"]
 
 
-def test_a_batch_of_several_texts_from_outside_of_the_pipeline_is_refused():
+def test_a_batch_of_several_texts_that_the_pipeline_did_not_pass_is_refused():
     pipe = make_pipe()
     call = torch.zeros(2, 4, 8, 8), torch.tensor(10), torch.randn(2, TEXT_TOKENS, 32)
     reason = r"not called by StableDiffusionPipeline, the pipeline that was routed.*EntropyRecorder\(branches="

@@ -1,4 +1,4 @@
-"""Pipelines around every row of the table: their guidance, their steps, their training size."""
+"""A pipeline for every row of the table of denoisers: guidance, steps and training size."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_every_row_has_a_pipeline():
 
 
 def test_guidance_is_arranged_as_the_table_says(name: str):
-    """The prompt's embeddings are ones, those of the unconditional branch zeros. If it fails, diffusers has changed."""
+    """Embeddings of the prompt are ones, unconditional ones are zeros. If this fails, diffusers has changed."""
     case = PIPELINES[name]
     pipe, seen = case.make(), []
     denoiser = getattr(pipe, case.component)
@@ -86,11 +86,11 @@ def test_the_training_size_is_found(name: str):
     assert torch.equal(case.run(pipe), output)
 
 
-def test_the_image_is_the_same_and_nothing_is_left(name: str):
+def test_the_image_is_the_same_and_nothing_is_left_behind(name: str):
     case = PIPELINES[name]
     pipe = case.make()
     others = {key: each for key, each in pipe.components.items() if isinstance(each, torch.nn.Module)}
-    output = case.run(pipe)  # and some pipelines set their denoiser up for caches
+    output = case.run(pipe)  # some pipelines also prepare their denoiser for caches
     before = {key: footprint(each) for key, each in others.items()}
     with apply(pipe, scale=None if name == "lumina" else Fixed(), layers="all"):
         assert torch.equal(case.run(pipe), output)
@@ -101,19 +101,19 @@ def test_the_image_is_the_same_and_nothing_is_left(name: str):
 
 
 def test_the_factor_of_lumina_is_replaced():
-    """Its pipeline asks for the very factor of LogN, from the default size of the image: then nothing changes."""
+    """Its pipeline already uses the factor of LogN, relative to the default image size: nothing changes."""
     case = PIPELINES["lumina"]
     pipe, recorder = case.make(), EntropyRecorder()
-    own = case.run(pipe)
+    original = case.run(pipe)
     base = (pipe.default_image_size // 16) ** 2
     with apply(pipe, scale=None, record=recorder):
         case.run(pipe)
     with apply(pipe, scale=LogN(train_tokens=base)):
-        torch.testing.assert_close(case.run(pipe), own, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(case.run(pipe), original, rtol=1e-4, atol=1e-4)
     scales = recorder.to_dataframe().query("kind == 'self'")["scale"]
     assert scales.unique() == pytest.approx([math.sqrt(math.log(24, base) / 16)])
     with apply(pipe, scale=Fixed()):
-        assert not torch.equal(case.run(pipe), own)
+        assert not torch.equal(case.run(pipe), original)
 
 
 def test_a_training_size_in_pixels(name: str):
@@ -138,7 +138,7 @@ def test_a_pipeline_with_two_denoisers_is_refused():
     apply(pipe.transformer, train_size=16).remove()
 
 
-def test_a_transformer_that_does_not_say_its_training_size():
+def test_a_transformer_without_a_stated_training_size():
     with pytest.raises(ValueError, match=re.escape("train_size=...")):
         apply(PIPELINES["flux"].make().transformer)
 
@@ -153,15 +153,15 @@ def test_texts_of_a_pipeline_without_encode_prompt():
             case.run(pipe, prompt=prompts)
         assert set(recorder.to_dataframe()["branch"]) == branches
     assert footprint(pipe.bert) == before
-    pipe.bert.register_forward_pre_hook(lambda module, args: (args[0].flip(1),))  # other texts than the pipeline's
+    pipe.bert.register_forward_pre_hook(lambda module, args: (args[0].flip(1),))  # not the texts of the pipeline
     with apply(pipe, scale=None, record=EntropyRecorder()):
         with pytest.raises(ValueError, match=r"rows of its batch are of a text other than the prompt"):
             case.run(pipe)
 
 
 @pytest.mark.parametrize("alone", [False, True], ids=["pipeline", "denoiser"])
-def test_calls_of_the_denoiser_that_are_no_pipelines(alone: bool):
-    """By hand nobody says what a batch is of; its timestep says the step."""
+def test_direct_calls_of_the_denoiser(alone: bool):
+    """Without the pipeline, the branches of a batch are unknown; its timestep tells the step."""
     from tests.support.tiny_denoisers import CASES
 
     pipe, call = PIPELINES["flux"].make(), CASES["flux"].call(8, 8)

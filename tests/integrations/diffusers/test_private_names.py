@@ -1,4 +1,4 @@
-"""The undocumented names of diffusers that routing relies on. If one of these fails, diffusers has changed."""
+"""Undocumented names of diffusers that routing relies on. If a test fails, diffusers has changed."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_guidance_halves_are_unconditional_first():
     assert torch.equal(seen[0], torch.cat([negative, positive]))
 
 
-def test_a_generation_begins_with_new_timesteps():
+def test_a_generation_starts_with_new_timesteps():
     pipe, seen = make_pipe(), []
     pipe.unet.register_forward_pre_hook(lambda m, args: seen.append(pipe.scheduler.timesteps))
     sample(pipe, steps=2)
@@ -69,12 +69,12 @@ def test_a_generation_begins_with_new_timesteps():
     assert seen[0] is seen[1] and seen[2] is seen[3] and seen[1] is not seen[2]
 
 
-def test_pipeline_says_its_pixels_a_latent_cell():
+def test_pipelines_state_their_pixels_per_latent_cell():
     assert make_pipe().vae_scale_factor == 2
 
 
 def test_what_guidance_relies_on():
-    """The order of a scheduler's arguments, where a UNet halves its input, and the device that encoders run on."""
+    """The order of a scheduler's arguments, where a UNet halves its input, and the device of the encoders."""
     for scheduler in (DDIMScheduler, PNDMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler):
         assert list(inspect.signature(scheduler.step).parameters)[1:4] == ["model_output", "timestep", "sample"]
         assert list(inspect.signature(scheduler.scale_model_input).parameters)[1] == "sample"
@@ -93,10 +93,10 @@ def test_what_guidance_relies_on():
 @pytest.mark.parametrize("pipeline", [StableDiffusionPipeline, StableDiffusionXLPipeline])
 def test_a_pipeline_scales_then_denoises_then_steps(pipeline: type):
     source = inspect.getsource(pipeline.__call__)
-    places = [
+    positions = [
         source.index(call) for call in ("self.scheduler.scale_model_input(", "self.unet(", "self.scheduler.step(")
     ]
-    assert places == sorted(places) and "self.encode_prompt(" in source[: places[0]]
+    assert positions == sorted(positions) and "self.encode_prompt(" in source[: positions[0]]
 
 
 NAMES = [
@@ -109,8 +109,8 @@ NAMES = [
 
 
 @pytest.mark.parametrize(("holder", "name"), [(holder, name) for holder, names in NAMES for name in names])
-def test_private_names_are_there(holder, name: str):
-    assert hasattr(holder, name), f"{getattr(holder, '__name__', holder)} of diffusers has lost {name}"
+def test_private_names_exist(holder, name: str):
+    assert hasattr(holder, name), f"{getattr(holder, '__name__', holder)} of diffusers has no {name}"
 
 
 def test_the_dispatcher():
@@ -122,14 +122,14 @@ def test_the_dispatcher():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_denoisers_have_what_is_read_of_them(name: str):
+def test_denoisers_have_the_attributes_that_routing_reads(name: str):
     case = CASES[name]
     with torch.device("meta"):
         denoiser = getattr(diffusers, case.row)(**case.config)
     model = model_of(denoiser)
     parameters = list(inspect.signature(type(denoiser).forward).parameters)
     assert set(case.call(*case.sizes[0])) <= set(parameters)
-    assert set(model.refused) <= set(parameters), "an argument that is refused has another name now"
+    assert set(model.refused) <= set(parameters), "a refused argument has been renamed"
     kinds = (Attention, MochiAttention, AttentionModuleMixin)
     layers = {key: module for key, module in denoiser.named_modules() if isinstance(module, kinds)}
     assert layers and all(model.rule(key) is not None for key in layers)
@@ -137,14 +137,14 @@ def test_denoisers_have_what_is_read_of_them(name: str):
         assert module.heads and (getattr(module, "head_dim", None) or module.inner_dim), key
         routed = model.rule(key).kind is not None
         copied = processors._copied_class(type(module.processor))
-        assert (copied is not None) == routed, f"{type(module.processor).__name__} is not to be copied any more"
-        # The route of the table; the text refiner of HunyuanVideo goes by itself.
+        assert (copied is not None) == routed, f"{type(module.processor).__name__} can no longer be copied"
+        # The route of the table; the text refiner of HunyuanVideo has another one.
         if routed and "token_refiner" not in key:
             dispatched = hasattr(module.processor, "_attention_backend")
-            assert dispatched == (model.route == "dispatch"), f"{key} goes another way"
+            assert dispatched == (model.route == "dispatch"), f"{key} has another route"
 
 
-def test_parallel_models_say_so():
+def test_parallel_models_can_be_recognized():
     from diffusers import ModelMixin
     from diffusers.models._modeling_parallel import ParallelConfig
 
@@ -153,7 +153,7 @@ def test_parallel_models_say_so():
 
 
 def test_schedulers_count_their_steps():
-    """Pipelines that guide with a call for each branch are told apart by this."""
+    """This distinguishes the branches of pipelines that call the denoiser once per branch."""
     from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
     for scheduler in (FlowMatchEulerDiscreteScheduler(), UniPCMultistepScheduler()):

@@ -1,4 +1,4 @@
-"""What is recorded of a layer: of the generated image, and of the prompt. Other rows and texts are refused."""
+"""Layers are recorded for the generated image and the prompt. Other rows and texts are refused."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def test_reference_images_are_not_the_image(recorder: Any):
     net = PIPELINES["flux"].make().transformer
     count = 24
     rows = torch.arange(count) // 4
-    own = torch.stack([0 * rows, rows, torch.arange(count) % 4], 1).float()
-    ids = torch.cat([own, own + torch.tensor([1.0, 0.0, 0.0])])
+    image_ids = torch.stack([0 * rows, rows, torch.arange(count) % 4], 1).float()
+    ids = torch.cat([image_ids, image_ids + torch.tensor([1.0, 0.0, 0.0])])
     torch.manual_seed(0)
     call = {
         "hidden_states": torch.randn(1, 2 * count, net.config.in_channels),
@@ -43,7 +43,7 @@ def test_reference_images_are_not_the_image(recorder: Any):
 
 
 class Couple(AttnProcessor2_0):
-    """Attention to the prompt and to the text of a region, as for regional prompts: two calls in a layer."""
+    """Attention to the prompt and to the text of a region, as in regional prompting: two calls in a layer."""
 
     def __init__(self, region: torch.Tensor, region_first: bool):
         super().__init__()
@@ -64,8 +64,8 @@ class Couple(AttnProcessor2_0):
 @pytest.mark.parametrize("region_first", [False, True])
 def test_another_text_in_the_same_layer_is_not_the_prompt(shapes: Any, region_first: bool):
     region, _ = shapes.encode_prompt("a yellow square", shapes.device, 1, False)
-    own = dict(shapes.unet.attn_processors)
-    last = [name for name in own if name.startswith("up_blocks") and "attn2" in name][-1]
+    original = dict(shapes.unet.attn_processors)
+    last = [name for name in original if name.startswith("up_blocks") and "attn2" in name][-1]
     options = {"num_inference_steps": 1, "guidance_scale": 1.0}
 
     def recorded() -> Any:
@@ -76,11 +76,11 @@ def test_another_text_in_the_same_layer_is_not_the_prompt(shapes: Any, region_fi
 
     plain, entropies = recorded()
     try:
-        shapes.unet.set_attn_processor({**own, last: Couple(region, region_first)})
+        shapes.unet.set_attn_processor({**original, last: Couple(region, region_first)})
         found, others = recorded()
     finally:
-        shapes.unet.set_attn_processor(own)
-    # the last cross-attention layer sees what it saw before, so that its map and that of all others are the same
+        shapes.unet.set_attn_processor(original)
+    # the inputs of the last cross-attention layer are unchanged, so its map and those of all others are the same
     torch.testing.assert_close(found.maps(), plain.maps())
     layer = last.removesuffix(".processor")
     tables = [each.to_dataframe().query(f"layer == '{layer}'")["mean"].to_numpy() for each in (entropies, others)]
@@ -88,7 +88,7 @@ def test_another_text_in_the_same_layer_is_not_the_prompt(shapes: Any, region_fi
 
 
 class Halves(AttnProcessor2_0):
-    """Self-attention in two calls, as for large images: which rows are which, nobody says."""
+    """Self-attention in two calls, as for large images: it is unknown which rows belong to which call."""
 
     def __call__(self, attn: Attention, hidden_states: Any, encoder_hidden_states: Any = None, **kwargs: Any) -> Any:
         text = hidden_states if encoder_hidden_states is None else encoder_hidden_states
@@ -102,7 +102,7 @@ class Halves(AttnProcessor2_0):
 
 
 class Windows(AttnProcessor2_0):
-    """Self-attention within the halves of an image, which are rows of the batch: all first ones, then all others."""
+    """Self-attention within each half of an image; the halves are rows of the batch, first halves first."""
 
     def __call__(self, attn: Attention, hidden_states: Any, encoder_hidden_states: Any = None, **kwargs: Any) -> Any:
         if encoder_hidden_states is not None:
@@ -119,7 +119,7 @@ class HeadsAsRows(AttnProcessor2_0):
 
 
 class Merged(AttnProcessor2_0):
-    """Neighbours are merged before they attend."""
+    """Neighboring tokens are merged before attention."""
 
     def __call__(self, attn: Attention, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
         merged = hidden_states.unflatten(1, (-1, 2)).mean(2)
@@ -136,13 +136,13 @@ class Merged(AttnProcessor2_0):
     ],
     ids=["windows", "stated", "heads", "merged"],
 )
-def test_rows_that_are_not_the_batchs_are_refused_with_the_first_call(
+def test_rows_that_are_not_those_of_the_batch_are_refused_at_the_first_call(
     shapes: Any, processor: Any, recorder: Any, reason: str
 ):
-    own, steps = dict(shapes.unet.attn_processors), []
+    original, steps = dict(shapes.unet.attn_processors), []
     options = {"callback_on_step_end": lambda pipe, step, t, kwargs: steps.append(step) or kwargs}
     try:
-        shapes.unet.set_attn_processor(dict.fromkeys(own, processor))
+        shapes.unet.set_attn_processor(dict.fromkeys(original, processor))
         with ea.apply(shapes, scale=None, record=recorder), pytest.raises((ValueError, RuntimeError), match=reason):
             run(shapes, PROMPT, **options)
         assert not steps and "encode_prompt" not in shapes.__dict__
@@ -154,25 +154,25 @@ def test_rows_that_are_not_the_batchs_are_refused_with_the_first_call(
                 run(shapes, PROMPT, num_inference_steps=1)
             assert branches(one) == {0: {"all"}}
     finally:
-        shapes.unet.set_attn_processor(own)
+        shapes.unet.set_attn_processor(original)
 
 
 @pytest.mark.parametrize("guidance, names", [(1.0, ("cond", "perturbed")), (4.0, ("uncond", "cond", "perturbed"))])
-def test_a_part_of_the_batch_is_not_all_of_it(shapes: Any, guidance: float, names: tuple[str, ...]):
-    """Perturbed guidance attends for the other rows alone, which are as many as to be divided by the names too."""
+def test_a_part_of_the_batch_is_refused(shapes: Any, guidance: float, names: tuple[str, ...]):
+    """Perturbed attention guidance calls attention for the other rows only, and their number fits the names, too."""
     pipe = relative(shapes, "StableDiffusionPAGPipeline", pag_applied_layers="mid")
     options = {"guidance_scale": guidance, "pag_scale": 3.0, "num_images_per_prompt": len(names)}
-    own = dict(pipe.unet.attn_processors)
+    original = dict(pipe.unet.attn_processors)
     try:
         with ea.apply(pipe, scale=None, record=ea.EntropyRecorder(branches=names)):
             with pytest.raises(RuntimeError, match=r"mid_block.*rows and the denoiser's batch"):
                 run(pipe, PROMPT, **options)
     finally:
-        pipe.unet.set_attn_processor(own)
+        pipe.unet.set_attn_processor(original)
 
 
-def test_a_text_of_another_length_is_refused_with_the_first_call(shapes: Any):
-    """Long prompts are given as embeddings of several chunks, whose words are not where the tokenizer has them."""
+def test_a_text_of_another_length_is_refused_at_the_first_call(shapes: Any):
+    """Long prompts are passed as embeddings of several chunks, in which the positions of words are not known."""
     cond, uncond = (torch.cat([each, each], 1) for each in shapes.encode_prompt([PROMPT], shapes.device, 1, True))
     steps: list[int] = []
     options = {"callback_on_step_end": lambda pipe, step, t, kwargs: steps.append(step) or kwargs}
@@ -187,13 +187,13 @@ def test_a_text_of_another_length_is_refused_with_the_first_call(shapes: Any):
 
 @pytest.mark.parametrize("kind", ["attn1", "attn2"])
 def test_a_layer_in_several_calls_is_refused(shapes: Any, kind: str):
-    own = dict(shapes.unet.attn_processors)
+    original = dict(shapes.unet.attn_processors)
     try:
-        shapes.unet.set_attn_processor({name: Halves() if kind in name else each for name, each in own.items()})
+        shapes.unet.set_attn_processor({name: Halves() if kind in name else each for name, each in original.items()})
         with ea.apply(shapes, scale=None, record=ea.EntropyRecorder()):
             with pytest.raises(RuntimeError, match=rf"{kind}.*Halves.*several"):
                 run(shapes, PROMPT)
         with ea.apply(shapes):
-            run(shapes, PROMPT)  # a scale needs no such thing
+            run(shapes, PROMPT)  # only recorders refuse it
     finally:
-        shapes.unet.set_attn_processor(own)
+        shapes.unet.set_attn_processor(original)

@@ -1,4 +1,4 @@
-"""Which calls of a denoiser are one step, by their timesteps."""
+"""Calls of a denoiser are grouped into steps by their timesteps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_step_is_a_timestep():
     assert steps([torch.tensor([9]), torch.tensor([9, 9])]) == [0, 1]
 
 
-def test_a_scheduler_that_moved_tells_equal_timesteps_apart():
+def test_a_scheduler_that_advanced_separates_equal_timesteps():
     scheduler, counter = SimpleNamespace(step_index=None, timesteps=None), StepCounter()
     found = []
     for scheduler.step_index in (None, None, 1, 1):
@@ -39,7 +39,7 @@ def test_a_scheduler_that_moved_tells_equal_timesteps_apart():
     assert found == [True, False, True, False]
 
 
-def test_new_timesteps_are_a_new_generation():
+def test_new_timesteps_start_a_new_generation():
     first, second = torch.arange(9, 0, -3), torch.arange(9, 0, -3)
     scheduler, counter = SimpleNamespace(timesteps=first), StepCounter()
     counter.count(scheduler, first[0])
@@ -49,7 +49,7 @@ def test_new_timesteps_are_a_new_generation():
     assert not counter.is_new_schedule(scheduler, first[1]), "as a panorama does, for each of its views"
 
 
-def test_without_a_scheduler_another_table_of_timesteps_says_so():
+def test_without_a_scheduler_a_new_list_of_timesteps_starts_a_new_generation():
     first, second, counter = torch.arange(3), torch.arange(3), StepCounter()
     counter.count(None, first[2])
     assert not counter.is_new_schedule(None, first[1].expand(4))
@@ -59,9 +59,9 @@ def test_without_a_scheduler_another_table_of_timesteps_says_so():
 
 
 @pytest.mark.parametrize("alone", [False, True], ids=["pipeline", "denoiser"])
-def test_each_generation_begins_at_step_0(alone: bool):
+def test_each_generation_starts_at_step_0(alone: bool):
     pipe, spy = make_pipe(), Spy()
-    pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)  # a timestep comes twice
+    pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)  # one timestep occurs twice
     with ea.apply(pipe.unet if alone else pipe, scale=spy):
         for count in (2, 3):
             spy.calls.clear()

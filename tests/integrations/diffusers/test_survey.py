@@ -1,4 +1,4 @@
-"""What is said about a model's layers without running it, against what they are asked when it runs."""
+"""The survey of a model's layers, made without running it, against the calls when it runs."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _info(report):
     )
 
 
-def test_refusals_are_gathered():
+def test_refusals_are_collected():
     pipe = make_pipe()
     pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1.set_processor(AttnProcessor())
     found = dict(refusals(survey(pipe, (32, 32), scale=None)))
@@ -77,8 +77,8 @@ def test_refusals_are_gathered():
     assert any("train_tokens" in (report.refused or "") for report in everything)
 
 
-@pytest.mark.parametrize("name", sorted(set(PIPELINES) - {"flux2"}))  # whose stand-in for an autoencoder has no files
-def test_an_outline_says_the_same_as_the_pipeline(name: str, tmp_path):
+@pytest.mark.parametrize("name", sorted(set(PIPELINES) - {"flux2"}))  # its stand-in for an autoencoder has no files
+def test_an_outline_agrees_with_the_pipeline(name: str, tmp_path):
     case = PIPELINES[name]
     pipe = case.make()
     pipe.save_pretrained(tmp_path)

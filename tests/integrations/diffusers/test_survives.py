@@ -1,4 +1,4 @@
-"""What others do to a model while it is routed, transformers first; test_apply.py has the UNet's."""
+"""Routing survives changes of the model by other code: transformers first; test_apply.py has the tests of the UNet."""
 
 from __future__ import annotations
 
@@ -103,8 +103,8 @@ def test_pipelines_that_share_a_denoiser():
 
 
 @torch.no_grad()
-def test_layers_without_a_copy_of_their_processor_are_routed_all_the_same():
-    """A processor that derives from one of diffusers' calls torch's attention from code that is not its own."""
+def test_layers_without_a_copy_of_their_processor_are_also_routed():
+    """In a subclass of a processor of diffusers, code of the parent calls torch's attention."""
 
     class Derived(AttnProcessor2_0):
         def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -124,23 +124,23 @@ def test_layers_without_a_copy_of_their_processor_are_routed_all_the_same():
 
 
 @torch.no_grad()
-def test_the_layers_own_processor_is_the_one_that_is_seen():
+def test_the_original_processor_stays_visible():
     unet = make_unet()
-    own = unet.attn_processors
+    processors = unet.attn_processors
     with apply(unet, scale=None):
-        assert unet.attn_processors == own and {type(each) for each in own.values()} == {AttnProcessor2_0}
+        assert unet.attn_processors == processors and {type(each) for each in processors.values()} == {AttnProcessor2_0}
         unet.set_attn_processor(AttnProcessor2_0())
         layer = unet.mid_block.attentions[0].transformer_blocks[0].attn1
-        mine = layer.processor
+        original = layer.processor
         del layer.processor
         assert not hasattr(layer, "processor")
-        layer.processor = mine
-    assert unet.attn_processors.keys() == own.keys()
+        layer.processor = original
+    assert unet.attn_processors.keys() == processors.keys()
 
 
 @torch.no_grad()
-def test_nothing_but_the_copy_watches_the_layers():
-    """A function mode would see every torch function of a layer, which is most of what routing would cost."""
+def test_layers_run_without_a_function_mode():
+    """A function mode would see every torch function of a layer, which would be most of the cost of routing."""
     unet, modes = make_unet(), []
 
     class Watch(TorchFunctionMode):
@@ -199,7 +199,7 @@ def test_ip_adapter_keeps_text_and_image_apart():
 
 @torch.no_grad()
 def test_perturbed_attention_guidance():
-    """PAG exchanges processors for the length of a call; the perturbed part of the batch makes no attention call."""
+    """PAG replaces processors during a call; the perturbed part of the batch makes no attention call."""
     from diffusers import StableDiffusionPAGPipeline
 
     from tests.support.tiny_models import make_pipe, sample
@@ -207,7 +207,7 @@ def test_perturbed_attention_guidance():
     pipe = StableDiffusionPAGPipeline(**make_pipe().components, requires_safety_checker=False, pag_applied_layers="mid")
     pipe.set_progress_bar_config(disable=True)
     expected, spy = sample(pipe, pag_scale=3.0), Spy()
-    own = pipe.unet.attn_processors
+    processors = pipe.unet.attn_processors
     with apply(pipe, scale=Fixed(), layers="all"):
         assert torch.equal(sample(pipe, pag_scale=3.0), expected)
     with apply(pipe, scale=spy, layers="all") as handle:
@@ -215,9 +215,9 @@ def test_perturbed_attention_guidance():
     assert {info.layer for info in spy.calls} == set(handle.layers)
     assert torch.equal(sample(pipe, pag_scale=3.0), expected)
     assert {key: type(each) for key, each in pipe.unet.attn_processors.items()} == {
-        key: type(each) for key, each in own.items()
+        key: type(each) for key, each in processors.items()
     }
-    assert PAGCFGIdentitySelfAttnProcessor2_0 not in map(type, own.values())
+    assert PAGCFGIdentitySelfAttnProcessor2_0 not in map(type, processors.values())
 
 
 def test_a_context_parallel_model_is_refused():
@@ -260,7 +260,7 @@ def test_arguments_that_are_refused(case: str, argument: str):
         denoiser(**CASES[case].call(*CASES[case].sizes[0]), **{argument: torch.ones(1)})
 
 
-def test_attention_that_is_no_torch_call_raises_by_name():
+def test_attention_without_a_torch_call_raises():
     denoiser = CASES["pixart"].make()
     with apply(denoiser, scale=None):
         denoiser.set_attn_processor(AttnProcessor())
@@ -269,8 +269,8 @@ def test_attention_that_is_no_torch_call_raises_by_name():
 
 
 @torch.no_grad()
-def test_a_cache_answers_for_a_layer_at_some_steps():
-    """Pyramid attention broadcast, and others of its kind: the layer is called, and its attention skipped."""
+def test_a_cache_replaces_a_layer_at_some_steps():
+    """Pyramid attention broadcast and similar caches: the layer is called, and its attention is skipped."""
     from diffusers import PyramidAttentionBroadcastConfig
 
     name = "flux"
@@ -296,7 +296,7 @@ def test_a_cache_answers_for_a_layer_at_some_steps():
 @torch.no_grad()
 @pytest.mark.parametrize("hooks", ["model", "sequential"])
 def test_offloading(name: str, hooks: str):
-    """As enable_model_cpu_offload and enable_sequential_cpu_offload set it up, which need a device to offload from."""
+    """The hooks of enable_model_cpu_offload and enable_sequential_cpu_offload, which themselves need a GPU."""
     accelerate = pytest.importorskip("accelerate")
     expected, denoiser, spy = denoise(name, CASES[name].make()), CASES[name].make(), Spy()
     with apply(denoiser, scale=spy, layers="all", train_size=16) as handle:
@@ -310,14 +310,14 @@ def test_offloading(name: str, hooks: str):
             assert {info.layer for info in spy.calls} == set(handle.layers)
         if hooks == "model":
             hook.offload()
-    assert torch.equal(denoise(name, denoiser), expected)  # the hooks outlive the routing
+    assert torch.equal(denoise(name, denoiser), expected)  # the hooks still work after the routing
     accelerate.hooks.remove_hook_from_module(denoiser, recurse=True)
     assert torch.equal(denoise(name, denoiser), expected)
 
 
 @torch.no_grad()
-def test_adapters_that_come_and_go(name: str):
-    """Loading a LoRA puts layers of its own around the projections of a routed layer, unloading takes them away."""
+def test_adapters_that_are_loaded_and_unloaded(name: str):
+    """A LoRA wraps the projections of a routed layer in other layers; unloading removes these."""
     denoiser, spy = CASES[name].make(), Spy()
     plain = denoise(name, denoiser)
     projections = [key for key, _ in denoiser.named_modules() if key.endswith(".to_q")]
@@ -345,7 +345,7 @@ class Doubled(torch.nn.Module):
 
 
 def test_threads():
-    """Each with a model of its own, routed with a scale of its own, at the same time."""
+    """Each thread has a model and a scale, at the same time."""
 
     values, model = [0.05, 0.2, 0.4, 0.8], CASES["flux"]
     denoisers = [model.make() for _ in values]  # not in the threads, which share torch's random numbers

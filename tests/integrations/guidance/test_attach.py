@@ -1,4 +1,4 @@
-"""Guided generations: the parent's image at alpha = 0, a falling loss, every scheduler, and nothing left behind."""
+"""Guided generations: the unguided image at alpha = 0, a falling loss, every scheduler, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.tiny_models import make_pipe, make_text_pipe, sample
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
-def test_alpha_zero_is_the_parents_image_exactly(scheduler, guidance_scale):
+def test_alpha_zero_gives_exactly_the_unguided_image(scheduler, guidance_scale):
     pipe = make_text_pipe()
     pipe.scheduler = make_scheduler(pipe, scheduler)
     expected = draw(pipe, guidance_scale=guidance_scale)
@@ -34,8 +34,8 @@ def test_alpha_zero_is_the_parents_image_exactly(scheduler, guidance_scale):
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_the_updated_latents_are_those_that_are_stepped_from(scheduler):
-    """At every step, the first included, and the model sees them scaled."""
+def test_the_scheduler_steps_from_the_updated_latents(scheduler):
+    """At every step, including the first; the model sees them scaled."""
     pipe = make_text_pipe()
     pipe.scheduler = make_scheduler(pipe, scheduler)
     seen, stepped, raw = [], [], []
@@ -70,12 +70,12 @@ def test_the_updated_latents_are_those_that_are_stepped_from(scheduler):
     assert not torch.equal(first, stepped[0])  # step 0 was guided
 
 
-def test_euler_moves_what_the_model_sees_by_alpha_times_its_own_gradient():
-    """Hence (sigma^2 + 1) times as far: without it the gradient on unscaled latents would be lost."""
+def test_euler_moves_the_input_of_the_model_by_alpha_times_its_gradient():
+    """So the latents move by alpha (sigma^2 + 1) times their gradient, which is too small without that factor."""
     moved = {}
     for scheduler in (DDIMScheduler, EulerDiscreteScheduler):
         pipe, inputs = make_text_pipe(), []
-        # One timestep for both, and latents that the model sees as the same.
+        # The same timestep, and latents that are the same after scaling.
         pipe.scheduler = scheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing", steps_offset=0)
         pipe.scheduler.set_timesteps(1)
         noise = torch.randn(1, 4, 16, 24, generator=torch.Generator().manual_seed(1))
@@ -92,7 +92,7 @@ def test_euler_moves_what_the_model_sees_by_alpha_times_its_own_gradient():
 
 
 def test_the_schedule_spans_all_steps_of_the_generation():
-    """From the first to the last one, guided or not."""
+    """From the first to the last step, guided or not."""
     pipe = make_text_pipe()
     expected = draw(pipe, steps=4)
     for step_range, moving in (((1.0, 0.0), [0, 1, 2]), ((0.0, 1.0), [1, 2, 3])):
@@ -131,7 +131,16 @@ def test_no_guided_pass_after_the_last_guided_step():
     with ea.guidance.attach(pipe, TSAM(alpha=1.0, steps=(0, 2), refine_at=(2,), refine_iters=2)) as handle:
         draw(pipe, steps=4)
     assert [step for step, _ in handle.losses] == [0, 2, 2, 2]
-    assert passes == [1, 2, 2, 1, 1, 1, 2, 2]  # the conditional half alone, before the usual pass
+    assert passes == [
+        1,
+        2,
+        2,
+        1,
+        1,
+        1,
+        2,
+        2,
+    ]  # a guided pass has the conditional half only, and comes before the usual pass
 
 
 def test_scale_and_entropy_of_an_apply_work_at_the_same_time():
@@ -149,10 +158,10 @@ def test_scale_and_entropy_of_an_apply_work_at_the_same_time():
             assert routing.active
     assert not torch.equal(guided, expected)
     assert len(recorders[1]) * 2 == len(recorders[0]) == 2 * 3 * len(routing.layers)
-    assert not torch.equal(handle.losses[0][1], plain.losses[0][1])  # the guided pass had the scale
+    assert not torch.equal(handle.losses[0][1], plain.losses[0][1])  # the guided pass used the scale
 
 
-def test_t_is_the_text_encoders():
+def test_t_is_computed_from_the_text_encoder():
     pipe = make_text_pipe()
     with ea.guidance.attach(pipe, TSAM(alpha=0.0)) as handle:
         draw(pipe, ["ab c d", "c d"], num_images_per_prompt=2, negative_prompt=["e", "f g"])
@@ -164,7 +173,7 @@ def test_t_is_the_text_encoders():
     torch.testing.assert_close(TSAM().text_matrix(handle.prompts[0]), expected)
 
 
-def test_images_of_a_batch_are_guided_each_by_itself():
+def test_images_of_a_batch_are_guided_independently():
     pipe, prompts = make_text_pipe(), ["ab c d", "c d"]
     generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
     with ea.guidance.attach(pipe, TSAM(alpha=20.0)):
@@ -181,7 +190,7 @@ COMPARED = [
 
 
 @pytest.mark.parametrize("guidance", COMPARED, ids=lambda guidance: type(guidance).__name__)
-def test_the_compared_losses_fall_too(guidance):
+def test_the_losses_of_other_methods_fall(guidance):
     pipe = ea.shapes.load_pipeline()
     with ea.guidance.attach(pipe, guidance) as handle:
         pipe(["a red circle and a blue square", "a blue square and a red circle"], num_inference_steps=3,
@@ -190,12 +199,12 @@ def test_the_compared_losses_fall_too(guidance):
     assert len(losses) == 5 and (losses[-1] < losses[0]).all()
 
 
-def test_a_threshold_that_is_reached_ends_the_refinement():
+def test_reaching_the_threshold_ends_the_refinement():
     pipe = ea.shapes.load_pipeline()
     guidance = AttendAndExcite(tokens=("circle",), thresholds={0: 0.0, 1: 0.999}, refine_iters=3)
     with ea.guidance.attach(pipe, guidance) as handle:
         pipe("a red circle", num_inference_steps=3, output_type="latent")
-    # One look that finds it reached; three refinements that do not get there; and the normal update of each step.
+    # One check that finds it reached, three refinements that do not reach it, and the normal update of each step.
     assert [step for step, _ in handle.losses] == [0, 0, 1, 1, 1, 1, 2]
 
 
@@ -223,7 +232,7 @@ def test_refusals():
         Guidance().loss(torch.zeros(1), None)
 
 
-def test_no_warning_in_a_usual_generation():
+def test_no_warning_in_a_normal_generation():
     pipe = make_text_pipe()
     with ea.guidance.attach(pipe, TSAM()), warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -231,7 +240,7 @@ def test_no_warning_in_a_usual_generation():
 
 
 def test_float16_keeps_a_small_gradient():
-    """Of a loss of any size: an image's gradient is brought to the middle of float16 on its way through the model."""
+    """For losses of any size: gradients are scaled to the middle of float16's range on their way through the model."""
     moved = {}
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
     for dtype, size in ((torch.float32, 1.0), (torch.float16, 1.0), (torch.float16, 2.0**-16)):
@@ -251,7 +260,7 @@ def test_float16_keeps_a_small_gradient():
 
 
 def test_the_maps_are_those_that_a_recorder_sees():
-    """Of every layer of that size, in the conditional half, at each image's own size."""
+    """Of every layer of that size, in the conditional half, at the size of each image."""
     pipe, recorder = ea.shapes.load_pipeline(), ea.MapRecorder(special=True)
     with ea.apply(pipe, scale=None, record=recorder), ea.guidance.attach(pipe, TSAM(alpha=0.0)) as handle:
         pipe(["a red circle", "a blue square"], num_inference_steps=1, height=96, width=64, output_type="latent",

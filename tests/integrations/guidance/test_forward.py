@@ -1,4 +1,4 @@
-"""The pass that guidance differentiates: which layers, their gradient, and what it leaves behind."""
+"""The pass that guidance differentiates: which layers it uses, their gradient, and that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from entropy_attn.recorders.entropy import EntropyRecorder
 from entropy_attn.scale import Fixed
 from tests.support.tiny_models import TEXT_TOKENS, TEXT_WIDTH, Spy, make_unet
 
-# Maps in a block below the top and in the one above it, so that there is something to stop before.
+# The layers with maps are below the top level, so that the pass can stop before the last layer.
 DEEP = {
     "block_out_channels": (16, 32, 32),
     "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
@@ -54,10 +54,10 @@ def inputs(height: int = 16, width: int = 24, batch: int = 2) -> tuple[torch.Ten
 
 
 def maps_of(unet: UNet2DConditionModel, latents: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    own = plain_routing(unet)
-    size, layers = map_layers(own, tuple(latents.shape[-2:]), None)
+    routing = plain_routing(unet)
+    size, layers = map_layers(routing, tuple(latents.shape[-2:]), None)
     call = (latents, torch.tensor(10)), {"encoder_hidden_states": text}
-    return cross_attention_maps(own, layers, size, 0, TEXT_TOKENS, call)
+    return cross_attention_maps(routing, layers, size, 0, TEXT_TOKENS, call)
 
 
 def loss_of(maps: torch.Tensor) -> torch.Tensor:
@@ -68,7 +68,7 @@ def loss_of(maps: torch.Tensor) -> torch.Tensor:
 
 
 class Eager(AttnProcessor):
-    """Diffusers' own materialised attention, whose head-averaged probabilities are noted with their graph."""
+    """The materialized attention of diffusers; keeps head-averaged probabilities with their graph."""
 
     def __init__(self, notes: dict):
         super().__init__()
@@ -111,10 +111,10 @@ def test_gradients_are_those_of_the_routed_full_forward_bit_for_bit():
         def record(self, info, scale, measured, branches, latent_size):
             self._maps[info.layer] = measured
 
-    own = plain_routing(unet)
-    size, layers = map_layers(own, (16, 24), None)
+    routing = plain_routing(unet)
+    size, layers = map_layers(routing, (16, 24), None)
     recorder = Patient(layers, TEXT_TOKENS)
-    with own.isolated_pass(recorder, 0):
+    with routing.isolated_pass(recorder, 0):
         unet(latents, torch.tensor(10), encoder_hidden_states=text)
     (full,) = torch.autograd.grad(loss_of(recorder.mean(size)), latents)
     assert torch.equal(stopped, full)
@@ -144,7 +144,7 @@ def test_it_stops_after_the_last_map_and_keeps_no_graph_of_the_weights():
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_nothing_stays_behind_when_it_fails(error):
+def test_nothing_is_left_behind_after_an_error(error):
     unet, (latents, text) = make_deep(), inputs()
     unet.conv_in.weight.requires_grad_(False)
     before = unet(latents, torch.tensor(10), encoder_hidden_states=text).sample
@@ -163,7 +163,7 @@ def test_nothing_stays_behind_when_it_fails(error):
     assert torch.equal(unet(latents, torch.tensor(10), encoder_hidden_states=text).sample, before)
 
 
-def test_a_users_routing_keeps_its_scale_and_its_recorders_their_calls():
+def test_the_pass_uses_the_scale_of_an_apply_but_not_its_recorders():
     unet, (latents, text) = make_deep(), inputs()
     plain, spy, recorder = maps_of(unet, latents, text), Spy(lambda info: 0.05), EntropyRecorder()
     with apply(unet, scale=spy, record=recorder, layers="all") as handle:
@@ -171,7 +171,7 @@ def test_a_users_routing_keeps_its_scale_and_its_recorders_their_calls():
         assert handle.active and handle_of(unet) is handle and len(recorder) == 0
         calls = {info.step for info in spy.calls}
         unet(latents, torch.tensor(10), encoder_hidden_states=text)
-    assert calls == {0} and {info.step for info in spy.calls} == {0}  # the guided pass is no step
+    assert calls == {0} and {info.step for info in spy.calls} == {0}  # the guided pass is not counted as a step
     assert len(recorder) == len(handle.layers)
     assert not torch.allclose(routed, plain)
     with apply(unet, scale=Fixed(0.05), layers="all"):
@@ -203,7 +203,7 @@ def test_layers_at_the_sizes_of_the_large_models(config, latent, size, layers, o
 
 
 @pytest.mark.parametrize("latent", [(16, 16), (16, 24), (17, 23), (9, 14)])
-def test_sizes_are_those_the_layers_see(latent):
+def test_sizes_are_those_that_the_layers_see(latent):
     unet = make_deep()
     spy, found = Spy(), layers_by_size(plain_routing(unet), latent)
     latents, text = inputs(*latent)
@@ -214,12 +214,12 @@ def test_sizes_are_those_the_layers_see(latent):
     }
 
 
-def test_an_unknown_map_size_is_refused_with_those_there_are():
+def test_the_error_of_an_unknown_map_size_lists_the_sizes():
     with pytest.raises(ValueError, match=r"map_size=\(3, 3\).*\(4, 4\) \(1 layers\), \(8, 8\) \(3 layers\)"):
         map_layers(plain_routing(make_deep()), (16, 16), TSAM(map_size=(3, 3)).map_size)
 
 
-def test_the_conditional_half_is_taken_out():
+def test_the_conditional_half_is_selected():
     batch = torch.arange(4)
     nested = {"a": [batch, batch[:1]], "b": (batch, None), "c": torch.tensor(4)}
     found = conditional(nested, 2, 1, 2)

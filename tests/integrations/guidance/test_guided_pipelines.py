@@ -1,4 +1,4 @@
-"""Pipelines with guidance: their classes, dtypes, embeddings, adapters, and that nothing stays with them."""
+"""Pipelines with guidance: classes, dtypes, embeddings, adapters, and that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.tiny_models import make_text_pipe
 
 
 @pytest.mark.parametrize("make", [make_text_pipe, make_xl], ids=["sd", "sdxl"])
-def test_pipelines_are_their_parents_with_guidance(make):
+def test_guided_pipelines_equal_their_parents_with_attached_guidance(make):
     parent = make()
     expected = draw(parent)
     cls = {StableDiffusionPipeline: ea.TSAMStableDiffusionPipeline}.get(type(parent), ea.TSAMStableDiffusionXLPipeline)
@@ -30,7 +30,7 @@ def test_pipelines_are_their_parents_with_guidance(make):
     before = footprint(parent)
     assert torch.equal(draw(pipe, guidance=None), expected) and pipe.last_guidance is None
     assert torch.equal(draw(pipe, guidance=TSAM(alpha=0.0)), expected)
-    guided = draw(pipe)  # T-SAM unless said otherwise
+    guided = draw(pipe)  # T-SAM is the default
     assert not torch.equal(guided, expected) and len(pipe.last_guidance.losses) == 3
     assert footprint(parent) == before
     with ea.guidance.attach(parent, TSAM()):
@@ -61,7 +61,7 @@ def test_half_precision(dtype):
     pipe = make_text_pipe().to(dtype=dtype)
     try:
         expected = draw(pipe)
-    except RuntimeError as error:  # no such operation on this CPU
+    except RuntimeError as error:  # this CPU lacks an operation
         pytest.skip(str(error))
     with ea.guidance.attach(pipe, TSAM(alpha=0.0)) as handle:
         assert torch.equal(draw(pipe), expected)
@@ -96,15 +96,15 @@ def test_embeddings_need_the_text():
             draw(pipe, None, **given)
     with ea.guidance.attach(pipe, TSAM(), prompt="ab c d"):
         assert torch.equal(draw(pipe, None, **given), expected)
-    own = ea.TSAMStableDiffusionPipeline.from_pipe(pipe)
-    assert torch.equal(draw(own, None, guidance_prompt="ab c d", **given), expected)
+    pipeline = ea.TSAMStableDiffusionPipeline.from_pipe(pipe)
+    assert torch.equal(draw(pipeline, None, guidance_prompt="ab c d", **given), expected)
     with ea.guidance.attach(pipe, TSAM(), prompt="ab c d"), pytest.raises(ValueError, match="9 positions"):
         draw(pipe, None, prompt_embeds=torch.cat([embeds, embeds[:, :2]], 1),
              negative_prompt_embeds=torch.cat([embeds, embeds[:, :2]], 1))  # fmt: skip
 
 
 @pytest.mark.parametrize("prompt", ["c", ""])
-def test_a_single_word_is_said_and_not_guided(prompt):
+def test_a_single_word_gives_a_warning_and_no_guidance(prompt):
     pipe = make_text_pipe()
     expected = draw(pipe, prompt)
     with ea.guidance.attach(pipe, TSAM()) as handle:
@@ -116,7 +116,7 @@ def test_a_single_word_is_said_and_not_guided(prompt):
         assert handle.losses[0][1][0] == 0 and handle.losses[0][1][1] > 0
 
 
-def test_long_prompts_are_cut_as_the_tokenizer_cuts_them():
+def test_long_prompts_are_truncated_like_in_the_tokenizer():
     pipe = make_text_pipe()
     with ea.guidance.attach(pipe, TSAM()) as handle:
         draw(pipe, "a b c d e f g h i")
@@ -124,7 +124,7 @@ def test_long_prompts_are_cut_as_the_tokenizer_cuts_them():
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_nothing_stays_when_a_generation_fails(error):
+def test_nothing_is_left_behind_when_a_generation_fails(error):
     pipe = make_text_pipe()
     before, expected = footprint(pipe), draw(pipe)
     before = footprint(pipe)
@@ -143,7 +143,7 @@ def test_nothing_stays_when_a_generation_fails(error):
     assert not handle.active and footprint(pipe) == before and torch.equal(draw(pipe), expected)
 
 
-def test_a_removed_guidance_holds_no_pipeline():
+def test_a_removed_guidance_does_not_keep_the_pipeline_alive():
     pipe = make_text_pipe()
     with ea.guidance.attach(pipe, TSAM()) as handle:
         draw(pipe)
@@ -163,7 +163,7 @@ def test_another_pipeline_with_the_same_modules_is_not_guided():
         assert not torch.equal(draw(pipe), expected)
 
 
-def test_a_loss_of_the_users_own():
+def test_a_user_defined_loss():
     pipe, seen = make_text_pipe(), []
 
     def loss(maps, prompt):
@@ -210,7 +210,7 @@ def test_with_an_ip_adapter():
 
 
 def test_with_offloading():
-    """As enable_model_cpu_offload sets it up, which itself needs a device to offload from."""
+    """The hooks of enable_model_cpu_offload, which itself needs a GPU."""
     accelerate = pytest.importorskip("accelerate")
     pipe = make_text_pipe()
     with ea.guidance.attach(pipe, TSAM()):

@@ -1,6 +1,6 @@
-"""Guidance of a pipeline with LoRA layers: they take part in the guided pass, and keep the strength they have.
+"""Guidance of a pipeline with LoRA layers: the guided pass uses them and keeps their strength.
 
-Layers of peft where it is installed, and in any case ours, which have of them what diffusers and the guided pass touch.
+Tested with a minimal LoRA layer that has everything that diffusers and the guided pass use, and with peft if installed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.support.tiny_models import make_text_pipe
 
 
 class Lora(nn.Module):
-    """As peft's: the linear layer with a low-rank one beside it, of a strength that can be scaled for a call."""
+    """Like that of peft: a linear layer plus a low-rank one, whose strength can be scaled during a call."""
 
     def __init__(self, base: nn.Linear, rank: int = 2):
         super().__init__()
@@ -41,7 +41,7 @@ def add_lora(unet: nn.Module) -> list[Lora]:
 
 
 def scaled_in_forward(unet: nn.Module, layers: list[Lora]) -> None:
-    """As older releases of diffusers scale them: around the forward pass, and not undone if that is left early."""
+    """Scale like older releases of diffusers: around the forward pass, without undoing it if the pass stops early."""
     forward = unet.forward
 
     @functools.wraps(forward)
@@ -57,7 +57,7 @@ def scaled_in_forward(unet: nn.Module, layers: list[Lora]) -> None:
     unet.forward = scaled
 
 
-def test_lora_layers_take_part_and_keep_their_strength():
+def test_lora_layers_are_used_and_keep_their_strength():
     pipe = make_text_pipe()
     plain = draw(pipe)
     with ea.guidance.attach(pipe, TSAM()) as handle:
@@ -65,7 +65,7 @@ def test_lora_layers_take_part_and_keep_their_strength():
         without = handle.maps
     layers = add_lora(pipe.unet)
     scaled_in_forward(pipe.unet, layers)
-    options = {"cross_attention_kwargs": {"strength": 0.5}}  # "scale" would have the pipeline look for peft
+    options = {"cross_attention_kwargs": {"strength": 0.5}}  # with "scale" the pipeline would require peft
     expected = draw(pipe, **options)
     assert not torch.equal(expected, plain) and not torch.equal(expected, draw(pipe))
     with ea.guidance.attach(pipe, TSAM(alpha=0.0)) as handle:

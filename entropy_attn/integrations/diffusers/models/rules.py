@@ -48,7 +48,7 @@ class LayerRule:
 
     pattern: is searched for in the layer's name.
     kind: what the layers attend to; None for layers that are not routed, for the reason in `note`.
-    text: where the text lies among the keys of joint attention, and among its queries if they include text.
+    text: position of the text among the keys of joint attention, and among its queries if they include text.
     ragged: the text of a shorter prompt leaves room to the image, so the images of one batch begin at different
         positions.
     per_sample: the model makes one attention call per sample of the batch.
