@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time a name is import
     from entropy_attn.profiling import profile as profile
     from entropy_attn.recorders.entropy import EntropyRecorder as EntropyRecorder
     from entropy_attn.recorders.maps import MapRecorder as MapRecorder
+    from entropy_attn.recorders.response import ResponseRecorder as ResponseRecorder
     from entropy_attn.scale import CallInfo as CallInfo
 
 if (Path(__file__).parent / "kernels").is_file():
@@ -39,6 +40,7 @@ _EXPORTS: dict[str, tuple[str, str | None]] = {
     "CallInfo": ("scale", "CallInfo"),
     "EntropyRecorder": ("recorders.entropy", "EntropyRecorder"),
     "MapRecorder": ("recorders.maps", "MapRecorder"),
+    "ResponseRecorder": ("recorders.response", "ResponseRecorder"),
     "TSAMStableDiffusionPipeline": ("pipelines.tsam", "TSAMStableDiffusionPipeline"),
     "TSAMStableDiffusionXLPipeline": ("pipelines.tsam", "TSAMStableDiffusionXLPipeline"),
     "Unsupported": ("errors", "Unsupported"),
@@ -58,6 +60,7 @@ __all__ = [
     "CallInfo",
     "EntropyRecorder",
     "MapRecorder",
+    "ResponseRecorder",
     "TSAMStableDiffusionPipeline",
     "TSAMStableDiffusionXLPipeline",
     "Unsupported",

@@ -77,6 +77,11 @@ CALLS = {
         {**CALL, "scale": [WRONG, "0.5", torch.zeros(3)], "dropout_p": [WRONG, -0.5, 1.5, "0.1"]},
     ),
     "EntropyRecorder": (ea.EntropyRecorder, {}, {"per_query": FLAG, "branches": BRANCHES}),
+    "ResponseRecorder": (
+        ea.ResponseRecorder,
+        {},
+        {"steps": [WRONG, 3, "01", [-1], [1.5], [], [True]], "branches": BRANCHES},
+    ),
     "MapRecorder": (
         ea.MapRecorder,
         {},
@@ -118,6 +123,17 @@ CALLS = {
     ),
     "scale.Product": (
         ea.scale.Product, {"policies": (ea.scale.LogN(),)}, {"policies": [(WRONG,), (0.2,), (), (None,)]}
+    ),
+    "scale.LayerFactors": (
+        ea.scale.LayerFactors,
+        {"factors": {"a": {64: 1.5}}},
+        {
+            "factors": [
+                *[WRONG, 1.5, None, {}, {"a": 1.5}, {"a": {}}, {3: {64: 1.0}}, {"a": {0: 1.0}}, {"a": {64: -1}}],
+                *[{"a": {64: NAN}}, {"a": {64: "1"}}, {"a": {64: ()}}, "factors.csv", "absent.json"],
+            ],
+            "missing": [WRONG, "skip", None],
+        },
     ),
     "scale.needs_train_tokens": (ea.scale.needs_train_tokens, {"policy": None}, {"policy": POLICY}),
     "scale.resolve_scale": (

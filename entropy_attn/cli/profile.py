@@ -40,6 +40,8 @@ EXAMPLE = (
     "Examples:\n\n"
     "  entropy-attn profile --out profile\n\n"
     "  entropy-attn profile --model ./my-stable-diffusion --sizes 256,512,512x768 --scales off,logn --steps 20\n\n"
+    "  entropy-attn profile --sizes 64,128 --scale off --steps 4 --no-pictures --out check\n\n"
+    "  entropy-attn profile --sizes 128 --scale off --scale check/hold-entropy.json --out held\n\n"
     "  entropy-attn profile --scale off --scale logn:strength=0.5 --scale power:p=0.25 --scale yarn:steps=0..10\n\n"
     "  entropy-attn profile --model ./sdxl --sizes 1024,2048 --offload model --vae-tiling --out sdxl --resume\n"
 )
@@ -82,6 +84,13 @@ def profile(
         bool, typer.Option("--heads", help="Keep a row for every head at every step, in entropy.csv.gz.")
     ] = False,
     no_pictures: Annotated[bool, typer.Option("--no-pictures", help="Only measure; the VAE does not run.")] = False,
+    regime_steps: Annotated[
+        int,
+        typer.Option(
+            help="At how many steps of each run with the scale 'off' to measure which layers a scale can move; "
+            "such a step makes three calls of attention for one. 0 for none."
+        ),
+    ] = 3,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the unfinished profile in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON instead of tables.")] = False,
 ) -> None:
@@ -91,6 +100,7 @@ def profile(
     with kept_in(out, _finished), refusals(loading, len(prompt or DEFAULT_PROMPTS)):
         check_at_least("--steps", steps, 1)
         check_at_least("--guidance-scale", guidance_scale, 0)
+        check_at_least("--regime-steps", regime_steps, 0)
         check_prompts(prompt or [])
         if prompt is None and embedded(loading.model) is not None:
             prompt = list(SHAPES_PROMPTS)
@@ -106,6 +116,7 @@ def profile(
             "layers": layers,
             "heads": heads,
             "pictures": not no_pictures,
+            "regime_steps": regime_steps,
         }
         output_folder(out)
         summary, files = _run(loading, plan, out, resume)

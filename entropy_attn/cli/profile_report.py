@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from entropy_attn.cli.regimes_report import print_regimes
 from entropy_attn.cli.tables import Column, print_table, say
 
 
@@ -45,6 +46,9 @@ def print_report(summary: dict[str, Any]) -> None:
         rows.append([policy, _number(found["median"]), _range(found, "lower_quartile", "upper_quartile"),
                      _range(found, "min", "max"), found["layers"]])  # fmt: skip
     print_table(columns, rows, title="Slope of each layer's entropy against ln N (0: equally sharp at every size)")
+    if summary["regimes"] is not None:
+        print()
+        print_regimes(summary["regimes"], summary["training_size"])
     for note in summary["notes"]:
         say(f"note: {note}")
 

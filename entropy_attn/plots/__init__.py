@@ -8,6 +8,7 @@ from entropy_attn.plots.detail import entropy_against_step, entropy_maps, head_h
 from entropy_attn.plots.entropy import change_from_training, entropy_against_tokens, entropy_per_layer
 from entropy_attn.plots.images import contact_sheet, side_by_side
 from entropy_attn.plots.layers import layer_label
+from entropy_attn.plots.regimes import layer_regimes
 from entropy_attn.plots.style import DPI
 from entropy_attn.profiling import Profile, changes, layer_means
 
@@ -26,13 +27,14 @@ def save_figures(result: Profile, model: str, out: Path) -> dict[str, Path]:
         {name: path} of the figures that were written.
     """
     plan = result.plan
-    means = layer_means(result.entropy)
+    means, regimes = layer_means(result.entropy), result.regimes
     figures = {
         "entropy_vs_tokens": entropy_against_tokens(means, model),
         "entropy_vs_training": change_from_training(changes(means, plan), plan, model),
         "entropy_per_layer": entropy_per_layer(means, model, reference=plan.reference),
         "entropy_heads": head_heat_map(result.heads, model),
         "entropy_vs_step": entropy_against_step(result.entropy, model),
+        "layer_regimes": None if regimes is None else layer_regimes(regimes, plan, model),
         "entropy_map": entropy_maps(result, model) if any(result.maps.values()) else None,
         "pictures": contact_sheet(result, model) if result.pictures else None,
     }
@@ -56,6 +58,7 @@ __all__ = [
     "entropy_per_layer",
     "head_heat_map",
     "layer_label",
+    "layer_regimes",
     "save_figures",
     "side_by_side",
 ]

@@ -37,6 +37,7 @@ def profile(
     arguments: Mapping[str, Any] | None = None,
     heads: bool = False,
     pictures: bool = True,
+    regime_steps: int = 3,
     out: str | Path | None = None,
     figures: bool = True,
     resume: bool = False,
@@ -72,6 +73,8 @@ def profile(
         arguments: further arguments of the pipeline's call, such as {"num_frames": 9}.
         heads: keep a row for every head at every step in `Profile.entropy`, instead of statistics over heads.
         pictures: decode and keep the images; if False, the VAE does not run.
+        regime_steps: number of steps of each run with the default scale, spread over the generation, at which the
+            regime of each layer is measured; such a step makes three calls of attention for one. 0 measures none.
         out: folder to write into, created if it is missing; None writes nothing. Each run is written as soon as it is
             finished, so an interruption or failure loses only the run in progress.
         figures: draw figures into `out`; needs matplotlib.
@@ -104,6 +107,7 @@ def profile(
         arguments=arguments,
         heads=heads,
         pictures=pictures,
+        regime_steps=regime_steps,
         about=about,
     )
     if resume and out is None:
@@ -111,7 +115,8 @@ def profile(
     measured = check_plan(pipe, plan)
     if out is not None and figures:
         import matplotlib  # noqa: F401  (if it is missing, fail now and not at the end)
-    store = None if out is None else Store(Path(out), plan, resume)
+    response = not measured.crosses and any(map(plan.measures_regime, plan.runs()))
+    store = None if out is None else Store(Path(out), plan, resume, response)
     kept: list[RunResult] = []
     runs = list(plan.runs())
     for number, run in enumerate(runs, start=1):
@@ -127,7 +132,9 @@ def profile(
         if on_run is not None:
             on_run(run, seconds, number, len(runs))
     if store is None:
-        tables = {name: pd.concat([getattr(r, name) for r in kept], ignore_index=True) for name in ("entropy", "heads")}
+        tables = {
+            name: _joined([getattr(result, name) for result in kept]) for name in ("entropy", "heads", "response")
+        }
     else:
         tables, kept = store.read()
     found = _assemble(plan, runs, tables, kept, measured)
@@ -228,7 +235,15 @@ def _assemble(
     pictures = {(run.size, run.policy, run.seed): each.pictures for run, each in pairs if each.pictures}
     maps = {run.policy: dict(each.maps) for run, each in pairs if each.maps is not None}
     notes = _notes(plan, measured)
-    return Profile(plan, tables["entropy"], timed, pictures, maps, tables["heads"], notes)
+    response = tables.get("response")
+    if response is not None and response.empty:
+        response = None
+    return Profile(plan, tables["entropy"], timed, pictures, maps, tables["heads"], response, notes)
+
+
+def _joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
+    some = [table for table in tables if not table.empty]
+    return pd.concat(some, ignore_index=True) if some else pd.DataFrame()
 
 
 def _notes(plan: ProfilePlan, measured: Measured) -> list[str]:
@@ -237,6 +252,10 @@ def _notes(plan: ProfilePlan, measured: Measured) -> list[str]:
         notes.append(
             "the entropies are those of cross-attention: its keys are the text, so N does not grow with the image"
         )
+    if plan.regime_steps > 0 and measured.crosses:
+        notes.append("regimes not measured: the keys of cross-attention are the text, at every size the same")
+    elif plan.regime_steps > 0 and plan.baseline is None:
+        notes.append("regimes not measured: the model's default scale, 'off', is not among the scales")
     if plan.reference is None:
         notes.append("not compared with the training size, which the model does not state")
     elif plan.reference not in [tuple(size) for size in plan.sizes]:

@@ -60,6 +60,7 @@ class ProfilePlan:
         layers: layers that get the policies, as in `ea.apply`.
         heads: keep a row for every head and step.
         pictures: decode and keep the images.
+        regime_steps: number of steps, spread over the generation, at which the regime of each layer is measured.
         about: further facts, which a resumed profile must have in common with the first part.
 
     Raises:
@@ -78,6 +79,7 @@ class ProfilePlan:
     layers: str = "self"
     heads: bool = False
     pictures: bool = True
+    regime_steps: int = 0
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -92,6 +94,8 @@ class ProfilePlan:
             raise ValueError(f"seeds: expected whole numbers from 0 to {MAX_SEED}, got {list(self.seeds)}")
         if not isinstance(self.steps, int) or self.steps < 1:
             raise ValueError(f"steps: expected a whole number from 1, got {self.steps!r}")
+        if not isinstance(self.regime_steps, int) or self.regime_steps < 0:
+            raise ValueError(f"regime_steps: expected a whole number from 0, got {self.regime_steps!r}")
         if isinstance(self.prompts, str) or any(not isinstance(p, str) or not p.strip() for p in self.prompts):
             raise ValueError(f"prompts: expected a list of texts that are not empty, got {self.prompts!r}")
 
@@ -123,6 +127,16 @@ class ProfilePlan:
 
         return next((name for name, policy in self.policies.items() if policy in (None, Fixed())), None)
 
+    @property
+    def regime_at(self) -> tuple[int, ...]:
+        """The steps at which the regime is measured: the middles of equal parts of the generation."""
+        count = min(self.regime_steps, self.steps)
+        return tuple(dict.fromkeys(int((part + 0.5) * self.steps / count) for part in range(count)))
+
+    def measures_regime(self, run: Run) -> bool:
+        """Whether the regime is measured in this run: under the model's default scale alone."""
+        return self.regime_steps > 0 and run.policy == self.baseline
+
     def described(self) -> dict[str, Any]:
         """The plan as plain values, for plan.json and for comparing plans."""
         return {
@@ -137,6 +151,7 @@ class ProfilePlan:
             "layers": self.layers,
             "heads": self.heads,
             "pictures": self.pictures,
+            "regime_steps": self.regime_steps,
             **self.about,
         }
 

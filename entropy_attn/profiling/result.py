@@ -28,6 +28,8 @@ class Profile:
         maps: {policy: {layer: array (rows, columns)}}, the entropy of each token of the first prompt at the largest
             size and for the first seed, mean over heads and steps.
         heads: a row for each layer, branch and head of the layers that the figures show: the mean over steps.
+        response: a row for each layer, branch, head and step at which the regime was measured, with the columns of
+            `ResponseRecorder.to_dataframe()`; None where it was not measured.
         notes: what could not be measured or compared, and why.
         files: {name: path} of the files that were written.
     """
@@ -38,6 +40,7 @@ class Profile:
     pictures: dict[tuple[Size, str, int], list[Any]] = field(default_factory=dict)
     maps: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     heads: pd.DataFrame | None = None
+    response: pd.DataFrame | None = None
     notes: list[str] = field(default_factory=list)
     files: dict[str, Path] = field(default_factory=dict)
 
@@ -47,6 +50,16 @@ class Profile:
         from entropy_attn.profiling.summary import summarize
 
         return summarize(self)
+
+    @property
+    def regimes(self) -> pd.DataFrame | None:
+        """A row for each size and layer: the regime, what `LogN` undoes, the factor that holds the entropy.
+
+        See docs/profile.md. None where the regime was not measured.
+        """
+        from entropy_attn.profiling.regimes import regimes
+
+        return None if self.response is None else regimes(self.response, self.entropy, self.plan)
 
     def __repr__(self) -> str:
         plan = self.plan
@@ -62,6 +75,7 @@ class RunResult:
 
     entropy: pd.DataFrame
     heads: pd.DataFrame
+    response: pd.DataFrame
     seconds: float
     pictures: list[Any]
     maps: Mapping[str, np.ndarray] | None

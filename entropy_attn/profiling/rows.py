@@ -10,6 +10,7 @@ import pandas as pd
 from entropy_attn.profiling.layers import Measured
 from entropy_attn.profiling.plan import Run
 from entropy_attn.recorders.entropy import EntropyRecorder
+from entropy_attn.recorders.response import ResponseRecorder
 
 DIGITS = 6  # significant digits: more than half precision has; what is read back equals what was written
 _CALL = ["layer", "kind", "step", "branch"]
@@ -26,6 +27,11 @@ def rows_of(recorder: EntropyRecorder, run: Run, measured: Measured, heads: bool
         raise RuntimeError(f"{run}: {len(absent)} layers were not called, such as {absent[0]}: are layers skipped?")
     by_head = _head_means(table[table["layer"].isin(measured.layers)])
     return _finished(table if heads else over_heads(table), run), _finished(by_head, run)
+
+
+def response_rows(recorder: ResponseRecorder, run: Run) -> pd.DataFrame:
+    """The rows of `Profile.response` of one run."""
+    return _finished(recorder.to_dataframe(), run)
 
 
 def over_heads(table: pd.DataFrame) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from entropy_attn.integrations.diffusers.target import pixels_a_token
 from entropy_attn.pipelines import check_size, sample
@@ -15,8 +16,10 @@ from entropy_attn.pipelines.sampling import call_options
 from entropy_attn.profiling.layers import Measured, measured_layers
 from entropy_attn.profiling.plan import ProfilePlan, Run
 from entropy_attn.profiling.result import RunResult
-from entropy_attn.profiling.rows import rows_of
+from entropy_attn.profiling.rows import response_rows, rows_of
+from entropy_attn.recorders.base import Recorder
 from entropy_attn.recorders.entropy import EntropyRecorder
+from entropy_attn.recorders.response import ResponseRecorder
 
 
 def check_plan(pipe: Any, plan: ProfilePlan) -> Measured:
@@ -47,6 +50,11 @@ def run_once(
     """Generate an image for each prompt, and measure."""
     keep_map = plan.keeps_map(run)
     recorder = EntropyRecorder(per_query=keep_map)
+    recorders: list[Recorder] = [recorder]
+    probe = None
+    if plan.measures_regime(run) and not measured.crosses:
+        probe = ResponseRecorder(plan.regime_at)
+        recorders.append(probe)
     # If only cross-attention has a softmax, layers="self" selects no layer, and `apply` requires that scale is None.
     idle = measured.crosses and plan.layers == "self"
     start = time.perf_counter()
@@ -62,13 +70,14 @@ def run_once(
         arguments=plan.arguments,
         layers=plan.layers,
         pictures=plan.pictures,
-        record=recorder,
+        record=recorders,
         on_step=functools.partial(on_step, run) if on_step else None,
     )
     entropy, heads = rows_of(recorder, run, measured, plan.heads)
+    response = pd.DataFrame() if probe is None else response_rows(probe, run)
     seconds = time.perf_counter() - start
     maps = _maps(pipe, run, recorder, measured) if keep_map else None
-    return RunResult(entropy, heads, seconds, pictures, maps)
+    return RunResult(entropy, heads, response, seconds, pictures, maps)
 
 
 def _maps(pipe: Any, run: Run, recorder: EntropyRecorder, measured: Measured) -> dict[str, np.ndarray]:

@@ -22,21 +22,24 @@ from entropy_attn.profiling.plan import ProfilePlan, Run, size_name
 from entropy_attn.profiling.result import RunResult
 
 LEDGER = "plan.json"
+RESPONSE = "response.csv.gz"  # rows of every head, as of entropy.csv.gz
 PICTURES, MAPS = "pictures", "maps"
 
 
 class Store:
-    """The folder of one plan.
+    """The folder of one plan; `response` says whether its runs measure the regime of layers.
 
     Raises:
         ValueError: with `resume`, the folder has no profile or one of another plan; without it, the folder has a
             profile that was interrupted.
     """
 
-    def __init__(self, folder: Path, plan: ProfilePlan, resume: bool):
+    def __init__(self, folder: Path, plan: ProfilePlan, resume: bool, response: bool = False):
         self.folder, self.plan = folder, plan
         self.tables = {"entropy": folder / ("entropy.csv.gz" if plan.heads else "entropy.csv"),
                        "heads": folder / "heads.csv"}  # fmt: skip
+        if response:
+            self.tables["response"] = folder / RESPONSE
         self.finished: list[dict[str, Any]] = []
         self._lengths = dict.fromkeys(self.tables, 0)
         before = _ledger(folder)
@@ -54,7 +57,10 @@ class Store:
 
     def add(self, run: Run, result: RunResult) -> None:
         """Write a finished run."""
-        for name, table in (("entropy", result.entropy), ("heads", result.heads)):
+        for name in self.tables:
+            table = getattr(result, name)
+            if table.empty:
+                continue
             text = table.to_csv(index=False, header=self._lengths[name] == 0, lineterminator="\n").encode()
             if self.tables[name].suffix == ".gz":
                 text = gzip.compress(text, mtime=0)  # concatenated gzip members are one file
@@ -89,7 +95,8 @@ class Store:
             if entry["maps"] is not None:
                 with np.load(self.folder / entry["maps"]) as file:
                     maps = dict(file)
-            runs.append(RunResult(pd.DataFrame(), pd.DataFrame(), entry["seconds"], images, maps))
+            nothing = pd.DataFrame()  # the tables hold all runs
+            runs.append(RunResult(nothing, nothing, nothing, entry["seconds"], images, maps))
         return tables, runs
 
     def _resume(self, before: dict[str, Any] | None) -> None:
@@ -150,10 +157,15 @@ def _ledger(folder: Path) -> dict[str, Any] | None:
 def _read_table(path: Path) -> pd.DataFrame:
     """Names of policies and sizes stay text, even if they look like numbers."""
     data = path.read_bytes()
+    if not data:
+        return pd.DataFrame()
     data = gzip.decompress(data) if path.suffix == ".gz" else data
     names = ["size", "policy", "layer", "kind", "branch"]
     return pd.read_csv(
-        io.BytesIO(data), dtype=dict.fromkeys(names, str), keep_default_na=False, na_values={"scale": [""]}
+        io.BytesIO(data),
+        dtype={**dict.fromkeys(names, str), "train_tokens": "Int64"},
+        keep_default_na=False,
+        na_values={"scale": [""], "train_tokens": [""]},
     )
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from entropy_attn.profiling.analysis import changes, layer_means, slopes, spread
 from entropy_attn.profiling.plan import size_name
+from entropy_attn.profiling.regimes import REGIMES, total_share, verdict
 from entropy_attn.profiling.result import Profile
 
 
@@ -39,6 +40,7 @@ def summarize(result: Profile) -> dict[str, Any]:
         "change_from_training": change,
         "mean_entropy": entropy,
         "mean_entropy_over_ln_tokens": relative,
+        "regimes": _regimes(result),
         "seconds_per_run": seconds,
         "seconds_total": float(result.runs["seconds"].sum()),
         "notes": list(result.notes),
@@ -55,3 +57,24 @@ def _change(group: pd.DataFrame) -> dict[str, float | int | None]:
     """Spread over layers; `mean_distance` is the mean absolute value, in which layers do not cancel out."""
     found = group["change"].dropna()
     return {**spread(found), "mean_distance": float(found.abs().mean()) if len(found) else None}
+
+
+def _regimes(result: Profile) -> dict[str, Any] | None:
+    """By size: the verdict, how many layers are in each regime, and the rows of regimes.csv."""
+    table = result.regimes
+    if table is None:
+        return None
+    found = {}
+    for size, rows in table.groupby("size", sort=False):
+        counts = rows["regime"].value_counts()
+        found[str(size)] = {
+            "verdict": verdict(table, str(size)),
+            **{name: int(counts.get(name, 0)) for name in REGIMES},
+            "logn_predicted": total_share(rows, "logn_predicted"),
+            "logn_measured": total_share(rows, "logn_measured"),
+            "layers": [
+                {name: None if pd.isna(value) else value for name, value in row.items()}
+                for row in rows.drop(columns=["size", "height", "width"]).to_dict("records")
+            ],
+        }
+    return found

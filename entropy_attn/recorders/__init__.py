@@ -3,5 +3,6 @@
 from entropy_attn.recorders.base import Recorder
 from entropy_attn.recorders.entropy import EntropyRecorder
 from entropy_attn.recorders.maps import MapRecorder
+from entropy_attn.recorders.response import ResponseRecorder
 
-__all__ = ["EntropyRecorder", "MapRecorder", "Recorder"]
+__all__ = ["EntropyRecorder", "MapRecorder", "Recorder", "ResponseRecorder"]

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from entropy_attn.recorders.base import Recorder, Request
+from entropy_attn.recorders.transfer import kept_scale, scales_of, to_host
 from entropy_attn.scale import CallInfo, token_grid
 from entropy_attn.validation import require_bool
 
@@ -115,7 +116,7 @@ class EntropyRecorder(Recorder):
             _Record(
                 info=info,
                 branches=branches,
-                scale=scale.detach().clone() if isinstance(scale, torch.Tensor) else scale,
+                scale=kept_scale(scale),
                 statistics=statistics,
                 queries=seqlen_q,
                 per_query=parts.mean(dim=2) if self.per_query else None,
@@ -131,7 +132,7 @@ class EntropyRecorder(Recorder):
         """
         columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
         records = list(self._records)
-        for record, statistics, scales in zip(records, _statistics_of(records), _scales_of(records), strict=True):
+        for record, statistics, scales in zip(records, _statistics_of(records), scales_of(records), strict=True):
             info, heads = record.info, record.info.num_heads
             for branch, (mean, std, low, high) in zip(record.branches, statistics.transpose(1, 0, 2), strict=True):
                 shared = (info.layer, info.kind, info.step, branch)
@@ -275,35 +276,11 @@ def _sees_image(info: CallInfo) -> bool:
 
 def _statistics_of(records: list[_Record]) -> list[np.ndarray]:
     """The statistics (4, branches, heads) of every record on the host, in one transfer for each device."""
-    flat = _to_host([record.statistics.flatten() for record in records])
+    flat = to_host([record.statistics.flatten() for record in records])
     return [
         values.reshape(_STATISTICS, len(record.branches), record.info.num_heads)
         for record, values in zip(records, flat, strict=True)
     ]
-
-
-def _scales_of(records: list[_Record]) -> list[list[float]]:
-    """The scale of every head of every record."""
-    tensors = iter(_to_host([r.scale.flatten().float() for r in records if isinstance(r.scale, torch.Tensor)]))
-    scales = []
-    for record in records:
-        values = next(tensors).tolist() if isinstance(record.scale, torch.Tensor) else [float(record.scale)]
-        scales.append(values * record.info.num_heads if len(values) == 1 else values)
-    return scales
-
-
-def _to_host(tensors: list[torch.Tensor]) -> list[np.ndarray]:
-    """1-D tensors as arrays, in one transfer for each device."""
-    by_device: dict[torch.device, list[int]] = defaultdict(list)
-    for index, tensor in enumerate(tensors):
-        by_device[tensor.device].append(index)
-    arrays: list[np.ndarray] = [np.empty(0)] * len(tensors)
-    for indices in by_device.values():
-        joined = torch.cat([tensors[index] for index in indices]).cpu().numpy()
-        ends = np.cumsum([tensors[index].numel() for index in indices])[:-1]
-        for index, part in zip(indices, np.split(joined, ends), strict=True):
-            arrays[index] = part
-    return arrays
 
 
 def _mean_map(layer: str, calls: list[_Record], branch: str, given: tuple[int, ...] | None) -> np.ndarray:

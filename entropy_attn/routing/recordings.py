@@ -14,6 +14,8 @@ from entropy_attn.recorders.base import Parts, Recorder, unknown_rows
 from entropy_attn.routing.calls import AttentionArguments, DenoiserCall, LayerCall, rows_of
 from entropy_attn.scale import CallInfo
 
+Wanted = Literal["entropy", "response"] | tuple[int, int]
+
 
 @dataclass(frozen=True)
 class Recordings:
@@ -31,17 +33,22 @@ class Recordings:
     info: CallInfo
     denoiser_call: DenoiserCall
     recordable: bool
-    requests: tuple[tuple[Recorder, Literal["entropy"] | tuple[int, int]], ...]
+    requests: tuple[tuple[Recorder, Wanted], ...]
 
     @property
     def entropy(self) -> bool:
-        """Whether the entropy is requested."""
-        return any(request == "entropy" for _, request in self.requests)
+        """Whether the entropy is requested, alone or as a part of the response."""
+        return any(request in ("entropy", "response") for _, request in self.requests)
+
+    @property
+    def response(self) -> bool:
+        """Whether the response to a temperature is requested. A call that is not recorded need not measure it."""
+        return self.recordable and any(request == "response" for _, request in self.requests)
 
     @property
     def text_range(self) -> tuple[int, int] | None:
         """The smallest range (start, stop) of text positions that has every requested range in it."""
-        ranges = [request for _, request in self.requests if request != "entropy"]
+        ranges = [request for _, request in self.requests if not isinstance(request, str)]
         return (min(start for start, _ in ranges), max(stop for _, stop in ranges)) if ranges else None
 
     @property
@@ -70,14 +77,17 @@ class Recordings:
             if (reason := unknown_rows(query, batch, names)) is not None:
                 self._refuse(reason)
 
-    def give(self, result: AttentionOutput, arguments: AttentionArguments) -> None:
-        """Give every recorder what it requested. The queries are all rows of the call, or those of the image alone."""
+    def give(self, result: AttentionOutput, response: Tensor | None, arguments: AttentionArguments) -> None:
+        """Give every recorder what it requested. The queries are all rows of the call, or those of the image alone.
+
+        response: (B, H, Nq, 2), see `ops.response`; None if it was not requested.
+        """
         if not self.recordable:
             return
         scale = self.info.head_dim**-0.5 if arguments.scale is None else arguments.scale
         rows = self._image_rows(arguments)
         for recorder, request in self.requests:
-            measured = self._measured(result, request, rows)
+            measured = self._measured(result, response, request, rows)
             parts = self.denoiser_call.parts if recorder.branches is None else Parts(recorder.branches)
             if self.layer_call.sample is None:
                 measured, branches = parts.sort(measured), parts.names
@@ -86,21 +96,18 @@ class Recordings:
             recorder.record(self.info, scale, measured, branches, self.denoiser_call.latent_size)
 
     def _measured(
-        self, result: AttentionOutput, request: Literal["entropy"] | tuple[int, int], rows: slice | Tensor
+        self, result: AttentionOutput, response: Tensor | None, request: Wanted, rows: slice | Tensor
     ) -> Tensor:
-        if request == "entropy":
+        if isinstance(request, str):
             assert result.entropy is not None  # it was asked for
-            if isinstance(rows, slice):
-                return result.entropy[..., rows]
-            return result.entropy.gather(-1, rows[:, None].expand(-1, result.entropy.shape[1], -1))
+            entropy = _rows(result.entropy, rows, 2)
+            if request == "entropy":
+                return entropy
+            assert response is not None
+            return torch.cat([entropy.unsqueeze(-1), _rows(response, rows, 2)], dim=-1)
         assert result.map is not None and self.text_range is not None
         first = self.text_range[0]
-        found = result.map[..., request[0] - first : request[1] - first]
-        return (
-            found[:, rows]
-            if isinstance(rows, slice)
-            else found.gather(1, rows[..., None].expand(-1, -1, found.shape[2]))
-        )
+        return _rows(result.map[..., request[0] - first : request[1] - first], rows, 1)
 
     def _image_rows(self, arguments: AttentionArguments) -> slice | Tensor:
         """The queries of the generated image; their indices (B, queries) if they begin elsewhere in each sample."""
@@ -116,3 +123,14 @@ class Recordings:
 
     def _refuse(self, reason: str) -> None:
         raise Unroutable(f"layer {self.layer_call.layer!r}", [reason])
+
+
+def _rows(values: Tensor, rows: slice | Tensor, dim: int) -> Tensor:
+    """The rows along `dim` of values (B, ...); rows (B, R) holds indices of each sample."""
+    if isinstance(rows, slice):
+        return values[(slice(None),) * dim + (rows,)]
+    shape = [len(rows), *[1] * (values.ndim - 1)]
+    shape[dim] = rows.shape[1]
+    wanted = [*values.shape]
+    wanted[dim] = rows.shape[1]
+    return values.gather(dim, rows.reshape(shape).expand(wanted))

@@ -13,6 +13,7 @@ import torch
 
 from entropy_attn.errors import Unroutable
 from entropy_attn.ops import api as ops
+from entropy_attn.ops.response import response_and_variance
 from entropy_attn.recorders.base import Recorder
 from entropy_attn.routing.calls import (
     AttentionArguments,
@@ -149,7 +150,18 @@ def _attend(arguments: AttentionArguments, recordings: Recordings | None) -> tor
         return_entropy=recordings.entropy,
         map_keys=recordings.map_keys,
     )
-    recordings.give(result, arguments)
+    response = None
+    if recordings.response:
+        response = response_and_variance(
+            arguments.query,
+            arguments.key,
+            arguments.value,
+            attn_mask=arguments.attn_mask,
+            is_causal=arguments.is_causal,
+            scale=arguments.scale,
+            enable_gqa=arguments.enable_gqa,
+        )
+    recordings.give(result, response, arguments)
     return result.out
 
 

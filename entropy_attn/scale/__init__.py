@@ -11,11 +11,13 @@ from entropy_attn.scale.adaptive import EntropyAdaptive
 from entropy_attn.scale.call import CallInfo, Kind, Policy, Scale, needs_train_tokens, resolve_scale
 from entropy_attn.scale.combine import Layers, Product, Steps
 from entropy_attn.scale.constant import Constant, Fixed
+from entropy_attn.scale.layer_factors import LayerFactors
 from entropy_attn.scale.token_grid import token_grid, training_tokens
 from entropy_attn.scale.token_ratio import LogN, LogNoRoot, Power, TokenRatio, YaRN
 
 # Names of the policies on the command line and in `ea.profile(scales=...)`. A policy is written as its name and
-# options, such as "logn:strength=0.5:clamp=..1.2"; each also takes steps=START..STOP and layers=REGEX. See parsing.py.
+# options, such as "logn:strength=0.5:clamp=..1.2"; each also takes steps=START..STOP and layers=REGEX. A path that ends
+# in .json is short for factors:factors=PATH. See parsing.py.
 POLICIES: dict[str, type] = {
     "off": Fixed,
     "logn": LogN,
@@ -24,6 +26,7 @@ POLICIES: dict[str, type] = {
     "yarn": YaRN,
     "constant": Constant,
     "adaptive": EntropyAdaptive,
+    "factors": LayerFactors,
 }
 
 __all__ = [
@@ -33,6 +36,7 @@ __all__ = [
     "EntropyAdaptive",
     "Fixed",
     "Kind",
+    "LayerFactors",
     "Layers",
     "LogN",
     "LogNoRoot",

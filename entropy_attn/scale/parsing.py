@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -18,8 +19,11 @@ def parse_scale(text: str) -> Any:
     Besides its parameters every policy takes steps=START..STOP and layers=REGEX. Other steps and layers keep the
     model's default scale.
 
+    A path that ends in .json is read by `LayerFactors`: 'profile/hold-entropy.json' is short for
+    'factors:factors=profile/hold-entropy.json'.
+
     Args:
-        text: a name of `entropy_attn.scale.POLICIES` with options.
+        text: a name of `entropy_attn.scale.POLICIES`, or the path of a .json file, with options.
 
     Returns:
         The policy.
@@ -30,7 +34,8 @@ def parse_scale(text: str) -> Any:
     from entropy_attn.scale import POLICIES
     from entropy_attn.scale.combine import Layers, Steps
 
-    policy, windows = parse_choice("scale", text, POLICIES, also=("steps", "layers"))
+    whole = re.sub(r"^\s*([^:]+\.json)(?=:|\s*$)", r"factors:factors=\1", text)
+    policy, windows = parse_choice("scale", whole, POLICIES, also=("steps", "layers"))
     if "steps" in windows:
         steps = windows["steps"]
         if not isinstance(steps, tuple):

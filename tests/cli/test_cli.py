@@ -37,7 +37,8 @@ def _run(arguments):
 
 def test_profile_writes_everything(profiled):
     out, _ = profiled
-    tables = {"entropy.csv", "heads.csv", "layers.csv", "summary.json", "plan.json", "pictures", "maps"}
+    tables = {"entropy.csv", "heads.csv", "layers.csv", "response.csv.gz", "regimes.csv"}
+    tables |= {"hold-entropy.json", "summary.json", "plan.json", "pictures", "maps"}
     assert {path.name for path in out.iterdir()} == {*tables, *(f"{name}.png" for name in FIGURES)}
     table = pd.read_csv(out / "entropy.csv")
     assert {"size", "policy", "seed", "layer", "mean", "seqlen_k", "scale"} <= set(table.columns)
@@ -49,7 +50,7 @@ def test_profile_json_prints_only_the_summary(profiled):
     printed, written = json.loads(done.stdout), json.loads((out / "summary.json").read_text())
     files = printed.pop("files")
     assert printed == written
-    assert set(files) == {"entropy", "heads", "layers", "summary", "plan", *FIGURES}
+    assert set(files) == {"entropy", "heads", "layers", "response", "regimes", "hold", "summary", "plan", *FIGURES}
     assert written["device"] in ("cpu", "cuda") and written["steps"] == 2 and written["prompts"] == ["a", "b"]
     assert set(written["versions"]) >= {"torch", "entropy_attn"}
 
@@ -60,6 +61,42 @@ def test_profile_tables(tiny_model, tmp_path, capsys):
     assert "16x16" in out and "Slope of each layer" in out and "entropy_map.png" in out
     listed = {line.strip().rstrip("/") for line in out[out.index("Written to") :].splitlines()[1:]}
     assert listed == {path.name for path in tmp_path.iterdir()}
+
+
+def test_profile_says_what_a_scale_can_do_and_its_policy_is_taken_back(tiny_model, tmp_path, capsys):
+    common = ["--model", str(tiny_model), "--device", "cpu", "--steps", "2"]
+    given = [
+        "profile",
+        *common,
+        "--prompt",
+        "a",
+        "--no-pictures",
+        "--sizes",
+        "32,48",
+        "--scale",
+        "off",
+        "--regime-steps",
+    ]
+    assert main([*given, "1", "--out", str(tmp_path / "check")]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Which layers can a scale move? 48x48 px, default scale" in out and "√(2 ln T)" in out
+    assert (
+        "48x48: LogN can undo " in out and " layers are responsive; to first order, factors from 0.5 to 2 hold " in out
+    )
+    policy = str(tmp_path / "check" / "hold-entropy.json")
+    image = ["generate", *common, "--prompt", "a", "--scale", policy, "--out", str(tmp_path / "one.png")]
+    assert main([*image, "--size", "48"]) == 0
+    assert main([*given, "0", "--scale", policy, "--out", str(tmp_path / "held")]) == 0
+    assert "Which layers" not in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "held" / "entropy.csv").query("kind == 'self' and size == '48x48' and step == 0")
+    scales = table.query("policy == @policy").set_index(["layer", "branch"])["scale"]
+    factors = scales / table.query("policy == 'off'").set_index(["layer", "branch"])["scale"]
+    wanted = json.loads((tmp_path / "check" / "hold-entropy.json").read_text())["factors"]
+    assert len(factors) == 2 * len(wanted)
+    for (layer, _), factor in factors.items():
+        assert factor == pytest.approx(list(wanted[layer].values())[-1], rel=1e-4)
+    assert main([*image, "--size", "24"]) == 2
+    assert "for which there are factors" in capsys.readouterr().err
 
 
 def test_profile_default_sizes_surround_the_training_size(tiny_pipe):

@@ -58,7 +58,9 @@ SETTINGS = {
 def test_every_policy_takes_every_setting(name, tmp_path, invented):
     table = tmp_path / "entropy.csv"
     invented.entropy.to_csv(table, index=False)
+    (tmp_path / "hold.json").write_text('{"factors": {"a": {"64": 1.5}}}')
     chosen = {"profile": str(table), "size": "32x32", "policy": "off"}  # one of several in the profile
+    chosen["factors"] = str(tmp_path / "hold.json")
     fields = dataclasses.fields(POLICIES[name])
     values = {**SETTINGS, **chosen}
     needed = {f.name: values[f.name] for f in fields if f.default is dataclasses.MISSING or f.name in chosen}

@@ -78,6 +78,33 @@ def test_a_reference_that_was_not_run_is_omitted(invented):
     assert _texts(figure) == ["off", "logn"]
 
 
+def test_regimes_band_drift_and_factor(invented):
+    table = invented.regimes
+    figure = plots.layer_regimes(table, invented.plan, "shapes")
+    ratio, share, factor = figure.axes
+    rows = table[table["size"] == "128x128"]
+    assert rows["regime"].tolist() == ["averaging", "one-hot", "one-hot", "responsive", "averaging"]
+    band = next(patch for patch in ratio.patches)
+    assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx((0.4, 1.6))
+    assert ratio.get_xscale() == "log" and len(ratio.collections) == 2  # at this size, and at the training size
+    assert ratio.collections[0].get_offsets()[:, 0].tolist() == pytest.approx(rows["std_ratio"].tolist())
+    drift, undone = share.containers
+    assert [bar.get_width() for bar in drift] == pytest.approx([0.6 * math.log(4)] * 5)
+    assert [bar.get_width() for bar in undone] == pytest.approx(
+        rows["logn_factor"].map(math.log).tolist()
+    )  # response 1
+    measured = share.collections[0].get_offsets()[:, 0].tolist()
+    assert measured == pytest.approx((rows["logn_measured"] * rows["drift"]).tolist())
+    assert [dots.get_offsets()[0][0] for dots in factor.collections[:5]] == pytest.approx([2.0] * 5)  # bounded
+    assert "bounded: not enough" in _texts(figure) and "128x128: LogN can undo" in figure._supxlabel.get_text()
+
+
+def test_regimes_of_one_size_have_no_drift(invented):
+    table = invented.regimes
+    figure = plots.layer_regimes(table[table["size"] == "64x64"], invented.plan, "shapes")
+    assert len(figure.axes) == 1 and figure._supxlabel.get_text() == "64x64: 1 of 5 layers is responsive"
+
+
 def many_policies(invented, count):
     """The same profile under this many policies, each a tenth of a nat below the previous one."""
     policies = {

@@ -41,7 +41,8 @@ def size_of(folder, heads: bool) -> float:
     run = Run((2048, 2048), "logn", 0)
     by_head = _finished(_head_means(table[table["kind"] == "self"]), run)
     store = Store(folder, plan, resume=False)
-    store.add(run, RunResult(_finished(table if heads else over_heads(table), run), by_head, 1.0, [], None))
+    rows = _finished(table if heads else over_heads(table), run)
+    store.add(run, RunResult(rows, by_head, pd.DataFrame(), 1.0, [], None))
     each = {name: path.stat().st_size for name, path in store.tables.items()}
     return SIZES * POLICIES * (STEPS * each["entropy"] + each["heads"]) / 1e6
 

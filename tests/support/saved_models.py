@@ -17,6 +17,7 @@ LAYERS = (
     ("up_blocks.1.attentions.0.transformer_blocks.0.attn1", 2, 4),
     ("up_blocks.2.attentions.1.transformer_blocks.0.attn1", 1, 4),
 )
+STDS = dict(zip((layer for layer, _, _ in LAYERS), (0.5, 25.0, 59.0, 2.0, 0.9), strict=True))  # of their logits
 
 
 @pytest.fixture(scope="session")
@@ -102,9 +103,10 @@ def invented():
         steps=4,
         reference=(64, 64),
         heads=True,
+        regime_steps=2,
     )
     random = np.random.default_rng(0)
-    rows, runs, pictures, maps = [], [], {}, {}
+    rows, answers, runs, pictures, maps = [], [], [], {}, {}
     for size in sizes:
         for policy, (slope, intercept) in lines.items():
             keys = {"size": size_name(size), "height": size[0], "width": size[1], "policy": policy, "seed": 0}
@@ -118,6 +120,13 @@ def invented():
                 entropy = slope * np.log(tokens) + intercept
                 if size == plan.map_size:
                     maps.setdefault(policy, {})[name] = random.uniform(0, np.log(tokens), side)
+                if policy == "off":
+                    answers += [
+                        {**keys, "layer": name, "kind": "self", "step": step, "branch": "cond", "head": head,
+                         "seqlen_q": tokens, "seqlen_k": tokens, "text_tokens": 0, "train_tokens": 256 // factor**2,
+                         "scale": 0.2, "entropy": entropy, "response": 1.0, "logit_std": STDS[name]}
+                        for step in plan.regime_at for head in range(heads)
+                    ]  # fmt: skip
                 for kind in ("self", "cross"):
                     layer = name if kind == "self" else name.replace("attn1", "attn2")
                     for step in range(plan.steps):
@@ -137,4 +146,6 @@ def invented():
     entropy = pd.DataFrame(rows)
     keys = ["size", "height", "width", "policy", "seed"]
     heads = entropy[entropy["kind"] == "self"].groupby(keys, sort=False).apply(_head_means).reset_index(keys)
-    return Profile(plan, entropy, pd.DataFrame(runs), pictures, maps, heads)
+    response = pd.DataFrame(answers)
+    response["train_tokens"] = response["train_tokens"].astype("Int64")
+    return Profile(plan, entropy, pd.DataFrame(runs), pictures, maps, heads, response)
