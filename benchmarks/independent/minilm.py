@@ -15,7 +15,7 @@ from entropy_attn.integrations.transformers import text_self_attention_maps
 from entropy_attn.prompts import Text
 
 MARKS = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
-LENGTH = 40  # tokens of a padded caption
+LENGTH = 24  # tokens of a padded caption
 BATCH = 50
 
 

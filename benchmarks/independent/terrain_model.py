@@ -138,13 +138,14 @@ def read(path: Path) -> tuple[dict[str, Tensor], list[tuple[Tensor, Tensor]]]:
 
     def operand(node: Any, kind: str) -> tuple[Any, Tensor]:
         """The next node of this kind after `node`, past reshapes, and its constant operand."""
-        (node,) = users[node.output[0]]
-        while node.op_type == "Reshape":
-            (node,) = users[node.output[0]]
-        constants = [tensors[name].flatten() for name in node.input if name in tensors]
-        if node.op_type != kind or len(constants) != 1:
-            raise ValueError(f"{path.name}: expected {kind} with one constant after a norm, got {node.op_type}")
-        return node, constants[0]
+        following = users.get(node.output[0], [])
+        while len(following) == 1 and following[0].op_type == "Reshape":
+            following = users.get(following[0].output[0], [])
+        constants = [tensors[name].flatten() for each in following for name in each.input if name in tensors]
+        if [each.op_type for each in following] != [kind] or len(constants) != 1:
+            got = ", ".join(each.op_type for each in following) or "nothing"
+            raise ValueError(f"{path.name}: expected {kind} with one constant after a norm, got {got}")
+        return following[0], constants[0]
 
     norms = []
     for node in graph.node:

@@ -15,8 +15,7 @@ from entropy_attn.plots.style import DPI, GREY, named_handles, panels, policy_st
 
 CELL = (4, 8, 16)  # pixels of a token's side, by level
 GROUPS = tuple((TRAIN_SIZE // cell) ** 2 for cell in CELL)  # T: the level's tokens at the training size
-NAMES = {"off": "off: 1/√d", "logn": "LogN", "lognoroot": "LogNoRoot"}
-EXPONENTS = {"logn": 0.5, "lognoroot": 1.0}  # of ln N / ln T, the factor on 1/√d
+NAMES = {"off": "off: 1/√d", "logn": "LogN"}
 Key = tuple[int, str]  # size, scale
 
 
@@ -62,8 +61,8 @@ def summarize(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     """
     table: list[dict[str, str]] = []
     changes = by_seed(rows, "change")
-    seeds = len(next(iter(changes.values())))
-    sizes, scales = sorted({size for size, _ in changes}), list(dict.fromkeys(scale for _, scale in changes))
+    seeds = len(changes[TRAIN_SIZE, "off"])
+    sizes = sorted({size for size, _ in changes})
     ones = np.ones(seeds)
 
     def add(layers: str, size: object, scale: str, quantity: str, over, under=ones, predicted: str = "") -> None:
@@ -73,38 +72,35 @@ def summarize(rows: list[dict[str, str]]) -> list[dict[str, str]]:
                       "seeds": str(seeds)})  # fmt: skip
 
     for cell, tokens in zip(CELL, GROUPS, strict=True):
-        found, layers = by_seed(rows, f"entropy_{tokens}"), f"T={tokens}"
-        trained = found[TRAIN_SIZE, "off"]
-        for size, scale in itertools.product(sizes, scales):
+        layers = f"T={tokens}"
+        found = by_seed(rows, f"entropy_{tokens}")
+        trained = found[TRAIN_SIZE, "logn"] = found[TRAIN_SIZE, "off"]  # the scales are equal there
+        for size, scale in itertools.product(sizes, NAMES):
             add(layers, size, scale, "entropy", found[size, scale])
+            if size != TRAIN_SIZE:
+                add(layers, size, scale, "drift", found[size, scale] - trained)
+        for size in sizes:
             if size == TRAIN_SIZE:
                 continue
-            drift = found[size, "off"] - trained
-            add(layers, size, scale, "drift", found[size, scale] - trained)
-            if scale == "off":
-                continue
-            undone = found[size, "off"] - found[size, scale]
-            expected = undone_by_eq_5(trained.mean(), (size // cell) ** 2, tokens, EXPONENTS[scale])
-            add(layers, size, scale, "undone", undone, predicted=f"{expected:.4f}")
+            drift, undone = found[size, "off"] - trained, found[size, "off"] - found[size, "logn"]
+            expected = undone_by_eq_5(trained.mean(), (size // cell) ** 2, tokens)
+            add(layers, size, "logn", "undone", undone, predicted=f"{expected:.4f}")
             _, low, high = ratio_interval(drift, ones)
             if low > 0 or high < 0:
-                add(layers, size, scale, "share", undone, drift)
+                add(layers, size, "logn", "share", undone, drift)
         ln_n = np.log([(size // cell) ** 2 for size in sizes])
-        for scale in scales:
+        for scale in NAMES:
             curves = np.stack([found[size, scale] for size in sizes])  # (sizes, seeds)
             add(layers, "all", scale, "slope", np.polyfit(ln_n, curves, 1)[0])
-    for size, scale in itertools.product(sizes, scales[1:]):
-        add("", size, scale, "change", changes[size, scale])
+    for size, scale in changes:
+        if scale == "logn":
+            add("", size, scale, "change", changes[size, scale])
     return table
 
 
-def undone_by_eq_5(entropy: float, tokens: int, train_tokens: int, exponent: float) -> float:
-    """Entropy that a factor (ln N / ln T)**exponent takes off.
-
-    By H = ln N - sigma**2 / 2, with sigma from the entropy at N = T.
-    """
-    half_variance = math.log(train_tokens) - entropy
-    return half_variance * ((math.log(tokens) / math.log(train_tokens)) ** (2 * exponent) - 1)
+def undone_by_eq_5(entropy: float, tokens: int, train_tokens: int) -> float:
+    """What LogN takes off by H = ln N - sigma**2 / 2, with sigma from the entropy at N = T."""
+    return (math.log(train_tokens) - entropy) * (math.log(tokens) / math.log(train_tokens) - 1)
 
 
 def draw(table: list[dict[str, str]], path: Path) -> None:
@@ -117,7 +113,7 @@ def draw(table: list[dict[str, str]], path: Path) -> None:
         axis.axvline(tokens, color=GREY, linewidth=1, linestyle=":", label="T, the training size")
         for index, scale in enumerate(NAMES):
             shown = [row for row in rows if row["scale"] == scale]
-            x = np.array([(int(row["size"]) // cell) ** 2 for row in shown]) * 1.03 ** (index - 1)
+            x = np.array([(int(row["size"]) // cell) ** 2 for row in shown]) * 1.03 ** (index - 0.5)
             middle, low, high = (np.array([float(row[name]) for row in shown]) for name in ("mean", "low", "high"))
             axis.errorbar(x, middle, yerr=[middle - low, high - middle], label=NAMES[scale], markersize=4.5,
                           linewidth=1.3, capsize=2, **policy_style(index))  # fmt: skip
