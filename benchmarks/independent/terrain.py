@@ -4,9 +4,9 @@
     OMP_NUM_THREADS=1 python -m benchmarks.independent.terrain                       # 396 images: 5 minutes
     python -m benchmarks.independent.terrain --seeds 4 --images images.csv --csv terrain.csv --figure terrain.png
 
-Height fields of several sizes, in one step from noise, with the model's scale ("off") and with LogN. The noise of a seed is
-one field of the largest size, of which smaller images take the upper left corner; it is the same for every difficulty
-and scale. So scales are compared on the same input, and sizes on inputs that overlap.
+Height fields of several sizes, in one step from noise, with the model's scale ("off") and with LogN. The noise of a
+seed is one field of the largest size, of which smaller images take the upper left corner; it is the same for every
+difficulty and scale. So scales are compared on the same input, and sizes on inputs that overlap.
 
 A run that was stopped can be continued with the same command: the file of `--images` has the rows of each image.
 """
@@ -23,7 +23,7 @@ from tqdm import tqdm
 import entropy_attn as ea
 from benchmarks.common import IMAGES, RESULTS, add_commit, append_rows, new_parser, positive, read_rows, write_rows
 from benchmarks.independent.download import add_folder
-from benchmarks.independent.terrain_model import SIGMA_MAX, Terrain, load
+from benchmarks.independent.terrain_model import SIGMA_MAX, TRAIN_SIZE, Terrain, load
 from benchmarks.independent.terrain_summary import CELL, GROUPS, draw, summarize
 from entropy_attn.bench.machine import machine, version
 
