@@ -127,7 +127,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], list[tuple[Tensor, Tensor]]]:
     try:
         import onnx
     except ImportError as error:
-        raise ImportError("the terrain model needs onnx to be read: pip install 'entropy_attn[independent]'") from error
+        raise ImportError("the terrain model needs onnx to be read: pip install '.[independent]'") from error
     graph = onnx.load(str(path)).graph
     tensors = {each.name: torch.from_numpy(onnx.numpy_helper.to_array(each).copy()) for each in graph.initializer}
     named = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
