@@ -39,13 +39,13 @@ def ratio_interval(over: np.ndarray, under: np.ndarray) -> tuple[float, float, f
 
 
 def by_seed(rows: list[dict[str, str]], column: str) -> dict[Key, np.ndarray]:
-    """{(size, scale): a value for each seed}, means over difficulties, for the seeds that have all images."""
-    values: dict[str, dict[Key, list[float]]] = defaultdict(lambda: defaultdict(list))
+    """{(size, scale): a value for each seed}, for the seeds that have all images."""
+    values: dict[str, dict[Key, float]] = defaultdict(dict)
     for row in rows:
-        values[row["seed"]][int(row["size"]), row["scale"]].append(float(row[column]))
-    most = max(sum(map(len, found.values())) for found in values.values())
-    whole = [found for found in values.values() if sum(map(len, found.values())) == most]
-    return {key: np.array([np.mean(found[key]) for found in whole]) for key in whole[0]}
+        values[row["seed"]][int(row["size"]), row["scale"]] = float(row[column])
+    most = max(map(len, values.values()))
+    whole = [found for found in values.values() if len(found) == most]
+    return {key: np.array([found[key] for found in whole]) for key in whole[0]}
 
 
 def summarize(rows: list[dict[str, str]]) -> list[dict[str, str]]:

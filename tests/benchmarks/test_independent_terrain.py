@@ -220,7 +220,7 @@ def test_the_noise_of_a_small_image_is_a_part_of_that_of_a_large_one():
 
 
 def test_a_trial_compares_scales_on_the_same_input(random_model):
-    rows = terrain.trial(random_model, 1, 50, 64)
+    rows = terrain.trial(random_model, 1, 64)
     assert [row["scale"] for row in rows] == list(terrain.SCALES)
     assert all(set(row) == set(terrain.FIELDS) for row in rows)
     assert rows[0]["change"] == "0.00000" and float(rows[1]["change"]) > 0
@@ -231,7 +231,7 @@ def test_a_trial_compares_scales_on_the_same_input(random_model):
 
 def test_at_the_training_size_logn_is_the_model_s_scale(random_model):
     size = terrain_model.TRAIN_SIZE
-    assert [row["scale"] for row in terrain.trial(random_model, 1, 50, size)] == ["off"]
+    assert [row["scale"] for row in terrain.trial(random_model, 1, size)] == ["off"]
     recorder = ea.EntropyRecorder()
     with ea.apply(random_model.unet, scale=ea.scale.LogN(), record=recorder):
         random_model(terrain.noise_of(1, size), 80.0, 50)
@@ -314,7 +314,6 @@ def test_seeds_that_lack_images_are_left_out():
 def test_a_run_is_continued_and_ends_in_a_table_and_a_figure(tmp_path, monkeypatch, random_model):
     loads = []
     monkeypatch.setattr(terrain, "SIZES", (32, 128))
-    monkeypatch.setattr(terrain, "DIFFICULTIES", (50,))
     monkeypatch.setattr(terrain, "load", lambda folder: loads.append(folder) or random_model)
     images, table, figure = tmp_path / "images.csv", tmp_path / "terrain.csv", tmp_path / "terrain.png"
     options = ["--images", images, "--csv", table, "--figure", figure, "--folder", tmp_path, "--commit", "abc"]
