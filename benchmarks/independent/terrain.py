@@ -1,7 +1,7 @@
 """Does the entropy of attention grow with ln N in a model that nobody here trained, and what does the scale undo?
 
     OMP_NUM_THREADS=1 python -m benchmarks.independent.download --weights terrain    # first, once: 39 MB
-    OMP_NUM_THREADS=1 python -m benchmarks.independent.terrain                       # 132 images: 2 minutes
+    OMP_NUM_THREADS=1 python -m benchmarks.independent.terrain                       # 264 images: 4 minutes
     python -m benchmarks.independent.terrain --seeds 4 --images images.csv --csv terrain.csv --figure terrain.png
 
 Height fields of several sizes, in one step from noise, with the model's scale ("off") and with LogN. The noise of a
@@ -28,7 +28,7 @@ from benchmarks.independent.terrain_summary import CELL, GROUPS, draw, summarize
 from entropy_attn.bench.machine import machine, version
 
 SIZES = (64, 96, 128, 160, 192, 256)
-SEEDS = 12
+SEEDS = 24
 DIFFICULTIES = (1, 50, 100)
 SCALES = {"off": ea.scale.Fixed(), "logn": ea.scale.LogN()}
 FIELDS = ("seed", "difficulty", "size", "scale", *(f"entropy_{tokens}" for tokens in GROUPS), "change")
