@@ -4,6 +4,7 @@ from __future__ import annotations
 
 Rows = list[dict[str, str]]
 Table = tuple[str, list[str], list[list[str]]]  # caption, header, cells
+FILES = {"color": "T2I-CompBench", "evaluation_metadata": "GenEval"}  # whose prompts these are
 
 
 def _cell(row: dict[str, str] | None, digits: int, factor: float = 1.0) -> str:
@@ -61,7 +62,7 @@ def forms(rows: Rows) -> Table:
         written = [found.get((form, reader, "written", name)) for name in ("bound", "unbound", "bound - unbound")]
         some = next(row for row in chosen if row["form"] == form)
         body.append([
-            form, some["captions"], reader, *(_cell(row, 3) for row in written),
+            FILES.get(form, form), some["captions"], reader, *(_cell(row, 3) for row in written),
             _cell(found.get((form, reader, "shuffled", "bound - unbound")), 3),
             _cell(found.get((form, reader, "written", "strongest")), 2),
             _cell(found.get((form, reader, "written", "bound - matched")), 4),
