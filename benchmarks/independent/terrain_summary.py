@@ -57,7 +57,7 @@ def summarize(rows: list[dict[str, str]]) -> list[dict[str, str]]:
       be by Eq. 5 of Jin et al. for Gaussian logits that have the layers' entropy at the training size.
     - share: undone / drift of "off", where the interval of the latter leaves out zero.
     - slope: of the entropy against ln N over all sizes.
-    - change: of the image, root mean square, in standard deviations of the image of "off".
+    - change: of the image, root mean square, as a share of the range of its values.
     """
     table: list[dict[str, str]] = []
     changes = by_seed(rows, "change")

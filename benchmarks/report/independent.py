@@ -49,8 +49,8 @@ def changes(rows: Rows) -> Table:
     """How far LogN moves the image."""
     found = [row for row in rows if row["quantity"] == "change"]
     found.sort(key=lambda row: int(row["size"]))
-    what = "Root mean square change of the image by LogN, in % of the image's standard deviation"
-    return what, [f"{row['size']}²" for row in found], [[_cell(row, 1, 100) for row in found]]
+    what = "Root mean square change of the image by LogN, in % of the range of its values"
+    return what, [f"{row['size']}²" for row in found], [[_cell(row, 2, 100) for row in found]]
 
 
 def forms(rows: Rows) -> Table:
