@@ -59,7 +59,7 @@ def entropies(recorder: ea.EntropyRecorder, size: int) -> dict[str, str]:
 
 
 def trial(terrain: Terrain, seed: int, size: int) -> list[dict[str, str]]:
-    """A row for each scale; `change` is the distance of the image from that of "off", as a share of the values' range."""
+    """A row for each scale; `change` is the image's distance from that of "off", as a share of the values' range."""
     rows, off = [], None
     for name, scale in scales_at(size).items():
         recorder = ea.EntropyRecorder()
