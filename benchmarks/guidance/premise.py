@@ -44,13 +44,16 @@ def pairs_of(T: Tensor, text: Text, first: int = 1) -> list[dict[str, float]]:
     named = objects(text)
     found = []
     for at, (_, color, noun) in enumerate(named[1:], start=1):
-        row = T[noun[-1] - first]
-        bound = row[color[-1] - first].item()
-        others = [row[earlier[-1] - first].item() for _, earlier, _ in named[:at]]
-        unbound = sum(others) / len(others)
-        marks = {"bound": bound, "unbound": unbound, "bound - unbound": bound - unbound}
-        found.append(marks | {"strongest": float(bound > max(others))})
+        row = T[noun[-1] - first].tolist()
+        found.append(marks(row[color[-1] - first], [row[earlier[-1] - first] for _, earlier, _ in named[:at]]))
     return found
+
+
+def marks(bound: float, others: list[float]) -> dict[str, float]:
+    """The quantities of one row, from its entry for the word that belongs to it and those for words that do not."""
+    unbound = sum(others) / len(others)
+    difference, strongest = bound - unbound, float(bound > max(others))
+    return {"bound": bound, "unbound": unbound, "bound - unbound": difference, "strongest": strongest}
 
 
 def summarize(matrices: Iterable[Tensor], texts: list[Text]) -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.common import RESULTS, ROOT, new_parser, read_rows
-from benchmarks.report import guidance
+from benchmarks.report import guidance, independent
 from benchmarks.report import performance as perf
 
 PEERS = ("sdpa-flash", "sdpa-cudnn", "sdpa-efficient")
@@ -212,6 +212,13 @@ SECTIONS = {
         "seen": lambda: guidance_table("tsam", guidance.marks, "seen"),
         "held-out": lambda: guidance_table("tsam", guidance.marks, "held-out"),
         "cost": guided_step,
+    },
+    ROOT / "docs" / "independent.md": {
+        "terrain": lambda: guidance_table("terrain", independent.terrain),
+        "slopes": lambda: guidance_table("terrain", independent.slopes),
+        "changes": lambda: guidance_table("terrain", independent.changes),
+        "forms": lambda: guidance_table("premise_minilm", independent.forms),
+        "layers": lambda: guidance_table("premise_minilm", independent.layers),
     },
 }
 
