@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.common import RESULTS, ROOT, new_parser, read_rows
-from benchmarks.report import guidance, independent
+from benchmarks.report import guidance, independent, science
 from benchmarks.report import performance as perf
 
 PEERS = ("sdpa-flash", "sdpa-cudnn", "sdpa-efficient")
@@ -173,6 +173,10 @@ def guided_step() -> str:
     return guidance_table("tsam_cost", guidance.cost) + missing
 
 
+def claims_table() -> str:
+    return markdown(science.HEADER, science.table(lambda name: read_rows(RESULTS / f"{name}.csv")))
+
+
 def suite_table(rows: list[dict[str, str]]) -> str:
     """The tests of diffusers with and without routing."""
     if not rows:
@@ -202,7 +206,7 @@ SECTIONS = {
         card: {"scale": lambda: shapes_scale_table(read_rows(RESULTS / "shapes_scale.csv"))}
         for card in ROOT.glob("entropy_attn/shapes/transformer/README.md")
     },
-    ROOT / "docs" / "papers-guidance.md": {
+    ROOT / "docs" / "papers.md": {
         "controls": lambda: guidance_table("guidance_controls", guidance.controls),
     },
     ROOT / "docs" / "guidance-measured.md": {
@@ -213,6 +217,7 @@ SECTIONS = {
         "held-out": lambda: guidance_table("tsam", guidance.marks, "held-out"),
         "cost": guided_step,
     },
+    ROOT / "docs" / "science.md": {"claims": claims_table},
     ROOT / "docs" / "independent.md": {
         "terrain": lambda: guidance_table("terrain", independent.terrain),
         "slopes": lambda: guidance_table("terrain", independent.slopes),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.common import write_rows
-from benchmarks.report import documents
+from benchmarks.report import documents, science
 
 ROOT = Path(__file__).parents[2]
 
@@ -135,3 +135,25 @@ def test_a_missing_marker_is_named(report, tmp_path, monkeypatch):
     monkeypatch.setitem(report.SECTIONS, page, {"forward": lambda: ""})
     with pytest.raises(ValueError, match=r"page\.md: no section between <!-- forward:begin -->"):
         report.rewritten(page)
+
+
+def test_claims_have_their_intervals():
+    row = {"layers": "x", "mean": "0.5", "low": "0.25", "high": "0.756"}
+    assert science.interval(row) == "0.50 [0.25, 0.76]" and science.interval(row, 0, percent=True) == "50 % [25, 76]"
+    assert (
+        science.interval({"within": "1", "within_low": "0", "within_high": "2"}, 1, value="within") == "1.0 [0.0, 2.0]"
+    )
+    assert science.only([row, {**row, "layers": "y"}], layers="y")["mean"] == "0.5"
+    for layers, rows in (("z", [row]), ("x", [row, row])):
+        with pytest.raises(ValueError, match="expected one with"):
+            science.only(rows, layers=layers)
+
+
+def test_a_layer_or_several_of_a_regime():
+    def layer(regime, logn, hold):
+        return {"regime": regime, "logn_undone": logn, "hold_undone": hold}
+
+    rows = [layer("responsive", "0.24", "0.987"), layer("one-hot", "0.34", "0.9"), layer("one-hot", "0.3", "0.99")]
+    lines = science.newton([*rows, layer("averaging", "0.02", "0.5")])
+    assert lines[0][2] == "LogN undoes 24 % of the drift; one Newton step 99 %"
+    assert lines[1][2] == "LogN undoes 30 to 34 % of the drift; one Newton step 90 to 99 %"
