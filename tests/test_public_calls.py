@@ -179,6 +179,10 @@ CALLS = {
         {**GUIDED, "function": [WRONG, None, 3], "text_attention": FLAG},
     ),
     "guidance.Guidance": (ea.guidance.Guidance, {}, GUIDED),
+    "guidance.RandomDirection": (
+        ea.guidance.RandomDirection, {"guidance": ea.guidance.TSAM()},
+        {"guidance": [WRONG, None, "tsam"], "seed": [WRONG, -1, 1.5, "0", True]},
+    ),
     "guidance.text_self_attention": (
         ea.guidance.text_self_attention,
         {"attentions": torch.rand(2, 1, 4, 4), "input_ids": torch.tensor([[0, 5, 6, 1]]), "eos_token_id": 1},
@@ -249,7 +253,10 @@ CALLS = {
     "shapes.scenes.place": (
         scenes.place,
         None,
-        {"request": [WRONG, None, "a red circle"], "size": SIZE, "rng": [WRONG, None, 3], "tries": [WRONG, -1, 1.5]},
+        {
+            "request": [WRONG, None, "a red circle"], "size": SIZE, "rng": [WRONG, None, 3], "tries": [WRONG, -1, 1.5],
+            "unit": [WRONG, 0, -64, 1.5, "64", True],
+        },
     ),
     "shapes.scenes.render": (
         scenes.render, {"placed": [ROW], "size": (64, 64)}, {"placed": [WRONG, [3], None], "size": SIZE}

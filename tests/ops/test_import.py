@@ -10,7 +10,7 @@ import pytest
 import entropy_attn as ea
 
 PUBLIC = {
-    "AttentionOutput", "CallInfo", "EntropyRecorder", "MapRecorder", "TSAMStableDiffusionPipeline",
+    "AttentionOutput", "CallInfo", "EntropyRecorder", "MapRecorder", "ResponseRecorder", "TSAMStableDiffusionPipeline",
     "TSAMStableDiffusionXLPipeline", "Unsupported", "__version__", "apply", "attach", "attention", "guidance",
     "profile", "scale", "scaled_dot_product_attention", "shapes", "unsupported_reasons",
 }  # fmt: skip
