@@ -26,6 +26,7 @@ $(STAMP): setup.py pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)  ## profile the embedded model and compare images: tables and PNG files in demo/
+	rm -rf demo
 	$(BIN)/entropy-attn profile --out demo
 	$(BIN)/entropy-attn generate --prompt "a red circle and a blue square" --size 128x128 --scale logn,lognoroot --compare --out demo/compare.png
 	@echo "Images are in $(CURDIR)/demo:" && ls demo

@@ -61,21 +61,18 @@ class Log:
 
 
 def load_state(folder: Path) -> dict:
-    """The committed state: fp16 weights of the model and of its average, and the step; optimizers start from zero."""
-    state = {name: torch.load(folder / f"{name}.pt") for name in ("net", "averaged")}
-    return {
-        "step": state["averaged"]["step"],
-        **{name: {k: v.float() for k, v in part["weights"].items()} for name, part in state.items()},
-    }
+    """The committed state: averaged weights in fp16 and the step; training goes on from them, optimizers from zero."""
+    state = torch.load(folder / "averaged.pt")
+    weights = {name: value.float() for name, value in state["weights"].items()}
+    return {"step": state["step"], "net": weights, "averaged": weights}
 
 
 def write_state(work: Path, folder: Path) -> int:
     """Write the newest checkpoints of `work` as a state; returns its step."""
     folder.mkdir(parents=True, exist_ok=True)
     latest = torch.load(work / "transformer.pt", map_location="cpu")
-    for name in ("net", "averaged"):
-        weights = {k: v.half() for k, v in latest[name].items()}
-        save(folder / f"{name}.pt", {"step": latest["step"], "weights": weights})
+    weights = {name: value.half() for name, value in latest["averaged"].items()}
+    save(folder / "averaged.pt", {"step": latest["step"], "weights": weights})
     autoencoder = torch.load(work / "autoencoder.pt", map_location="cpu")
     save(folder / "autoencoder.pt", {k: v for k, v in autoencoder.items() if k != "optimizer"})
     return latest["step"]
