@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from entropy_attn.cli.evaluate_options import MAY_CHANGE, EvaluateOptions, Sampled, kept
-from entropy_attn.cli.loading import Loading
+from entropy_attn.cli.evaluate_options import EvaluateOptions, Sampled, is_embedded, kept
+from entropy_attn.cli.loading import MAY_CHANGE, Loading
 from entropy_attn.cli.option_groups import takes_options
 from entropy_attn.cli.outputs import output_folder
 from entropy_attn.cli.parsing import SIZE_HELP, check_at_least, parse_list, parse_method, parse_size
@@ -145,11 +145,11 @@ def guidance(
     with kept_in(out, kept), refusals(loading, options.batch):
         sampled = options.parse(loading.model)
         metric_options.check()
-        shapes = loading.model == "shapes" if metric_options.shapes is None else metric_options.shapes
+        shapes = is_embedded(loading.model) if metric_options.shapes is None else metric_options.shapes
         if objects is not None and split_at is not None:
             raise ValueError("--objects: expected it without --split-at, got both")
         found = _prompts(prompts, prompt_format, objects, split_at, shapes, sampled)
-        texts = guidance or [SHAPES_METHOD if loading.model == "shapes" else "tsam"]
+        texts = guidance or [SHAPES_METHOD if is_embedded(loading.model) else "tsam"]
         methods = {text: parse_method(text) for text in texts}
         if len(methods) < len(texts):
             raise ValueError(f"--guidance: expected different methods, got {', '.join(texts)}")

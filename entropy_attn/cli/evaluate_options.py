@@ -11,8 +11,6 @@ import typer
 from entropy_attn.cli.parsing import Size, check_at_least, parse_arguments, parse_seeds
 from entropy_attn.cli.sampling_options import GUIDANCE_SCALE_HELP, default_guidance_scale
 
-MAY_CHANGE = ("device", "offload", "vae_tiling")  # between the parts of an evaluation
-
 
 @dataclass(frozen=True)
 class EvaluateOptions:
@@ -67,6 +65,13 @@ class Sampled:
         if self.limit is not None and self.limit > len(prompts):
             raise ValueError(f"--limit: expected at most the number of prompts, {len(prompts)}, got {self.limit}")
         return prompts[: self.limit]
+
+
+def is_embedded(model: str) -> bool:
+    """Whether `--model` means a model of shapes, whose prompts and truth are known."""
+    from entropy_attn.shapes.names import embedded
+
+    return embedded(model) is not None
 
 
 def default_sizes(pipe: Any) -> list[Size]:

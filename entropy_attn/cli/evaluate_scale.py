@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from entropy_attn.cli.evaluate_options import MAY_CHANGE, EvaluateOptions, Sampled, default_sizes, kept
-from entropy_attn.cli.loading import Loading
+from entropy_attn.cli.evaluate_options import EvaluateOptions, Sampled, default_sizes, is_embedded, kept
+from entropy_attn.cli.loading import MAY_CHANGE, Loading
 from entropy_attn.cli.option_groups import takes_options
 from entropy_attn.cli.outputs import output_folder
 from entropy_attn.cli.parsing import SCALE_HELP, SIZE_HELP, parse_list, parse_scale, parse_size
@@ -49,7 +49,10 @@ def scale(
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(help=f"File with one prompt a line. Default for shapes: {SHAPES_CAPTIONS} captions."),
+        typer.Option(
+            help="File with one prompt a line, or a prompt set of TIFA, PartiPrompts or GenEval. Default for shapes: "
+            f"{SHAPES_CAPTIONS} captions."
+        ),
     ] = None,
     real: Annotated[
         Path | None, typer.Option(help="Folder of real images, for KID, FID, precision and recall; needs --features.")
@@ -80,7 +83,7 @@ def scale(
     with kept_in(out, kept), refusals(loading, options.batch):
         sampled = options.parse(loading.model)
         chosen = {name: parse_scale(name) for name in parse_list("--scale", ",".join(scales or [DEFAULT_SCALES]))}
-        shapes = loading.model.startswith("shapes") if shapes is None else shapes
+        shapes = is_embedded(loading.model) if shapes is None else shapes
         given = {
             "sizes": None if sizes is None else [parse_size(size, "--sizes") for size in parse_list("--sizes", sizes)],
             "policies": chosen,
@@ -101,20 +104,16 @@ scale.__doc__ = (
 
 
 def _prompts(path: Path | None, shapes: bool) -> list[str]:
-    """The lines of the file that are not empty, or the captions of the embedded models."""
-    if path is None and shapes:
-        from entropy_attn.evaluation.shapes_captions import shapes_requests
+    """The prompts of the file, or the captions of the embedded models."""
+    if path is not None:
+        from entropy_attn.evaluation.prompt_sets import read_prompts
 
-        return [request.caption() for request in shapes_requests(SHAPES_CAPTIONS)]
-    if path is None:
-        raise ValueError("--prompts: expected a file with one prompt a line, got none: only shapes has default prompts")
-    try:
-        found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--prompts: expected a text file, one prompt a line, got {str(path)!r}: {error}") from error
-    if not found:
-        raise ValueError(f"--prompts: expected at least one line with a prompt, got none in {str(path)!r}")
-    return found
+        return read_prompts(path).texts
+    if not shapes:
+        raise ValueError("--prompts: expected a file, got none: only shapes has default prompts")
+    from entropy_attn.evaluation.shapes_captions import shapes_requests
+
+    return [request.caption() for request in shapes_requests(SHAPES_CAPTIONS)]
 
 
 def _run(

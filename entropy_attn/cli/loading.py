@@ -20,6 +20,7 @@ DTYPE_HELP = (
     f"One of {', '.join(DTYPES)}. auto is the dtype in which the checkpoint was published; on a GPU, a 16-bit one."
 )
 RECORDED = ("variant", "revision", "config", "offload", "vae_tiling", "scheduler", "lora")  # in the output, if given
+MAY_CHANGE = ("device", "offload", "vae_tiling")  # between the parts of a profile or an evaluation that is continued
 
 
 @dataclass(frozen=True)

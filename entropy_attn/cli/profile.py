@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from entropy_attn.cli.loading import Loading
+from entropy_attn.cli.loading import MAY_CHANGE, Loading
 from entropy_attn.cli.option_groups import takes_options
 from entropy_attn.cli.outputs import output_folder
 from entropy_attn.cli.parsing import (
@@ -35,7 +35,6 @@ SHAPES_PROMPTS = (
     "a yellow square above a red triangle",
     "two blue circles",
 )
-MAY_CHANGE = ("device", "offload", "vae_tiling")  # between the parts of a profile that is resumed
 EXAMPLE = (
     "Examples:\n\n"
     "  entropy-attn profile --out profile\n\n"

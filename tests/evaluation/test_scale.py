@@ -302,12 +302,13 @@ def test_ctrl_c_says_what_is_kept(tmp_path):
         (("--real", "none"), "features: expected it together with real, got None"),
         (("--limit", "0"), "--limit: expected at least 1, got 0"),
         (("--limit", "1000"), "--limit: expected at most the number of prompts, 60, got 1000"),
-        (("--prompts", "none.txt"), "--prompts: expected a text file, one prompt a line, got 'none.txt'"),
+        (("--prompts", "none.txt"), "none.txt: expected a file that can be read, got No such file"),
         (("--scale", "logn"), "policies: expected 'off' among them"),
         (("--clip", "none"), "clip: expected a folder of a CLIP model with config.json, got 'none'"),
         (("--features", "none.pt"), "features: expected a TorchScript file"),
         (("--shapes", "--scenes", "1"), "scenes: expected 0, or at least 2 for an interval, got 1"),
-        (("--no-shapes",), "--prompts: expected a file with one prompt a line, got none"),
+        (("--no-shapes",), "--prompts: expected a file, got none"),
+        (("--model", "shapes-xl"), "--prompts: expected a file, got none"),
     ],
 )
 def test_refusals_of_the_command(tmp_path, capsys, arguments, message):
