@@ -13,7 +13,18 @@ import torch
 pytest.importorskip("diffusers")
 
 from benchmarks.common import read_rows
-from benchmarks.shapes.transformer import autoencoder, captions, evaluate, export, fast, images, latents, train, widen
+from benchmarks.shapes.transformer import (
+    autoencoder,
+    captions,
+    evaluate,
+    export,
+    fast,
+    images,
+    latents,
+    positions,
+    train,
+    widen,
+)
 from benchmarks.shapes.transformer.files import load_state, stop_requests, write_state
 from benchmarks.shapes.transformer.model import AXES, text_encoder, tokenizer, transformer
 from entropy_attn.shapes.scenes import held_out
@@ -83,6 +94,65 @@ def test_a_killed_training_ends_with_the_same_bits(toy, monkeypatch):
         toy("killed")
     resumed = toy("killed")
     assert whole["step"] == 6 and same(whole, resumed)
+
+
+# Randomized positions
+
+
+def test_spread_positions_are_a_canvas_of_every_size():
+    torch.manual_seed(0)
+    drawn = positions.draw(4096, 8, 1.0, 24)
+    assert drawn.shape == (4096, 8) and drawn.dtype == torch.int64
+    assert bool((drawn.diff(dim=1) > 0).all()) and int(drawn.min()) == 0 and int(drawn.max()) == 23
+    share_of_plain = (drawn == torch.arange(8)).all(1).float().mean().item()
+    assert 1 / 17 < share_of_plain < 2 / 17  # the canvas of 8, and by chance that of 9
+    mixed = (positions.draw(4096, 8, 0.5, 24) != torch.arange(8)).any(1).float().mean().item()
+    assert 0.42 < mixed < 0.5
+    assert torch.equal(positions.draw(3, 8, 0.0, 24), torch.arange(8).expand(3, 8))
+
+
+def test_randomized_positions_are_those_of_a_larger_canvas(monkeypatch):
+    """An image at every third row and every second column is rotated as those tokens of a larger image are."""
+    torch.manual_seed(0)
+    model = transformer(WIDTH, 1)
+    plain = model.rope_embedder.forward
+    mask = torch.tensor([[1] * 5, [1] * 3 + [0] * 2])
+    small, large = torch.randn(2, 8, 4, 6), torch.randn(2, 8, 12, 12)
+    expected = plain(large, mask)
+    drawn = iter([3 * torch.arange(4).expand(2, 4), 2 * torch.arange(6).expand(2, 6)])
+    monkeypatch.setattr(positions, "draw", lambda *_: next(drawn))
+    tokens, caption, image, joint, captions_of, lengths = positions.randomize(model, 1.0, 24).rope_embedder(small, mask)
+    assert torch.equal(tokens, plain(small, mask)[0])
+    assert torch.equal(caption, expected[1]) and captions_of == [5, 3] and lengths == [29, 27]
+    wanted = expected[2].unflatten(1, (12, 12))[:, ::3, ::2].flatten(1, 2)
+    assert torch.equal(image, wanted)
+    for i, (start, end) in enumerate(zip(captions_of, lengths, strict=True)):
+        assert torch.equal(joint[i, :start], expected[3][i, :start])
+        assert torch.equal(joint[i, start:end], wanted[i])
+
+
+@pytest.mark.parametrize(("share", "extent", "named"), [(1.5, 24, "share: expected 0 to 1, got 1.5"),
+                                                        (0.5, 300, "extent: expected 1 to 256, got 300")])  # fmt: skip
+def test_randomized_positions_refuse(share, extent, named):
+    with pytest.raises(ValueError, match=named):
+        positions.randomize(transformer(WIDTH, 1), share, extent)
+
+
+def test_a_killed_training_with_spread_positions_ends_with_the_same_bits(toy, monkeypatch):
+    straight = toy("spread", "--spread", 0.5)
+    update, seen = train.torch.nn.utils.clip_grad_norm_, []
+
+    def killed(*arguments):
+        seen.append(None)
+        if len(seen) == 4:
+            raise RuntimeError("killed")
+        return update(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(train.torch.nn.utils, "clip_grad_norm_", killed)
+        toy("spread-killed", "--spread", 0.5)
+    assert same(toy("spread-killed", "--spread", 0.5), straight)
+    assert not same(toy("plain")["net"], straight["net"])
 
 
 def test_a_request_to_stop_finishes_the_step(toy, monkeypatch, capsys):

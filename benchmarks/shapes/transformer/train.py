@@ -28,6 +28,7 @@ from benchmarks.shapes.transformer.files import Log, load_state, rate, save, sto
 from benchmarks.shapes.transformer.latents import Shards
 from benchmarks.shapes.transformer.model import AXES, HEAD_DIM, text_encoder, tokenizer, transformer
 from benchmarks.shapes.transformer.optimizer import Muon, split
+from benchmarks.shapes.transformer.positions import randomize
 from benchmarks.shapes.transformer.sheet import glance
 
 EMPTY = 0.1  # share of captions dropped, for guidance
@@ -74,6 +75,8 @@ def train(args, autoencoder, log: Log):
         averaged.load_state_dict(state["averaged"])
         start = state["step"]
     accelerate(net)
+    if args.spread:
+        randomize(net, args.spread, args.extent)
 
     def checkpoint(step: int) -> None:
         save(path, {"net": net.state_dict(), "averaged": averaged.state_dict(), "step": step,
@@ -139,6 +142,10 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--noise-power", type=float, default=0.75, help="noise level = u ** this (default %(default)s)"
     )
+    options.add_argument(
+        "--spread", type=float, default=0.0, help="share of images with randomized positions (default %(default)s)"
+    )
+    options.add_argument("--extent", type=int, default=24, help="tokens a side that --spread covers (default %(default)s)")
     options.add_argument("--every", type=int, default=100, help="steps between checkpoints (default %(default)s)")
     options.add_argument("--look", type=int, default=500, help="steps between sample sheets (default %(default)s)")
     options.add_argument("--from-state", type=Path, help="start from these fp16 weights if --work has no checkpoint")
