@@ -145,7 +145,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--spread", type=float, default=0.0, help="share of images with randomized positions (default %(default)s)"
     )
-    options.add_argument("--extent", type=int, default=24, help="tokens a side that --spread covers (default %(default)s)")
+    options.add_argument(
+        "--extent", type=int, default=24, help="tokens a side that --spread covers (default %(default)s)"
+    )
     options.add_argument("--every", type=int, default=100, help="steps between checkpoints (default %(default)s)")
     options.add_argument("--look", type=int, default=500, help="steps between sample sheets (default %(default)s)")
     options.add_argument("--from-state", type=Path, help="start from these fp16 weights if --work has no checkpoint")
