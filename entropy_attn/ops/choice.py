@@ -13,7 +13,7 @@ from torch import Tensor
 from entropy_attn.errors import Unsupported
 from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.kernels.common.support import call_target
-from entropy_attn.kernels.forward.measured import measured, table
+from entropy_attn.kernels.forward.measured import card_name, measured, table
 from entropy_attn.ops.autocast import as_autocast
 from entropy_attn.ops.implementations import IMPLEMENTATIONS, SDPA, TRITON, Implementation
 from entropy_attn.ops.tensor_kinds import is_plain, subclass_reasons, transform_reasons
@@ -108,7 +108,8 @@ def _measured_choice(call: AttentionCall) -> Implementation:
     )
     if not covered:
         return SDPA
-    row = measured(call_target(query), query.shape[3], query.shape[2], key.shape[2], entropy=False)
+    shape = query.shape[3], query.shape[2], key.shape[2]
+    row = measured(call_target(query), card_name(query.device), *shape, entropy=False)
     return TRITON if row is not None and row.faster_than_torch else SDPA
 
 
