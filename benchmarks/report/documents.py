@@ -42,7 +42,9 @@ def added(case: dict[str, dict[str, str]], base: str, more: str) -> str:
 
 
 def pass_table(rows: list[dict[str, str]], what: str, peers: tuple[str, ...]) -> str:
-    """TFLOP/s of each implementation, and what entropy adds to our time."""
+    """TFLOP/s of each implementation, and what entropy adds to our time; of other peers, those that ran."""
+    ran = {row["implementation"] for row in rows if row["tflops"]}
+    peers = (*peers, *(name for name in perf.SDPA if name in ran and name not in peers))
     body = []
     for (dtype, head_dim, seqlen), case in by_case(rows, "dtype", "head_dim", "seqlen").items():
         cells = [case.get(name, {}).get("tflops") or "-" for name in ("triton", "triton+entropy", *peers)]

@@ -61,6 +61,25 @@ def test_a_table_of_measurements(report):
     assert "A GPU, torch 2, Triton 3, 2026-01-01, commit abc" in table
 
 
+def test_the_best_of_sdpa_is_of_all_that_ran(report):
+    from entropy_attn.bench.implementations.registry import IMPLEMENTATIONS
+
+    exact = {one.name for one in IMPLEMENTATIONS.values() if not one.ours and one.slack == 1 and "plain" in one.tasks}
+    assert set(report.perf.SDPA) == exact
+
+    def row(name: str, ms: float, seqlen: int = 4096) -> dict[str, str]:
+        about = {"dtype": "bfloat16", "head_dim": "64", "seqlen": str(seqlen), "implementation": name, "tflops": "9.0"}
+        return about | {"p50_ms": str(ms), "pass": "forward", "device": "A GPU", "torch": "2", "triton": "3",
+                        "date": "2026-01-01", "commit": "abc"}  # fmt: skip
+
+    rows = [row("triton", 2.0), row("sdpa-cudnn", 2.0), row("sdpa-fa4", 1.5), row("flash-attn-4", 1.0)]
+    found = {name: value for name, _, value in report.perf.targets(rows, [], [], [])}
+    assert found["forward, d 64 and 128, times the speed of the best of SDPA"] == "0.50"
+    refused = row("tlx", 1.0) | {"tflops": "", "p50_ms": ""}
+    (header,) = (line for line in report.forward_table([*rows, refused]).splitlines() if "head dim" in line)
+    assert "| sdpa-efficient | sdpa-fa4 | flash-attn-4 | entropy adds |" in header and "tlx" not in header
+
+
 def test_a_table_of_maps(report):
     about = {"device": "A GPU", "torch": "2", "triton": "3", "date": "2026-01-01", "commit": "abc", "heads": "8",
              "head_dim": "40", "seqlen": "4096", "pass": "forward"}  # fmt: skip

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import torch
-from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from entropy_attn.bench.implementations.contract import Ask, Implementation, half_on_cuda, not_installed
+from entropy_attn.bench.implementations.contract import Implementation, half_on_cuda, not_installed
 from entropy_attn.bench.implementations.torch_backends import forced
 
 FLASH = {  # the name in torch, the module that torch imports, and how to get it
@@ -44,7 +43,7 @@ def flash_activated(name: str) -> Iterator[None]:
 def cudnn_python() -> Iterator[None]:
     """SDPA's cuDNN backend runs the frontend's kernels; afterwards those that it ran before."""
     switches = cudnn_switches()
-    assert switches is not None  # `_cudnn_reasons` refuses it otherwise
+    assert switches is not None  # `_cudnn_missing` refuses it otherwise
     before = switches.cudnn_sdp_python_enabled()
     switches.enable_cudnn_sdp_python(True)
     try:
@@ -58,38 +57,37 @@ def cudnn_switches() -> ModuleType | None:
     return next((where for where in (torch.nn.attention, torch.backends.cuda) if hasattr(where, SWITCH)), None)
 
 
-def _flash_reasons(name: str, query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[str]:
-    reasons = half_on_cuda(query, key, value, ask) + not_installed(*FLASH[name])
-    known = getattr(torch.nn.attention, "list_flash_attention_impls", list)()
-    if name not in known:
-        reasons.append(f"torch {torch.__version__} has no FlashAttention implementation {name}, only {known}")
-    return reasons
+def _flash_missing(name: str) -> list[str]:
+    missing = not_installed(*FLASH[name])
+    if name not in getattr(torch.nn.attention, "list_flash_attention_impls", list)():
+        missing.append(f"torch {torch.__version__} has no FlashAttention implementation {name}: install a newer one")
+    return missing
 
 
-def _cudnn_reasons(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[str]:
-    reasons = half_on_cuda(query, key, value, ask)
+def _cudnn_missing() -> list[str]:
     switches = cudnn_switches()
     if switches is None:
-        reasons.append(f"torch {torch.__version__} has no {SWITCH}: install a newer one")
-    elif not switches.is_cudnn_sdp_python_available():
-        reasons.append("cudnn.torch is not installed: pip install 'nvidia-cudnn-frontend>=1.32.3'")
-    return reasons
+        return [f"torch {torch.__version__} has no {SWITCH}: install a newer one"]
+    if not switches.is_cudnn_sdp_python_available():
+        return ["cudnn.torch is not installed: pip install 'nvidia-cudnn-frontend>=1.32.3'"]
+    return []
 
 
 def _activated(
     name: str, backend: SDPBackend, around: Callable[[], contextlib.AbstractContextManager[None]],
-    reasons: Callable[..., list[str]],
+    missing: Callable[[], list[str]],
 ) -> Implementation:  # fmt: skip
-    return Implementation(name, functools.partial(forced, backend), reasons=reasons, around=around)
+    attend = functools.partial(forced, backend)
+    return Implementation(name, attend, missing=missing, reasons=half_on_cuda, around=around)
 
 
 ACTIVATED = (
     *(
         _activated(
             f"sdpa-{name.lower()}", SDPBackend.FLASH_ATTENTION, functools.partial(flash_activated, name),
-            functools.partial(_flash_reasons, name),
+            functools.partial(_flash_missing, name),
         )
         for name in FLASH
     ),
-    _activated("sdpa-cudnn-python", SDPBackend.CUDNN_ATTENTION, cudnn_python, _cudnn_reasons),
+    _activated("sdpa-cudnn-python", SDPBackend.CUDNN_ATTENTION, cudnn_python, _cudnn_missing),
 )  # fmt: skip

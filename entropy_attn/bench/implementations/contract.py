@@ -62,6 +62,7 @@ class Implementation:
         attend: (query, key, value, ask) -> results; tensors are (B, H, N, D).
         tasks: what it can compute.
         passes: includes "both" if it has a backward pass.
+        missing: what has to be installed before it serves any call; the other reasons are then left out.
         reasons: (query, key, value, ask) -> all reasons why it does not serve this call; empty if it may.
         ours: whether it belongs to this package.
         slack: multiplies the error that the gate allows, for methods that are less precise by design; rows still show
@@ -77,6 +78,7 @@ class Implementation:
     tasks: tuple[str, ...] = ("plain",)
     passes: tuple[str, ...] = PASSES
     reasons: Reasons = lambda query, key, value, ask: []
+    missing: Callable[[], list[str]] = list
     ours: bool = False
     slack: float = 1.0
     around: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -88,8 +90,11 @@ class Implementation:
 
     def unsupported_reasons(self, query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[str]:
         """All reasons why it does not serve this call; empty if it may."""
-        missing = ["it has no backward pass"] if ask.gradient and "both" not in self.passes else []
-        return missing + self.reasons(query, key, value, ask)
+        missing = self.missing()
+        if missing:
+            return missing
+        one_way = ["it has no backward pass"] if ask.gradient and "both" not in self.passes else []
+        return one_way + self.reasons(query, key, value, ask)
 
     def row_name(self, ask: Ask) -> str:
         """Its name in rows: "name" or "name+task"."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from typing import Any
 
 from torch import Tensor
@@ -52,26 +52,26 @@ def flash4_lse(query: Tensor, key: Tensor, value: Tensor, scale: float | None = 
     return out.transpose(1, 2), lse
 
 
-def _flash_reasons(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[str]:
-    reasons = half_on_cuda(query, key, value, ask)
+def flash_reasons(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[str]:
     width = max(query.shape[3], value.shape[3])
-    return reasons + ([f"expected head_dim up to 256, got {width}"] if width > 256 else [])
+    wide = [f"expected head_dim up to 256, got {width}"] if width > 256 else []
+    return half_on_cuda(query, key, value, ask) + wide
 
 
-def _reasons(package: tuple[str, str]) -> Callable[..., list[str]]:
-    def reasons(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[str]:
-        no_gradient = ["its lse has no gradient"] if ask.gradient and ask.task == "lse" else []
-        return not_installed(*package) + _flash_reasons(query, key, value, ask) + no_gradient
-
-    return reasons
+def _older_reasons(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[str]:
+    no_gradient = ["its lse has no gradient"] if ask.gradient and ask.task == "lse" else []
+    return flash_reasons(query, key, value, ask) + no_gradient
 
 
-def flash4_reasons(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[str]:
-    return not_installed(*FLASH4) + _flash_reasons(query, key, value, ask)
-
-
+flash4_missing = functools.partial(not_installed, *FLASH4)
 FLASH_ATTENTION = (
-    Implementation("flash-attn-2", _flash2, ("plain", "lse"), reasons=_reasons(FLASH2)),
-    Implementation("flash-attn-3", _flash3, ("plain", "lse"), reasons=_reasons(FLASH3)),
-    Implementation("flash-attn-4", _flash4, ("plain", "lse"), reasons=flash4_reasons),
-)
+    Implementation(
+        "flash-attn-2", _flash2, ("plain", "lse"), missing=functools.partial(not_installed, *FLASH2),
+        reasons=_older_reasons,
+    ),
+    Implementation(
+        "flash-attn-3", _flash3, ("plain", "lse"), missing=functools.partial(not_installed, *FLASH3),
+        reasons=_older_reasons,
+    ),
+    Implementation("flash-attn-4", _flash4, ("plain", "lse"), missing=flash4_missing, reasons=flash_reasons),
+)  # fmt: skip

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from entropy_attn.bench.implementations.contract import Ask, Implementation, Results
-from entropy_attn.bench.implementations.flash_attention import flash4_lse, flash4_reasons
+from entropy_attn.bench.implementations.contract import PASSES, Ask, Implementation, Results
+from entropy_attn.bench.implementations.flash_attention import flash4_lse, flash4_missing, flash_reasons
 from entropy_attn.bench.implementations.torch_backends import LSE, flex_lse, on_cuda
 
 # In half precision, sum(p k) loses digits: 3e-4 to 1.2e-2 nats in bfloat16.
@@ -53,15 +53,15 @@ def _with_wide_value(reasons: Callable[..., list[str]]) -> Callable[..., list[st
     return of_one_call
 
 
-# (name, attend, reasons, passes, whether head dims must be alike)
-_KERNELS = (
-    *((name, lse, reasons, ("forward",), name == "flash") for name, (lse, reasons) in LSE.items()),
-    ("flex", flex_lse, on_cuda, ("forward", "both"), False),
-    ("flash-attn-4", flash4_lse, flash4_reasons, ("forward", "both"), False),
+# (name, attend, missing, reasons, passes, whether head dims must be alike)
+_KERNELS: tuple[tuple[str, Attend, Callable[[], list[str]], Callable[..., list[str]], tuple[str, ...], bool], ...] = (
+    *((name, lse, list, reasons, ("forward",), name == "flash") for name, (lse, reasons) in LSE.items()),
+    ("flex", flex_lse, list, on_cuda, PASSES, False),
+    ("flash-attn-4", flash4_lse, flash4_missing, flash_reasons, PASSES, False),
 )
 FROM_OUTPUTS = tuple(
-    Implementation(f"{trick}-{name}", attend, ("entropy",), passes, reasons, slack=SLACK)
-    for name, lse, of_call, passes, pad in _KERNELS
+    Implementation(f"{trick}-{name}", attend, ("entropy",), passes, missing=missing, reasons=reasons, slack=SLACK)
+    for name, lse, missing, of_call, passes, pad in _KERNELS
     for trick, attend, reasons in (
         ("vk", functools.partial(two_calls, lse), of_call),
         ("cat", functools.partial(one_call, lse, pad), _with_wide_value(of_call)),

@@ -6,25 +6,25 @@ import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from torch import Tensor
 
-from entropy_attn.bench.implementations.contract import Ask, Implementation, Results, half_on_cuda, not_installed
+from entropy_attn.bench.implementations.contract import (
+    Ask,
+    Attend,
+    Implementation,
+    Reasons,
+    Results,
+    half_on_cuda,
+    not_installed,
+)
 from entropy_attn.bench.implementations.flash_attention import tokens_first
 
 TUTORIAL = "ENTROPY_ATTN_TUTORIAL"  # path of Triton's python/tutorials/06-fused-attention.py, which no package contains
 SAGE_SLACK = 64.0  # it quantizes queries and keys to 8 bits
-
-
-def _installed(module: str, install: str, more: Callable[..., list[str]] | None = None) -> Callable[..., list[str]]:
-    def reasons(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[str]:
-        found = not_installed(module, install) + half_on_cuda(query, key, value, ask)
-        return found + (more(query, key, value, ask) if more else [])
-
-    return reasons
 
 
 def _sage(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
@@ -34,7 +34,8 @@ def _sage(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
 
 
 def _sage_reasons(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[str]:
-    return [f"expected head_dim up to 128, got {query.shape[3]}"] if query.shape[3] > 128 else []
+    wide = [f"expected head_dim up to 128, got {query.shape[3]}"] if query.shape[3] > 128 else []
+    return half_on_cuda(query, key, value, ask) + wide
 
 
 def _xformers(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
@@ -49,7 +50,7 @@ def _tlx(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
 
 
 def _tlx_reasons(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[str]:
-    reasons = []
+    reasons = half_on_cuda(query, key, value, ask)
     if query.shape[3] not in (64, 128):
         reasons.append(f"expected head_dim 64 or 128, got {query.shape[3]}")
     return reasons + _whole_tiles(query, key)
@@ -91,19 +92,20 @@ def _tutorial_reasons(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> li
     return reasons + _whole_tiles(query, key)
 
 
+def _package(
+    name: str, attend: Attend, module: str, install: str, reasons: Reasons = half_on_cuda, **options: Any
+) -> Implementation:
+    return Implementation(
+        name, attend, missing=functools.partial(not_installed, module, install), reasons=reasons, **options
+    )
+
+
 PACKAGES = (
-    Implementation(
-        "sage", _sage, passes=("forward",), slack=SAGE_SLACK,
-        reasons=_installed("sageattention", "pip install sageattention", _sage_reasons),
-    ),
-    Implementation("xformers", _xformers, reasons=_installed("xformers", "pip install xformers")),
+    _package("sage", _sage, "sageattention", "pip install sageattention", _sage_reasons,
+             passes=("forward",), slack=SAGE_SLACK),
+    _package("xformers", _xformers, "xformers", "pip install xformers"),
     Implementation("triton-tutorial", _tutorial, reasons=_tutorial_reasons),
-    Implementation(
-        "tlx", _tlx,
-        reasons=_installed("triton.tlx.ops", "pip install fbtriton, which replaces triton", _tlx_reasons),
-    ),
-    Implementation(
-        "helion", _helion, ("plain", "lse", "entropy"), passes=("forward",),
-        reasons=_installed("helion", "pip install helion"),
-    ),
+    _package("tlx", _tlx, "triton.tlx.ops", "pip install fbtriton, which replaces triton", _tlx_reasons),
+    _package("helion", _helion, "helion", "pip install helion", tasks=("plain", "lse", "entropy"),
+             passes=("forward",)),
 )  # fmt: skip

@@ -100,10 +100,6 @@ def _cudnn_reasons(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[
     return half_on_cuda(query, key, value, ask) + _too_wide(128 if ask.gradient else 256, query, value)
 
 
-def _flex_flash_reasons(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[str]:
-    return not_installed("flash_attn.cute", "pip install flash-attn-4") + half_on_cuda(query, key, value, ask)
-
-
 # The operators that return the lse are private in torch, and the lse has no gradient.
 LSE = {
     "flash": (_flash_lse, _flash_reasons),
@@ -127,7 +123,13 @@ TORCH = (
     ),
     Implementation("flex", functools.partial(_by_flex, {}), ("plain", "lse"), reasons=on_cuda),
     Implementation("flex-max", functools.partial(_with_lse, _flex_maximum), ("lse",), reasons=on_cuda),
-    Implementation("flex-flash", functools.partial(_by_flex, _BY_FLASH), ("plain", "lse"), reasons=_flex_flash_reasons),
+    Implementation(
+        "flex-flash",
+        functools.partial(_by_flex, _BY_FLASH),
+        ("plain", "lse"),
+        missing=functools.partial(not_installed, "flash_attn.cute", "pip install flash-attn-4"),
+        reasons=half_on_cuda,
+    ),
     *(
         Implementation(f"aten-{name}", functools.partial(_with_lse, lse), ("lse",), ("forward",), reasons)
         for name, (lse, reasons) in LSE.items()
