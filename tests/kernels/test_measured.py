@@ -149,3 +149,14 @@ def test_the_shipped_file_agrees_with_the_measurements():
     cards = {row["device"] for row in chosen}  # rows of other cards are from files that this one replaced
     assert [row for row in shipped if row["device"] in cards] == chosen
     assert chosen or not shipped
+
+
+def test_info_names_the_card_whose_configurations_a_device_takes(shipped, monkeypatch):
+    from entropy_attn.cli.info import _measured_on
+
+    monkeypatch.setattr("entropy_attn.kernels.common.support.device_target", lambda device: "sm_90")
+    device = torch.device("cpu")
+    shipped({})
+    assert _measured_on(device) == "no card"
+    shipped({"NVIDIA H200": ODD})
+    assert _measured_on(device) == "NVIDIA H200"
