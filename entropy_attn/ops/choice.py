@@ -67,11 +67,11 @@ def may_choose(query: Tensor) -> bool:
 
 def may_be_measured(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether `attention` takes these arguments of torch's attention, and a measured row could hold for them."""
-    tensors = query, key, value
-    if not (all(isinstance(t, Tensor) for t in tensors) and is_plain(*tensors)):
+    tensors = isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)
+    if not (tensors and is_plain(query, key, value)):
         return False
-    cast = as_autocast(query, key, value)
-    one_kind = len({(t.device, t.dtype) for t in cast}) == 1 and key.shape[:3] == value.shape[:3]
+    q, k, v = as_autocast(query, key, value)
+    one_kind = q.dtype == k.dtype == v.dtype and q.device == k.device == v.device and key.shape[:3] == value.shape[:3]
     return one_kind and takes_shapes(query, key, value) and 0 < query.shape[3] == key.shape[3]
 
 
