@@ -153,11 +153,19 @@ def performance_sections() -> dict[str, Callable[[], str]]:
         without = "" if found[0]["driver_part"] == "included" else ", without the driver's part"
         return f"{measured_on(found[0])}{without}:\n\n{markdown(perf.LAUNCH_HEADER, perf.launch(found))}"
 
+    def step_table() -> str:
+        found = rows("step")
+        commits = list(dict.fromkeys(row["commit"] for row in found))
+        about = f"{measured_on(found[-1])}; before: commit {commits[0]}"
+        return f"{about}:\n\n{markdown(perf.STEP_HEADER, perf.step(found))}"
+
     measured = ("forward", "backward", "maps", "launch")
     return {
         "targets": lambda: markdown(perf.TARGETS_HEADER, perf.targets(*map(rows, measured))),
         "static": lambda: markdown(perf.STATIC_HEADER, perf.static(rows("codegen"))),
         "launch": launch_table,
+        "step": step_table,
+        "cross": lambda: markdown(perf.CROSS_HEADER, perf.cross(rows("cross"))),
     }
 
 

@@ -34,6 +34,13 @@ STATIC_HEADER = [
 ]
 
 
+STEP_HEADER = ["32 attention calls of a step", "calls of Python functions", "of C functions", "p50, us", "p20 - p80"]
+CROSS_HEADER = [
+    *("heads x d", "N", "kernel", "registers", "instructions", "exp clk", "tensor clk", "issue clk", "memory clk"),
+    *("bound", "parts", "steps", "parts and steps, if filled"),
+]
+
+
 def cases(rows: Rows) -> dict[tuple[int, int], Case]:
     """{(head dim, N): case} of the rows in bfloat16 that have a time."""
     found: dict[tuple[int, int], Case] = {}
@@ -114,3 +121,30 @@ def launch(rows: Rows) -> list[list[str]]:
         return [row["call"], *times, f"{middle} ({low} to {high})", row.get("torch_us") or "-"]
 
     return [line(row) for row in rows if row["p50_us"]]  # without calls that died or hung
+
+
+def step(rows: Rows) -> list[list[str]]:
+    """The first commit of the file, and the last one behind it."""
+    before, after = ({row["step"]: row for row in rows if row["commit"] == rows[i]["commit"]} for i in (0, -1))
+
+    def cell(name: str, column: str) -> str:
+        first, last = (found[name][column] for found in (before, after))
+        return last if before == after else f"{first} -> {last}"
+
+    return [
+        [name, *(cell(name, c) for c in ("python_calls", "c_calls", "p50_us")), f"{row['p20_us']} - {row['p80_us']}"]
+        for name, row in after.items()
+    ]
+
+
+def cross(rows: Rows) -> list[list[str]]:
+    columns = ("registers", "instructions", "exp_clk", "tensor_clk", "issue_clk", "memory_clk", "bound")
+    return [
+        [
+            f"{row['heads']} x {row['head_dim']}", row["seqlen"],
+            "with map" if row["kernel"] == "map" else "without", *(row[name] for name in columns),
+            row["parts"] or "-", row["steps"],
+            f"{row['parts_filled']}, {row['steps_filled']}" if row["parts_filled"] else "-",
+        ]
+        for row in rows
+    ]  # fmt: skip
