@@ -115,6 +115,15 @@ def test_targets_use_the_worst_row_of_long_sequences(report):
     assert found["forward and backward, times the speed of the best of SDPA"] == "not yet measured"
 
 
+def test_a_table_of_a_steps_host_time_shows_both_commits(report):
+    def row(commit: str, calls: str) -> dict[str, str]:
+        return {"step": "LogN", "python_calls": calls, "c_calls": "3", "p20_us": "1", "p50_us": "2", "p80_us": "4",
+                "commit": commit}  # fmt: skip
+
+    assert report.perf.step([row("a", "9"), row("b", "7")]) == [["LogN", "9 -> 7", "3 -> 3", "2 -> 2", "1 - 4"]]
+    assert report.perf.step([row("b", "7")]) == [["LogN", "7", "3", "2", "1 - 4"]]
+
+
 def test_a_table_of_guidance(report):
     about = {"torch": "2", "date": "2026-01-01", "commit": "abc", "captions": "150", "pictures": "600", "mean": "0.705"}
     guided = {"alpha": "2.5", "gamma": "", "difference": "0.012", "difference_low": "-0.031", "difference_high": "0.05"}
