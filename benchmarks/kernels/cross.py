@@ -7,6 +7,7 @@ another, in rounds of programs; `parts_filled` and `steps_filled` are what they 
 into as many parts as it takes to give every multiprocessor a program.
 
     python -m benchmarks.kernels.cross --csv benchmarks/results/cross.csv
+    python -m benchmarks.kernels.cross --targets sm_80 sm_90
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ what remains is the work of diffusers' processors, of routing, and of launching.
 functions are counted; the time is that of the thread. The last row, torch's attention on a CPU for one token, is mostly
 the host's part of it.
 
-    python -m benchmarks.routing.step --csv benchmarks/results/step.csv
+    python -m benchmarks.routing.step --csv benchmarks/results/step.csv   # rows of other commits stay
+    python -m benchmarks.routing.step --rounds 20
 """
 
 from __future__ import annotations
