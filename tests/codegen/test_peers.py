@@ -1,0 +1,123 @@
+"""Kernels of others, compiled for Hopper and read by the same reader as ours."""
+
+from __future__ import annotations
+
+import pytest
+
+from . import sass
+
+
+@pytest.fixture(scope="module")
+def peers():
+    from benchmarks.kernels import peers  # not at collection: it imports the compiler
+
+    return peers
+
+
+def needs_flash4() -> None:
+    pytest.importorskip("flash_attn.cute", reason="the extra peers is not installed")
+
+
+def test_flash4_and_its_entropy(peers):
+    """Entropy adds one FMA per score and no exponential, as in our kernel."""
+    needs_flash4()
+    off, on = (peers.flash4_row(64, entropy) for entropy in (False, True))
+    for row in (off, on):
+        assert row["kernel"] == "FlashAttention-4" and "flash-attn-4" in row["compiler"]
+        assert row["products"] > 0 and row["spills"] == 0
+    assert off["exp"] == on["exp"] and off["products"] == on["products"]
+    assert 0.9 <= float(on["fma"]) - float(off["fma"]) <= 1.2
+    assert off == peers.flash4_row(64, False), "the kernel without entropy is changed by the one with it"
+
+
+def test_flash4_is_refused_by_name_where_it_is_missing(peers, monkeypatch):
+    import sys
+
+    if "flash_attn.cute" in sys.modules:
+        pytest.skip("flash_attn.cute is loaded")
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", None)
+    with pytest.raises(ModuleNotFoundError, match=r"flash_attn\.cute"):
+        peers.flash4.compile_forward(64, False)
+
+
+FILE = """
+import triton
+import triton.language as tl
+
+DEVICE = triton.runtime.driver.active.get_active_torch_device()
+assert triton.runtime.driver.active.get_current_target().arch == 90
+
+
+@triton.autotune([triton.Config({"BLOCK_M": 128, "BLOCK_N": n}, num_stages=2, num_warps=w) for n, w in CONFIGS], key=[])
+@triton.jit
+def _attn_fwd(sm_scale, M, Z, H, desc_q, desc_k, desc_v, desc_o, N_CTX, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr,
+              BLOCK_N: tl.constexpr, FP8_OUTPUT: tl.constexpr, STAGE: tl.constexpr, warp_specialize: tl.constexpr,
+              IS_HOPPER: tl.constexpr):
+    rows = tl.program_id(0) * BLOCK_M
+    q = desc_q.load([rows, 0])
+    acc = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    for start in range(0, N_CTX, BLOCK_N):
+        p = tl.math.exp2(tl.dot(q, desc_k.load([start, 0]).T) * sm_scale)
+        total += tl.sum(p, 1)
+        acc = tl.dot(p.to(tl.float16), desc_v.load([start, 0]), acc)
+    tl.store(M + rows + tl.arange(0, BLOCK_M), total)
+    desc_o.store([rows, 0], acc.to(tl.float16))
+
+
+def prune_invalid_configs(configs, named_args, **kwargs):
+    return configs
+"""
+
+
+def test_a_file_like_the_tutorial(peers, tmp_path):
+    """Of two tiles, the one whose loop is cheaper; a tile wider than the head dim is left out."""
+    path = tmp_path / "attention.py"
+    path.write_text(FILE.replace("CONFIGS", "[(32, 4), (64, 4), (128, 8)]"))
+    row = peers.tutorial_row(path, 64)
+    assert (row["kernel"], row["block_m"], row["block_n"], row["warps"]) == ("Triton's tutorial", 128, 64, 4)
+    assert row["entropy"] == "off" and row["spills"] == 0 and row["products"] > 0
+    assert row["compiler"].endswith(peers.tutorial.version(path))
+
+
+def test_a_file_without_the_kernel_is_refused(peers, tmp_path):
+    path = tmp_path / "attention.py"
+    path.write_text("prune_invalid_configs = None\n")
+    with pytest.raises(
+        ValueError, match=r"expected .*attention\.py to have _attn_fwd and prune_invalid_configs, but _attn_fwd"
+    ):
+        peers.tutorial.load(path)
+
+
+def test_the_version_of_a_file_is_that_of_git(peers, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"hello\n")
+    assert peers.tutorial.version(path) == "blob ce013625030b"  # git hash-object
+
+
+def test_a_loop_with_another_number_of_scores_is_refused(peers):
+    exponential = sass.Instruction("MUFU.EX2", "R1, R2", False)
+    listing = sass.Listing([exponential] * 64, [exponential] * 64)
+    counted = sass.histogram(listing.loop)
+    code = peers.Code(96, 0, 0, 1024, program=counted, loop=counted, listing=listing)
+    launch = peers.Launch("sm_90", 64, "plain", False, 128, 128, 2, 8, 8, 64)
+    assert peers.codegen.counts(launch, code)["exp"] == "1.00"
+    wider = peers.Launch("sm_90", 64, "plain", False, 128, 256, 2, 8, 8, 64)
+    with pytest.raises(ValueError, match="expected 128 scores a thread and few more, got 64 exponentials"):
+        peers.codegen.counts(wider, code)
+
+
+def test_an_unknown_schedule_is_refused(peers):
+    from dataclasses import replace
+
+    config = peers.codegen.configurations("sm_90", 64)[0]
+    with pytest.raises(ValueError, match="schedule: expected one of plain, rotated, specialized"):
+        peers.codegen.compiled("sm_90", 64, False, replace(config, schedule="unknown"))
+
+
+def test_options_are_checked_before_any_work(peers, monkeypatch, capsys, tmp_path):
+    for arguments, message in (([], "expected at least one of"), (["--tutorial", str(tmp_path)], "expected a file")):
+        monkeypatch.setattr("sys.argv", ["peers", *arguments])
+        with pytest.raises(SystemExit):
+            peers.main()
+        assert message in capsys.readouterr().err
