@@ -101,8 +101,12 @@ def _package() -> tuple[ModuleType, ModuleType, Path]:
     """Import the package with its settings; it reads them once. The folder is where it leaves the machine code."""
     folder = Path(tempfile.mkdtemp(prefix="flash4-"))
     os.environ.update(SETTINGS, CUTE_DSL_DUMP_DIR=str(folder))
-    from flash_attn.cute import flash_fwd_sm90, interface
-
+    try:
+        from flash_attn.cute import flash_fwd_sm90, interface
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "FlashAttention-4 is not installed: pip install '.[peers]'", name=error.name
+        ) from error
     return interface, flash_fwd_sm90, folder
 
 

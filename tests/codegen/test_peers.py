@@ -15,7 +15,7 @@ def peers():
 
 
 def needs_flash4() -> None:
-    pytest.importorskip("flash_attn.cute", reason="the extra peers is not installed")
+    pytest.importorskip("flash_attn.cute", reason="FlashAttention-4 is not installed: pip install '.[peers]'")
 
 
 def test_flash4_and_its_entropy(peers):
@@ -36,7 +36,7 @@ def test_flash4_is_refused_by_name_where_it_is_missing(peers, monkeypatch):
     if "flash_attn.cute" in sys.modules:
         pytest.skip("flash_attn.cute is loaded")
     monkeypatch.setitem(sys.modules, "flash_attn.cute", None)
-    with pytest.raises(ModuleNotFoundError, match=r"flash_attn\.cute"):
+    with pytest.raises(ModuleNotFoundError, match=r"FlashAttention-4 is not installed: pip install '\.\[peers\]'"):
         peers.flash4.compile_forward(64, False)
 
 
