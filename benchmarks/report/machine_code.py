@@ -25,13 +25,13 @@ TRITONBENCH = "https://github.com/meta-pytorch/tritonbench/pull/1254"
 CUDNN = (
     "https://github.com/NVIDIA/cudnn-frontend/tree/main/benchmark/sdpa_benchmark_training/results/h200_919_only_cudnn"
 )
-IN_PAPER = "the FlashAttention-3 paper"
+IN_PAPER = "the paper of FlashAttention-3"
 H100_PAPER = "H100 SXM5, fp16, 512 to 16k"
 PUBLISHED = (
-    Published("Triton's tutorial", (64,), "340-403", IN_PAPER, H100_PAPER, PAPER),
-    Published("Triton's tutorial", (128,), "323-395", IN_PAPER, H100_PAPER, PAPER),
-    Published("Triton's tutorial", (128,), "407-487", "Meta", "H100, fp16, 1k to 16k", FBTRITON),
-    Published("FlashAttention-4", (80, 96), "about 600", "its authors", "H100 SXM, a comment in the source", TUNING),
+    Published("Triton's tutorial", (64,), "340-403", IN_PAPER, f"{H100_PAPER}, Triton of 2024", PAPER),
+    Published("Triton's tutorial", (128,), "323-395", IN_PAPER, f"{H100_PAPER}, Triton of 2024", PAPER),
+    Published("Triton's tutorial", (128,), "407-487", "Meta", "H100, fp16, 1k to 16k, Triton of 2025", FBTRITON),
+    Published("FlashAttention-4", (80, 96), "about 600", "its authors", "H100 SXM, in a comment of the source", TUNING),
     Published("FlashAttention-3", (64,), "333-497", IN_PAPER, H100_PAPER, PAPER),
     Published("FlashAttention-3", (128,), "467-648", IN_PAPER, H100_PAPER, PAPER),
     Published("FlashAttention-3", (128,), "541-639", "Meta", "H100, 1k to 8k", TRITONBENCH),
@@ -53,8 +53,8 @@ def _both(off: dict[str, str], on: dict[str, str] | None, name: str) -> str:
 
 
 def _published(kernel: str, head_dim: int) -> str:
-    found = [f"[{p.tflops}]({p.source}) by {p.by}" for p in PUBLISHED if p.kernel == kernel and head_dim in p.head_dims]
-    return ", ".join(found) or NOT_YET.get(kernel, "-")
+    found = [f"{p.tflops} by {p.by}" for p in PUBLISHED if p.kernel == kernel and head_dim in p.head_dims]
+    return "; ".join(found) or NOT_YET.get(kernel, "-")
 
 
 def _line(off: dict[str, str], on: dict[str, str] | None) -> list[str]:
@@ -96,7 +96,7 @@ def table(rows: Rows) -> list[list[str]]:
 def sources() -> str:
     """Under which conditions the published speeds were measured."""
     lines = [
-        f"- {p.kernel}, d {' and '.join(map(str, p.head_dims))}, {p.tflops}: {p.where} ([source]({p.source}))"
+        f"- {p.kernel}, d {' and '.join(map(str, p.head_dims))}, {p.tflops} by {p.by}: {p.where} ([source]({p.source}))"
         for p in PUBLISHED
     ]
     return "\n".join(lines)

@@ -20,7 +20,7 @@ TOOLS = Path(next(iter(triton.backends.__path__)), "nvidia", "bin")
 MATRIX = ("HGMMA", "HMMA", "UTCHMMA", "OMMA", "QGMMA", "UTCQMMA")
 
 _LABEL = re.compile(r"\s*(\.L_?\w+):")
-_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)\s*([^;]*)")
+_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*)")
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,8 @@ def test_without_products_the_loop_with_most_fma():
 
 
 def test_modifiers_predicates_and_dual_issue():
+    (product,) = sass.read(listing(END)).instructions
+    assert (product.opcode, product.operands) == ("HGMMA.64x128x16.F32", "R24, gdesc[UR8], R24, gsb0")
     text = "        /*0010*/              { @!UP0 UIADD3 UR4, UR4, 0x1, URZ ;\n        /*0020*/  MUFU.RCP R9, R254 ;"
     first, second = sass.read(text).instructions
     assert (first.name, first.predicated, first.operands) == ("UIADD3", True, "UR4, UR4, 0x1, URZ")
