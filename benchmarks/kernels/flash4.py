@@ -5,10 +5,12 @@ Needs the extra `peers`. The package documents compilation without a GPU (`flash
 
 from __future__ import annotations
 
+import atexit
 import functools
 import math
 import operator
 import os
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +56,7 @@ def compile_forward(head_dim: int, entropy: bool, dtype: torch.dtype = torch.flo
 
     Raises:
         ModuleNotFoundError: the extra `peers` is not installed.
-        RuntimeError: the package did not compile exactly one kernel.
+        RuntimeError: the package was imported before, or did not compile exactly one kernel.
     """
     interface, forward, folder = _package()
     made: list[Any] = []
@@ -99,15 +101,18 @@ def compile_forward(head_dim: int, entropy: bool, dtype: torch.dtype = torch.flo
 @functools.cache
 def _package() -> tuple[ModuleType, ModuleType, Path]:
     """Import the package with its settings; it reads them once. The folder is where it leaves the machine code."""
-    folder = Path(tempfile.mkdtemp(prefix="flash4-"))
-    os.environ.update(SETTINGS, CUTE_DSL_DUMP_DIR=str(folder))
+    if "cutlass" in sys.modules:
+        raise RuntimeError("flash4: expected a process that has not imported cutlass, which reads its settings once")
+    folder = tempfile.TemporaryDirectory(prefix="flash4-")
+    atexit.register(folder.cleanup)
+    os.environ.update(SETTINGS, CUTE_DSL_DUMP_DIR=folder.name)
     try:
         from flash_attn.cute import flash_fwd_sm90, interface
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "FlashAttention-4 is not installed: pip install '.[peers]'", name=error.name
         ) from error
-    return interface, flash_fwd_sm90, folder
+    return interface, flash_fwd_sm90, Path(folder.name)
 
 
 @functools.cache

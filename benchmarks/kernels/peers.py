@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -35,27 +36,34 @@ TURNS, PLAIN = "ping-pong", "plain"  # schedules
 MIN_WARPS = 8  # on a multiprocessor: two groups, which overlap with each other
 
 
-def counted(kernel: str, launch: Launch, code: Code, compiler: str) -> dict[str, object]:
-    """One row of the table."""
-    more = {
-        "loop_registers": code.listing.loop_registers,
-        "spills": code.listing.spills,
-        "products": code.matrix_instructions,
-        "arrivals": code.listing.arrivals,
-    }
-    return {"kernel": kernel} | codegen.counts(launch, code) | more | {"compiler": compiler}
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel of the table."""
+
+    name: str  # one of KERNELS
+    launch: Launch
+    code: Code
+    compiler: str
+
+    def row(self) -> dict[str, object]:
+        listing = self.code.listing
+        more = {
+            "loop_registers": listing.loop_registers,
+            "spills": listing.spills,
+            "products": self.code.matrix_instructions,
+            "arrivals": listing.arrivals,
+        }
+        return {"kernel": self.name} | codegen.counts(self.launch, self.code) | more | {"compiler": self.compiler}
 
 
-def our_rows(head_dim: int) -> Iterator[dict[str, object]]:
+def ours(head_dim: int) -> Iterator[Kernel]:
     """Every schedule, without and with entropy."""
     for config in codegen.configurations(TARGET, head_dim):
         for entropy in (False, True):
-            made = codegen.compiled(TARGET, head_dim, entropy, config)
-            yield counted(OURS, *made, f"triton {version('triton')}")
+            yield Kernel(OURS, *codegen.compiled(TARGET, head_dim, entropy, config), f"triton {version('triton')}")
 
 
-def flash4_row(head_dim: int, entropy: bool) -> dict[str, object]:
-    """One row of the table."""
+def by_flash4(head_dim: int, entropy: bool) -> Kernel:
     made = flash4.compile_forward(head_dim, entropy)
     listing = sass.read(sass.disassemble(made.cubin))
     used = sass.resources(made.cubin)
@@ -68,10 +76,10 @@ def flash4_row(head_dim: int, entropy: bool) -> dict[str, object]:
         TARGET, head_dim, schedule, entropy, made.block_m, made.block_n, made.stages, made.warps, made.computing,
         made.width,
     )  # fmt: skip
-    return counted(FLASH4, launch, code, ", ".join(f"{name} {version(name)}" for name in flash4.PACKAGES))
+    return Kernel(FLASH4, launch, code, ", ".join(f"{name} {version(name)}" for name in flash4.PACKAGES))
 
 
-def tutorial_row(path: Path, head_dim: int) -> dict[str, object]:
+def by_tutorial(path: Path, head_dim: int) -> Kernel:
     """The configuration with the fewest instructions per score, of those that do not spill and leave room for 8 warps.
 
     The tutorial itself chooses by measurement.
@@ -81,21 +89,21 @@ def tutorial_row(path: Path, head_dim: int) -> dict[str, object]:
         tile = config.kwargs["BLOCK_M"], config.kwargs["BLOCK_N"]
         warps = config.num_warps
         launch = Launch(TARGET, head_dim, PLAIN, False, *tile, config.num_stages, warps, warps, head_dim)
-        row = counted(TUTORIAL, launch, code, compiler)
-        if row["spills"] == 0 and row["warps_per_sm"] >= MIN_WARPS:
-            found.append(row)
-    return min(found, key=lambda row: (float(row["instructions"]), row["shared_bytes"]))
+        kernel = Kernel(TUTORIAL, launch, code, compiler)
+        if code.listing.spills == 0 and codegen.occupancy(TARGET, code, warps) >= MIN_WARPS:
+            found.append(kernel)
+    return min(found, key=lambda kernel: (float(kernel.row()["instructions"]), kernel.code.shared))
 
 
-def rows_of(args: argparse.Namespace) -> list[dict[str, object]]:
-    rows = []
-    if args.ours:
-        rows += [row for head_dim in args.head_dims for row in our_rows(head_dim)]
-    if args.flash4:
-        rows += [flash4_row(head_dim, entropy) for head_dim in args.head_dims for entropy in (False, True)]
-    if args.tutorial:
-        rows += [tutorial_row(args.tutorial, head_dim) for head_dim in tutorial.HEAD_DIMS if head_dim in args.head_dims]
-    return rows
+def kernels(args: argparse.Namespace) -> Iterator[Kernel]:
+    """Those that the options ask for."""
+    for head_dim in args.head_dims:
+        if args.ours:
+            yield from ours(head_dim)
+        if args.flash4:
+            yield from (by_flash4(head_dim, entropy) for entropy in (False, True))
+        if args.tutorial and head_dim in tutorial.HEAD_DIMS:
+            yield by_tutorial(args.tutorial, head_dim)
 
 
 def table(rows: list[dict[str, object]]) -> Table:
@@ -117,17 +125,23 @@ def _existing(text: str) -> Path:
     return Path(text)
 
 
-def main() -> int:
-    parser = new_parser(__doc__)
+def options(doc: str | None, head_dims: Sequence[int]) -> argparse.Namespace:
+    """What `kernels` and a file of results need, from the command line."""
+    parser = new_parser(doc)
     parser.add_argument("--ours", action="store_true", help="compile ours, in every schedule")
     parser.add_argument("--flash4", action="store_true", help="compile FlashAttention-4")
     parser.add_argument("--tutorial", type=_existing, metavar="FILE", help="compile the tutorial in this file")
-    parser.add_argument("--head-dims", nargs="+", type=int, choices=HEAD_DIMS, default=list(HEAD_DIMS))
+    parser.add_argument("--head-dims", nargs="+", type=int, choices=HEAD_DIMS, default=list(head_dims))
     add_csv(parser)
     args = parser.parse_args()
     if not (args.ours or args.flash4 or args.tutorial):
         parser.error("expected at least one of --ours, --flash4 and --tutorial FILE")
-    rows = rows_of(args)
+    return args
+
+
+def main() -> int:
+    args = options(__doc__, HEAD_DIMS)
+    rows = [kernel.row() for kernel in kernels(args)]
     Console(width=None if sys.stdout.isatty() else 160).print(table(rows))
     if args.csv:
         new = {(row["kernel"], str(row["head_dim"])) for row in rows}

@@ -40,7 +40,6 @@ PUBLISHED = (
     Published("cuDNN", (128,), "633-702", "NVIDIA", "H200, bf16, 2k to 32k, cuDNN 9.19", CUDNN),
 )
 WITHOUT_CODE = ("FlashAttention-3", "cuDNN")  # not compiled here
-NOT_YET = {"ours": "not yet measured"}
 
 HEADER = [
     *("d", "kernel", "tile", "warps", "registers", "shared KiB", "spills", "products", "exp in flight, %"),
@@ -54,7 +53,7 @@ def _both(off: dict[str, str], on: dict[str, str] | None, name: str) -> str:
 
 def _published(kernel: str, head_dim: int) -> str:
     found = [f"{p.tflops} by {p.by}" for p in PUBLISHED if p.kernel == kernel and head_dim in p.head_dims]
-    return "; ".join(found) or NOT_YET.get(kernel, "-")
+    return "; ".join(found) or "-"
 
 
 def _line(off: dict[str, str], on: dict[str, str] | None) -> list[str]:

@@ -1,6 +1,7 @@
 """Read the machine code of an NVIDIA kernel, whichever compiler made it.
 
-Triton's wheel contains NVIDIA's disassembler. The text is that of `nvdisasm -c -ndf`.
+Triton's wheel contains NVIDIA's disassembler. The text is that of `nvdisasm -c -ndf`, with or
+without `-hex`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import triton.backends
@@ -21,6 +22,7 @@ MATRIX = ("HGMMA", "HMMA", "UTCHMMA", "OMMA", "QGMMA", "UTCQMMA")
 
 _LABEL = re.compile(r"\s*(\.L_?\w+):")
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*)")
+_SECOND_WORD = re.compile(r"\s*/\* (0x[0-9a-f]{16}) \*/\s*$")  # of 128 bits
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Instruction:
     opcode: str  # with its modifiers, for example "HGMMA.64x128x16.F32"
     operands: str
     predicated: bool
+    control: int = 0  # the bits by which the assembler schedules; 0 if the text has no hexadecimal code
 
     @property
     def name(self) -> str:
@@ -73,7 +76,7 @@ def histogram(code: Sequence[Instruction]) -> collections.Counter[str]:
 
 
 def disassemble(cubin: bytes) -> str:
-    return _run("nvdisasm", ["-c", "-ndf"], cubin)
+    return _run("nvdisasm", ["-c", "-ndf", "-hex"], cubin)
 
 
 def resources(cubin: bytes) -> dict[str, int]:
@@ -110,6 +113,8 @@ def read(text: str) -> Listing:
             labels[label.group(1)] = len(code)
         elif found:
             code.append(Instruction(found.group(2), found.group(3).strip(), found.group(1) is not None))
+        elif code and (word := _SECOND_WORD.match(line)):
+            code[-1] = replace(code[-1], control=int(word.group(1), 16) >> 41)
     loops = []
     for i, instruction in enumerate(code):
         target = re.search(r"\((\.L_?\w+)\)", instruction.operands) if instruction.name == "BRA" else None

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from dataclasses import replace
+
 import pytest
 
 from . import sass
+
+HAS_FLASH4 = importlib.util.find_spec("cutlass") is not None and importlib.util.find_spec("flash_attn") is not None
 
 
 @pytest.fixture(scope="module")
@@ -14,29 +20,31 @@ def peers():
     return peers
 
 
-def needs_flash4() -> None:
-    pytest.importorskip("flash_attn.cute", reason="FlashAttention-4 is not installed: pip install '.[peers]'")
-
-
+@pytest.mark.skipif(not HAS_FLASH4, reason="FlashAttention-4 is not installed: pip install '.[peers]'")
 def test_flash4_and_its_entropy(peers):
     """Entropy adds one FMA per score and no exponential, as in our kernel."""
-    needs_flash4()
-    off, on = (peers.flash4_row(64, entropy) for entropy in (False, True))
+    off, on = (peers.by_flash4(64, entropy).row() for entropy in (False, True))
     for row in (off, on):
         assert row["kernel"] == "FlashAttention-4" and "flash-attn-4" in row["compiler"]
         assert row["products"] > 0 and row["spills"] == 0
     assert off["exp"] == on["exp"] and off["products"] == on["products"]
     assert 0.9 <= float(on["fma"]) - float(off["fma"]) <= 1.2
-    assert off == peers.flash4_row(64, False), "the kernel without entropy is changed by the one with it"
+    assert off == peers.by_flash4(64, False).row(), "the kernel without entropy is changed by the one with it"
 
 
 def test_flash4_is_refused_by_name_where_it_is_missing(peers, monkeypatch):
-    import sys
-
-    if "flash_attn.cute" in sys.modules:
-        pytest.skip("flash_attn.cute is loaded")
+    peers.flash4._package.cache_clear()
+    monkeypatch.delitem(sys.modules, "cutlass", raising=False)
     monkeypatch.setitem(sys.modules, "flash_attn.cute", None)
     with pytest.raises(ModuleNotFoundError, match=r"FlashAttention-4 is not installed: pip install '\.\[peers\]'"):
+        peers.flash4.compile_forward(64, False)
+
+
+def test_flash4_needs_a_process_of_its_own(peers, monkeypatch):
+    """It reads its target when it is imported."""
+    peers.flash4._package.cache_clear()
+    monkeypatch.setitem(sys.modules, "cutlass", sys)
+    with pytest.raises(RuntimeError, match="expected a process that has not imported cutlass"):
         peers.flash4.compile_forward(64, False)
 
 
@@ -74,7 +82,7 @@ def test_a_file_like_the_tutorial(peers, tmp_path):
     """Of two tiles, the one whose loop is cheaper; a tile wider than the head dim is left out."""
     path = tmp_path / "attention.py"
     path.write_text(FILE.replace("CONFIGS", "[(32, 4), (64, 4), (128, 8)]"))
-    row = peers.tutorial_row(path, 64)
+    row = peers.by_tutorial(path, 64).row()
     assert (row["kernel"], row["block_m"], row["block_n"], row["warps"]) == ("Triton's tutorial", 128, 64, 4)
     assert row["entropy"] == "off" and row["spills"] == 0 and row["products"] > 0
     assert row["compiler"].endswith(peers.tutorial.version(path))
@@ -108,8 +116,6 @@ def test_a_loop_with_another_number_of_scores_is_refused(peers):
 
 
 def test_an_unknown_schedule_is_refused(peers):
-    from dataclasses import replace
-
     config = peers.codegen.configurations("sm_90", 64)[0]
     with pytest.raises(ValueError, match="schedule: expected one of plain, rotated, specialized"):
         peers.codegen.compiled("sm_90", 64, False, replace(config, schedule="unknown"))
