@@ -163,6 +163,7 @@ def performance_sections() -> dict[str, Callable[[], str]]:
     return {
         "targets": lambda: markdown(perf.TARGETS_HEADER, perf.targets(*map(rows, measured))),
         "static": static_table,
+        "replay": lambda: markdown(machine_code.REPLAY_HEADER, machine_code.replay(rows("replay"))),
         "launch": launch_table,
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 Rows = list[dict[str, str]]
@@ -37,7 +38,7 @@ PUBLISHED = (
     Published("FlashAttention-3", (128,), "541-639", "Meta", "H100, 1k to 8k", TRITONBENCH),
     Published("cuDNN", (64,), "335-413", IN_PAPER, H100_PAPER, PAPER),
     Published("cuDNN", (128,), "497-595", IN_PAPER, H100_PAPER, PAPER),
-    Published("cuDNN", (128,), "633-702", "NVIDIA", "H200, bf16, 2k to 32k, cuDNN 9.19", CUDNN),
+    Published("cuDNN", (128,), "633-693", "NVIDIA", "H200, bf16, 2k to 32k (702 at 16k), cuDNN 9.19", CUDNN),
 )
 WITHOUT_CODE = ("FlashAttention-3", "cuDNN")  # not compiled here
 
@@ -45,6 +46,8 @@ HEADER = [
     *("d", "kernel", "tile", "warps", "registers", "shared KiB", "spills", "products", "exp in flight, %"),
     *("instructions", "FMA", "memory", "other", "tensor clk", "issue clk", "published TFLOP/s"),
 ]
+
+REPLAY_HEADER = ["d", "kernel", "cycles", "tensor cores busy", "predicted TFLOP/s", "published", "error"]
 
 
 def _both(off: dict[str, str], on: dict[str, str] | None, name: str) -> str:
@@ -89,6 +92,22 @@ def table(rows: Rows) -> list[list[str]]:
         for kernel in WITHOUT_CODE:
             found = _published(kernel, int(head_dim))
             lines += [[head_dim, kernel, *["-"] * (len(HEADER) - 3), found]] if found != "-" else []
+    return lines
+
+
+def replay(rows: Rows) -> list[list[str]]:
+    """What the model of time predicts, and its error against each published speed of the kernel (longest sequence)."""
+    lines = []
+    for row in rows:
+        known = [p for p in PUBLISHED if p.kernel == row["kernel"] and int(row["head_dim"]) in p.head_dims]
+        plain = row["entropy"] == "off"
+        longest = [re.findall(r"\d+", p.tflops)[-1] for p in known] if plain else []
+        errors = [f"{100 * (float(row['tflops']) / float(speed) - 1):+.0f} %" for speed in longest]
+        lines.append([
+            row["head_dim"], f"{row['kernel']}, {row['schedule']}{'' if plain else ', with entropy'}", row["cycles"],
+            f"{100 * float(row['tensor_busy']):.0f} %", row["tflops"], ", ".join(longest) or "-",
+            ", ".join(errors) or "-",
+        ])  # fmt: skip
     return lines
 
 
