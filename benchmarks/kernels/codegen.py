@@ -2,7 +2,8 @@
 
 For each target and head dim: registers, shared memory, occupancy, instructions in the loop per score, and the clocks
 that each unit of a multiprocessor needs per score. If all units overlap, the slowest one limits the speed; if the
-exponential waits for the matrix products, their times add up. The true speed lies between the two.
+exponential waits for the matrix products, their times add up. The true speed lies between the two. Targets and head
+dims that are not asked for keep their rows in the file.
 
     python -m benchmarks.kernels.codegen --csv benchmarks/results/codegen.csv
     python -m benchmarks.kernels.codegen --targets sm_90 --head-dims 64 128
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.common import add_csv, add_json, new_parser, write_outputs
+from benchmarks.common import add_csv, add_json, new_parser, replace_rows, write_json
 from entropy_attn.kernels.common.targets import SHARED_MEMORY, TARGETS
 from entropy_attn.kernels.forward.configs import ForwardConfig, forward_candidates
 from tests.codegen.aot import Code, compile_call
@@ -198,7 +199,13 @@ def main() -> int:
     cases = [(t, d, entropy, c) for t, d, c in kernels for entropy in (False, True)]
     rows = [row(*case) for case in track(cases, "compiling", console=Console(stderr=True), transient=True)]
     Console(width=None if sys.stdout.isatty() else 160).print(table(rows))
-    write_outputs(args, rows, FIELDS)
+    if args.csv:
+        replace_rows(
+            args.csv, rows, FIELDS, ("target", "head_dim"),
+            order=lambda row: (list(TARGETS).index(row["target"]), int(row["head_dim"])),
+        )  # fmt: skip
+    if args.json:
+        write_json(args.json, rows)
     return 0
 
 

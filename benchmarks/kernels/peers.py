@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.common import add_csv, new_parser, read_rows, write_rows
+from benchmarks.common import add_csv, new_parser, replace_rows
 from benchmarks.kernels import codegen, flash4, tutorial
 from benchmarks.kernels.codegen import HEAD_DIMS, Launch
 from tests.codegen import sass
@@ -32,7 +32,7 @@ FIELDS = (
     "kernel", *(name for name in codegen.FIELDS if name != "triton"), "loop_registers", "spills", "products",
     "arrivals", "compiler",
 )  # fmt: skip
-TURNS, PLAIN = "ping-pong", "plain"  # schedules
+TURNS, PLAIN = "pingpong", "plain"  # schedules
 MIN_WARPS = 8  # on a multiprocessor: two groups, which overlap with each other
 
 
@@ -144,10 +144,10 @@ def main() -> int:
     rows = [kernel.row() for kernel in kernels(args)]
     Console(width=None if sys.stdout.isatty() else 160).print(table(rows))
     if args.csv:
-        new = {(row["kernel"], str(row["head_dim"])) for row in rows}
-        kept = [row for row in read_rows(args.csv) if (row["kernel"], row["head_dim"]) not in new]
-        ordered = sorted([*kept, *rows], key=lambda row: (int(row["head_dim"]), KERNELS.index(row["kernel"])))
-        write_rows(args.csv, ordered, FIELDS)
+        replace_rows(
+            args.csv, rows, FIELDS, ("kernel", "head_dim"),
+            order=lambda row: (int(row["head_dim"]), KERNELS.index(row["kernel"])),
+        )  # fmt: skip
     return 0
 
 
