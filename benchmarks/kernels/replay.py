@@ -2,7 +2,8 @@
 
 Replays the loop on one of the four schedulers of a multiprocessor, which has one warp of each group of four. Modelled
 are issue in order with the stall counts and scoreboards that the assembler wrote, the widths of the units, matrix
-products in a queue, and the barriers by which groups wait for each other. Loads are taken to be there in time.
+products in a queue, and the barriers by which groups wait for each other (BAR). Barriers in shared memory (SYNCS) are
+taken to let a warp pass: loads are there in time, and groups that take turns by them are not kept in order.
 
 The model promises too much (docs/performance.md), so nothing is chosen by it.
 
@@ -119,12 +120,18 @@ def cycles(loop: Sequence[Instruction], groups: int, programs: int = 1) -> float
 
 def _held(warp: Warp, program: list[Warp], instruction: Instruction, takes_turns: bool) -> bool:
     """Whether a warp has to wait for others."""
-    if not instruction.opcode.startswith("BAR.SYNC"):
+    if not instruction.opcode.startswith("BAR.SYNC") or _of_one_group(instruction):
         return False
     if takes_turns:
         return warp.turns == 0
     warp.waits = True
     return not all(other.waits or other.rounds == ITERATIONS for other in program)
+
+
+def _of_one_group(instruction: Instruction) -> bool:
+    """Whether a barrier is for four warps, of which a scheduler has one; without a number of threads it is for all."""
+    _, *threads = instruction.operands.split(",")
+    return bool(threads) and int(threads[0], 16) <= 128
 
 
 def _start(warp: Warp, instruction: Instruction, free: dict[str, int], queue: list[int]) -> int:
@@ -147,7 +154,9 @@ def _issue(
     queue: list[int],
 ) -> None:  # fmt: skip
     name, busy = unit(instruction)
-    if instruction.opcode.startswith("BAR") and takes_turns:
+    if instruction.opcode.startswith("BAR.SYNC") and _of_one_group(instruction):
+        warp.ready = now + BARRIER
+    elif instruction.opcode.startswith("BAR") and takes_turns:
         following = program[(program.index(warp) + 1) % len(program)]
         if instruction.opcode.startswith("BAR.SYNC"):
             warp.turns -= 1

@@ -68,7 +68,10 @@ def test_groups_that_take_turns_issue_their_products_one_after_the_other(replay)
 def test_a_barrier_of_all_keeps_groups_together(replay):
     body = [*[PRODUCT] * 7, LAST, WAIT, *[FMA] * 400]
     together = replay.cycles(loop("BAR.SYNC.DEFER_BLOCKING 0x0", *body), 2)
-    assert together > 1.15 * replay.cycles(loop(*body), 2)
+    apart = replay.cycles(loop(*body), 2)
+    assert together > 1.15 * apart
+    own = replay.cycles(loop("BAR.SYNC.DEFER_BLOCKING 0x2, 0x80", *body), 2)  # 128 threads: one group
+    assert own == pytest.approx(apart, abs=2 * replay.BARRIER)
 
 
 def test_refusals(replay):
