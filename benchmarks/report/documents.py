@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.common import RESULTS, ROOT, new_parser, read_rows
-from benchmarks.report import guidance, independent, science
+from benchmarks.report import guidance, independent, machine_code, science
 from benchmarks.report import performance as perf
 
 PEERS = ("sdpa-flash", "sdpa-cudnn", "sdpa-efficient")
@@ -159,10 +159,19 @@ def performance_sections() -> dict[str, Callable[[], str]]:
         about = f"{measured_on(found[-1])}; before: commit {commits[0]}"
         return f"{about}:\n\n{markdown(perf.STEP_HEADER, perf.step(found))}"
 
+    def static_table() -> str:
+        found = rows("codegen_peers")
+        if not found:
+            return "Not yet compiled."
+        compilers = sorted({f"{row['kernel']}: {row['compiler']}" for row in found})
+        body = markdown(machine_code.HEADER, machine_code.table(found))
+        return f"fp16, no mask; {'; '.join(compilers)}:\n\n{body}\n\nPublished by others:\n\n{machine_code.sources()}"
+
     measured = ("forward", "backward", "maps", "launch")
     return {
         "targets": lambda: markdown(perf.TARGETS_HEADER, perf.targets(*map(rows, measured))),
-        "static": lambda: markdown(perf.STATIC_HEADER, perf.static(rows("codegen"))),
+        "static": static_table,
+        "replay": lambda: markdown(machine_code.REPLAY_HEADER, machine_code.replay(rows("replay"))),
         "launch": launch_table,
         "step": step_table,
         "cross": lambda: markdown(perf.CROSS_HEADER, perf.cross(rows("cross"))),

@@ -103,16 +103,23 @@ def test_targets_use_the_worst_row_of_long_sequences(report):
         *(row("sdpa-flash", n, 3.0) for n in (1024, 4096, 16384)),
         *(row("triton+entropy", n, ms) for n, ms in ((4096, 2.2), (16384, 2.6))),
         row("materialised+entropy", 16384, 26.0),
+        *(row(name, 4096, ms, 80) for name, ms in (("triton", 2.0), ("sdpa-flash", 3.0), ("flash-attn-4", 1.0))),
+        row("flash-attn-4", 4096, 2.09),
     ]
     maps = [row("triton", 4096, 1.0), row("triton+map", 4096, 1.1), row("materialised+map", 4096, 6.6)]
     found = {name: value for name, _, value in report.perf.targets(forward, [], maps, [])}
-    assert found["forward, d 64 and 128, times the speed of the best of SDPA"] == "0.80"
+    best = "forward, d 64 and 128, times the speed of the best of SDPA"
+    assert found[best] == "0.80, without FlashAttention-4"  # it ran at one length of two
+    assert found["forward, d 40, 80 and 160, times the speed of the best but FlashAttention-4"] == "1.50"
+    assert found["forward with entropy, d 64 and 128, times the speed of FlashAttention-4 without"] == "0.95"
     assert found["entropy, d 64"] == "1.10"
     assert found["entropy, d 128, times the plain kernel's time"] == "not yet measured"
     assert found["entropy, N = 16,384, times the speed of a materialized softmax"] == "10.00"
     assert found["cross-attention with its map, times the time without"] == "1.10"
     assert found["cross-attention with its map, times the speed of a materialized softmax"] == "6.00"
     assert found["forward and backward, times the speed of the best of SDPA"] == "not yet measured"
+    everywhere = [*forward, row("sdpa-fa4", 16384, 2.0)]
+    assert {name: value for name, _, value in report.perf.targets(everywhere, [], [], [])}[best] == "0.80"
 
 
 def test_a_table_of_a_steps_host_time_shows_both_commits(report):
