@@ -115,7 +115,9 @@ def auc(
     return pooled, within
 
 
-def summarize(rows: list[dict[str, str]], kept: tuple[int, ...], resamples: int = RESAMPLES) -> list[dict]:
+def summarize(
+    rows: list[dict[str, str]], kept: tuple[int, ...], resamples: int = RESAMPLES, sizes: tuple[int, ...] = SIZES
+) -> list[dict]:
     """Rows of split x size x statistic x step, with intervals over captions."""
     table = []
     for split in ("seen", "held-out", "all"):
@@ -130,7 +132,7 @@ def summarize(rows: list[dict[str, str]], kept: tuple[int, ...], resamples: int 
         weights = np.array([np.ones(len(names)), *drawn])
         mixed = sum(0 < failed[groups == group].mean() < 1 for group in range(len(names)))
         about = {"captions": len(names), "images": len(chosen), "failed": int(failed.sum()), "mixed": int(mixed)}
-        for size in SIZES:
+        for size in sizes:
             for statistic in STATISTICS:
                 for step in kept:
                     values = np.array([float(row[column(statistic, size, step)]) for row in chosen])
