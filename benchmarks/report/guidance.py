@@ -84,6 +84,28 @@ def controls(rows: Rows) -> Table:
     return what, header, body
 
 
+def mended(rows: Rows) -> Table:
+    """What each arm mends of images that lack an object, and damages of images that do not."""
+    body = []
+    for row in rows:
+        cells = []
+        for name, whole in (("mended", "failed"), ("damaged", "succeeded")):
+            ends = [f"{100 * float(row[f'{name}_share{end}']):.0f}" for end in ("", "_low", "_high")]
+            cells.append("{} of {}: {} % [{}, {}]".format(row[name], row[whole], *ends))
+        changed = f"+{row['more_than_seed']} -{row['less_than_seed']}" if row["p"] else "-"
+        p = [f"{float(row[name]):.2g}" if row[name] else "-" for name in ("p", "p_holm")]
+        control, _, method = row["arm"].rpartition(": ")
+        name = GUIDANCES.get(method, method)
+        body.append([f"random direction of {name}" if control else name, row["alpha"] or "-", *cells, changed, *p])
+    about = rows[0]
+    what = (
+        f"Captions of {about['objects']} objects, {about['steps']} steps, guided steps {about['guided']}, torch "
+        f"{about['torch']}, {about['date']}, commit {about['commit']}"
+    )
+    header = ["arm", "alpha", "mended", "damaged", "images mended by one of it and another seed", "p", "p, Holm"]
+    return what, header, body
+
+
 def premise(rows: Rows) -> Table:
     """Entries of T for a noun and its color, and for a noun and other colors."""
     cases: dict[tuple[str, str], dict[str, str]] = {}

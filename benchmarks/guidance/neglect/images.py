@@ -1,4 +1,4 @@
-"""Images of the neglecting model under an arm, scored by the exact checker: a row for each, appended as they are made."""
+"""Images of the neglecting model under an arm, scored by the exact checker: a row for each."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from benchmarks.guidance.neglect.captions import fixed_captions
 from benchmarks.guidance.neglect.model import cut_at_caption
 from entropy_attn.evaluation.oracle_map import OracleMap
 from entropy_attn.guidance import Guidance, RandomDirection
+from entropy_attn.integrations.diffusers.private import dtype_argument
 from entropy_attn.shapes.checker import check
 
 OFF, OTHER_SEED, ORACLE, RANDOM = "off", "another seed", "oracle map", "random: "
@@ -69,7 +70,7 @@ class Arm:
 
 def load(folder: Path) -> Any:
     """The pipeline that `benchmarks.guidance.neglect.train --export` wrote."""
-    pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe = DiffusionPipeline.from_pretrained(folder, **dtype_argument(torch.float32))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -136,7 +137,7 @@ class Images:
             self.rows |= {_key(row): row for row in made}
             append_rows(self.path, made, FIELDS)
             on_batch(len(batch))
-        return {case: self.rows[*case.key, arm.name, arm.alpha]["presence"] == "1" for case in items}
+        return {case: self.rows[(*case.key, arm.name, arm.alpha)]["presence"] == "1" for case in items}
 
 
 def _key(row: Row) -> tuple[str, ...]:

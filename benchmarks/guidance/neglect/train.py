@@ -1,4 +1,4 @@
-"""Train a model on which neglect of known kinds remains: the embedded pipeline, changed and trained on for a short time.
+"""Train a model on which neglect of known kinds remains: the embedded pipeline, changed, and trained for a short time.
 
     OMP_NUM_THREADS=1 python -m benchmarks.guidance.neglect.train --work runs/neglect --steps 800
 
