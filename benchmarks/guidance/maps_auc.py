@@ -116,7 +116,11 @@ def auc(
 
 
 def summarize(
-    rows: list[dict[str, str]], kept: tuple[int, ...], resamples: int = RESAMPLES, sizes: tuple[int, ...] = SIZES
+    rows: list[dict[str, str]],
+    kept: tuple[int, ...],
+    resamples: int = RESAMPLES,
+    sizes: tuple[int, ...] = SIZES,
+    statistics: tuple[str, ...] = STATISTICS,
 ) -> list[dict]:
     """Rows of split x size x statistic x step, with intervals over captions."""
     table = []
@@ -133,7 +137,7 @@ def summarize(
         mixed = sum(0 < failed[groups == group].mean() < 1 for group in range(len(names)))
         about = {"captions": len(names), "images": len(chosen), "failed": int(failed.sum()), "mixed": int(mixed)}
         for size in sizes:
-            for statistic in STATISTICS:
+            for statistic in statistics:
                 for step in kept:
                     values = np.array([float(row[column(statistic, size, step)]) for row in chosen])
                     found = dict(zip(("pooled", "within"), auc(values, failed, groups, weights), strict=True))

@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python -m benchmarks.guidance.neglect.maps --model runs/neglect/model
     python -m benchmarks.guidance.neglect.maps --model runs/neglect/model --captions 4 --seeds 1 2 --csv auc.csv
 
-As `benchmarks.guidance.maps_auc`, whose statistics these are, for maps of 16 x 16 tokens and captions of so many single
-objects of known kinds. `pooled` compares all images, `within` images of the same caption with different seeds.
+As `benchmarks.guidance.maps_auc`, for maps of 16 x 16 tokens and captions of so many single objects of known kinds: its
+three statistics, and the loss of every method, which the method lowers and which should be higher where an object will
+be missing. `pooled` compares all images, `within` images of the same caption with different seeds.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ import entropy_attn as ea
 from benchmarks.common import RESULTS, add_commit, add_csv, append_rows, new_parser, positive, read_rows, write_rows
 from benchmarks.guidance.maps_auc import STATISTICS, column, statistics, summarize
 from benchmarks.guidance.neglect.captions import OBJECTS, fixed_captions, tokens_of
+from benchmarks.guidance.neglect.compare import METHODS
 from benchmarks.guidance.neglect.images import MAP_SIZE, OFF, REPORTED, STEPS, Arm, Case, batches, cases, load, make
 from benchmarks.guidance.neglect.model import cut_at_caption
 from entropy_attn.bench.machine import machine, version
-from entropy_attn.prompts import Text
+from entropy_attn.integrations.guidance.prompts import prompts_of
 
 TABLE, IMAGES = RESULTS / "neglect_maps.csv", RESULTS / "neglect_maps_images.csv"
-KEPT = (0, 1, 2, 3, 4, 5, 9)
+KEPT = (0, 1, 2, 3, 4, 5, 6, 9)
 SIZE = MAP_SIZE[0]
+LOSSES = {f"loss of {name}": Arm(name, "1").guidance(range(1)) for name in METHODS}
+MEASURED = (*STATISTICS, *LOSSES)
 
 
 def measure(pipe: Any, batch: list[Case], kept: tuple[int, ...]) -> list[dict[str, str]]:
@@ -36,15 +40,16 @@ def measure(pipe: Any, batch: list[Case], kept: tuple[int, ...]) -> list[dict[st
     made = make(pipe, Arm(OFF), batch, range(0), [recorder])
     cut_at_caption(pipe, objects)
     rows = []
+    known = fixed_captions(1 + max(case.caption for case in batch), objects, batch[0].captions)
+    prompts = prompts_of(pipe, [known[case.caption].caption() for case in batch], attention=True)
     for index, (case, image) in enumerate(zip(batch, made, strict=True)):
-        caption = fixed_captions(case.caption + 1, objects, case.captions)[case.caption].caption()
-        text = Text(caption, pipe.tokenizer)
         row = {"seed": str(case.seed), "split": f"{objects} objects", "caption": str(case.caption)}
         row["presence"] = image["presence"]
         for step in kept:
             maps = recorder.maps(step)[0, index].permute(1, 2, 0)
-            found = statistics(maps, text)
-            row |= {column(name, SIZE, step): f"{found[name]:.6f}" for name in STATISTICS}
+            found = statistics(maps, prompts[index].text)
+            found |= {name: float(each.loss(maps, prompts[index])) for name, each in LOSSES.items()}
+            row |= {column(name, SIZE, step): f"{found[name]:.6f}" for name in MEASURED}
         rows.append(row)
     return rows
 
@@ -60,7 +65,7 @@ def main() -> None:
     add_commit(parser)
     args = parser.parse_args()
 
-    fields = ["seed", "split", "caption", "presence", *(column(s, SIZE, step) for step in KEPT for s in STATISTICS)]
+    fields = ["seed", "split", "caption", "presence", *(column(s, SIZE, step) for step in KEPT for s in MEASURED)]
     rows = [row for row in read_rows(args.images) if None not in row.values()]  # the last one may be cut off
     write_rows(args.images, rows, fields)
     made = {(row["seed"], row["split"], row["caption"]) for row in rows}
@@ -75,7 +80,7 @@ def main() -> None:
     about = machine(torch.device("cpu"), args.commit)
     del about["driver"], about["triton"]
     versions = {"objects": args.objects, "steps": STEPS, "diffusers": version("diffusers")}
-    write_rows(args.csv, [row | versions | about for row in summarize(rows, KEPT, sizes=(SIZE,))])
+    write_rows(args.csv, [row | versions | about for row in summarize(rows, KEPT, sizes=(SIZE,), statistics=MEASURED)])
 
 
 if __name__ == "__main__":
