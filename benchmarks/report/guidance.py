@@ -96,13 +96,31 @@ def mended(rows: Rows) -> Table:
         p = [f"{float(row[name]):.2g}" if row[name] else "-" for name in ("p", "p_holm")]
         control, _, method = row["arm"].rpartition(": ")
         name = GUIDANCES.get(method, method)
-        body.append([f"random direction of {name}" if control else name, row["alpha"] or "-", *cells, changed, *p])
+        body.append(
+            [
+                f"random direction of {name}" if control else name,
+                row["guided"] or "-",
+                row["alpha"] or "-",
+                *cells,
+                changed,
+                *p,
+            ]
+        )
     about = rows[0]
     what = (
-        f"Captions of {about['objects']} objects, {about['steps']} steps, guided steps {about['guided']}, torch "
-        f"{about['torch']}, {about['date']}, commit {about['commit']}"
+        f"Captions of {about['objects']} objects, {about['steps']} steps, torch {about['torch']}, "
+        f"{about['date']}, commit {about['commit']}"
     )
-    header = ["arm", "alpha", "mended", "damaged", "images mended by one of it and another seed", "p", "p, Holm"]
+    header = [
+        "arm",
+        "guided steps",
+        "alpha",
+        "mended",
+        "damaged",
+        "images mended by one of it and another seed",
+        "p",
+        "p, Holm",
+    ]
     return what, header, body
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import random
 import sys
 
@@ -90,11 +91,11 @@ def test_arms_share_maps_and_noise():
 
     assert torch.equal(noise(0), noise(0)) and not torch.equal(noise(0), noise(images.SEED_OFFSET))
     for name in (*compare.METHODS, images.ORACLE):
-        guidance = images.Arm(name, "2.5").guidance(range(5))
+        guidance = images.Arm(name, "2.5", "0-4").guidance()
         assert guidance.map_size == (16, 16) and guidance.alpha == 2.5 and tuple(guidance.steps) == (0, 1, 2, 3, 4)
-    control = images.Arm("random: conform", "5").guidance(range(1, 3))
+    control = images.Arm("random: conform", "5", "1-2").guidance()
     assert isinstance(control, RandomDirection) and (control.alpha, control.map_size) == (5.0, (16, 16))
-    assert images.Arm(images.OFF).guidance(range(5)) is None
+    assert images.Arm(images.OFF).guidance() is None
 
 
 def test_summary_by_hand():
@@ -122,8 +123,15 @@ def test_the_weaker_of_equal_strengths_is_chosen(monkeypatch):
         "shares",
         lambda images, pipe, arm, *rest: tuple([True] * n + [False] * (4 - n) for n in marks[arm.alpha]),
     )
-    rows = compare.choose(None, None, ["syngen"], ([0] * 4, [0] * 4), range(5))
+    rows = compare.choose(None, None, [("syngen", "0-6")], ([0] * 4, [0] * 4))
     assert [row["alpha"] for row in rows if row["chosen"]] == ["0.3125"]
+
+
+@pytest.mark.parametrize("text", ["3", "4-3", "0-10", "a-b", "-1-2"])
+def test_windows_are_checked(text):
+    assert compare.window("0-9") == "0-9"
+    with pytest.raises(argparse.ArgumentTypeError, match=f"expected FIRST-LAST from 0-0 to 9-9, got '{text}'"):
+        compare.window(text)
 
 
 def test_from_training_to_the_tables(tmp_path, monkeypatch):
@@ -135,13 +143,14 @@ def test_from_training_to_the_tables(tmp_path, monkeypatch):
     run(train, "--work", tmp_path, "--steps", 1, "--scenes", 2, "--batch", 2, "--looked", 1, "--export", model)
     assert images.CFG == CFG and load_pipeline().tokenizer.model_max_length == 77
     files = ("--model", model, "--objects", 2)
-    run(maps, *files, "--captions", 2, "--seeds", 1, "--images", tmp_path / "m.csv", "--csv", tmp_path / "auc.csv")
+    to = ("--images", tmp_path / "m.csv", "--drawn", tmp_path / "d.csv", "--csv", tmp_path / "auc.csv")
+    run(maps, *files, "--captions", 2, "--seeds", 1, *to)
     assert len(read_rows(tmp_path / "m.csv")) == 2
     assert {(row["size"], row["split"]) for row in read_rows(tmp_path / "auc.csv")} == {("16x16", "all")}
 
     monkeypatch.setattr(images, "STEPS", 2)
     monkeypatch.setattr(compare, "ALPHAS", {images.ORACLE: (80.0,), "syngen": (1.0,)})
-    monkeypatch.setattr(compare, "CAPTIONS", 4)
+    monkeypatch.setattr(compare, "CAPTIONS", dict.fromkeys(compare.CAPTIONS, 4))
     # The model draws what it likes; only the machinery is tested, so presence is the parity of the caption.
     made = images.make
 
@@ -149,7 +158,7 @@ def test_from_training_to_the_tables(tmp_path, monkeypatch):
         return [row | {"presence": str(int(row["caption"]) % 2)} for row in made(pipe, arm, batch, *rest, steps=2)]
 
     monkeypatch.setattr(images, "make", alternating)
-    options = ("--methods", "syngen", "--guided", 0, 1, "--failed", 2, "--succeeded", 2, "--tried", 1)
+    options = ("--methods", "syngen", "--guided", "0-0", "--failed", 2, "--succeeded", 2, "--tried", 1, 1)
     outputs = ("--images", tmp_path / "i.csv", "--selection", tmp_path / "s.csv", "--csv", tmp_path / "c.csv")
     for _ in range(2):  # the second run makes nothing again
         run(compare, *files, *options, *outputs)

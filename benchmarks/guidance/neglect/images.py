@@ -26,7 +26,7 @@ REPORTED, CHOSEN_ON = 91, 92  # seeds of the captions for the report, and for ch
 STEPS, CFG, BATCH = 10, 4.0, 20
 MAP_SIZE = (16, 16)
 SEED_OFFSET = 1000  # of the control "another seed"
-FIELDS = ("captions", "objects", "caption", "seed", "arm", "alpha", "presence", "count", "binding", "found")
+FIELDS = ("captions", "objects", "caption", "seed", "arm", "alpha", "guided", "presence", "count", "binding", "found")
 Row = dict[str, str]
 
 
@@ -50,22 +50,28 @@ class Case:
 
 @dataclass(frozen=True)
 class Arm:
-    """A guidance and its strength, or a control; the strength is text, as in the files."""
+    """A guidance, its strength and its first and last guided step ("0-6"), as text; or a control without them."""
 
     name: str
     alpha: str = ""
+    guided: str = ""
 
-    def guidance(self, steps: range, gamma: float = 4.0) -> Guidance | None:
+    def guidance(self, gamma: float = 4.0) -> Guidance | None:
         """None without guidance, for `OFF` and `OTHER_SEED`."""
         if self.name in (OFF, OTHER_SEED):
             return None
-        alpha = float(self.alpha)
+        alpha, (first, last) = float(self.alpha), map(int, self.guided.split("-"))
+        steps = range(first, last + 1)
         if self.name == ORACLE:
             return OracleMap(alpha=alpha, steps=steps, map_size=MAP_SIZE)
         method = guidance_of(self.name.removeprefix(RANDOM), alpha, gamma, steps)
         assert method is not None
         method = replace(method, map_size=MAP_SIZE)
         return RandomDirection(guidance=method) if self.name.startswith(RANDOM) else method
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        return self.name, self.alpha, self.guided
 
 
 def load(folder: Path) -> Any:
@@ -84,16 +90,13 @@ def batches(items: Sequence[Case], size: int = BATCH) -> Iterator[list[Case]]:
         yield list(items[at : at + size])
 
 
-def make(
-    pipe: Any, arm: Arm, batch: list[Case], guided: range, record: Sequence[Any] = (), steps: int = STEPS
-) -> list[Row]:
+def make(pipe: Any, arm: Arm, batch: list[Case], record: Sequence[Any] = (), steps: int = STEPS) -> list[Row]:
     """Rows of a batch: one image for each case, all of as many objects.
 
     Args:
         pipe: from `load`.
         arm: the guidance or control.
         batch: the cases.
-        guided: the steps with an update of the latents.
         record: recorders for `ea.apply`; none for a guided arm.
         steps: denoising steps.
     """
@@ -102,7 +105,7 @@ def make(
     last = 1 + max(case.caption for case in batch)
     requests = [fixed_captions(last, objects, case.captions)[case.caption] for case in batch]
     offset = SEED_OFFSET if arm.name == OTHER_SEED else 0
-    guidance = arm.guidance(guided)
+    guidance = arm.guidance()
     with (
         nullcontext() if guidance is None else ea.guidance.attach(pipe, guidance),
         ea.apply(pipe, scale=None, record=list(record)) if record else nullcontext(),
@@ -112,13 +115,13 @@ def make(
     rows = []
     for case, request, image in zip(batch, requests, images, strict=True):
         score = check(image, request)
-        values = (*case.key, arm.name, arm.alpha, *(int(getattr(score, n)) for n in ("presence", "count", "binding")))
+        values = (*case.key, *arm.key, *(int(getattr(score, n)) for n in ("presence", "count", "binding")))
         rows.append({n: str(v) for n, v in zip(FIELDS, (*values, len(score.found)), strict=True)})
     return rows
 
 
 class Images:
-    """A file of rows; what is in it is not made again. It belongs to one model, number of steps and guided steps."""
+    """A file of rows; what is in it is not made again. It belongs to one model and number of steps."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -126,19 +129,19 @@ class Images:
         self.rows: dict[tuple[str, ...], Row] = {_key(row): row for row in complete}
         write_rows(path, self.rows.values(), FIELDS)
 
-    def presence(
-        self, pipe: Any, arm: Arm, items: Sequence[Case], guided: range, on_batch: Callable[[int], Any]
-    ) -> dict[Case, bool]:
+    def add(self, rows: list[Row]) -> None:
+        self.rows |= {_key(row): row for row in rows}
+        append_rows(self.path, rows, FIELDS)
+
+    def presence(self, pipe: Any, arm: Arm, items: Sequence[Case], on_batch: Callable[[int], Any]) -> dict[Case, bool]:
         """Whether each case has every object under this arm; makes the images that are missing."""
-        missing = [case for case in items if (*case.key, arm.name, arm.alpha) not in self.rows]
+        missing = [case for case in items if (*case.key, *arm.key) not in self.rows]
         on_batch(len(items) - len(missing))
         for batch in batches(missing):
-            made = make(pipe, arm, batch, guided)
-            self.rows |= {_key(row): row for row in made}
-            append_rows(self.path, made, FIELDS)
+            self.add(make(pipe, arm, batch))
             on_batch(len(batch))
-        return {case: self.rows[(*case.key, arm.name, arm.alpha)]["presence"] == "1" for case in items}
+        return {case: self.rows[(*case.key, *arm.key)]["presence"] == "1" for case in items}
 
 
 def _key(row: Row) -> tuple[str, ...]:
-    return tuple(row[name] for name in FIELDS[:6])
+    return tuple(row[name] for name in FIELDS[:7])
