@@ -37,6 +37,12 @@ def marks(rows: Rows, split: str) -> Table:
     return what, ["guidance", "alpha", "gamma", *(f"{name}, %" for name in METRICS.values())], body
 
 
+def named(statistic: str) -> str:
+    """The loss of an arm by the arm's name in tables; other statistics as they are."""
+    arm = statistic.removeprefix("loss of ")
+    return statistic if arm == statistic else f"loss of {GUIDANCES[arm]}"
+
+
 def maps(rows: Rows, kind: str) -> Table:
     """AUC of the statistics of the maps by size and step, with intervals; kind: "pooled" or "within"."""
     steps = list(dict.fromkeys(row["step"] for row in rows))
@@ -45,7 +51,7 @@ def maps(rows: Rows, kind: str) -> Table:
         cell = f"{float(row[kind]):.2f} [{float(row[f'{kind}_low']):.2f}, {float(row[f'{kind}_high']):.2f}]"
         cells.setdefault((row["split"], row["statistic"], row["size"]), {})[row["step"]] = cell
     body = [
-        [split, statistic, size, *(case[step] for step in steps)]
+        [split, named(statistic), size, *(case[step] for step in steps)]
         for (split, statistic, size), case in sorted(cells.items(), key=lambda item: (item[0][1], item[0][0]))
         if split == "all" or statistic == "noun-noun"
     ]

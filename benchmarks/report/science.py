@@ -10,6 +10,8 @@ HEADER = ["claim", "measured on", "number [95 % interval]", "page"]
 TERRAIN = "terrain model, trained by others"
 UNET = "embedded UNet"
 MINILM = "MiniLM, trained by others"
+NEGLECT = "model that neglects what it knows"
+NEGLECT_PAGE = "guidance-measured.md#on-a-model-that-neglects-what-it-knows"
 
 
 def interval(row: dict[str, str], digits: int = 2, percent: bool = False, value: str = "mean") -> str:
@@ -99,6 +101,29 @@ def maps(rows: Rows) -> list[list[str]]:
              "[guidance-measured.md](guidance-measured.md)"]]  # fmt: skip
 
 
+def neglect_maps(rows: Rows) -> list[list[str]]:
+    def area(step: str) -> str:
+        return interval(only(rows, statistic="noun-noun", step=step), value="within")
+
+    number = f"AUC at step 3: {area('3')}, at step 5: {area('5')}, at step 6: {area('6')}; at step 0: {area('0')}"
+    return [["", f"{NEGLECT}, maps of 16 x 16, 10 steps", number, f"[guidance-measured.md]({NEGLECT_PAGE})"]]
+
+
+def neglect(rows: Rows) -> list[list[str]]:
+    def share(row: dict[str, str]) -> str:
+        return interval(row, 0, True, "mended_share")
+
+    seed = only(rows, arm="another seed")
+    lines = []
+    for row in rows:
+        if row["arm"] == "oracle map":
+            number = f"mends {share(row)} of {row['failed']}, another seed {share(seed)}; p = {row['p_holm']}"
+            claim = "" if lines else "Guidance that knows the layout mends images that lack an object"
+            where = f"{NEGLECT}, guided steps {row['guided']} of {row['steps']}"
+            lines.append([claim, where, number, f"[guidance-measured.md]({NEGLECT_PAGE})"])
+    return lines
+
+
 def guided(rows: Rows) -> list[list[str]]:
     lines = []
     for arm, name in (("tsam-released", "T-SAM"), ("attend-and-excite", "Attend-and-Excite")):
@@ -126,6 +151,8 @@ CLAIMS: list[tuple[str, Callable[[Rows], list[list[str]]]]] = [
     ("tsam_premise", embedded_premise),
     ("premise_minilm", minilm_premise),
     ("maps_auc", maps),
+    ("neglect_maps", neglect_maps),
+    ("neglect", neglect),
     ("tsam", guided),
     ("tsam_cost", cost),
 ]
