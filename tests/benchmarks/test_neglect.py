@@ -117,6 +117,7 @@ def test_summary_by_hand():
 
 
 def test_the_weaker_of_equal_strengths_is_chosen(monkeypatch):
+    monkeypatch.setattr(compare, "ALPHAS", {"syngen": (0.3125, 1.25, 5.0)})
     marks = {"5": (1, 0), "1.25": (2, 1), "0.3125": (1, 0)}  # mended, damaged of 4
     monkeypatch.setattr(
         compare,
