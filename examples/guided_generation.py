@@ -1,7 +1,7 @@
 """Guide a generation so that the image attends to words that belong together in the same places (T-SAM, CVPR 2025).
 
-You see the loss fall from step to step, and both images side by side in a file. For the embedded model an exact checker
-says whether each image shows what was asked for.
+You see the loss before each step, without guidance and with it, and both images side by side in a file. For the
+embedded model an exact checker says whether each image shows what was asked for.
 
     python examples/guided_generation.py --alpha 10
     python examples/guided_generation.py --model path/to/stable-diffusion --device cuda --alpha 40 --prompt "a red bear"

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             ).images[0]  # fmt: skip
         table = recorder.to_dataframe()
         entropy = table[table["layer"].isin(recorder.picture_layers())].groupby("layer")["mean"].mean().mean()
-        print(f"{size:5d} px, {scale}: mean entropy {entropy:.3f} nats")
+        print(f"{size:5d} px, {type(scale).__name__}: mean entropy {entropy:.3f} nats")
         return image
 
     generate(args.train_size, ea.scale.Fixed())  # what the model is used to
