@@ -1,9 +1,9 @@
 """Write a loss on attention maps: this one moves an object to the left or the right half of the image.
 
-You see how much of the attention to the word lies in that half before and after the updates of the first step, and the
-image. Any differentiable function of the maps works in the same way.
+You see how much of the attention to the word lies in that half before and after the updates of the first step, without
+guidance and with it, and both images in files. Any differentiable function of the maps works in the same way.
 
-    python examples/own_loss.py --word square --side right
+    python examples/own_loss.py --word triangle --side right
     python examples/own_loss.py --model path/to/stable-diffusion --device cuda --prompt "a cat on a beach" --word cat
 """
 
@@ -23,13 +23,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a pipeline of Stable Diffusion 1, 2 or XL (default: the embedded model)")
     parser.add_argument("--device", default="cpu", help="such as cuda (default: cpu)")
-    parser.add_argument("--prompt", default="a blue square", help="what to draw")
-    parser.add_argument("--word", default="square", help="the word to move (default: square)")
-    parser.add_argument("--side", choices=("left", "right"), default="right", help="where to (default: right)")
+    parser.add_argument("--prompt", default="a green square and a red triangle", help="what to draw")
+    parser.add_argument("--word", default="triangle", help="the word to move (default: triangle)")
+    parser.add_argument("--side", choices=("left", "right"), default="left", help="where to (default: left)")
     parser.add_argument("--alpha", type=float, default=100.0, help="length of a step of the latents (default: 100)")
     parser.add_argument("--updates", type=int, default=20, help="updates before the first step (default: 20)")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (default: 20)")
-    parser.add_argument("--out", default="moved.png", help="image file (default: moved.png)")
+    parser.add_argument("--out", default="moved", help="start of the names of the files (default: moved)")
     args = parser.parse_args(argv)
 
     def share_elsewhere(maps: torch.Tensor, prompt: Prompt) -> torch.Tensor:
@@ -42,16 +42,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     load = DiffusionPipeline.from_pretrained
     pipe = load(args.model, dtype=torch.bfloat16) if args.model else ea.shapes.load_pipeline()
     pipe.to(args.device)
-    # Where an object stands is decided early: all updates are made before the first step.
-    loss = Custom(function=share_elsewhere, alpha=args.alpha, steps=(0,), refine_at=(0,), refine_iters=args.updates)
-    with ea.attach(pipe, loss) as guidance:
-        generator = torch.Generator().manual_seed(0)
-        image = pipe(args.prompt, num_inference_steps=args.steps, generator=generator).images[0]
-    image.save(args.out)
-
-    (_, first), (_, last) = guidance.losses[0], guidance.losses[-1]
-    print(f"attention to {args.word!r} in the {args.side} half: {1 - float(first):.0%} -> {1 - float(last):.0%}")
-    print(f"image: {args.out}")
+    for alpha in (0.0, args.alpha):  # with alpha=0 the loss is measured and nothing is changed
+        # Where an object stands is decided early: all updates are made before the first step.
+        loss = Custom(function=share_elsewhere, alpha=alpha, steps=(0,), refine_at=(0,), refine_iters=args.updates)
+        with ea.attach(pipe, loss) as guidance:
+            generator = torch.Generator().manual_seed(0)
+            image = pipe(args.prompt, num_inference_steps=args.steps, generator=generator).images[0]
+        image.save(f"{args.out}-{alpha:g}.png")
+        first, last = (1 - float(guidance.losses[at][1]) for at in (0, -1))
+        print(f"{args.out}-{alpha:g}.png: attention to {args.word!r} in the {args.side} half {first:.0%} -> {last:.0%}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from entropy_attn import display
+from entropy_attn.display import table
 from entropy_attn.recorders.base import Recorder, Request
 from entropy_attn.recorders.shown import NOTHING, as_frame, by_layer, figures
 from entropy_attn.recorders.transfer import kept_scale, scales_of, to_host
@@ -195,14 +195,14 @@ class EntropyRecorder(Recorder):
         """
         if not self._records:
             raise ValueError(f"plot(): {NOTHING}")
-        draw, table = figures(), self.to_dataframe()
-        table.loc[(table["kind"] != "cross") & ~table["layer"].isin(self.picture_layers()), "kind"] = "text"
-        return draw.entropy_of_layers(table)
+        draw, rows = figures(), self.to_dataframe()
+        rows.loc[(rows["kind"] != "cross") & ~rows["layer"].isin(self.picture_layers()), "kind"] = "text"
+        return draw.entropy_of_layers(rows)
 
     def _repr_html_(self) -> str:
         rows = by_layer(self.to_columns(), "mean", ["scale"])
         note = f"{len(self)} attention calls; entropies in nats, means over steps and heads" if rows else NOTHING
-        return display.table(type(self).__name__, rows, note)
+        return table(type(self).__name__, rows, note)
 
     def save(self, path: str | Path) -> Path:
         """Write the table of `to_dataframe`, without pandas.

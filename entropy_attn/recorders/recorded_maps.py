@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from entropy_attn import display
+from entropy_attn.display import MAX_ROWS, table
 from entropy_attn.recorders import overlay as heat
 from entropy_attn.recorders.map_calls import SeenCalls
 from entropy_attn.recorders.map_files import save_maps
@@ -233,15 +233,15 @@ class RecordedMaps:
 
     def _repr_html_(self) -> str:
         if not self._sums:
-            return display.table(type(self).__name__, [], NOTHING)
+            return table(type(self).__name__, [], NOTHING)
         shown = [row for row in self._rows() if row["picture"] == 0]
         words = itertools.product(self.branch_names, range(len(self.labels(0))))
-        for row, (branch, word) in zip(shown[: display.MAX_ROWS], words, strict=False):
+        for row, (branch, word) in zip(shown[:MAX_ROWS], words, strict=False):
             row["map"] = thumbnail(self.heat_map(word, branch=branch))
         (height, width), images = self.map_size, self._require_recorded().batch
         which = "" if images == 1 else f"image 0 of {images}; "
         note = f"{len(self.layers)} layers of {height}x{width} tokens; {which}colors from lowest to highest"
-        return display.table(type(self).__name__, shown, note)
+        return table(type(self).__name__, shown, note)
 
     def _rows(self) -> list[dict[str, Any]]:
         means = self._means(None)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from entropy_attn import display
+from entropy_attn.display import table
 from entropy_attn.recorders.base import Recorder, Request
 from entropy_attn.recorders.shown import NOTHING, as_frame, by_layer, figures
 from entropy_attn.recorders.transfer import kept_scale, scales_of, to_host
@@ -192,7 +192,7 @@ class ResponseRecorder(Recorder):
     def _repr_html_(self) -> str:
         rows = self._rows()
         note = f"{len(self)} attention calls; nats, means over steps and heads" if rows else NOTHING
-        return display.table(type(self).__name__, rows, note)
+        return table(type(self).__name__, rows, note)
 
     def _rows(self) -> list[dict[str, Any]]:
         return by_layer(self.to_columns(), "entropy", ["scale", "response", "logit_std"])

@@ -21,7 +21,10 @@ RUNS = {
     "compiled_pipeline": ("--sizes 32 48 --steps 2", r"(?s)32 px: (\d) graphs.*48 px: \1 graphs"),
     "entropy_profile": ("--sizes 32 64 --steps 1 --out profile", r"(?s)off: 32x32 px \d.*slope against.*entropy\.csv"),
     "guided_generation": ("--steps 2", r"(?s)alpha 0: loss \d\.\d+.*alpha 10: loss \d\.\d+.*image is right"),
-    "own_loss": ("--steps 1 --updates 2", r"'square' in the right half: \d+% -> \d+%"),
+    "own_loss": (
+        "--steps 1 --updates 2",
+        r"(?s)-0.png: .*'triangle' in the left half (\d+%) -> \1.*-100.png: .* \d+% -> \d+%",
+    ),
     "own_policy": ("--steps 2", r"(?s)step +0 +1\n.*down_blocks"),
     "scale_of_a_pipeline": ("--size 96 --steps 1", r"(?s)64 px, Fixed.*96 px, Fixed.*96 px, LogN"),
     "words_in_joint_attention": ("--size 64 --steps 1", r"4 layers of 4x4 image tokens(?s:.*) to 'circle'"),
@@ -29,7 +32,7 @@ RUNS = {
 WRITTEN = {
     "entropy_profile": ("profile/entropy.csv", "profile/summary.json"),
     "guided_generation": ("guided.png",),
-    "own_loss": ("moved.png",),
+    "own_loss": ("moved-0.png", "moved-100.png"),
     "own_policy": ("policy.png",),
     "scale_of_a_pipeline": ("scale.png",),
     "words_in_joint_attention": ("words-1-red.png", "words-6-square.png"),

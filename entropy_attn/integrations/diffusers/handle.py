@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from torch import nn
 
-from entropy_attn import display
+from entropy_attn.display import facts
 from entropy_attn.errors import Unroutable
 from entropy_attn.integrations.diffusers.branches import parts_for
 from entropy_attn.integrations.diffusers.compiled import NUMBER, number_of, trace_layer
@@ -125,7 +125,7 @@ class Handle:
             "layers": ", ".join(f"{count} {kind}" for kind, count in kinds.items()),
             "recorders": ", ".join(recorders) or "none",
         }
-        return display.facts(type(self).__name__, values, "routing" if self._active else "removed")
+        return facts(type(self).__name__, values, "routing" if self._active else "removed")
 
     # -- install and undo ---------------------------------------------------------------------------------------------
 

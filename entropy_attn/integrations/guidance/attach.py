@@ -8,7 +8,7 @@ from typing import Any
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
-from entropy_attn import display
+from entropy_attn.display import table
 from entropy_attn.guidance.method import Guidance, Prompt, as_guidance
 from entropy_attn.integrations.diffusers.branches import OTHER_GUIDANCE
 from entropy_attn.integrations.diffusers.pipeline_calls import add_around, arounds_of, remove_around
@@ -77,7 +77,7 @@ class GuidanceHandle:
             for step, loss in self.losses
         ]
         note = f"{self.guidance!r}; " + ("active" if self.active else "removed")
-        return display.table(type(self).__name__, rows, note if rows else f"{note}; nothing generated yet")
+        return table(type(self).__name__, rows, note if rows else f"{note}; nothing generated yet")
 
     def _call(self, pipe: Any, call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         with guided(pipe, self.guidance, self._prompt, args, kwargs) as self._generation:
