@@ -133,5 +133,5 @@ def maps_of_words(rows: Mapping[str, torch.Tensor], labels: Sequence[str], image
             cell.set_title(f"{label}\nhighest {highest[word]:.2g}" if at == 0 else "", fontsize=10)
             if len(rows) > 1 and word % columns == 0:
                 cell.text(-0.06, 0.5, name, transform=cell.transAxes, rotation=90, va="center", ha="right", fontsize=9)
-    color_bar(figure, grid.ravel(), colors, "attention to the word / its highest", shrink=0.9, aspect=16)
+    color_bar(figure, grid.ravel(), colors, "attention / its highest", shrink=0.9, aspect=16)
     return figure
