@@ -23,6 +23,7 @@ IN_SDIST = (
     "docs/generate/architecture.py",
     "docs/images/architecture.svg",
     "entropy_attn/kernels/forward/kernel.py",
+    "examples/README.md",
     "kernels/README.md",
     "tests/gpu/conftest.py",
     "tests/support/oracle.py",

@@ -17,8 +17,12 @@ from docs.generate.architecture import FLOORS, OPTIONAL
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "entropy_attn"
 
-# `ea.guidance.attach` is a second name of `ea.attach`, which needs diffusers: it is imported on first use.
-UPWARD = {("guidance/__init__.py", "entropy_attn.integrations.guidance")}
+# Imported on first use: `ea.guidance.attach` is a second name of `ea.attach`, which needs diffusers, and a recorder's
+# `plot()` draws with what is above it.
+UPWARD = {
+    ("guidance/__init__.py", "entropy_attn.integrations.guidance"),
+    ("recorders/shown.py", "entropy_attn.plots.recorders"),
+}
 
 
 def part_of(path: Path) -> str:

@@ -18,6 +18,7 @@ FLOORS: list[dict[str, str]] = [
     {"kernels": "Triton kernels, their launchers and configurations"},
     {
         "errors": "the package's exception",
+        "display": "tables in notebooks",
         "validation": "checks of arguments and settings",
         "prompts": "from the words of a prompt to token positions",
     },

@@ -39,8 +39,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    # `attach` is public under this name too. It needs diffusers and is on a higher floor: the package's only upward
-    # import, which tests/test_layout.py names.
+    # `attach` is public under this name too. It needs diffusers and is on a higher floor: an upward import, which
+    # tests/test_layout.py names.
     if name != "attach":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from entropy_attn.errors import naming_the_extra

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from entropy_attn.display import Settings
 from entropy_attn.prompts import Text
 from entropy_attn.validation import (
     checked_step_numbers,
@@ -42,7 +43,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guidance:
+class Guidance(Settings):
     """Base class of the guidance methods. A subclass defines `loss`; the settings say when and how far to follow it.
 
     One update is z' = z - alpha * sqrt(r_i) * dL/dz (arXiv 2411.15236, Eq. 15), with r_i linear over the denoising

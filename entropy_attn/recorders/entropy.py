@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from entropy_attn.display import table
 from entropy_attn.recorders.base import Recorder, Request
+from entropy_attn.recorders.shown import NOTHING, as_frame, by_layer, figures
 from entropy_attn.recorders.transfer import kept_scale, scales_of, to_host
 from entropy_attn.scale import CallInfo, token_grid
 from entropy_attn.validation import require_bool
@@ -164,6 +166,43 @@ class EntropyRecorder(Recorder):
         except ImportError as error:
             raise ImportError("to_dataframe() needs pandas (pip install pandas); save() does not") from error
         return pd.DataFrame(self.to_columns(), columns=list(COLUMNS))
+
+    def summary(self) -> Any:
+        """A pandas.DataFrame with the entropy of each layer, averaged over steps, heads and generations.
+
+        Returns:
+            One row for each layer, branch and number of tokens, in the order of the calls. Columns: layer, kind,
+            branch, seqlen_q, seqlen_k, heads, steps (their numbers), scale, mean (nats), relative (mean / ln seqlen_k:
+            1 is uniform attention), head_min and head_max, the lowest and highest mean of a head.
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed.
+        """
+        return as_frame(by_layer(self.to_columns(), "mean", ["scale"]))
+
+    def plot(self) -> Any:
+        """Draw the entropy, divided by ln N, of each head and layer, and of each layer at each step.
+
+        The layers are those in which the image attends to itself, or to the text if there are no others, without the
+        unconditional branch.
+
+        Returns:
+            A matplotlib figure outside pyplot's global state; a notebook shows it, `figure.savefig(path)` writes it.
+
+        Raises:
+            ValueError: no such layer was recorded.
+            ModuleNotFoundError: matplotlib, pandas or diffusers is not installed.
+        """
+        if not self._records:
+            raise ValueError(f"plot(): {NOTHING}")
+        draw, rows = figures(), self.to_dataframe()
+        rows.loc[(rows["kind"] != "cross") & ~rows["layer"].isin(self.picture_layers()), "kind"] = "text"
+        return draw.entropy_of_layers(rows)
+
+    def _repr_html_(self) -> str:
+        rows = by_layer(self.to_columns(), "mean", ["scale"])
+        note = f"{len(self)} attention calls; entropies in nats, means over steps and heads" if rows else NOTHING
+        return table(type(self).__name__, rows, note)
 
     def save(self, path: str | Path) -> Path:
         """Write the table of `to_dataframe`, without pandas.

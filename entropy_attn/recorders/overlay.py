@@ -46,7 +46,8 @@ def overlay(
 ) -> Any:
     """A new PIL image with `values` (its height, its width) over it in color.
 
-    Under the map the image is gray, so that the colors can be read off.
+    Under the map the image is gray, so that the colors can be read off. With strength=1 it is not seen and may
+    be None.
     """
     from PIL import Image
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from entropy_attn.display import MAX_ROWS, table
 from entropy_attn.recorders import overlay as heat
 from entropy_attn.recorders.map_calls import SeenCalls
 from entropy_attn.recorders.map_files import save_maps
 from entropy_attn.recorders.map_sums import MapSums
+from entropy_attn.recorders.shown import NOTHING, as_frame, figures, thumbnail
 from entropy_attn.recorders.text_choices import TextChoices
-from entropy_attn.validation import Size
+from entropy_attn.validation import Size, expected
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,82 @@ class RecordedMaps:
         tokens = tuple(self.labels(image) for image in range(self._require_recorded().batch))
         steps = [None] if self.steps is None else list(self.recorded_steps)
         return save_maps(Path(path), {step: self.maps(step).cpu().numpy() for step in steps}, self.branch_names, tokens)
+
+    def summary(self) -> Any:
+        """A pandas.DataFrame with how much attention each word gets, and where it gets most.
+
+        Returns:
+            One row for each branch, image and word. Columns: branch, picture (index of the image), token, positions of
+            the text, mean and max (probabilities), row and column of the highest, in tokens.
+
+        Raises:
+            ValueError: nothing was recorded.
+            ModuleNotFoundError: pandas is not installed.
+        """
+        return as_frame(self._rows())
+
+    def plot(self, image: Any = None, *, picture: int = 0, branch: str | None = None) -> Any:
+        """Draw the map of each word, and with `steps` that of each step in a row of its own.
+
+        Args:
+            image: the PIL image to lay them over; None draws the maps alone.
+            picture: index of the image in the batch.
+            branch: one of `branch_names`. None is the guided half, "cond", of a guided batch, else the first branch.
+
+        Returns:
+            A matplotlib figure outside pyplot's global state; a notebook shows it, `figure.savefig(path)` writes it.
+
+        Raises:
+            TypeError: `image` is no PIL image.
+            ValueError: nothing was recorded, or `picture` or `branch` names something that was not.
+            ModuleNotFoundError: matplotlib, pandas or diffusers is not installed.
+        """
+        if image is not None and not (hasattr(image, "convert") and hasattr(image, "size")):
+            raise TypeError(expected("image", "a PIL image or None", image))
+        labels = self.labels(picture)
+        apart = [None] if self.steps is None else list(self.recorded_steps)
+        rows = {
+            "mean" if step is None else f"step {step}": torch.stack(
+                [self.heat_map(at, picture=picture, branch=branch, step=step) for at in range(len(labels))]
+            )
+            for step in apart
+        }
+        return figures().maps_of_words(rows, labels, image)
+
+    def _repr_html_(self) -> str:
+        if not self._sums:
+            return table(type(self).__name__, [], NOTHING)
+        shown = [row for row in self._rows() if row["picture"] == 0]
+        words = itertools.product(self.branch_names, range(len(self.labels(0))))
+        for row, (branch, word) in zip(shown[:MAX_ROWS], words, strict=False):
+            row["map"] = thumbnail(self.heat_map(word, branch=branch))
+        (height, width), images = self.map_size, self._require_recorded().batch
+        which = "" if images == 1 else f"image 0 of {images}; "
+        note = f"{len(self.layers)} layers of {height}x{width} tokens; {which}colors from lowest to highest"
+        return table(type(self).__name__, shown, note)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        means = self._means(None)
+        choices = self._text.by_image(means.shape[1])
+        rows = []
+        for image, words in enumerate(choices):
+            of_image = self._of_image(means, image).cpu()
+            for branch, maps in zip(self.branch_names, of_image, strict=True):
+                for word, values in zip(words, maps, strict=True):
+                    row, column = divmod(int(values.argmax()), values.shape[-1])
+                    rows.append(
+                        {
+                            "branch": branch,
+                            "picture": image,
+                            "token": word.label,
+                            "positions": word.positions,
+                            "mean": float(values.mean()),
+                            "max": float(values.max()),
+                            "row": row,
+                            "column": column,
+                        }
+                    )
+        return rows
 
     def _means(self, step: int | None) -> torch.Tensor:
         return self._sums.mean(self.map_size, step)

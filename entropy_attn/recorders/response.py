@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from entropy_attn.display import table
 from entropy_attn.recorders.base import Recorder, Request
+from entropy_attn.recorders.shown import NOTHING, as_frame, by_layer, figures
 from entropy_attn.recorders.transfer import kept_scale, scales_of, to_host
 from entropy_attn.scale import CallInfo
 from entropy_attn.validation import expected
@@ -159,3 +161,38 @@ class ResponseRecorder(Recorder):
         table = pd.DataFrame(self.to_columns(), columns=list(COLUMNS))
         table["train_tokens"] = table["train_tokens"].astype("Int64")
         return table
+
+    def summary(self) -> Any:
+        """A pandas.DataFrame with the response of each layer, averaged over steps, heads and generations.
+
+        Returns:
+            One row for each layer, branch and number of tokens, in the order of the calls. Columns: layer, kind,
+            branch, seqlen_q, seqlen_k, heads, steps (their numbers), scale, response and entropy (nats), logit_std,
+            relative (entropy / ln seqlen_k), head_min and head_max, the lowest and highest mean entropy of a head.
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed.
+        """
+        return as_frame(self._rows())
+
+    def plot(self) -> Any:
+        """Draw the entropy and the response of each layer, without the unconditional branch.
+
+        Returns:
+            A matplotlib figure outside pyplot's global state; a notebook shows it, `figure.savefig(path)` writes it.
+
+        Raises:
+            ValueError: nothing was recorded.
+            ModuleNotFoundError: matplotlib, pandas or diffusers is not installed.
+        """
+        if not self._records:
+            raise ValueError(f"plot(): {NOTHING}")
+        return figures().response_of_layers(self.summary())
+
+    def _repr_html_(self) -> str:
+        rows = self._rows()
+        note = f"{len(self)} attention calls; nats, means over steps and heads" if rows else NOTHING
+        return table(type(self).__name__, rows, note)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return by_layer(self.to_columns(), "entropy", ["scale", "response", "logit_std"])

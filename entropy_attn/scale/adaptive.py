@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 import torch
 
+from entropy_attn.display import Settings
 from entropy_attn.scale.call import CallInfo
 from entropy_attn.scale.head_entropies import HeadEntropies, Selection, read_entropies
 from entropy_attn.validation import require_bool, require_int, require_number, require_one_of
 
 
 @dataclass(frozen=True)
-class EntropyAdaptive:
+class EntropyAdaptive(Settings):
     """One scale per head from a recorded profile: the lower a head's entropy, the higher its scale.
 
     scale = (lambda_min + (lambda_max - lambda_min) * z**gamma) / sqrt(D), with z = (h_max - h) / (h_max - h_min)

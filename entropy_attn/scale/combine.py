@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
+from entropy_attn.display import Settings
 from entropy_attn.scale.call import CallInfo, Policy, Scale, needs_train_tokens, resolve_scale
 from entropy_attn.validation import expected, require_int, require_policy
 
 
 @dataclass(frozen=True)
-class Steps:
+class Steps(Settings):
     """A policy for a window of denoising steps: start <= step < stop, counted from 0.
 
     The first steps decide the layout and the last ones the detail, so a scale may be useful in one of them only.
@@ -61,7 +62,7 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class Layers:
+class Layers(Settings):
     """A policy per pattern of layer names, such as {"mid_block": LogN(strength=2), r"attn1$": LogN()}.
 
     The first pattern that `re.search` finds in the layer's name decides. `apply(layers=...)` is applied before: by
@@ -128,7 +129,7 @@ class Layers:
 
 
 @dataclass(frozen=True, init=False)
-class Product:
+class Product(Settings):
     """Several policies multiplied: (f1 * f2 * ...) / sqrt(D), with fi = sqrt(D) times the scale of policy i.
 
     A policy that returns None counts as 1. UltraImage (arXiv 2512.04504) uses such a product in its published settings

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
+from entropy_attn.display import Settings
 from entropy_attn.scale.call import CallInfo
 from entropy_attn.validation import expected, require_bool, require_number
 
 
 @dataclass(frozen=True)
-class Fixed:
+class Fixed(Settings):
     """The same scale for every call: `value`, or 1 / sqrt(D) for None.
 
     Source: 1 / sqrt(D) is the scale of Vaswani et al., "Attention Is All You Need", NeurIPS 2017, arXiv 1706.03762,
@@ -45,7 +46,7 @@ class Fixed:
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(Settings):
     """A constant factor on the default scale: factor / sqrt(D).
 
     The factor is an inverse temperature: above 1 attention is sharper, below 1 flatter. ComfyUI's attention-temperature

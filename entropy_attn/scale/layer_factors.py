@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from entropy_attn.display import Settings
 from entropy_attn.scale.call import CallInfo
 from entropy_attn.validation import expected, require_number, require_one_of
 
@@ -19,7 +20,7 @@ Factor = float | tuple[float, ...]
 
 
 @dataclass(frozen=True, repr=False)
-class LayerFactors:
+class LayerFactors(Settings):
     """Measured factors on the default scale: factor / sqrt(D), looked up by the layer and by its number of tokens.
 
     A profile writes such a file, hold-entropy.json, with the factors that bring the entropy of each layer back to its

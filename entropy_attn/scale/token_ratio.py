@@ -8,12 +8,13 @@ from typing import Literal
 
 import torch
 
+from entropy_attn.display import Settings
 from entropy_attn.scale.call import CallInfo, Scale
 from entropy_attn.validation import checked_clamp, require_bool, require_int, require_number, require_one_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenRatio:
+class TokenRatio(Settings):
     """Base class of the policies f(N, T)**strength / sqrt(D); a subclass defines f in `_factor`.
 
     N is the number of image tokens among the keys, T that number at the training size; f(T, T) = 1. Counts less than 2

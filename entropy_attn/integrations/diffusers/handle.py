@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from torch import nn
 
+from entropy_attn.display import facts
 from entropy_attn.errors import Unroutable
 from entropy_attn.integrations.diffusers.branches import parts_for
 from entropy_attn.integrations.diffusers.compiled import NUMBER, number_of, trace_layer
@@ -113,6 +115,17 @@ class Handle:
     def __repr__(self) -> str:
         state = f"{len(self.layers)} layers" if self._active else "removed"
         return f"<Handle on {type(self.denoiser).__name__}, scale={self.router.policy!r}, {state}>"
+
+    def _repr_html_(self) -> str:
+        kinds = Counter("self or cross" if rule.kind == "call" else rule.kind for rule in self.rules.values())
+        recorders = [type(each).__name__ for each in self.recorders]
+        values = {
+            "denoiser": type(self.denoiser).__name__,
+            "scale": repr(self.router.policy),
+            "layers": ", ".join(f"{count} {kind}" for kind, count in kinds.items()),
+            "recorders": ", ".join(recorders) or "none",
+        }
+        return facts(type(self).__name__, values, "routing" if self._active else "removed")
 
     # -- install and undo ---------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from typing import Any
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
+from entropy_attn.display import table
 from entropy_attn.guidance.method import Guidance, Prompt, as_guidance
 from entropy_attn.integrations.diffusers.branches import OTHER_GUIDANCE
 from entropy_attn.integrations.diffusers.pipeline_calls import add_around, arounds_of, remove_around
@@ -69,6 +70,14 @@ class GuidanceHandle:
 
     def __repr__(self) -> str:
         return f"<GuidanceHandle, {self.guidance!r}{'' if self.active else ', removed'}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            {"step": step, **{f"loss of image {at}": float(value) for at, value in enumerate(loss)}}
+            for step, loss in self.losses
+        ]
+        note = f"{self.guidance!r}; " + ("active" if self.active else "removed")
+        return table(type(self).__name__, rows, note if rows else f"{note}; nothing generated yet")
 
     def _call(self, pipe: Any, call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         with guided(pipe, self.guidance, self._prompt, args, kwargs) as self._generation:
