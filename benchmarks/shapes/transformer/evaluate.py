@@ -30,7 +30,7 @@ from benchmarks.shapes.transformer.paired import FIELDS, best_policy, summary
 from entropy_attn.evaluation.shapes_captions import shapes_requests
 from entropy_attn.pipelines.sizes import check_size, train_size
 from entropy_attn.profiling.plan import size_name
-from entropy_attn.shapes import MODELS
+from entropy_attn.shapes import MODELS, POSITIONS
 
 SIZES: tuple[Size, ...] = ((32, 32), (48, 48), (64, 64), (96, 96), (128, 128), (192, 192), (64, 128))
 POLICIES = {"off": ea.scale.Fixed(), "LogN": ea.scale.LogN(), "LogNoRoot": ea.scale.LogNoRoot()}
@@ -130,6 +130,11 @@ def parser() -> argparse.ArgumentParser:
         "--choose", type=int, default=40, help="captions for choosing the strength; 0: no choice (default %(default)s)"
     )
     options.add_argument("--steps", type=positive, default=8, help="denoising steps (default %(default)s)")
+    options.add_argument(
+        "--positions", choices=POSITIONS, default="extrapolated",
+        help="of image tokens at other sizes than the training size; 'interpolated' is for the transformer (default "
+        "%(default)s, as plain diffusers)",
+    )  # fmt: skip
     options.add_argument("--guidance-scale", type=float, default=4.0, help="default %(default)s")
     return options
 
@@ -144,7 +149,10 @@ def main() -> None:
     if len(set(args.sizes)) < len(args.sizes):
         options.error(f"--sizes: expected different sizes, got {' '.join(map(size_name, args.sizes))}")
     model = model_folder(options, args.model)
-    sample = Sampler(model, args.steps, args.guidance_scale)
+    try:
+        sample = Sampler(model, args.steps, args.guidance_scale, args.positions)
+    except ValueError as error:
+        options.error(f"--{error}")
     for size in args.sizes:
         check_size(sample.pipe, size)
     trained = train_size(sample.pipe)
@@ -153,7 +161,8 @@ def main() -> None:
                estimate(sample, args.sizes, trained, args.captions, args.choose))  # fmt: skip
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    settings = {"weights_sha256": digest(model), "steps": args.steps, "guidance_scale": args.guidance_scale}
+    settings = {"weights_sha256": digest(model), "steps": args.steps, "guidance_scale": args.guidance_scale,
+                "positions": args.positions}  # fmt: skip
     try:
         images = Images(sample, args.out, settings, CANDIDATES)
         rows = evaluate(images, args.sizes, trained, args.captions, args.choose)

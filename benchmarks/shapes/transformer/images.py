@@ -24,15 +24,26 @@ Size = tuple[int, int]
 
 
 class Sampler:
-    """Images of captions at fixed settings. The noise of a caption is that of its seed, under every policy."""
+    """Images of captions at fixed settings. The noise of a caption is that of its seed, under every policy.
 
-    def __init__(self, model: Path, steps: int, guidance_scale: float):
+    Raises:
+        ValueError: `positions` is "interpolated", and the model is not a Lumina 2.
+    """
+
+    def __init__(self, model: Path, steps: int, guidance_scale: float, positions: str = "extrapolated"):
         from diffusers import DiffusionPipeline
 
         from entropy_attn.integrations.diffusers.private import dtype_argument
 
         self.pipe = DiffusionPipeline.from_pretrained(model, **dtype_argument(torch.float32))
         self.pipe.set_progress_bar_config(disable=True)
+        if positions == "interpolated":
+            if not hasattr(getattr(self.pipe, "transformer", None), "rope_embedder"):
+                raise ValueError(f"positions: expected 'extrapolated' for a {type(self.pipe).__name__}, "
+                                 "got 'interpolated'")  # fmt: skip
+            from entropy_attn.shapes.positions import interpolate_positions
+
+            interpolate_positions(self.pipe.transformer)
         self.steps, self.guidance_scale = steps, guidance_scale
         takes_length = "max_sequence_length" in call_parameters(self.pipe)
         self.arguments: dict[str, Any] = {"max_sequence_length": LONGEST} if takes_length else {}
