@@ -1,4 +1,4 @@
-"""Positions of image tokens of the embedded transformer: interpolated in the canvas of training, or continued beyond it."""
+"""Positions of image tokens of the embedded transformer: in the canvas of training, or continued beyond it."""
 
 from __future__ import annotations
 
