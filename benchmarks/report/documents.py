@@ -133,10 +133,10 @@ def shapes_scale_table(rows: list[dict[str, str]]) -> str:
         found.setdefault((row["size"], row["policy"]), {})[row["measure"]] = row
     body = [
         [size, f"{policy}: {one['presence']['setting']}" if one["presence"]["setting"] else policy,
-         one["presence"]["captions"], *(cell(one[name], 2) for name in ("presence", "count", "count_error", "found"))]
+         one["presence"]["captions"], *(cell(one[name], 2) for name in ("presence", "correct", "count_error", "found"))]
         for (size, policy), one in found.items()
     ]  # fmt: skip
-    header = ["size", "scale", "captions", "every object present", "exact count", "count error", "objects found"]
+    header = ["size", "scale", "captions", "every object present", "and no other", "count error", "objects found"]
     return markdown(header, body)
 
 
@@ -203,7 +203,10 @@ SECTIONS = {
     },
     ROOT / "entropy_attn" / "shapes" / "README.md": {"shapes": lambda: shapes_table(read_rows(RESULTS / "shapes.csv"))},
     **{
-        card: {"scale": lambda: shapes_scale_table(read_rows(RESULTS / "shapes_scale.csv"))}
+        card: {
+            "scale": lambda: shapes_scale_table(read_rows(RESULTS / "shapes_scale.csv")),
+            "extrapolated": lambda: shapes_scale_table(read_rows(RESULTS / "shapes_scale_extrapolated.csv")),
+        }
         for card in ROOT.glob("entropy_attn/shapes/transformer/README.md")
     },
     ROOT / "docs" / "papers.md": {

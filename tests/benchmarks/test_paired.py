@@ -27,6 +27,8 @@ def test_summary_by_hand():
     assert presence["difference"] == pytest.approx(2 / 3) and presence["mean"] == 1
     assert rows["off", "presence"]["difference"] == "" and rows["off", "presence"]["captions"] == 3
     assert rows["chosen", "count"]["difference"] == pytest.approx(1 / 3)
+    assert rows["off", "correct"]["mean"] == pytest.approx(1 / 3)  # b alone: a and c lack an object
+    assert rows["chosen", "correct"]["mean"] == pytest.approx(2 / 3)  # a and c: b has one too many
 
 
 def test_summary_of_images_that_are_no_pairs():
@@ -39,4 +41,6 @@ def test_the_best_policy():
     bad, good = [row("a", 2, 0, 0)], [row("a", 2, 1, 0)]
     assert best_policy({"off": bad, "LogN": good}) == "LogN"
     assert best_policy({"off": good, "LogN": good}) == "off"
-    assert best_policy({"off": good, "LogN": [row("a", 2, 3, 1)]}) == "LogN"
+    complete, repeated = [row("a", 2, 2, 1)], [row("a", 2, 3, 1)]
+    assert best_policy({"off": repeated, "LogN": complete}) == "LogN"
+    assert best_policy({"off": repeated, "LogN": bad}) == "off"  # both are wrong: by 1 and by 2 objects

@@ -1,9 +1,9 @@
 """Does a scale policy improve the images of a model? Paired by caption and noise, scored by the exact checker.
 
-At each size, the best strength is chosen on captions of its own; then off, LogN, LogNoRoot and the chosen strength are
-compared on other captions. Finished batches are kept, so that the same command goes on after it was stopped; images.csv
-has a row for each image, summary.csv and the printed table have means and paired differences to off, with 95 %
-intervals.
+At each size, captions of their own choose the strength with the most correct images: every object and no other. Then
+off, LogN, LogNoRoot and the chosen strength are compared on other captions. Finished batches are kept, so that the same
+command goes on after it was stopped; images.csv has a row for each image, summary.csv and the printed table have means
+and paired differences to off, with 95 % intervals.
 
     python -m benchmarks.shapes.transformer.evaluate --model model/ --estimate       # core-minutes, without the images
     python -m benchmarks.shapes.transformer.evaluate --model model/ --out runs/evaluation

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from entropy_attn.evaluation.statistics import mean, proportion, proportion_difference
 
-SHARES = ("presence", "count")
-MEASURES = {"presence": "presence", "count": "exact count", "count_error": "count error", "found": "found"}
+SHARES = ("presence", "count", "correct")
+MEASURES = {
+    "presence": ("presence",),
+    "count": ("exact count",),
+    "correct": ("presence", "exact count"),  # every requested object and no other
+    "count_error": ("count error",),
+    "found": ("found",),
+}
 FIELDS = ("size", "policy", "setting", "captions", "measure", "mean", "low", "high", "difference", "difference_low",
           "difference_high")  # fmt: skip
 
 
 def values(rows: list[dict], measure: str) -> np.ndarray:
-    """One number per image: 0 or 1 for presence and exact count, objects for count error and found."""
-    return np.array([row[MEASURES[measure]] for row in rows], dtype=np.float64)
+    """One number per image: 0 or 1 for presence, exact count and both, objects for count error and found."""
+    return np.array([math.prod(row[name] for name in MEASURES[measure]) for row in rows], dtype=np.float64)
 
 
 def summary(size: str, by_policy: dict[str, list[dict]], settings: dict[str, str] | None = None) -> list[dict]:
@@ -48,5 +56,5 @@ def summary(size: str, by_policy: dict[str, list[dict]], settings: dict[str, str
 
 
 def best_policy(tried: dict[str, list[dict]]) -> str:
-    """The policy with the smallest mean count error; of equals, the one with more images that have every object."""
-    return min(tried, key=lambda n: (values(tried[n], "count_error").mean(), -values(tried[n], "presence").mean()))
+    """The policy with the most images that have every object and no other; of equals, the smaller count error."""
+    return min(tried, key=lambda n: (-values(tried[n], "correct").mean(), values(tried[n], "count_error").mean()))
