@@ -62,8 +62,8 @@ def test_the_figure_of_the_summary(tmp_path, monkeypatch, capsys):
     assert {axis.get_xlim() for axis in axes} == {(-0.5, 1.5)}
     labels = axes[0].get_legend_handles_labels()[1]
     assert labels == ["off", "LogN"] and [t.get_text() for t in axes[0].get_xticklabels()] == ["64x64", "96x96"]
-    assert [len(axis.get_legend_handles_labels()[1]) for axis in axes] == [2, 2, 1, 1]
-    (points,) = [container.lines[0].get_ydata() for container in axes[3].containers]
+    assert [len(axis.get_legend_handles_labels()[1]) for axis in axes] == [2, 2, 2, 1, 1, 1]
+    (points,) = [container.lines[0].get_ydata() for container in axes[5].containers]
     assert points == pytest.approx([-4 / 3])  # errors 2, 3, 1 against 0, 1, 1
     out = tmp_path / "summary.png"
     monkeypatch.setattr(sys, "argv", ["figure", "--csv", str(tmp_path / "summary.csv"), "--out", str(out)])
