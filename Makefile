@@ -25,10 +25,10 @@ $(STAMP): setup.py pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[all,dev]'
 	touch $@
 
-demo: $(STAMP)  ## profile the embedded model and compare images: tables and PNG files in demo/
+demo: $(STAMP)  ## profile the embedded transformer and compare images: tables and PNG files in demo/
 	rm -rf demo
-	$(BIN)/entropy-attn profile --out demo
-	$(BIN)/entropy-attn generate --prompt "a red circle and a blue square" --size 128x128 --scale logn,lognoroot --compare --out demo/compare.png
+	$(BIN)/entropy-attn profile --model shapes:transformer --out demo
+	$(BIN)/entropy-attn generate --model shapes:transformer --prompt "a green triangle and a red circle" --size 96x96 --steps 12 --scale logn,lognoroot,logn:strength=4 --compare --out demo/compare.png
 	@echo "Images are in $(CURDIR)/demo:" && ls demo
 
 test: $(STAMP)  ## run all tests: kernels in Triton's interpreter, compiled code for two GPUs, compiled code on an emulated card

@@ -245,6 +245,7 @@ CALLS = {
         {
             "which": [WRONG, "anything", torch.float16, None, ""],
             "dtype": [WRONG, "float16", torch.int8, torch.bool],
+            "positions": [WRONG, "interpolated", 1.0, ""],
         },
     ),
     "shapes.scenes.parse_caption": (

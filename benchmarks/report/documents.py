@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.common import RESULTS, ROOT, new_parser, read_rows
-from benchmarks.report import guidance, independent, machine_code, science
+from benchmarks.report import guidance, independent, machine_code, scales, science
 from benchmarks.report import performance as perf
 
 PEERS = ("sdpa-flash", "sdpa-cudnn", "sdpa-efficient")
@@ -119,27 +119,8 @@ def shapes_table(rows: list[dict[str, str]]) -> str:
 
 
 def shapes_scale_table(rows: list[dict[str, str]]) -> str:
-    """What scale policies change in the embedded transformer, by size."""
-    if not rows:
-        return "Not yet measured."
-
-    def cell(row: dict[str, str], digits: int) -> str:
-        mean = f"{float(row['mean']):.{digits}f}"
-        if not row["difference"]:
-            return mean
-        change, low, high = (float(row[name]) for name in ("difference", "difference_low", "difference_high"))
-        return f"{mean} ({change:+.{digits}f}; {low:+.{digits}f} to {high:+.{digits}f})"
-
-    found: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
-    for row in rows:
-        found.setdefault((row["size"], row["policy"]), {})[row["measure"]] = row
-    body = [
-        [size, f"{policy}: {one['presence']['setting']}" if one["presence"]["setting"] else policy,
-         one["presence"]["captions"], *(cell(one[name], 2) for name in ("presence", "count", "count_error", "found"))]
-        for (size, policy), one in found.items()
-    ]  # fmt: skip
-    header = ["size", "scale", "captions", "every object present", "exact count", "count error", "objects found"]
-    return markdown(header, body)
+    """What scale policies change in an embedded model, by size."""
+    return markdown(scales.HEADER, scales.table(rows)) if rows else scales.ABSENT
 
 
 def performance_sections() -> dict[str, Callable[[], str]]:
@@ -210,6 +191,7 @@ SECTIONS = {
     ROOT / "docs" / "diffusers-suite.md": {"suite": lambda: suite_table(read_rows(RESULTS / "diffusers_suite.csv"))},
     ROOT / "docs" / "performance.md": performance_sections(),
     ROOT / "README.md": {
+        "picture": lambda: scales.sentence(read_rows(RESULTS / "shapes_scale.csv"), "96x96"),
         "forward": lambda: forward_table(read_rows(RESULTS / "forward.csv")),
         "backward": lambda: backward_table(read_rows(RESULTS / "backward.csv")),
         "maps": lambda: maps_table(read_rows(RESULTS / "maps.csv")),
@@ -222,8 +204,16 @@ SECTIONS = {
     },
     ROOT / "entropy_attn" / "shapes" / "README.md": {"shapes": lambda: shapes_table(read_rows(RESULTS / "shapes.csv"))},
     **{
-        card: {"scale": lambda: shapes_scale_table(read_rows(RESULTS / "shapes_scale.csv"))}
+        card: {
+            "scale": lambda: shapes_scale_table(read_rows(RESULTS / "shapes_scale.csv")),
+            "extrapolated": lambda: shapes_scale_table(read_rows(RESULTS / "shapes_scale_extrapolated.csv")),
+        }
         for card in ROOT.glob("entropy_attn/shapes/transformer/README.md")
+    },
+    ROOT / "docs" / "scale.md": {
+        "interpolated": lambda: shapes_scale_table(read_rows(RESULTS / "shapes_scale.csv")),
+        "extrapolated": lambda: shapes_scale_table(read_rows(RESULTS / "shapes_scale_extrapolated.csv")),
+        "unet": lambda: shapes_scale_table(read_rows(RESULTS / "shapes_scale_unet.csv")),
     },
     ROOT / "docs" / "papers.md": {
         "controls": lambda: guidance_table("guidance_controls", guidance.controls),

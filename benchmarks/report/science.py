@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from benchmarks.report import scales
+
 Rows = list[dict[str, str]]
 HEADER = ["claim", "measured on", "number [95 % interval]", "page"]
 
@@ -143,11 +145,30 @@ def cost(rows: Rows) -> list[list[str]]:
              "[guidance-measured.md](guidance-measured.md#what-a-guided-step-costs)"]]  # fmt: skip
 
 
+def images(rows: Rows) -> list[list[str]]:
+    page = "[scale.md](scale.md#on-the-embedded-models)"
+    return scales.claims(rows, "embedded transformer, positions interpolated", page, ("96x96", "128x128"))
+
+
+def extrapolated(rows: Rows) -> list[list[str]]:
+    page = "[scale.md](scale.md#on-the-embedded-models)"
+    lines = scales.claims(rows, "embedded transformer, positions extrapolated", page, ("96x96", "128x128"))
+    return [["", *line[1:]] for line in lines]
+
+
+def unet_images(rows: Rows) -> list[list[str]]:
+    lines = scales.claims(rows, UNET, "[scale.md](scale.md#on-the-embedded-models)", ("96x96", "128x128"))
+    return [["", *line[1:]] for line in lines]
+
+
 # name of the file in benchmarks/results -> its lines, in the order of the table
 CLAIMS: list[tuple[str, Callable[[Rows], list[list[str]]]]] = [
     ("terrain", growth),
     ("terrain", held),
     ("hold", newton),
+    ("shapes_scale", images),
+    ("shapes_scale_extrapolated", extrapolated),
+    ("shapes_scale_unet", unet_images),
     ("tsam_premise", embedded_premise),
     ("premise_minilm", minilm_premise),
     ("maps_auc", maps),

@@ -1,7 +1,8 @@
 """Draw what scale policies change: a row for each policy, a column for each size, the same noise in every row.
 
 The captions are the first ones of the report of benchmarks/shapes/transformer/evaluate.py, with their noise and its
-settings: the images are some of those that it scores, and nobody has picked them.
+settings: the images are some of those that it scores, and nobody has picked them. Positions of the embedded transformer
+are interpolated, as `ea.shapes.load_pipeline` does.
 
     python -m docs.generate.scale_rows --model unet --out docs/images/scale-rows.png
     python -m docs.generate.scale_rows --model transformer unet --sizes 64 96 128 --scales off,lognoroot --out rows.png
@@ -16,10 +17,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.common import new_parser, positive
-from benchmarks.shapes.transformer.captions import requests
-from benchmarks.shapes.transformer.evaluate import model_folder, size_of
-from benchmarks.shapes.transformer.images import Sampler, Size, size_name
+from benchmarks.shapes.transformer.evaluate import captions_of, model_folder, size_of
+from benchmarks.shapes.transformer.images import Sampler, Size
 from entropy_attn.plots.style import DPI, image_grid, name_row
+from entropy_attn.profiling.plan import size_name
 from entropy_attn.scale.parsing import parse_scale
 
 SIZES: tuple[Size, ...] = ((64, 64), (96, 96), (128, 128))
@@ -59,7 +60,7 @@ def main() -> None:
     options.add_argument("--sizes", type=size_of, nargs="+", default=list(SIZES), help="default 64 96 128")
     options.add_argument("--scales", default=SCALES, help="policies, separated by commas (default %(default)s)")
     options.add_argument("--captions", type=positive, default=3, help="number of captions (default %(default)s)")
-    options.add_argument("--steps", type=positive, default=8, help="denoising steps (default %(default)s)")
+    options.add_argument("--steps", type=positive, default=12, help="denoising steps (default %(default)s)")
     options.add_argument("--guidance-scale", type=float, default=4.0, help="default %(default)s")
     options.add_argument("--out", type=Path, required=True, help="the figure")
     args = options.parse_args()
@@ -67,11 +68,13 @@ def main() -> None:
     for name in scales:
         parse_scale(name)
     folders = {model: model_folder(options, model) for model in args.model}
-    captions, rows = [request.caption() for request in requests("report", args.captions)], {}
+    captions, rows = captions_of("report", args.captions), {}
     for model, folder in folders.items():
-        sample = Sampler(folder, args.steps, args.guidance_scale)
+        positions = "interpolated" if model == "transformer" else "extrapolated"
+        sample = Sampler(folder, args.steps, args.guidance_scale, positions)
         made = rows_of(sample, scales, args.sizes, captions)
-        rows |= {f"{Path(model).name}, {name}": images for name, images in made.items()}
+        prefix = f"{Path(model).name}, " if len(folders) > 1 else ""
+        rows |= {f"{prefix}{name}": images for name, images in made.items()}
     title = f"Images by scale and size (px), {args.steps} steps; the same noise in each column of a model"
     draw(rows, args.sizes, captions, title).savefig(args.out, dpi=DPI)
     print(args.out)

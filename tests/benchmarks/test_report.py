@@ -31,7 +31,7 @@ def test_missing_measurements_are_named(report):
 
 def test_the_table_of_scales_by_size(report):
     def rows(policy, setting, values):
-        names = ("presence", "count", "count_error", "found")
+        names = ("presence", "correct", "count_error", "found")
         return [
             {"size": "96x96", "policy": policy, "setting": setting, "captions": "300", "measure": name, "mean": mean,
              "difference": change, "difference_low": low, "difference_high": high}

@@ -31,16 +31,29 @@ image = pipe("a red circle and a blue square", height=64, width=64, guidance_sca
 | text | fixed orthogonal word vectors; the denoiser learns what the words mean |
 | sampling | rectified flow, `FlowMatchEulerDiscreteScheduler` |
 
-Sizes are multiples of 16 pixels. The recipe is `benchmarks/shapes/transformer`.
+**Sizes** are multiples of 16 pixels. Plain diffusers numbers the rows and columns of a larger image beyond those of
+training ("extrapolated" positions), and the model repeats objects there. `ea.shapes.load_pipeline("transformer")` and
+`--model shapes:transformer` keep the canvas of training and put its tokens closer to each other ("interpolated"
+positions, Chen et al. 2023, [arXiv 2306.15595](https://arxiv.org/abs/2306.15595)).
 
-**Figures.** By the exact checker, on captions of kinds and pairs that were in training, one image each:
+The recipe is `benchmarks/shapes/transformer`.
+
+**Figures.** By the exact checker, on captions of kinds and pairs that were in training, one image each.
+With interpolated positions:
 
 <!-- scale:begin -->
 Not yet measured.
 <!-- scale:end -->
 
-*Every object present*: each requested object is there. *Count error*: mean |found - requested|. Differences are to the
-model's default scale, paired by caption and noise, with 95 % intervals. The strength was chosen on other captions.
+With extrapolated positions:
+
+<!-- extrapolated:begin -->
+Not yet measured.
+<!-- extrapolated:end -->
+
+*Every object present*: each requested object is there. *And no other*: also the number of objects is exact. *Count
+error*: mean |found - requested|. Differences are to the model's default scale, paired by caption and noise, with 95 %
+intervals. The strength was chosen on other captions, by the share of images with every object and no other.
 
 **Limits.** One training run. It knows nothing but these captions, and its images are toys: a difference seen here is a
 lead, not proof, for large models.

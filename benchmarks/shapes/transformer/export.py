@@ -1,8 +1,8 @@
 """Write a checkpoint as a diffusers folder in fp16, or as the small state from which training can continue.
 
 python -m benchmarks.shapes.transformer.export --work runs/transformer --out model/
-python -m benchmarks.shapes.transformer.export --state benchmarks/shapes/transformer/state --out model/
-python -m benchmarks.shapes.transformer.export --work runs/transformer --write-state benchmarks/shapes/transformer/state
+python -m benchmarks.shapes.transformer.export --state runs/state --out model/
+python -m benchmarks.shapes.transformer.export --work runs/transformer --write-state runs/state
 """
 
 from __future__ import annotations

@@ -15,9 +15,11 @@ from entropy_attn.plots.style import DPI, GREY, new_figure, plain_axis, policy_s
 
 PANELS = {
     ("presence", ""): "every object present",
+    ("correct", ""): "every object and no other",
     ("count_error", ""): "count error |found - requested|",
-    ("presence", "difference"): "every object present, difference to off",
-    ("count_error", "difference"): "count error, difference to off",
+    ("presence", "difference"): "difference to off",
+    ("correct", "difference"): "difference to off",
+    ("count_error", "difference"): "difference to off",
 }
 WIDTH = 0.16  # between policies at one size
 
@@ -25,8 +27,8 @@ WIDTH = 0.16  # between policies at one size
 def draw(rows: list[dict[str, str]], title: str) -> Figure:
     """Means above, paired differences below; sizes in the order of the rows."""
     sizes, policies = (list(dict.fromkeys(row[name] for row in rows)) for name in ("size", "policy"))
-    figure = new_figure(11, 7.5, title)
-    axes = figure.subplots(2, 2).ravel()
+    figure = new_figure(14, 7, title)
+    axes = figure.subplots(2, 3).ravel()
     for axis, ((measure, kind), label) in zip(axes, PANELS.items(), strict=True):
         plain_axis(axis)
         columns = ("difference", "difference_low", "difference_high") if kind else ("mean", "low", "high")

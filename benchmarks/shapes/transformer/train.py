@@ -6,7 +6,7 @@ checkpoint first. `--steps` can change between runs: the learning rate is consta
 of `--steps`.
 
     python -m benchmarks.shapes.transformer.train --work runs/transformer --steps 8000
-    python -m benchmarks.shapes.transformer.train --work runs/more --from-state benchmarks/shapes/transformer/state
+    python -m benchmarks.shapes.transformer.train --work runs/more --from-state runs/state
 """
 
 from __future__ import annotations

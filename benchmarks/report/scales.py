@@ -1,0 +1,76 @@
+"""What scale policies change in the images of the embedded models: tables, and the sentence below README's picture."""
+
+from __future__ import annotations
+
+Rows = list[dict[str, str]]
+HEADER = ["size", "scale", "captions", "every object present", "and no other", "count error", "objects found"]
+MEASURES = ("presence", "correct", "count_error", "found")
+ABSENT = "Not yet measured."
+
+
+def by_policy(rows: Rows) -> dict[tuple[str, str], dict[str, dict[str, str]]]:
+    """{(size, policy): {measure: row}}, in the order of the rows."""
+    found: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+    for row in rows:
+        found.setdefault((row["size"], row["policy"]), {})[row["measure"]] = row
+    return found
+
+
+def name(row: dict[str, str]) -> str:
+    return f"{row['policy']}: {row['setting']}" if row["setting"] else row["policy"]
+
+
+def change(row: dict[str, str], factor: float = 1.0, digits: int = 2) -> str:
+    """Difference to off with its 95 % interval."""
+    middle, low, high = (factor * float(row[key]) for key in ("difference", "difference_low", "difference_high"))
+    return f"{middle:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def table(rows: Rows) -> list[list[str]]:
+    """Cells of means; in other rows than off also of differences."""
+    body = []
+    for (size, _), one in by_policy(rows).items():
+        first = one["presence"]
+        cells = []
+        for measure in MEASURES:
+            mean = f"{float(one[measure]['mean']):.2f}"
+            cells.append(f"{mean} ({change(one[measure])})" if one[measure]["difference"] else mean)
+        body.append([size, name(first), first["captions"], *cells])
+    return body
+
+
+def sentence(rows: Rows, size: str) -> str:
+    """Presence and count error at one size, in words; rows of the policies off, LogN, LogNoRoot and chosen."""
+    found = {policy: one for (at, policy), one in by_policy(rows).items() if at == size}
+    if not found:
+        return ABSENT
+    off = found["off"]
+    parts = [
+        f"with {name(one['presence']).removeprefix('chosen: ')} in {_percent(one['presence'])} "
+        f"({change(one['presence'], 100, 0)} points)"
+        for policy, one in found.items() if policy != "off"
+    ]  # fmt: skip
+    errors = ", ".join(f"{float(one['count_error']['mean']):.2f}" for one in found.values())
+    return (
+        f"At {size.replace('x', ' x ')} pixels, on {off['presence']['captions']} captions, every requested object is "
+        f"in the image in {_percent(off['presence'])} of cases with the default scale, {', '.join(parts[:-1])} and "
+        f"{parts[-1]}. The error of the number of objects is {errors} in the same order."
+    )
+
+
+def claims(rows: Rows, model: str, page: str, sizes: tuple[str, ...]) -> list[list[str]]:
+    """Lines of docs/science.md: one for each size."""
+    lines = []
+    for size in sizes:
+        found = {policy: one for (at, policy), one in by_policy(rows).items() if at == size and policy != "off"}
+        if not found:
+            continue
+        presence = "; ".join(f"{name(one['presence'])} {change(one['presence'], 100, 0)}" for one in found.values())
+        error = "; ".join(f"{name(one['count_error'])} {change(one['count_error'])}" for one in found.values())
+        number = f"every object present, percentage points: {presence}. Count error: {error}"
+        lines.append(["" if lines else "A scale mends images of another size", f"{model}, {size}", number, page])
+    return lines
+
+
+def _percent(row: dict[str, str]) -> str:
+    return f"{float(row['mean']):.0%}".replace("%", " %")
