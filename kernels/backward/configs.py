@@ -170,7 +170,7 @@ _DESCRIPTORS = tuple([row._replace(descriptors=True) for row in rows] for rows i
 _ONE_PASS: dict[str, list[tuple[int, _Row]]] = {
     "sm_90": [(16, _Row(64, 64, 128, 8, 2, 128, TOGETHER)), (128, _Row(128, 32, 128, 8, 2, 128, TOGETHER))],
 }
-_ONE_PASS_MASKED: dict[str, list[tuple[int, _Row]]] = {"sm_90": [(16, _Row(64, 32, 128, 8, 2, 128, TOGETHER))]}
+_ONE_PASS_MASKED: dict[str, list[tuple[int, _Row]]] = {"sm_90": [(64, _Row(64, 32, 128, 8, 2, 128, TOGETHER))]}
 # A tile of the mask or of the map's gradient needs registers as well.
 _QUERY_MASKED: dict[str, list[_Row]] = {
     "sm_80": [

@@ -309,8 +309,8 @@ class BackwardCall:
                 if t is not None:
                     if not describable(t):
                         raise ValueError(
-                            f"config: expected no descriptors for a {name} whose rows do not start at multiples of "
-                            f"16 bytes, got them and strides {t.stride()}"
+                            "descriptors: expected a unit last stride, 16-byte aligned data and strides; "
+                            f"got {name} strides {t.stride()}"
                         )
                     made = descriptors(t, rows, tiles.in_chunks(t.shape[3]))
             found |= {f"{name}{i}": each for i, each in enumerate(made)}
