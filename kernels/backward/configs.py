@@ -165,7 +165,10 @@ _ONE_STAGE: tuple[list[_Row], list[_Row]] = (
 )
 # What replaces these where strides allow descriptors, whose fetches are pipelined with every Triton. With a Triton that
 # does the same by pointer, they save no instruction, and they cost host time.
-_DESCRIPTORS = tuple([row._replace(descriptors=True) for row in rows] for rows in _ONE_STAGE)
+_DESCRIPTORS = (
+    [row._replace(descriptors=True) for row in _ONE_STAGE[0]],
+    [row._replace(descriptors=True) for row in _ONE_STAGE[1]],
+)
 # dQ, dK and dV by one kernel, for widths from `least` on: the other widths would spill or take more instructions.
 _ONE_PASS: dict[str, list[tuple[int, _Row]]] = {
     "sm_90": [(16, _Row(64, 64, 128, 8, 2, 128, TOGETHER)), (128, _Row(128, 32, 128, 8, 2, 128, TOGETHER))],
@@ -255,7 +258,8 @@ def backward_config(
     half = dtype != torch.float32
     one_pass = None
     if half and one_stage and not masked and target == "sm_90":
-        tables = tuple((_DESCRIPTORS if by else _ONE_STAGE)[i] for i, by in enumerate(descriptors))
+        of_query, of_key = (_DESCRIPTORS if by else _ONE_STAGE for by in descriptors)
+        tables = (of_query[0], of_key[1])
     elif half and not one_stage:
         if scale_gradient and not masked:
             tables = (_QUERY_SCALE.get(target, tables[0]), tables[1])
@@ -268,16 +272,17 @@ def backward_config(
     )  # fmt: skip
 
 
-def query_parts(target: str, tiles: TileConfig, programs: int, seqlen_q: int, seqlen_k: int) -> tuple[int, int]:
+@functools.lru_cache(maxsize=1024)
+def query_parts(target: str, block_m: int, programs: int, seqlen_q: int, seqlen_k: int) -> tuple[int, int]:
     """In how many parts, and of how many queries each, the queries are distributed over programs of dK and dV.
 
     One part, unless there would be fewer programs than multiprocessors. Each part adds sums of dK and dV in float32. It
     has at least four queries a key, with which all these sums together are no larger than the query in half precision,
     and writing and reading them moves no more bytes than a pass over the query and the gradient of out.
     """
-    blocks = -(-seqlen_q // tiles.block_m)
+    blocks = -(-seqlen_q // block_m)
     parts = max(1, min(-(-MULTIPROCESSORS[target] // max(1, programs)), seqlen_q // (4 * seqlen_k), blocks))
-    queries = -(-blocks // parts) * tiles.block_m
+    queries = -(-blocks // parts) * block_m
     return -(-seqlen_q // queries), queries
 
 

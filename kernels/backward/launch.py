@@ -98,7 +98,7 @@ class BackwardCall:
     target: str
 
     def table_config(self) -> BackwardConfig:
-        call = self.call
+        call, one_stage = self.call, lacks_fence(self.target)
         return backward_config(
             self.target,
             call.query.shape[3],
@@ -107,19 +107,19 @@ class BackwardCall:
             has_mask=call.mask is not None,
             has_map=self.grad_map is not None,
             scale_gradient=self.need_dscale,
-            one_stage=lacks_fence(self.target),
-            descriptors=self.described(),
+            one_stage=one_stage,
+            descriptors=self.described() if one_stage else (False, False),
         )
 
     def described(self) -> tuple[bool, bool]:
         """Whether lengths and strides allow descriptors: of key and value for dQ, of query and dO for dK and dV."""
         call = self.call
-        streams = ((call.key, call.value), (call.query, self.grad_out))
-        keys, queries = (
-            first.shape[2] > SHORT_KEYS and describable(first) and (self.grad_out is None or describable(second))
-            for first, second in streams
-        )
-        return keys, queries
+
+        def describable_rows(*streams: Tensor | None) -> bool:
+            return all(t is None or (t.shape[2] > SHORT_KEYS and describable(t)) for t in streams)
+
+        value = None if self.grad_out is None else call.value
+        return describable_rows(call.key, value), describable_rows(call.query, self.grad_out)
 
     @functools.cached_property
     def scaling(self) -> tuple[Tensor | None, float, int]:
@@ -164,7 +164,7 @@ class BackwardCall:
         if sums.parts > 1:
             for d, of_parts in ((self.dk, sums.dk), (self.dv, sums.dv)):
                 if d is not None and of_parts is not None:
-                    d.copy_(of_parts.unflatten(0, (-1, sums.parts)).sum(1))
+                    d.copy_(of_parts.view(-1, sums.parts, *d.shape[1:]).sum(1))
         if self.dv is not None and self.grad_out is None:
             self.dv.zero_()
         if parts is None or not isinstance(call.scale, Tensor):
@@ -220,7 +220,7 @@ class BackwardCall:
         call, tiles = self.call, self.key_tiles(config)
         batch, heads_kv, seqlen_k, _ = call.key.shape
         programs = batch * heads_kv * -(-seqlen_k // tiles.block_n)
-        parts, queries = query_parts(self.target, tiles, programs, call.query.shape[2], seqlen_k)
+        parts, queries = query_parts(self.target, tiles.block_m, programs, call.query.shape[2], seqlen_k)
         if parts == 1:
             return KeySums(self.dk, self.dv, parts, queries)
 

@@ -55,7 +55,7 @@ class Rows:
     bounds: Tensor | None  # (B, Hkv, programs), in float16: the largest |dS| that a program's rows can have
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # frozen, it would take the host longer to fill
 class KeySums:
     """Where dK and dV are summed: in the results, or in float32 with a sum for each part of the queries."""
 

@@ -28,6 +28,7 @@ check = functools.partial(check_gradients, config=ONE_PASS)
 @pytest.fixture(autouse=True)
 def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Names of the launched kernels, and as many multiprocessors as make several parts of the queries."""
+    query_parts.cache_clear()
     for target in configs.MULTIPROCESSORS:
         monkeypatch.setitem(configs.MULTIPROCESSORS, target, 12)
     names: list[str] = []
@@ -35,7 +36,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(
         launch_backward.Launch, "run", lambda self, *given: (names.append(self.kernel.__name__), run(self, *given))[1]
     )
-    return names
+    yield names
+    query_parts.cache_clear()
 
 
 def kernels(*parts: str) -> list[str]:
@@ -145,10 +147,9 @@ def test_results_are_the_same_bits_each_time():
 
 
 def test_parts_of_the_queries():
-    tiles = TileConfig(64, 128, 8, 2)
     for programs, seqlen_q, seqlen_k in ((16, 4096, 77), (16, 1024, 77), (1, 70, 1), (200, 4096, 77), (4, 2**20, 128)):
-        parts, queries = query_parts("sm_90", tiles, programs, seqlen_q, seqlen_k)
+        parts, queries = query_parts("sm_90", 64, programs, seqlen_q, seqlen_k)
         assert (parts - 1) * queries < seqlen_q <= parts * queries  # none is empty
-        assert queries % tiles.block_m == 0
+        assert queries % 64 == 0
         assert parts == 1 or parts * seqlen_k * 4 <= seqlen_q
         assert parts == 1 or (parts - 1) * programs < 12
