@@ -40,8 +40,8 @@ def _store_dq(dq, ds, k, factor, start, seqlen, D: tl.constexpr, ROWS: tl.conste
 
 @triton.jit
 def _gradient_block(
-    sums, k, v, q, grad_out, dq, grad_map, mask, rows, off_row, factors, dq_factor, start_m, start_n, seqlen_q,
-    seqlen_k,
+    sums, k, v, q, grad_out, dq, grad_map, mask, rows, off_row, factors, dq_factor, start_m, start_n,
+    seqlen_q, seqlen_k,
     D: tl.constexpr, V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr,
     MASK_PER_QUERY: tl.constexpr, IS_CAUSAL: tl.constexpr, CHECK: tl.constexpr, WITH_MAP: tl.constexpr,
     SCALED: tl.constexpr, NEED_DK: tl.constexpr, NEED_DV: tl.constexpr, WIDE: tl.constexpr,
