@@ -167,7 +167,7 @@ _ONE_STAGE: tuple[list[_Row], list[_Row]] = (
 # does the same by pointer, they save no instruction, and they cost host time.
 _DESCRIPTORS = (
     [row._replace(descriptors=True) for row in _ONE_STAGE[0]],
-    [row._replace(descriptors=True) for row in _ONE_STAGE[1]],
+    [row._replace(descriptors=row.widest <= 192) for row in _ONE_STAGE[1]],  # wider ones spill 40 bytes
 )
 # dQ, dK and dV by one kernel, for widths from `least` on: the other widths would spill or take more instructions.
 _ONE_PASS: dict[str, list[tuple[int, _Row]]] = {

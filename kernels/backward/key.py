@@ -9,7 +9,7 @@ import triton.language as tl
 
 from ..common.chunks import accumulate, load_chunks, product, store_chunks, zeros
 from ..common.tensors import Described, RowValues
-from ..common.tiles import ADDED_MASK, NO_MASK, PRECISION, head_of, store_tile
+from ..common.tiles import ADDED_MASK, NO_MASK, PRECISION, batch_of, head_in_batch, head_of, store_tile
 from .scores import (
     UNSHIFT,
     head_factors,
@@ -117,6 +117,10 @@ def attention_backward_key(
     HAS_OUT: tl.constexpr = grad_out.ptr is not None or grad_out0 is not None
     HAS_MAP: tl.constexpr = grad_map.ptr is not None
     SCALED: tl.constexpr = rows.bound is not None or scale.ptr is not None
+    if not DESCRIPTORS:
+        q = batch_of(q, off_b, IN_EIGHTS)
+        if HAS_OUT:
+            grad_out = batch_of(grad_out, off_b, IN_EIGHTS)
 
     k_h = head_of(k, off_b, off_h_kv, IN_EIGHTS)
     v_h = head_of(v, off_b, off_h_kv, IN_EIGHTS)
@@ -154,9 +158,9 @@ def attention_backward_key(
             if HAS_OUT:
                 do_h = Described((grad_out0, grad_out1, grad_out2), off_b, off_h)
         else:
-            q_h = head_of(q, off_b, off_h, IN_EIGHTS)
+            q_h = head_in_batch(q, off_h)
             if HAS_OUT:
-                do_h = head_of(grad_out, off_b, off_h, IN_EIGHTS)
+                do_h = head_in_batch(grad_out, off_h)
         dq_h = None
         if dq.ptr is not None:
             dq_h = head_of(dq, off_b, off_h, IN_EIGHTS)
