@@ -153,6 +153,7 @@ def performance_sections() -> dict[str, Callable[[], str]]:
         "targets": lambda: markdown(perf.TARGETS_HEADER, perf.targets(*map(rows, measured))),
         "static": static_table,
         "replay": lambda: markdown(machine_code.REPLAY_HEADER, machine_code.replay(rows("replay"))),
+        "backward-static": lambda: markdown(perf.BACKWARD_HEADER, perf.backward(rows("codegen_backward"))),
         "launch": launch_table,
         "step": step_table,
         "cross": lambda: markdown(perf.CROSS_HEADER, perf.cross(rows("cross"))),

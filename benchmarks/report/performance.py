@@ -101,6 +101,30 @@ def targets(forward: Rows, backward: Rows, maps: Rows, launch: Rows) -> list[lis
     ]  # fmt: skip
 
 
+BACKWARD_HEADER = [
+    "d", "way", "launches", "products", "exponentials off / on", "instructions off / on", "registers with entropy",
+]  # fmt: skip
+
+
+def backward(rows: Rows) -> list[list[str]]:
+    """Sums over the launches of a way to compute the gradients, without and with that of the entropy."""
+    ways: dict[tuple[str, str], dict[str, Rows]] = {}
+    for row in rows:
+        ways.setdefault((row["head_dim"], row["way"]), {}).setdefault(row["entropy"], []).append(row)
+
+    def total(of: Rows, name: str) -> str:
+        return f"{sum(float(row[name]) for row in of):.2f}"
+
+    return [
+        [
+            head_dim, way, str(len(of["on"])), f"{float(total(of['on'], 'products')):g}",
+            *(f"{total(of['off'], name)} / {total(of['on'], name)}" for name in ("exp", "instructions")),
+            ", ".join(row["registers"] for row in of["on"]),
+        ]
+        for (head_dim, way), of in ways.items()
+    ]  # fmt: skip
+
+
 def launch(rows: Rows) -> list[list[str]]:
     def line(row: dict[str, str]) -> list[str]:
         low, middle, high = (f"{float(row[f'p{p}_of_triton']):.2f}" for p in (20, 50, 80))

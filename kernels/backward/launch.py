@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,8 @@ from ..common.arguments import (
     allocate,
     allocate_like,
     broadcast,
-    compile_options,
+    describable,
+    descriptors,
     in_eights,
     lengths,
     mask_kind,
@@ -27,13 +27,15 @@ from ..common.arguments import (
     tile_span,
 )
 from ..common.call import AttentionCall
-from ..common.plans import Plan, Series, first_launch, launch, layout
-from ..common.support import call_target
+from ..common.head_dims import MAX_CHUNKS
+from ..common.plans import Series, launch, layout
+from ..common.support import call_target, lacks_fence
 from ..common.tensors import MapGradient, RowValues, Scale
-from .configs import ALL_CHUNKS, BackwardConfig, TileConfig, backward_config
+from ..forward.configs import SHORT_KEYS
+from .configs import ALL_CHUNKS, BackwardConfig, TileConfig, backward_config, query_parts
+from .plan import BackwardPlan, KeySums, Launch, Rows, row_bound, value_max
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-OF_VALUE, OF_GRAD_OUT = 2, 3  # indices in BackwardCall.varying
 
 
 def attention_backward(
@@ -77,59 +79,6 @@ def attention_backward(
     return dq, dk, dv, dscale
 
 
-@dataclass(frozen=True)
-class Launch:
-    """One kernel with its arguments by name."""
-
-    kernel: Any  # a jitted function
-    programs: int
-    arguments: dict[str, Any]
-    config: TileConfig
-
-    def run(self, varying: tuple[Any, ...], target: str) -> Plan | None:
-        """Launch the kernel, and return how to launch it again."""
-        options = compile_options(self.config, target)
-        return first_launch(self.kernel, self.programs, self.arguments, options, varying)
-
-
-@dataclass(frozen=True)
-class BackwardPlan:
-    """The launches of one call, in order."""
-
-    rows: Plan
-    gradients: Series
-
-    def launch(self, varying: tuple[Any, ...]) -> None:
-        largest = value_max(varying)
-        self.rows.launch((*varying, largest))
-        self.gradients.launch((*varying, row_bound(varying)))
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What the first kernel leaves for the others, (B, H, Nq) each."""
-
-    lse: Tensor
-    delta: Tensor
-    log2_l: Tensor | None  # with an added mask
-    g: Tensor | None  # with a gradient of the entropy
-    bounds: Tensor | None  # (B, Hkv, programs), in float16: the largest |dS| that a program's rows can have
-
-
-def value_max(varying: tuple[Any, ...]) -> Tensor | None:
-    """The largest |value| of a call's `varying`, by which float16's rows bound their |dP|."""
-    value, grad_out, bounds = varying[OF_VALUE], varying[OF_GRAD_OUT], varying[-1]
-    if bounds is None or grad_out is None:
-        return None
-    return torch.linalg.vector_norm(value, math.inf, dtype=torch.float32)
-
-
-def row_bound(varying: tuple[Any, ...]) -> Tensor | None:
-    """The largest |dS| of each key head, from what the programs of the rows' kernel found; only in float16."""
-    bounds = varying[-1]
-    return None if bounds is None else bounds.amax(2)
-
-
 @dataclass(eq=False)  # frozen, it would take the host longer to fill
 class BackwardCall:
     """A call with its results and their gradients, and the launches that they take."""
@@ -149,7 +98,7 @@ class BackwardCall:
     target: str
 
     def table_config(self) -> BackwardConfig:
-        call = self.call
+        call, one_stage = self.call, lacks_fence(self.target)
         return backward_config(
             self.target,
             call.query.shape[3],
@@ -157,19 +106,32 @@ class BackwardCall:
             call.query.dtype,
             has_mask=call.mask is not None,
             has_map=self.grad_map is not None,
+            scale_gradient=self.need_dscale,
+            one_stage=one_stage,
+            descriptors=self.described() if one_stage else (False, False),
         )
+
+    def described(self) -> tuple[bool, bool]:
+        """Whether lengths and strides allow descriptors: of key and value for dQ, of query and dO for dK and dV."""
+        call = self.call
+
+        def describable_rows(*streams: Tensor | None) -> bool:
+            return all(t is None or (t.shape[2] > SHORT_KEYS and describable(t)) for t in streams)
+
+        value = None if self.grad_out is None else call.value
+        return describable_rows(call.key, value), describable_rows(call.query, self.grad_out)
 
     @functools.cached_property
     def scaling(self) -> tuple[Tensor | None, float, int]:
         call = self.call
         return scale_arguments(call.scale, call.query.shape[3], call.mask)
 
-    def varying(self, rows: Rows, parts: Tensor | None) -> tuple[Any, ...]:
+    def varying(self, rows: Rows, parts: Tensor | None, sums: KeySums) -> tuple[Any, ...]:
         """The values that differ between calls with the same `plan_key`; `OF_VALUE` and its like are indices of it."""
         call = self.call
         read = (call.query, call.key, call.value, self.grad_out, self.out, self.lse, self.entropy, self.grad_lse)
         more = (self.grad_entropy, self.grad_map, call.mask, *self.scaling[:2])
-        written = (self.dq, self.dk, self.dv, rows.lse, rows.delta, rows.log2_l, rows.g, parts)
+        written = (self.dq, sums.dk, sums.dv, rows.lse, rows.delta, rows.log2_l, rows.g, parts)
         return (*read, *more, *written, rows.bounds)
 
     def plan_key(self, config: BackwardConfig | None) -> Hashable:
@@ -195,9 +157,14 @@ class BackwardCall:
             return torch.zeros_like(call.scale) if isinstance(call.scale, Tensor) and self.need_dscale else None
 
         chosen = config or self.table_config()
-        rows, parts = self.allocate_rows(chosen), self.allocate_scale_parts(chosen)
-        varying = self.varying(rows, parts)
-        launch(self.plan_key(config), varying, lambda: self.launch(chosen, rows, parts, varying))
+        rows, sums = self.allocate_rows(chosen), self.allocate_key_sums(chosen)
+        parts = self.allocate_scale_parts(chosen)
+        varying = self.varying(rows, parts, sums)
+        launch(self.plan_key(config), varying, lambda: self.launch(chosen, rows, parts, sums, varying))
+        if sums.parts > 1:
+            for d, of_parts in ((self.dk, sums.dk), (self.dv, sums.dv)):
+                if d is not None and of_parts is not None:
+                    d.copy_(of_parts.view(-1, sums.parts, *d.shape[1:]).sum(1))
         if self.dv is not None and self.grad_out is None:
             self.dv.zero_()
         if parts is None or not isinstance(call.scale, Tensor):
@@ -205,13 +172,13 @@ class BackwardCall:
         return parts.sum((0, 2) if call.scale.dim() else (0, 1, 2)).to(call.scale.dtype)
 
     def launch(
-        self, config: BackwardConfig, rows: Rows, parts: Tensor | None, varying: tuple[Any, ...]
+        self, config: BackwardConfig, rows: Rows, parts: Tensor | None, sums: KeySums, varying: tuple[Any, ...]
     ) -> BackwardPlan | None:
         """Launch the kernels, and return how to launch them again."""
         largest = value_max(varying)
         first = self.rows_launch(config, rows, largest).run((*varying, largest), self.target)
         bound = row_bound(varying)
-        launches = self.gradient_launches(config, rows, bound, parts)
+        launches = self.gradient_launches(config, rows, bound, parts, sums)
         gradients = Series.of(each.run((*varying, bound), self.target) for each in launches)
         return None if first is None or gradients is None else BackwardPlan(first, gradients)
 
@@ -240,6 +207,29 @@ class BackwardCall:
         blocks = -(-seqlen_q // config.query.block_m)
         return allocate((batch, num_heads, blocks), torch.float32, self.call.query.device)
 
+    def in_one_pass(self, config: BackwardConfig) -> bool:
+        """Whether the kernel of dK and dV computes dQ as well, since a block of it has all keys."""
+        of_keys = self.dk is not None or (self.dv is not None and self.grad_out is not None)
+        wanted = of_keys and self.dq is not None and not self.need_dscale
+        return wanted and config.one_pass is not None and self.call.key.shape[2] <= config.one_pass.block_n
+
+    def key_tiles(self, config: BackwardConfig) -> TileConfig:
+        return config.one_pass if config.one_pass is not None and self.in_one_pass(config) else config.key
+
+    def allocate_key_sums(self, config: BackwardConfig) -> KeySums:
+        call, tiles = self.call, self.key_tiles(config)
+        batch, heads_kv, seqlen_k, _ = call.key.shape
+        programs = batch * heads_kv * -(-seqlen_k // tiles.block_n)
+        parts, queries = query_parts(self.target, tiles.block_m, programs, call.query.shape[2], seqlen_k)
+        if parts == 1:
+            return KeySums(self.dk, self.dv, parts, queries)
+
+        def of_parts(t: Tensor | None) -> Tensor | None:
+            shape = (batch * parts, heads_kv, seqlen_k, 0 if t is None else t.shape[3])
+            return None if t is None else allocate(shape, torch.float32, t.device)
+
+        return KeySums(of_parts(self.dk), None if self.grad_out is None else of_parts(self.dv), parts, queries)
+
     def rows_launch(self, config: BackwardConfig, rows: Rows, largest: Tensor | None) -> Launch:
         """The first kernel: what the others read for each row. `largest`: see `value_max`."""
         from .rows import attention_backward_rows
@@ -257,20 +247,24 @@ class BackwardCall:
         return Launch(attention_backward_rows, self.query_programs(tiles), arguments, tiles)
 
     def gradient_launches(
-        self, config: BackwardConfig, rows: Rows, bound: Tensor | None, parts: Tensor | None
+        self, config: BackwardConfig, rows: Rows, bound: Tensor | None, parts: Tensor | None, sums: KeySums
     ) -> Iterator[Launch]:
-        call = self.call
+        call, tiles = self.call, self.key_tiles(config)
+        if self.in_one_pass(config):
+            need_dv = 0 if self.dv is None or self.grad_out is None else ALL_CHUNKS
+            yield self.key_launch(tiles, rows, bound, sums, 0 if self.dk is None else ALL_CHUNKS, need_dv, self.dq)
+            return
         chunks = config.query.launches(call.query.shape[3]) if self.dq is not None else [0]
         if self.dq is not None or parts is not None:
             for i, need in enumerate(chunks):
                 yield self.query_launch(config.query, rows, bound, need, parts if i == 0 else None)
         of_dk = config.key.launches(call.key.shape[3]) if self.dk is not None else []
         of_dv = config.key.launches(call.value.shape[3]) if self.dv is not None and self.grad_out is not None else []
-        if config.separate or config.key.by_chunk or not (of_dk and of_dv):
-            yield from (self.key_launch(config.key, rows, bound, need, 0) for need in of_dk)
-            yield from (self.key_launch(config.key, rows, bound, 0, need) for need in of_dv)
+        if config.separate or tiles.by_chunk or not (of_dk and of_dv):
+            yield from (self.key_launch(tiles, rows, bound, sums, need, 0) for need in of_dk)
+            yield from (self.key_launch(tiles, rows, bound, sums, 0, need) for need in of_dv)
         else:
-            yield self.key_launch(config.key, rows, bound, ALL_CHUNKS, ALL_CHUNKS)
+            yield self.key_launch(tiles, rows, bound, sums, ALL_CHUNKS, ALL_CHUNKS)
 
     def query_launch(
         self, tiles: TileConfig, rows: Rows, bound: Tensor | None, need_dq: int, parts: Tensor | None
@@ -278,24 +272,49 @@ class BackwardCall:
         """The chunks of dQ whose bits `need_dq` has, and the parts of the scale's gradient."""
         from .query import attention_backward_query
 
+        call = self.call
         tensors = self.read() | {"dq": self.dq if need_dq else None}
         arguments = self.arguments(tiles, rows, bound, tensors) | {"dscale_ptr": parts, "NEED_DQ": need_dq}
+        streams = {"k": call.key, "v": None if self.grad_out is None else call.value}
+        arguments |= self.fetched(tiles, tiles.block_n, streams)
         return Launch(attention_backward_query, self.query_programs(tiles), arguments, tiles)
 
-    def key_launch(self, tiles: TileConfig, rows: Rows, bound: Tensor | None, need_dk: int, need_dv: int) -> Launch:
-        """The chunks of dK and of dV whose bits are given."""
+    def key_launch(
+        self, tiles: TileConfig, rows: Rows, bound: Tensor | None, sums: KeySums, need_dk: int, need_dv: int,
+        dq: Tensor | None = None,
+    ) -> Launch:  # fmt: skip
+        """The chunks of dK and of dV whose bits are given, and dQ."""
         from .key import attention_backward_key
 
         batch, heads_kv, seqlen_k, _ = self.call.key.shape
-        tensors = self.read() | {"dk": self.dk if need_dk else None, "dv": self.dv if need_dv else None}
+        tensors = self.read() | {"dq": dq, "dk": sums.dk if need_dk else None, "dv": sums.dv if need_dv else None}
         needs = {"NEED_DK": need_dk, "NEED_DV": need_dv}
-        arguments = self.arguments(tiles, rows, bound, tensors) | needs | {"num_heads_kv": heads_kv}
-        programs = batch * heads_kv * -(-seqlen_k // tiles.block_n)
+        arguments = self.arguments(tiles, rows, bound, tensors) | needs
+        arguments |= {"num_heads_kv": heads_kv, "parts": sums.parts, "queries_per_part": sums.queries_per_part}
+        arguments |= self.fetched(tiles, tiles.block_m, {"q": self.call.query, "grad_out": self.grad_out})
+        programs = batch * heads_kv * -(-seqlen_k // tiles.block_n) * sums.parts
         return Launch(attention_backward_key, programs, arguments, tiles)
 
     def read(self) -> dict[str, Tensor | None]:
         """What the two gradient kernels read by tiles."""
         return {"q": self.call.query, "k": self.call.key, "v": self.call.value, "grad_out": self.grad_out}
+
+    def fetched(self, tiles: TileConfig, rows: int, streams: dict[str, Tensor | None]) -> dict[str, Any]:
+        """What a loop fetches, `rows` at a time: by descriptors, one for each chunk of columns, or by pointer."""
+        found: dict[str, Any] = {}
+        for name, t in streams.items():
+            made: list[Any] = [None] * MAX_CHUNKS
+            if tiles.descriptors:
+                found[name] = strided(None)
+                if t is not None:
+                    if not describable(t):
+                        raise ValueError(
+                            "descriptors: expected a unit last stride, 16-byte aligned data and strides; "
+                            f"got {name} strides {t.stride()}"
+                        )
+                    made = descriptors(t, rows, tiles.in_chunks(t.shape[3]))
+            found |= {f"{name}{i}": each for i, each in enumerate(made)}
+        return found
 
     def query_programs(self, tiles: TileConfig) -> int:
         batch, num_heads, seqlen_q, _ = self.call.query.shape
@@ -327,7 +346,7 @@ class BackwardCall:
             "MASK": mask_kind(call.mask),
             "MASK_PER_QUERY": mask.stride_row != 0,
             "IS_CAUSAL": call.is_causal,
-            "TAIL_STAGES": tail_stages(tiles, self.target, call.mask),
+            "TAIL_STAGES": tail_stages(tiles, self.target, call.mask, by_pointer=not tiles.descriptors),
             "IN_EIGHTS": in_eights(there),
             "WIDE": max(spans) > INT32_MAX,
         }

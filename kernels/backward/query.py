@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ..common.chunks import accumulate, load_chunks, product, store_chunks, zeros
-from ..common.tensors import RowValues
+from ..common.tensors import Described, RowValues
 from ..common.tiles import ADDED_MASK, NO_MASK, head_factor, head_of, in_nats, program
 from .scores import (
     load_map_tile,
@@ -33,15 +33,16 @@ def _gradient_block(
     D: tl.constexpr, V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr,
     MASK_PER_QUERY: tl.constexpr, IS_CAUSAL: tl.constexpr, CHECK_KEYS: tl.constexpr, WITH_MAP: tl.constexpr,
     RESCALE: tl.constexpr, NEED_DQ: tl.constexpr, NEED_DSCALE: tl.constexpr, WIDE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
 ):  # fmt: skip
     """One block of keys for all queries of this program."""
-    k_i = load_chunks(k, start_n, seqlen_k, D, BLOCK_N, CHECK_KEYS, WIDE)  # [BLOCK_N, width] each
+    k_i = load_chunks(k, start_n, seqlen_k, D, BLOCK_N, CHECK_KEYS, WIDE, DESCRIPTORS)  # [BLOCK_N, width] each
     s = product(q, k_i, D)  # [BLOCK_M, BLOCK_N]
     p, x = probabilities(s, factor, rows, mask, start_m, start_n, seqlen_q, seqlen_k, BLOCK_M, BLOCK_N, MASK,
                          MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, rows.g is not None, WIDE)  # fmt: skip
     dp = None
     if do is not None:
-        v_i = load_chunks(v, start_n, seqlen_k, V, BLOCK_N, CHECK_KEYS, WIDE)  # [BLOCK_N, width] each
+        v_i = load_chunks(v, start_n, seqlen_k, V, BLOCK_N, CHECK_KEYS, WIDE, DESCRIPTORS)  # [BLOCK_N, width] each
         dp = product(do, v_i, V)  # [BLOCK_M, BLOCK_N]
     dmap = None
     if WITH_MAP:
@@ -58,20 +59,26 @@ def _gradient_block(
 
 @triton.jit
 def attention_backward_query(
-    q, k, v, grad_out, dq, dscale_ptr, grad_map, rows, mask, scale, lengths,
+    q, k, v, k0, k1, k2, v0, v1, v2, grad_out, dq, dscale_ptr, grad_map, rows, mask, scale, lengths,
     D: tl.constexpr, V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr,
     MASK_PER_QUERY: tl.constexpr, IS_CAUSAL: tl.constexpr, NEED_DQ: tl.constexpr, TAIL_STAGES: tl.constexpr,
     IN_EIGHTS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """The chunks of dQ whose bits NEED_DQ has, and this block's part of the scale's gradient.
 
-    Grid: (batch * heads * blocks of queries,).
+    Keys and values come through descriptors over (batch, head, key, column), one for each chunk, where these are given,
+    else through `k` and `v`. Grid: (batch * heads * blocks of queries,).
     """
     num_heads, group, seqlen_q, seqlen_k = lengths
     off_b, off_h, off_h_kv, off_bh, block = program(num_heads, group, seqlen_q, BLOCK_M, LAST_FIRST=IS_CAUSAL)
     start_m = block * BLOCK_M
-    k_h = head_of(k, off_b, off_h_kv, IN_EIGHTS)
-    v_h = head_of(v, off_b, off_h_kv, IN_EIGHTS)
+    DESCRIPTORS: tl.constexpr = k0 is not None
+    if DESCRIPTORS:
+        k_h = Described((k0, k1, k2), off_b, off_h_kv)  # Triton's launcher finds no descriptor inside of a tuple
+        v_h = Described((v0, v1, v2), off_b, off_h_kv)
+    else:
+        k_h = head_of(k, off_b, off_h_kv, IN_EIGHTS)
+        v_h = head_of(v, off_b, off_h_kv, IN_EIGHTS)
     if MASK != NO_MASK:
         mask = head_of(mask, off_b, off_h)
     factor = head_factor(scale, off_h, MASK)
@@ -117,14 +124,14 @@ def attention_backward_query(
             start_n = i + tl.where(i < first, 0, width)
         sums = _gradient_block(sums, q_i, do, k_h, v_h, grad_map, mask, factor, values, up, up_map, start_m, start_n,
                                seqlen_q, seqlen_k, D, V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, False,
-                               False, RESCALE, NEED_DQ, NEED_DSCALE, WIDE)  # fmt: skip
+                               False, RESCALE, NEED_DQ, NEED_DSCALE, WIDE, DESCRIPTORS)  # fmt: skip
     for i in tl.range(0, width + end_n - end_full, BLOCK_N, num_stages=TAIL_STAGES):
         start_n = end_full + i
         if HAS_MAP:
             start_n = i + tl.where(i < width, first, end_full - width)
         sums = _gradient_block(sums, q_i, do, k_h, v_h, grad_map, mask, factor, values, up, up_map, start_m, start_n,
                                seqlen_q, seqlen_k, D, V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, True,
-                               HAS_MAP, RESCALE, NEED_DQ, NEED_DSCALE, WIDE)  # fmt: skip
+                               HAS_MAP, RESCALE, NEED_DQ, NEED_DSCALE, WIDE, DESCRIPTORS)  # fmt: skip
 
     if NEED_DSCALE:  # the scores' gradient times the unscaled scores
         num_blocks = tl.cdiv(seqlen_q, BLOCK_M)

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 from ..common.tensors import MapGradient
-from ..common.tiles import ADDED_MASK, NO_MASK, VANISHED, by_query, in_base_2, masked_scores, score_offsets
+from ..common.tiles import (
+    ADDED_MASK,
+    NO_MASK,
+    VANISHED,
+    by_query,
+    head_factor,
+    in_base_2,
+    in_nats,
+    masked_scores,
+    score_offsets,
+)
 
 # In float16, P is held 2**SHIFT times as large: 1/N of a long row would lose bits there, or vanish. P is at most 1, and
 # the sixteenth of float16's range that is left is far more than rounding can add.
 SHIFT = tl.constexpr(12.0)
 UNSHIFT = tl.constexpr(2.0**-12)
+
+
+class Factors(NamedTuple):
+    """Of one head."""
+
+    scores: Any  # brings products to the unit of the scores
+    up: Any  # multiplies dS
+    up_map: Any  # multiplies the map's part of it
 
 
 @triton.jit
@@ -92,14 +112,46 @@ def score_gradient(p, x, dp, dmap, delta, g, up, up_map, SCALED: tl.constexpr, T
 
 @triton.jit
 def powers(bound_ptr, off):
-    """2**n and 2**-n with 2**n * bound from 2**14 to 2**15; the former divided by 2**SHIFT, which P brings."""
+    """`powers_of` a bound in memory; 1 and 1 where there is none."""
     if bound_ptr is None:
         up = 1.0
         down = 1.0
         return up, down
     else:
-        exponent = (tl.load(bound_ptr + off).to(tl.int32, bitcast=True) >> 23) & 255
-        exponent = tl.minimum(tl.maximum(exponent, 32), 240)
-        up = ((256 - exponent) << 23).to(tl.float32, bitcast=True)  # 2**(141 - 12 - exponent)
-        down = ((exponent - 14) << 23).to(tl.float32, bitcast=True)  # 2**(exponent - 141)
-        return up, down
+        return powers_of(tl.load(bound_ptr + off))
+
+
+@triton.jit
+def powers_of(bound):
+    """2**n and 2**-n with 2**n * bound from 2**14 to 2**15; the former divided by 2**SHIFT, which P brings."""
+    exponent = (bound.to(tl.int32, bitcast=True) >> 23) & 255
+    exponent = tl.minimum(tl.maximum(exponent, 32), 240)
+    up = ((256 - exponent) << 23).to(tl.float32, bitcast=True)  # 2**(141 - 12 - exponent)
+    down = ((exponent - 14) << 23).to(tl.float32, bitcast=True)  # 2**(exponent - 141)
+    return up, down
+
+
+@triton.jit
+def largest_scale(scale, off_h_kv, group, MASK: tl.constexpr):
+    """The scale in nats; of a tensor the largest of the heads that are summed."""
+    if scale.ptr is None:
+        return in_nats(scale.factor, MASK)
+    else:
+        largest = 0.0
+        for i in tl.range(0, group):
+            each = tl.load(scale.ptr + (off_h_kv * group + i) * scale.stride).to(tl.float32)
+            largest = tl.maximum(largest, tl.abs(each))
+        return largest
+
+
+@triton.jit
+def head_factors(scale, largest, up, off_h, num_heads, MASK: tl.constexpr, HAS_MAP: tl.constexpr):
+    """Scales of a tensor differ among the heads that are summed, so they go into the sum, relative to the largest."""
+    scores = head_factor(scale, off_h, MASK)
+    if scale.ptr is not None:
+        sm_scale = tl.load(scale.ptr + off_h * scale.stride).to(tl.float32)
+        up = up * tl.where(largest > 0.0, sm_scale / tl.where(largest > 0.0, largest, 1.0), 0.0)
+    up_map = up
+    if HAS_MAP:
+        up_map = up * (1.0 / num_heads)
+    return Factors(scores, up, up_map)

@@ -27,11 +27,12 @@ def _load_described(x, i: tl.constexpr, start, OFF_D: tl.constexpr, ROWS: tl.con
 
 
 @triton.jit
-def load_chunks(x, start, seqlen, D: tl.constexpr, ROWS: tl.constexpr, CHECK: tl.constexpr, WIDE: tl.constexpr):
-    """All chunks of rows start .. start + ROWS of a `Matrix`."""
+def load_chunks(x, start, seqlen, D: tl.constexpr, ROWS: tl.constexpr, CHECK: tl.constexpr, WIDE: tl.constexpr,
+                DESCRIPTORS: tl.constexpr = False):  # fmt: skip
+    """All chunks of rows start .. start + ROWS, as `load_chunk` loads them."""
     tiles = ()
     for i in tl.static_range(len(D.chunks)):
-        tiles += (load_chunk(x, i, start, seqlen, D, ROWS, CHECK, WIDE),)
+        tiles += (load_chunk(x, i, start, seqlen, D, ROWS, CHECK, WIDE, DESCRIPTORS),)
     return tiles
 
 

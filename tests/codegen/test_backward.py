@@ -50,21 +50,24 @@ def make_call(
     has_map: bool = False,
     scale: torch.Tensor | None = None,
     layout: str = "bhsd",
+    seqlen_k: int = 1000,
 ) -> BackwardCall:
     """A call as the launcher makes it. Its lengths are no multiples of 16, so nothing is specialized on them."""
 
-    def tensor() -> torch.Tensor:
+    def tensor(seqlen: int = 1000) -> torch.Tensor:
         if layout == "bshd":
-            return torch.empty(2, 1000, HEADS, head_dim, dtype=dtype).transpose(1, 2)
-        return torch.empty(2, HEADS, 1000, head_dim, dtype=dtype)
+            return torch.empty(2, seqlen, HEADS, head_dim, dtype=dtype).transpose(1, 2)
+        return torch.empty(2, HEADS, seqlen, head_dim, dtype=dtype)
 
     rows = torch.empty(2, HEADS, 1000)
     statistics = rows if entropy else None
-    call = AttentionCall(tensor(), tensor(), tensor(), mask, is_causal, scale, map_keys=(0, 77) if has_map else None)
+    call = AttentionCall(
+        tensor(), tensor(seqlen_k), tensor(seqlen_k), mask, is_causal, scale, map_keys=(0, 77) if has_map else None
+    )
     return BackwardCall(
         call, out=tensor(), lse=rows, entropy=statistics, grad_out=tensor(), grad_lse=statistics,
         grad_entropy=statistics, grad_map=torch.empty(2, 1000, 77) if has_map else None,
-        dq=tensor(), dk=tensor(), dv=tensor(), need_dscale=scale is not None, target=target,
+        dq=tensor(), dk=tensor(seqlen_k), dv=tensor(seqlen_k), need_dscale=scale is not None, target=target,
     )  # fmt: skip
 
 
@@ -73,9 +76,9 @@ def launches(call: BackwardCall, part: str) -> list[Launch]:
     config = call.table_config()
     rows = call.allocate_rows(config)
     bound = None if rows.bounds is None else rows.bounds[..., 0]
-    parts = call.allocate_scale_parts(config)
-    largest = launch_backward.value_max(call.varying(rows, parts))
-    found = [call.rows_launch(config, rows, largest), *call.gradient_launches(config, rows, bound, parts)]
+    parts, sums = call.allocate_scale_parts(config), call.allocate_key_sums(config)
+    largest = launch_backward.value_max(call.varying(rows, parts, sums))
+    found = [call.rows_launch(config, rows, largest), *call.gradient_launches(config, rows, bound, parts, sums)]
     kernels = {"query": (attention_backward_rows, attention_backward_query), "key": (attention_backward_key,)}
     needs = ("NEED_DQ", "NEED_DK", "NEED_DV")
     return [
@@ -86,7 +89,8 @@ def launches(call: BackwardCall, part: str) -> list[Launch]:
 
 
 def compile_launch(launch: Launch, target: str) -> Code:
-    return compile_kernel(launch.kernel, launch.arguments, target, compile_options(launch.config, target))
+    options = compile_options(launch.config, target, by_pointer=not launch.config.descriptors)
+    return compile_kernel(launch.kernel, launch.arguments, target, options)
 
 
 def compiled(target: str, head_dim: int, part: str, **options) -> list[tuple[Launch, Code]]:
@@ -131,6 +135,34 @@ def test_table(target, head_dim, part):
 @pytest.mark.parametrize("target, head_dim, part", cases(PARTLY_FILLED, has_mask=True, has_map=True))
 def test_masks_and_maps(target, head_dim, part):
     assert_good(compiled(target, head_dim, part, mask=ADDED, has_map=True), target)
+
+
+@pytest.mark.parametrize("head_dim", (40, 64, 128))
+def test_one_pass(head_dim):
+    """With 77 keys: five products a tile, in one kernel."""
+    usual = {"seqlen_k": 77, "is_causal": True}
+    for options in (usual, {**usual, "layout": "bshd", "dtype": torch.bfloat16, "entropy": False}):
+        built = compiled("sm_90", head_dim, "key", **options)
+        (launch,) = (launch for launch, _ in built)
+        assert launch.arguments["dq"].ptr is not None and launch.arguments["parts"] > 1
+        assert_good(built, "sm_90")
+    masked = backward_config("sm_90", head_dim, head_dim, torch.float16, has_mask=True, has_map=True).one_pass
+    assert (masked is not None) == (head_dim == 64)
+    if masked is not None:
+        assert_good(compiled("sm_90", head_dim, "key", seqlen_k=77, mask=ADDED[..., :77], has_map=True), "sm_90")
+
+
+@pytest.mark.parametrize("part", ["query", "key"])
+@pytest.mark.parametrize("head_dim", (40, 64, 80, 128, 160))
+def test_descriptors(head_dim, part):
+    """Of a Triton that fetches by pointer in one stage."""
+    config = backward_config("sm_90", head_dim, head_dim, torch.float16, one_stage=True, descriptors=(True, True))
+    call = make_call("sm_90", head_dim, is_causal=True)
+    call.table_config = lambda: config
+    built = [(launch, compile_launch(launch, "sm_90")) for launch in launches(call, part)]
+    assert_good(built, "sm_90")
+    for launch, code in built:
+        assert launch.kernel is attention_backward_rows or code.loop["UTMALDG"] >= 2
 
 
 @pytest.mark.parametrize("part", ["query", "key"])

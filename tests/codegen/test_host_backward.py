@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from entropy_attn.kernels.backward import launch as launch_backward
 from entropy_attn.kernels.backward.launch import Gradients, attention_backward
 from entropy_attn.kernels.common import plans
 from entropy_attn.kernels.common.call import AttentionCall
@@ -85,6 +86,11 @@ CALLS: dict[str, Callable[[], Call]] = {
     "other part of the map": lambda: call(("map",), map_keys=(4, 81)),
     "grouped heads": lambda: call(heads_kv=2),
     "causal": lambda: call(is_causal=True),
+    "few keys": lambda: call(shape=(2, 8, 1024, 77, 64)),
+    "few keys, in one part": lambda: call(shape=(2, 8, 256, 77, 64)),
+    "few keys in float16": lambda: call(shape=(2, 8, 1024, 77, 64), dtype=HALF),
+    "few keys, head dim 80": lambda: call(shape=(2, 8, 1024, 77, 80)),
+    "few keys, not the query's": lambda: call(shape=(2, 8, 1024, 77, 64), needs=(False, True, True, False)),
     "scale": lambda: call(scale=0.3),
     "negative scale": lambda: call(scale=-0.3),
     "scale of each head": lambda: call(scale=torch.rand(8)),
@@ -133,6 +139,23 @@ def test_a_plan_launches_the_same_as_tritons_path(monkeypatch):
                 assert by_plan == seen(launches, given), name
 
 
+@pytest.mark.parametrize("lacking", [False, True])
+def test_descriptors_by_plan(monkeypatch, lacking):
+    """With a Triton whose loops by pointer have one stage, a repeated call makes descriptors of its own tensors."""
+    monkeypatch.setattr(launch_backward, "lacks_fence", lambda target: lacking)
+    with recorded() as launches:
+        for options in ({}, {"shape": (2, 8, 256, 256, 40), "dtype": HALF}, {"edit": {"key": shifted}}):
+            first, second = call(**options), call(**options)
+            seen(launches, first)
+            number = plans.count()
+            by_plan = seen(launches, second)
+            assert plans.count() == number
+            assert any("descriptor" in str(each.arguments) for each in by_plan) == lacking
+            with monkeypatch.context() as patch:
+                patch.setattr(plans, "_plans", {})
+                assert by_plan == seen(launches, second)
+
+
 @pytest.mark.parametrize(
     "names", [("query", "key"), ("key", "value"), ("grad_lse", "grad_entropy"), ("out", "grad_out")]
 )
@@ -175,12 +198,12 @@ def test_a_plan_keeps_no_tensor_alive():
 
 @pytest.mark.parametrize(
     ("options", "most"),
-    [({}, 122), ({"dtype": HALF}, 127), ({"grads": ("out", "entropy")}, 133), ({"grads": GRADS}, 141),
-     ({"shape": (2, 8, 256, 256, 160)}, 140)],
+    [({}, 124), ({"dtype": HALF}, 130), ({"grads": ("out", "entropy")}, 136), ({"grads": GRADS}, 144),
+     ({"shape": (2, 8, 256, 256, 160)}, 141), ({"shape": (2, 8, 1024, 77, 64)}, 127)],
 )  # fmt: skip
 def test_a_repeated_call_costs_the_host_little(options, most):
     with recorded(keep=False), torch.no_grad():
         run = runner(call(**options))
         for _ in range(2):
             run()
-        assert host_calls(run) <= most
+        assert host_calls(run) <= most, host_calls(run)

@@ -39,7 +39,9 @@ def every_row(target: str) -> Iterator[Case]:
         for mask in ("none", "bool"):
             most = widest(target, dtype, has_mask=mask != "none", has_map=False)
             for d in rows(lambda d: backward_config(target, d, d, dtype, has_mask=mask != "none"), most):  # noqa: B023
-                yield Case(target, name, head_dim=d, head_dim_v=d, seqlen_k=100, mask=mask, grads=STATISTICS)
+                one_pass = backward_config(target, d, d, dtype, has_mask=mask != "none").one_pass
+                for seqlen_k in (150,) if one_pass is None else (100, 150):
+                    yield Case(target, name, head_dim=d, head_dim_v=d, seqlen_k=seqlen_k, mask=mask, grads=STATISTICS)
 
 
 def every_option(target: str) -> Iterator[Case]:
@@ -77,7 +79,12 @@ FEW = [
     Case("sm_89", "bf16", head_dim=40, head_dim_v=40, layout="padded", seqlen_q=5, seqlen_k=77),
     Case("sm_80", seqlen_k=77, map_stop=77, heads=3, heads_kv=3, mask="keys"),
     Case("sm_90", seqlen_k=150, map_start=3, map_stop=100, causal=True),
-    Case("sm_80", seqlen_k=100, grads=STATISTICS), Case("sm_90", "bf16", seqlen_k=100, grads=STATISTICS),
+    Case("sm_80", seqlen_k=100, grads=STATISTICS), Case("sm_90", "bf16", seqlen_k=150, grads=STATISTICS),
+    # dQ, dK and dV in one pass, with the queries in one part and in four
+    Case("sm_90", "bf16", heads=4, seqlen_k=100, causal=True, scale="negative", grads=STATISTICS),
+    Case("sm_90", heads=1, heads_kv=1, seqlen_q=230, seqlen_k=13, head_dim=40, head_dim_v=64, grads=STATISTICS),
+    Case("sm_90", heads=1, heads_kv=1, seqlen_q=40, seqlen_k=77, head_dim=128, head_dim_v=128, grads=STATISTICS),
+    Case("sm_90", seqlen_q=40, seqlen_k=77, mask="excluding", map_start=3, map_stop=70, grads=ALL_GRADS),
     Case("sm_90", seqlen_k=200, schedule="rotated"), Case("sm_90", seqlen_k=192, schedule="specialized"),
     Case("sm_90", "bf16", seqlen_q=129, seqlen_k=200, causal=True, head_dim=80, head_dim_v=80, schedule="specialized"),
     Case("sm_80", "fp32", head_dim=32, head_dim_v=32, mask="excluding"),

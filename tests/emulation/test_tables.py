@@ -7,11 +7,14 @@ import random
 
 import pytest
 
+from entropy_attn.kernels.backward import launch as launch_backward
+
 from .card import emulated
 from .cases import Case, refused, run
 from .conftest import SEED
 from .fuzz import draw, outcome, sound
-from .tables import FEW, every_row
+from .program import Program
+from .tables import FEW, STATISTICS, every_row
 
 WORK = 2e7  # largest work of a random call, so that forty calls take a minute or two
 
@@ -22,6 +25,23 @@ def test_within_the_budget(case):
         if refused(case):
             pytest.skip(refused(case)[0])
         assert run(case)
+
+
+@pytest.mark.parametrize("head_dim", [64, 80])
+def test_descriptors_in_the_backward(head_dim, monkeypatch):
+    """As with a Triton whose loops by pointer have one stage."""
+    monkeypatch.setattr(launch_backward, "lacks_fence", lambda target: True)
+    case = Case("sm_90", seqlen_q=140, seqlen_k=150, head_dim=head_dim, head_dim_v=head_dim, grads=STATISTICS)
+    fetching = set()
+
+    def seen(program: Program) -> Program:
+        if "cp.async.bulk.tensor" in program.text:
+            fetching.add(program.kernel.name)
+        return program
+
+    with emulated(case.target, edit=seen):
+        assert run(case)
+    assert {"attention_backward_query", "attention_backward_key"} <= fetching
 
 
 @pytest.mark.parametrize("part", range(10))

@@ -105,6 +105,18 @@ def test_long_sequences_with_a_mask(head_dim, option, dtype):
         assert_head_matches(gradients(q, k, v, grads, **options), q, k, v, grads, head=1, **options)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("head_dim", [40, 64, 80, 128])
+def test_few_keys(head_dim, dtype):
+    """On Hopper most by one kernel, with the queries in parts over the multiprocessors."""
+    q, k, v = (randn(2, 8, n, head_dim, dtype=dtype) for n in (4100, 77, 77))
+    for names in (GRADS[:3], GRADS):
+        grads = random_gradients(q, k, v, (3, 70), names)
+        actual = gradients(q, k, v, grads)
+        assert_head_matches(actual, q, k, v, grads, batch=1, head=5)
+        assert_same_bits(actual, gradients(q, k, v, grads))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_shared_heads_and_a_scale_for_each(dtype):
     """The models store the heads inside of the tokens."""

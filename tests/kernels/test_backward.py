@@ -185,6 +185,18 @@ def test_chunks_and_tiles(head_dim, head_dim_v, max_chunk, apart):
     check(*make_qkv(1, 1, 20, 40, head_dim, head_dim_v=head_dim_v), config)
 
 
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("head_dim, head_dim_v", [(40, 96), (64, 64)])
+def test_descriptors(head_dim, head_dim_v, is_causal):
+    tiles = (TileConfig(32, 16, 4, 1, descriptors=True), TileConfig(16, 32, 4, 1, descriptors=True))
+    q, k, v = make_qkv(1, 4, 70, 53, head_dim, head_dim_v=head_dim_v, heads_kv=2, dtype=torch.float16)
+    check(q, k, v, BackwardConfig(*tiles), is_causal=is_causal)
+    if not is_causal:
+        check(q, k, v, BackwardConfig(*tiles), names=GRADS[1:])  # without the gradient of out
+        with pytest.raises(ValueError, match=r"descriptors: expected a unit last stride.* got k strides"):
+            check(q, k.mT.contiguous().mT, v, BackwardConfig(*tiles))
+
+
 def test_any_strides():
     packed = torch.randn(2, 20, 3, 2, 24, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     q, k, v = (t.transpose(1, 2) for t in packed.unbind(2))

@@ -50,6 +50,21 @@ def test_a_reason_names_the_head_dim_and_the_target():
         backward_config("sm_70", 64, 64, torch.float16)
 
 
+def test_one_pass_and_descriptors_are_for_hopper():
+    half = torch.float16
+    for target in TARGETS:
+        for head_dim in (40, 64, 80, 128, 160):
+            config = backward_config(target, head_dim, head_dim, half)
+            assert (config.one_pass is not None) == (target == "sm_90" and head_dim in (40, 64, 128))
+            assert not (config.query.descriptors or config.key.descriptors)
+    assert backward_config("sm_90", 64, 64, torch.float32).one_pass is None
+    old = backward_config("sm_90", 64, 64, half, one_stage=True, descriptors=(True, False))
+    assert (old.query.descriptors, old.key.descriptors, old.one_pass) == (True, False, None)
+    masked = backward_config("sm_90", 64, 64, half, has_mask=True, one_stage=True, descriptors=(True, True))
+    assert not masked.query.descriptors and masked.one_pass is None
+    assert backward_config("sm_90", 64, 64, half, scale_gradient=True).query.block_n == 64
+
+
 def test_chunks_of_a_result_launched_one_by_one():
     tiles = backward_config("sm_90", 256, 256, torch.float16).key
     assert tiles.by_chunk and tiles.launches(256) == [1, 2] and tiles.launches(64) == [1]
