@@ -86,6 +86,10 @@ def _fastest(call: ForwardCall, timer: Timer) -> ForwardConfig:
     times: dict[ForwardConfig, float] = {}
     failures: list[str] = []
     for config in forward_candidates(**call.options()):
+        refusal = call.refusal(config)  # the candidates are those of an average call with these options
+        if refusal is not None:
+            failures.append(refusal)
+            continue
         try:
             times[config] = timer(functools.partial(call.launch, config))
         except (OutOfResources, PTXASError) as error:  # more shared memory or registers than the device has

@@ -15,7 +15,7 @@ from entropy_attn.kernels.common import support
 from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.kernels.common.targets import INTERPRETER
 from entropy_attn.kernels.forward import launch
-from entropy_attn.kernels.forward.configs import ForwardConfig
+from entropy_attn.kernels.forward.configs import ForwardConfig, forward_candidates
 from entropy_attn.kernels.maps import launch as launch_maps
 from tests.support.oracle import assert_matches_oracle
 from tests.support.oracle_gradients import GRADS, assert_gradients_match, random_gradients
@@ -24,7 +24,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 MASKS = ("none", "bool", "keys", "added", "excluding")
 LAYOUTS = ("bhnd", "bnhd", "packed", "padded", "offset")
 SCALES = ("default", "negative", "zero", "one", "heads")
-SCHEDULES = ("plain", "rotated", "specialized")
+SCHEDULES = ("plain", "rotated", "specialized", "pingpong")
 
 
 @dataclass(frozen=True)
@@ -149,10 +149,18 @@ def launch_config(case: Case, q: Tensor, k: Tensor, v: Tensor, given: dict[str, 
 
 def schedule(case: Case, config: ForwardConfig) -> ForwardConfig:
     """The configuration with the schedule of the case, and with tiles that this schedule can divide among warps."""
+    if case.schedule == "pingpong":
+        return pingpong_config(case)
     warps = 4 if case.schedule == "specialized" else config.num_warps
     registers = None if case.schedule == "specialized" else config.max_registers
     tiles = {"block_m": 128, "block_n": 64, "descriptors": True, "schedule": case.schedule}
     return dataclasses.replace(config, **tiles, num_warps=warps, max_registers=registers)
+
+
+def pingpong_config(case: Case) -> ForwardConfig:
+    """A candidate of autotuning: the first."""
+    candidates = forward_candidates(case.target, case.head_dim, case.head_dim_v, DTYPES[case.dtype], seqlen_k=4096)
+    return next(c for c in candidates if c.schedule == "pingpong")
 
 
 def refused(case: Case, device: str = "cpu") -> list[str]:
