@@ -65,10 +65,14 @@ def _issue_values(p, acc, values, stage, D: gl.constexpr):
     """acc + p v of a block, in flight."""
     flying = ()
     for i in gl.static_range(len(D.chunks)):
-        layout: gl.constexpr = gl.DotOperandLayout(0, acc[i].type.layout, 2)
-        p_i = gl.convert_layout(p, layout, assert_trivial=True)
-        flying += (warpgroup_mma(p_i, values.tiles[i].index(stage), acc[i], is_async=True),)
+        flying += (_issue_chunk(p, acc[i], values.tiles[i].index(stage)),)
     return flying
+
+
+@gluon.jit
+def _issue_chunk(p, acc, v):
+    layout: gl.constexpr = gl.DotOperandLayout(0, acc.type.layout, 2)
+    return warpgroup_mma(gl.convert_layout(p, layout, assert_trivial=True), v, acc, is_async=True)
 
 
 @gluon.jit
@@ -86,10 +90,14 @@ def _land(flying, D: gl.constexpr):
 def _rescale(acc, alpha, D: gl.constexpr):
     scaled = ()
     for i in gl.static_range(len(D.chunks)):
-        layout: gl.constexpr = gl.SliceLayout(1, acc[i].type.layout)
-        by_row = gl.expand_dims(gl.convert_layout(alpha, layout, assert_trivial=True), 1)  # [ROWS, 1]
-        scaled += (acc[i] * by_row,)
+        scaled += (_rows_times(acc[i], alpha),)
     return scaled
+
+
+@gluon.jit
+def _rows_times(x, alpha):
+    layout: gl.constexpr = gl.SliceLayout(1, x.type.layout)
+    return x * gl.expand_dims(gl.convert_layout(alpha, layout, assert_trivial=True), 1)
 
 
 @gluon.jit

@@ -41,7 +41,7 @@ def store(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
     wanted = [f"v{len(lanes)}"] if len(lanes) > 1 else []
     if [r for r in rest if r.startswith("v")] != wanted or not only(rest, *CACHING, *wanted):
         return None
-    values, size = [o.read(a, t, i) for a in lanes], SIZES[t]
+    values, size = [o.read(a, t, i, truncated=True) for a in lanes], SIZES[t]
     if space == "global":
         base, offset = o.address(i.args[0], True, i)
         return Decoded("st.global", "global store", [], [base, *values], offset, size)
