@@ -35,14 +35,14 @@ class Operands:
             self.num_units += 2 if wide else 1
         return self.constants[key]
 
-    def read(self, text: str, kind: str, at: Instruction, truncated: bool = False) -> int:
-        """The unit of a source operand that an instruction reads as `kind`, for example "u32".
+    def is_wide(self, text: str) -> bool:
+        """Whether an operand is a register of 64 bits."""
+        return SIZES[self.kernel.registers.get(text, "b32")] == 8
 
-        `truncated`: the instruction takes the low bits of a wider register, as PTX allows for ld, st and cvt.
-        """
+    def read(self, text: str, kind: str, at: Instruction) -> int:
+        """The unit of a source operand that an instruction reads as `kind`, for example "u32"."""
         if text in self.units:
-            have, want = SIZES[self.kernel.registers[text]], SIZES[kind]
-            if (have == 8) != (want == 8) and not (truncated and have > want):
+            if self.is_wide(text) != (SIZES[kind] == 8):  # PTX lets some instructions truncate a wider register
                 raise UnknownPtx(f"{at}: {text} of {self.kernel.registers[text]} is taken as {kind}")
             return self.units[text]
         if text in SPECIAL:
