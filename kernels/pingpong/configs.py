@@ -1,13 +1,28 @@
-"""Which tiles the Gluon kernel can have: a search over what fits into registers and shared memory, without Triton."""
+"""Which tiles the Gluon kernel can have: a search over what fits into registers and shared memory, without Triton.
+
+One program fills a multiprocessor: its consumers take all registers that there are. So the search leaves the compiler
+as many registers as the hardware can give, and fills shared memory with stages.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+from ..common.head_dims import in_chunks
+from ..common.targets import SHARED_MEMORY
+
 ROWS = 64  # queries a group of warps: the height of one wgmma
-WARPS_A_GROUP = 4
+WARPS_A_GROUP = 4  # that wgmma and setmaxnreg take together
+THREADS = 32 * WARPS_A_GROUP
 GROUPS = (2, 3)
-BLOCKS_N = (16, 32, 64, 128, 256)
+BLOCKS_N = (16, 32, 64, 128, 256)  # a tile's sides are powers of two in Gluon, and wgmma has at most 256 columns
+STAGES = (2, 3, 4)  # with one stage, no block would be on its way while another is read
+REGISTER_FILE = 65_536  # of a multiprocessor; setmaxnreg deals registers out in eights
+PRODUCER_REGISTERS = 24  # the fewest that setmaxnreg gives
+# Registers for what does not grow with the tiles: statistics of two rows, addresses, the compiler's temporaries.
+# tests/codegen holds that what the search finds does not spill, and that 32 are not too many.
+BESIDE_TILES = 32
+BARRIERS = 1024  # bytes of shared memory beside tiles: barriers, what is handed to the groups of warps, alignment
 
 
 class Tiles(NamedTuple):
@@ -19,28 +34,77 @@ class Tiles(NamedTuple):
 
     @property
     def consumer_registers(self) -> int:
-        return 240 if self.groups == 2 else 160
-
-    @property
-    def producer_registers(self) -> int:
-        return 24
+        """What setmaxnreg gives to each thread that computes: all but the producer's, in eights."""
+        return _in_eights((REGISTER_FILE // THREADS - PRODUCER_REGISTERS) // self.groups)
 
     @property
     def max_registers(self) -> int:
-        return 168 if self.groups == 2 else 128
+        """What each thread has when the program starts."""
+        return _in_eights(REGISTER_FILE // (THREADS * (self.groups + 1)))
 
 
 def feasible_tiles(head_dim: int) -> list[Tiles]:
-    return [Tiles(2, 128, 2)]
+    """For each number of groups the widest block of keys that fits, in as many stages as fit; the widest block first.
+
+    A wide block spends fewer instructions a score, and each further group uses a block of keys for more queries.
+    """
+    widest = []
+    for groups in GROUPS:
+        fitting = [Tiles(groups, n, stages) for n in BLOCKS_N for stages in STAGES]
+        fitting = [tiles for tiles in fitting if not lacking(tiles, head_dim)]
+        if fitting:
+            widest.append(max(fitting, key=lambda tiles: (tiles.block_n, tiles.stages)))
+    return sorted(widest, key=lambda tiles: (-tiles.block_n, -tiles.groups))
 
 
-def unsupported_tiles(tiles: Tiles, block_m: int) -> list[str]:
-    """Why the kernel cannot be compiled with these tiles; empty where it can."""
+def lacking(tiles: Tiles, head_dim: int) -> list[str]:
+    """Of what these tiles need more than there is; empty where they fit."""
+    width = in_chunks(head_dim).width
+    registers, shared = registers_needed(tiles, width), shared_bytes(tiles, width)
     reasons = []
-    if tiles.groups not in GROUPS or block_m != tiles.groups * ROWS:
-        reasons.append(f"block_m: expected {' or '.join(str(n * ROWS) for n in GROUPS)}, got {block_m}")
-    if tiles.block_n not in BLOCKS_N:
-        reasons.append(f"block_n: expected one of {', '.join(map(str, BLOCKS_N))}, got {tiles.block_n}")
-    if tiles.stages < 2:
-        reasons.append(f"num_stages: expected at least 2, got {tiles.stages}")
+    if registers > tiles.consumer_registers:
+        reasons.append(f"{registers} registers a thread of {tiles.consumer_registers}")
+    if shared > SHARED_MEMORY["sm_90"]:
+        reasons.append(f"{shared} bytes of shared memory of {SHARED_MEMORY['sm_90']}")
     return reasons
+
+
+def registers_needed(tiles: Tiles, width: int) -> int:
+    """Registers of a thread that computes, for `width` columns of the head dim.
+
+    While the exponentials of one block run, there are its scores in float32, the probabilities of the block before in
+    16 bits, which the product with values reads, and the output in float32.
+    """
+    scores = ROWS * tiles.block_n // THREADS
+    probabilities = scores // 2
+    output = ROWS * width // THREADS
+    return scores + probabilities + output + BESIDE_TILES
+
+
+def shared_bytes(tiles: Tiles, width: int) -> int:
+    """Queries of all groups, whose place the output takes, and the two rings, in 16 bits."""
+    return 2 * width * (ROWS * tiles.groups + 2 * tiles.stages * tiles.block_n) + BARRIERS
+
+
+def unsupported_tiles(
+    tiles: Tiles, head_dim: int, *, block_m: int, num_warps: int, max_registers: int | None
+) -> list[str]:
+    """Why the kernel cannot be compiled with these tiles and options; empty where it can."""
+    if tiles.groups not in GROUPS or block_m != tiles.groups * ROWS:
+        return [f"block_m: expected {' or '.join(str(n * ROWS) for n in GROUPS)}, got {block_m}"]
+    allowed = {
+        "block_n": (tiles.block_n, BLOCKS_N),
+        "num_stages": (tiles.stages, STAGES),
+        "num_warps": (num_warps, (WARPS_A_GROUP,)),
+        "max_registers": (max_registers, (tiles.max_registers,)),
+    }
+    reasons = [
+        f"{name}: expected {' or '.join(map(str, values))}, got {given}"
+        for name, (given, values) in allowed.items()
+        if given not in values
+    ]
+    return reasons or [f"head_dim {head_dim} with {tiles} needs {lack}" for lack in lacking(tiles, head_dim)]
+
+
+def _in_eights(count: int) -> int:
+    return count // 8 * 8

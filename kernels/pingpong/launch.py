@@ -14,7 +14,7 @@ from ..common.call import AttentionCall
 from ..common.head_dims import MAX_CHUNKS, in_chunks
 from ..common.support import triton_version
 from ..common.tensors import HeadDim, Scale
-from .configs import ROWS, Tiles
+from .configs import PRODUCER_REGISTERS, ROWS, Tiles
 from .parts import Options
 
 NEEDED = {
@@ -90,7 +90,7 @@ def kernel_arguments(
             call.is_causal or sizes.seqlen_k % tiles.block_n != 0,
         ),
         "CONSUMER_REGISTERS": tiles.consumer_registers,
-        "PRODUCER_REGISTERS": tiles.producer_registers,
+        "PRODUCER_REGISTERS": PRODUCER_REGISTERS,
     }
     tensors = {"q": (call.query, ROWS), "k": (call.key, tiles.block_n), "v": (call.value, tiles.block_n)}
     for name, (tensor, rows) in (tensors | {"out": (out, ROWS)}).items():
