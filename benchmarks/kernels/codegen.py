@@ -71,8 +71,8 @@ def row(target: str, head_dim: int, entropy: bool, config: ForwardConfig | None 
     call = make_call(target, head_dim, entropy=entropy, **({"seqlen_k": SEQLEN} if whole else {}))
     config = config or call.table_config()
     code = compile_call(call, config)
-    groups = 2 if whole else 1  # groups of warps that share a tile; Triton counts the warps of one
-    threads = (64 if target == "gfx942" else 32) * config.num_warps * groups
+    computing, loading = config.groups  # Triton counts the warps of one
+    threads = (64 if target == "gfx942" else 32) * config.num_warps * computing
     scores = config.block_m * config.block_n / threads  # per thread in one iteration of the loop
     exp = sum(n for op, n in code.loop.items() if op == "MUFU.EX2" or op.startswith("v_exp_f32"))
     fma = sum(n for op, n in code.loop.items() if op.startswith(FMA))
@@ -86,7 +86,7 @@ def row(target: str, head_dim: int, entropy: bool, config: ForwardConfig | None 
         "issue_clk": total / scores / unit.lanes,
     }
     per_score = {"instructions": total, "matrix": matrix, "exp": exp, "fma": fma, "memory": memory}
-    warps = config.num_warps * (groups + whole)  # one more group loads
+    warps = config.num_warps * (computing + loading)
     per_score["other"] = total - matrix - exp - fma - memory
     return {
         "target": target, "head_dim": head_dim, "schedule": config.schedule, "entropy": "on" if entropy else "off",

@@ -44,6 +44,12 @@ class ForwardConfig:
         return in_chunks(head_dim, self.max_chunk, padded=not self.split_d)
 
     @property
+    def groups(self) -> tuple[int, int]:
+        """Groups of `num_warps` warps in a program: those that share a tile of scores, and those that only load."""
+        computing = {"specialized": 2, "pingpong": self.block_m // ROWS}
+        return computing.get(self.schedule, 1), int(self.schedule in computing)
+
+    @property
     def tiles(self) -> Tiles:
         """Of the schedule "pingpong"."""
         return Tiles(self.block_m // ROWS, self.block_n, self.num_stages)

@@ -15,13 +15,17 @@ ROWS = 64  # queries a group of warps: the height of one wgmma
 WARPS_A_GROUP = 4  # that wgmma and setmaxnreg take together
 THREADS = 32 * WARPS_A_GROUP
 GROUPS = (2, 3)
-BLOCKS_N = (16, 32, 64, 128, 256)  # a tile's sides are powers of two in Gluon, and wgmma has at most 256 columns
+# A tile's sides are powers of two in Gluon, and wgmma has at most 256 columns. With fewer keys, a block's fixed work is
+# more than twice that of its exponentials: 16.7 instructions a score with 32 keys, 8.5 with 128 (head dim 128, entropy).
+BLOCKS_N = (64, 128, 256)
 STAGES = (2, 3, 4)  # with one stage, no block would be on its way while another is read
 REGISTER_FILE = 65_536  # of a multiprocessor; setmaxnreg deals registers out in eights
 PRODUCER_REGISTERS = 24  # the fewest that setmaxnreg gives
-# Registers for what does not grow with the tiles: statistics of two rows, addresses, the compiler's temporaries.
-# tests/codegen holds that what the search finds does not spill, and that 32 are not too many.
+# Registers for what does not grow with the tiles: statistics of two rows, addresses, the compiler's temporaries; and
+# for what each further chunk of the head dim adds. Both are the least multiples of 8 with which nothing that fits
+# spilled when it was compiled (tests/codegen, and the list in tests/kernels/test_pingpong_configs.py).
 BESIDE_TILES = 32
+FURTHER_CHUNK = 16
 BARRIERS = 1024  # bytes of shared memory beside tiles: barriers, what is handed to the groups of warps, alignment
 
 
@@ -59,8 +63,7 @@ def feasible_tiles(head_dim: int) -> list[Tiles]:
 
 def lacking(tiles: Tiles, head_dim: int) -> list[str]:
     """Of what these tiles need more than there is; empty where they fit."""
-    width = in_chunks(head_dim).width
-    registers, shared = registers_needed(tiles, width), shared_bytes(tiles, width)
+    registers, shared = registers_needed(tiles, head_dim), shared_bytes(tiles, head_dim)
     reasons = []
     if registers > tiles.consumer_registers:
         reasons.append(f"{registers} registers a thread of {tiles.consumer_registers}")
@@ -69,21 +72,22 @@ def lacking(tiles: Tiles, head_dim: int) -> list[str]:
     return reasons
 
 
-def registers_needed(tiles: Tiles, width: int) -> int:
-    """Registers of a thread that computes, for `width` columns of the head dim.
+def registers_needed(tiles: Tiles, head_dim: int) -> int:
+    """Registers of a thread that computes.
 
     While the exponentials of one block run, there are its scores in float32, the probabilities of the block before in
     16 bits, which the product with values reads, and the output in float32.
     """
     scores = ROWS * tiles.block_n // THREADS
     probabilities = scores // 2
-    output = ROWS * width // THREADS
-    return scores + probabilities + output + BESIDE_TILES
+    held = in_chunks(head_dim)
+    output = ROWS * held.width // THREADS
+    return scores + probabilities + output + BESIDE_TILES + FURTHER_CHUNK * (len(held.chunks) - 1)
 
 
-def shared_bytes(tiles: Tiles, width: int) -> int:
+def shared_bytes(tiles: Tiles, head_dim: int) -> int:
     """Queries of all groups, whose place the output takes, and the two rings, in 16 bits."""
-    return 2 * width * (ROWS * tiles.groups + 2 * tiles.stages * tiles.block_n) + BARRIERS
+    return 2 * in_chunks(head_dim).width * (ROWS * tiles.groups + 2 * tiles.stages * tiles.block_n) + BARRIERS
 
 
 def unsupported_tiles(

@@ -17,6 +17,7 @@ from entropy_attn.kernels.common.targets import INTERPRETER
 from entropy_attn.kernels.forward import launch
 from entropy_attn.kernels.forward.configs import ForwardConfig, forward_candidates
 from entropy_attn.kernels.maps import launch as launch_maps
+from entropy_attn.kernels.pingpong import launch as pingpong
 from tests.support.oracle import assert_matches_oracle
 from tests.support.oracle_gradients import GRADS, assert_gradients_match, random_gradients
 
@@ -48,6 +49,7 @@ class Case:
     map_stop: int = 0  # 0: no map
     grads: str = ""  # names joined by +, such as "grad_out+grad_map"; empty: no backward pass
     schedule: str = "plain"
+    groups: int = 0  # of warps that compute, for "pingpong"; 0: as in autotuning's first candidate
     seed: int = 0
 
     def __str__(self) -> str:
@@ -158,9 +160,10 @@ def schedule(case: Case, config: ForwardConfig) -> ForwardConfig:
 
 
 def pingpong_config(case: Case) -> ForwardConfig:
-    """A candidate of autotuning: the first."""
+    """A candidate of autotuning."""
     candidates = forward_candidates(case.target, case.head_dim, case.head_dim_v, DTYPES[case.dtype], seqlen_k=4096)
-    return next(c for c in candidates if c.schedule == "pingpong")
+    found = (c for c in candidates if c.schedule == "pingpong")
+    return next(c for c in found if case.groups in (0, c.tiles.groups))
 
 
 def refused(case: Case, device: str = "cpu") -> list[str]:
@@ -168,7 +171,10 @@ def refused(case: Case, device: str = "cpu") -> list[str]:
     q, k, v = tensors(case, device)
     given = options(case, device)
     mask = given.get("attn_mask")
-    reasons = support.unsupported_reasons(AttentionCall(q, k, v, attn_mask=mask, is_causal=case.causal))
+    call = AttentionCall(q, k, v, attn_mask=mask, is_causal=case.causal)
+    reasons = support.unsupported_reasons(call)
+    if case.schedule == "pingpong":
+        reasons += pingpong.unsupported_reasons(call, case.target)
     if mask is not None and case.causal:
         reasons.append("a mask and causality exclude each other")
     if case.schedule != "plain" and case.target not in (INTERPRETER, "sm_90"):

@@ -140,7 +140,7 @@ def test_a_store_truncates_a_wider_register():
     """
     given = np.array([0x11223344_55667788], dtype=np.uint64)
     result, _ = run(body, given, 6)
-    assert result.tobytes() == bytes.fromhex("88776655" "8877")
+    assert result.tobytes() == bytes.fromhex("887766558877")
 
 
 def test_ex2_is_within_two_ulp():
