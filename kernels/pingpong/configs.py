@@ -16,7 +16,7 @@ WARPS_A_GROUP = 4  # that wgmma and setmaxnreg take together
 THREADS = 32 * WARPS_A_GROUP
 GROUPS = (2, 3)
 # A tile's sides are powers of two in Gluon, and wgmma has at most 256 columns. With fewer keys, a block's fixed work is
-# more than twice that of its exponentials: 16.7 instructions a score with 32 keys, 8.5 with 128 (head dim 128, entropy).
+# as much as that of its scores: 16.7 instructions a score with 32 keys, 8.5 with 128 (head dim 128, entropy).
 BLOCKS_N = (64, 128, 256)
 STAGES = (2, 3, 4)  # with one stage, no block would be on its way while another is read
 REGISTER_FILE = 65_536  # of a multiprocessor; setmaxnreg deals registers out in eights

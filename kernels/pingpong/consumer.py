@@ -154,7 +154,8 @@ def _next_block(
     mbarrier.wait(v_ring.full.index(stage), phase)  # also a border: the softmax stays behind the issue of the scores
     flying_acc = _issue_values(rows.p, rows.acc, v_ring, stage, OPTIONS.D)
     mbarrier.arrive(turn.next, count=1)
-    s = warpgroup_mma_wait(len(OPTIONS.D.chunks), deps=[flying_s])  # the products with values go on
+    # The last of the products in flight, one for each chunk, are those with values: they go on.
+    s = warpgroup_mma_wait(len(OPTIONS.D.chunks), deps=[flying_s])
     mbarrier.arrive(k_ring.empty.index(following), count=1)
     p, alpha, m, l, e = _softmax(s, rows, work, start_m, j, WITH_ENTROPY, CHECKED, OPTIONS)  # noqa: E741
     third, third_phase = advance(following, following_phase, OPTIONS.STAGES)

@@ -70,7 +70,7 @@ FAULTS = {
         {"race", "flight", "uninitialised"},
     ),
     "keys are released while a product reads them": (
-        "consumer.py", "    s = warpgroup_mma_wait(len(OPTIONS.D.chunks), deps=[flying_s])  # the products with values go on\n"
+        "consumer.py", "    s = warpgroup_mma_wait(len(OPTIONS.D.chunks), deps=[flying_s])\n"
         "    mbarrier.arrive(k_ring.empty.index(following), count=1)\n",
         "    mbarrier.arrive(k_ring.empty.index(following), count=1)\n"
         "    s = warpgroup_mma_wait(len(OPTIONS.D.chunks), deps=[flying_s])\n", {"race", "operand"},
@@ -151,7 +151,7 @@ def test_a_fault_in_the_source_is_found(name, tmp_path, monkeypatch):
 
 
 def test_the_turns_order_nothing_that_the_result_needs(tmp_path, monkeypatch):
-    """Without them the groups issue their products when they like: the result is the same, the overlap is left to luck."""
+    """Without them the groups issue products when they like: the result is the same, the overlap is left to luck."""
     path = copied(tmp_path, "disordered_kernels", monkeypatch) / "consumer.py"
     text = path.read_text()
     for wait in ("mbarrier.wait(turn.mine, 0)", "mbarrier.wait(turn.mine, j & 1)"):
