@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from ..common.arguments import describable
 from ..common.stopwatch import Stopwatch
 from ..common.support import interpreting
 from .configs import ForwardConfig, forward_candidates
@@ -63,6 +64,7 @@ def tuning_key(call: ForwardCall) -> str:
         "device": device,
         "triton": triton.__version__,
         **options,
+        "query_by_descriptor": describable(query),  # some schedules fetch it so
         "is_causal": call.call.is_causal,
         "lse": call.lse is not None,
         "entropy": call.entropy is not None,

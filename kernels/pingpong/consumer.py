@@ -127,12 +127,14 @@ def _as_operand(p, like):
 
 
 @gluon.jit
-def _first_block(rows, work, turn, start_m, WITH_ENTROPY: gl.constexpr, OPTIONS: gl.constexpr, GROUP: gl.constexpr):
+def _first_block(
+    rows, work, turn, start_m, WITH_ENTROPY: gl.constexpr, D: gl.constexpr, OPTIONS: gl.constexpr, GROUP: gl.constexpr
+):
     """The last block of keys: there are no values to add yet."""
     mbarrier.wait(work.q_full, 0)
     mbarrier.wait(work.k_ring.full.index(0), 0)
     mbarrier.wait(turn.mine, 0)
-    flying_s = _issue_scores(work.q_tiles, work.k_ring, 0, rows.donor, GROUP, OPTIONS.D)
+    flying_s = _issue_scores(work.q_tiles, work.k_ring, 0, rows.donor, GROUP, D)
     mbarrier.arrive(turn.next, count=1)
     s = warpgroup_mma_wait(0, deps=[flying_s])
     mbarrier.arrive(work.k_ring.empty.index(0), count=1)
@@ -144,36 +146,36 @@ def _first_block(rows, work, turn, start_m, WITH_ENTROPY: gl.constexpr, OPTIONS:
 @gluon.jit
 def _next_block(
     rows, stage, phase, work, turn, start_m, j,
-    WITH_ENTROPY: gl.constexpr, CHECKED: gl.constexpr, OPTIONS: gl.constexpr, GROUP: gl.constexpr,
+    WITH_ENTROPY: gl.constexpr, CHECKED: gl.constexpr, D: gl.constexpr, OPTIONS: gl.constexpr, GROUP: gl.constexpr,
 ):  # fmt: skip
     """Scores and softmax of block j from the end, whose keys are there, and the values of block j - 1, in `stage`."""
     k_ring, v_ring = work.k_ring, work.v_ring
     following, following_phase = advance(stage, phase, OPTIONS.STAGES)
     mbarrier.wait(turn.mine, j & 1)
-    flying_s = _issue_scores(work.q_tiles, k_ring, following, rows.donor, GROUP, OPTIONS.D)
+    flying_s = _issue_scores(work.q_tiles, k_ring, following, rows.donor, GROUP, D)
     mbarrier.wait(v_ring.full.index(stage), phase)  # also a border: the softmax stays behind the issue of the scores
-    flying_acc = _issue_values(rows.p, rows.acc, v_ring, stage, OPTIONS.D)
+    flying_acc = _issue_values(rows.p, rows.acc, v_ring, stage, D)
     mbarrier.arrive(turn.next, count=1)
     # The last of the products in flight, one for each chunk, are those with values: they go on.
-    s = warpgroup_mma_wait(len(OPTIONS.D.chunks), deps=[flying_s])
+    s = warpgroup_mma_wait(len(D.chunks), deps=[flying_s])
     mbarrier.arrive(k_ring.empty.index(following), count=1)
     p, alpha, m, l, e = _softmax(s, rows, work, start_m, j, WITH_ENTROPY, CHECKED, OPTIONS)  # noqa: E741
     third, third_phase = advance(following, following_phase, OPTIONS.STAGES)
     # Also a border: the exponentials stay before the wait for the products.
     mbarrier.wait(k_ring.full.index(third), third_phase, pred=j + 1 < work.blocks)
-    acc = _land(flying_acc, OPTIONS.D)
+    acc = _land(flying_acc, D)
     mbarrier.arrive(v_ring.empty.index(stage), count=1)
-    return Rows(m, l, e, _rescale(acc, alpha, OPTIONS.D), _as_operand(p, rows.p), p), following, following_phase
+    return Rows(m, l, e, _rescale(acc, alpha, D), _as_operand(p, rows.p), p), following, following_phase
 
 
 @gluon.jit
-def _no_rows(work, OPTIONS: gl.constexpr):
+def _no_rows(work, D: gl.constexpr, OPTIONS: gl.constexpr):
     """Before the first block."""
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, OPTIONS.BLOCK_N, 16])
     by_row: gl.constexpr = gl.SliceLayout(1, layout)
     acc = ()
-    for i in gl.static_range(len(OPTIONS.D.chunks)):
-        acc += (_zeros(OPTIONS.D.chunks[i].width),)
+    for i in gl.static_range(len(D.chunks)):
+        acc += (_zeros(D.chunks[i].width),)
     operand: gl.constexpr = gl.DotOperandLayout(0, acc[0].type.layout, 2)
     nothing = gl.full([ROWS, OPTIONS.BLOCK_N], 0.0, gl.float32, layout)
     p = gl.convert_layout(nothing.to(work.k_ring.tiles[0].dtype), operand, assert_trivial=True)
@@ -182,22 +184,21 @@ def _no_rows(work, OPTIONS: gl.constexpr):
 
 
 @gluon.jit
-def consume(work, lse_ptr, entropy_ptr, turn, OPTIONS: gl.constexpr, GROUP: gl.constexpr):
-    D: gl.constexpr = OPTIONS.D
+def consume(work, lse_ptr, entropy_ptr, turn, D: gl.constexpr, OPTIONS: gl.constexpr, GROUP: gl.constexpr):
     WITH_ENTROPY: gl.constexpr = entropy_ptr is not None
     start_m = work.start_m + GROUP * ROWS
-    rows = _first_block(_no_rows(work, OPTIONS), work, turn, start_m, WITH_ENTROPY, OPTIONS, GROUP)
+    rows = _first_block(_no_rows(work, D, OPTIONS), work, turn, start_m, WITH_ENTROPY, D, OPTIONS, GROUP)
     stage = 0
     phase = 0
     first = 1
     if OPTIONS.IS_CAUSAL:
         for j in range(1, work.checked):
-            rows, stage, phase = _next_block(rows, stage, phase, work, turn, start_m, j, WITH_ENTROPY, True, OPTIONS,
-                                             GROUP)  # fmt: skip
+            rows, stage, phase = _next_block(rows, stage, phase, work, turn, start_m, j, WITH_ENTROPY, True, D,
+                                             OPTIONS, GROUP)  # fmt: skip
         first = gl.maximum(work.checked, 1)
     for j in range(first, work.blocks):
-        rows, stage, phase = _next_block(rows, stage, phase, work, turn, start_m, j, WITH_ENTROPY, False, OPTIONS,
-                                         GROUP)  # fmt: skip
+        rows, stage, phase = _next_block(rows, stage, phase, work, turn, start_m, j, WITH_ENTROPY, False, D,
+                                             OPTIONS, GROUP)  # fmt: skip
     mbarrier.wait(work.v_ring.full.index(stage), phase)
     acc = _land(_issue_values(rows.p, rows.acc, work.v_ring, stage, D), D)
 

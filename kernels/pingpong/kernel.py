@@ -65,11 +65,11 @@ def _chunks(a, b, c, COUNT: gl.constexpr):
 @gluon.jit
 def attention_forward_pingpong(
     q0, q1, q2, k0, k1, k2, v0, v1, v2, out0, out1, out2, lse_ptr, entropy_ptr, scale, lengths,
-    OPTIONS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
+    D: gl.constexpr, OPTIONS: gl.constexpr, CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """Descriptors over (batch, head, token, column), one for each chunk. Grid: (batch * heads * blocks of queries,)."""
     GROUPS: gl.constexpr = OPTIONS.GROUPS
-    COUNT: gl.constexpr = len(OPTIONS.D.chunks)
+    COUNT: gl.constexpr = len(D.chunks)
     BLOCK_M: gl.constexpr = GROUPS * ROWS
     off_b, off_h, off_h_kv, off_bh, block = program(
         lengths.num_heads, lengths.group, lengths.seqlen_q, BLOCK_M, LAST_FIRST=OPTIONS.IS_CAUSAL
@@ -84,8 +84,8 @@ def attention_forward_pingpong(
     k, v = _chunks(k0, k1, k2, COUNT), _chunks(v0, v1, v2, COUNT)
     work = Work(
         q=_chunks(q0, q1, q2, COUNT), k=k, v=v, out=_chunks(out0, out1, out2, COUNT),
-        q_tiles=_shared_tiles(_chunks(q0, q1, q2, COUNT), GROUPS, OPTIONS.D), q_full=_barriers(1, 1).index(0),
-        k_ring=_ring(k, GROUPS, OPTIONS.STAGES, OPTIONS.D), v_ring=_ring(v, GROUPS, OPTIONS.STAGES, OPTIONS.D),
+        q_tiles=_shared_tiles(_chunks(q0, q1, q2, COUNT), GROUPS, D), q_full=_barriers(1, 1).index(0),
+        k_ring=_ring(k, GROUPS, OPTIONS.STAGES, D), v_ring=_ring(v, GROUPS, OPTIONS.STAGES, D),
         off_b=off_b, off_h=off_h, off_h_kv=off_h_kv, off_row=off_bh.to(gl.int64) * lengths.seqlen_q,
         start_m=start_m, blocks=blocks, checked=blocks - end_full // OPTIONS.BLOCK_N,
         factor=head_factor(scale, off_h, NO_MASK), seqlen_q=lengths.seqlen_q, seqlen_k=lengths.seqlen_k,
@@ -96,9 +96,9 @@ def attention_forward_pingpong(
     if GROUPS == 2:
         gl.warp_specialize(
             [
-                (consume, (work, lse_ptr, entropy_ptr, Turn(turns.index(0), turns.index(1)), OPTIONS, 0)),
-                (consume, (work, lse_ptr, entropy_ptr, Turn(turns.index(1), turns.index(0)), OPTIONS, 1)),
-                (produce, (work, OPTIONS)),
+                (consume, (work, lse_ptr, entropy_ptr, Turn(turns.index(0), turns.index(1)), D, OPTIONS, 0)),
+                (consume, (work, lse_ptr, entropy_ptr, Turn(turns.index(1), turns.index(0)), D, OPTIONS, 1)),
+                (produce, (work, D, OPTIONS)),
             ],
             [4, 1],
             [CONSUMER_REGISTERS, PRODUCER_REGISTERS],
@@ -106,10 +106,10 @@ def attention_forward_pingpong(
     else:
         gl.warp_specialize(
             [
-                (consume, (work, lse_ptr, entropy_ptr, Turn(turns.index(0), turns.index(1)), OPTIONS, 0)),
-                (consume, (work, lse_ptr, entropy_ptr, Turn(turns.index(1), turns.index(2)), OPTIONS, 1)),
-                (consume, (work, lse_ptr, entropy_ptr, Turn(turns.index(2), turns.index(0)), OPTIONS, 2)),
-                (produce, (work, OPTIONS)),
+                (consume, (work, lse_ptr, entropy_ptr, Turn(turns.index(0), turns.index(1)), D, OPTIONS, 0)),
+                (consume, (work, lse_ptr, entropy_ptr, Turn(turns.index(1), turns.index(2)), D, OPTIONS, 1)),
+                (consume, (work, lse_ptr, entropy_ptr, Turn(turns.index(2), turns.index(0)), D, OPTIONS, 2)),
+                (produce, (work, D, OPTIONS)),
             ],
             [4, 4, 1],
             [CONSUMER_REGISTERS, CONSUMER_REGISTERS, PRODUCER_REGISTERS],

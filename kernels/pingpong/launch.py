@@ -80,14 +80,15 @@ def kernel_arguments(
         "entropy_ptr": entropy,
         "scale": scale,
         "lengths": sizes,
+        "D": head_dim,
         "OPTIONS": Options(
-            head_dim,
-            tiles.groups,
-            tiles.block_n,
-            tiles.stages,
-            call.is_causal,
-            0 if scale.ptr is not None else -1 if scale.factor < 0 else 1,  # a tensor's sign is read on the device
-            call.is_causal or sizes.seqlen_k % tiles.block_n != 0,
+            GROUPS=tiles.groups,
+            BLOCK_N=tiles.block_n,
+            STAGES=tiles.stages,
+            IS_CAUSAL=call.is_causal,
+            SCALE_SIGN=0 if scale.ptr is not None else -1 if scale.factor < 0 else 1,  # a tensor's is on the device
+            WIDTH=head_dim.width,
+            CHECK_KEYS=call.is_causal or sizes.seqlen_k % tiles.block_n != 0,
         ),
         "CONSUMER_REGISTERS": tiles.consumer_registers,
         "PRODUCER_REGISTERS": PRODUCER_REGISTERS,

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ..common.tensors import HeadDim
-
 
 class Options(NamedTuple):
-    """What the kernel is compiled for."""
+    """What the kernel is compiled for, beside the head dim."""
 
-    D: HeadDim
     GROUPS: int  # of warps that compute, each for ROWS queries
     BLOCK_N: int  # keys a block
     STAGES: int  # of a ring
     IS_CAUSAL: bool
     SCALE_SIGN: int  # 0: unknown
+    WIDTH: int  # of the head dim, as it is held
     CHECK_KEYS: bool  # whether some query does not attend all keys of the last block
 
 

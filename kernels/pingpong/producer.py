@@ -24,21 +24,20 @@ def _fetch(descriptor, off_b, off_h, row, FIRST_COL: gl.constexpr, bar, tile):
 
 
 @gluon.jit
-def _fetch_stage(descriptors, ring, off_b, off_h, row, stage, phase, D: gl.constexpr):
+def _fetch_stage(descriptors, ring, off_b, off_h, row, stage, phase, D: gl.constexpr, WIDTH: gl.constexpr):
     mbarrier.wait(ring.empty.index(stage), phase)
-    NBYTES: gl.constexpr = D.width * descriptors[0].block_type.shape[2] * 2
+    NBYTES: gl.constexpr = WIDTH * descriptors[0].block_type.shape[2] * 2
     mbarrier.expect(ring.full.index(stage), NBYTES)
     for i in gl.static_range(len(D.chunks)):
         _fetch(descriptors[i], off_b, off_h, row, D.chunks[i].start, ring.full.index(stage), ring.tiles[i].index(stage))
 
 
 @gluon.jit
-def produce(work, OPTIONS: gl.constexpr):
+def produce(work, D: gl.constexpr, OPTIONS: gl.constexpr):
     """Blocks of keys come from the last to the first: those with keys to leave out are then not in the main loop."""
-    D: gl.constexpr = OPTIONS.D
     GROUPS: gl.constexpr = OPTIONS.GROUPS
     ROWS: gl.constexpr = work.q[0].block_type.shape[2]
-    mbarrier.expect(work.q_full, GROUPS * ROWS * D.width * 2)
+    mbarrier.expect(work.q_full, GROUPS * ROWS * OPTIONS.WIDTH * 2)
     for group in gl.static_range(GROUPS):
         for i in gl.static_range(len(D.chunks)):
             row = work.start_m + group * ROWS
@@ -48,6 +47,6 @@ def produce(work, OPTIONS: gl.constexpr):
     phase = 1  # of a new barrier, the phase before the first counts as complete: all stages are empty
     for j in range(work.blocks):
         start_n = (work.blocks - 1 - j) * OPTIONS.BLOCK_N
-        _fetch_stage(work.k, work.k_ring, work.off_b, work.off_h_kv, start_n, stage, phase, D)
-        _fetch_stage(work.v, work.v_ring, work.off_b, work.off_h_kv, start_n, stage, phase, D)
+        _fetch_stage(work.k, work.k_ring, work.off_b, work.off_h_kv, start_n, stage, phase, D, OPTIONS.WIDTH)
+        _fetch_stage(work.v, work.v_ring, work.off_b, work.off_h_kv, start_n, stage, phase, D, OPTIONS.WIDTH)
         stage, phase = advance(stage, phase, OPTIONS.STAGES)
