@@ -89,7 +89,9 @@ def static(rows: Rows, target: str = "sm_90") -> list[list[str]]:
     pairs: dict[tuple[str, ...], Rows] = {}
     for row in rows:
         if row["target"] == target:
-            pairs.setdefault(tuple(row[name] for name in ("head_dim", "schedule", "block_n")), []).append(row)
+            pairs.setdefault(tuple(row[name] for name in ("head_dim", "schedule", "block_m", "block_n")), []).append(
+                row
+            )
     return [
         [
             *(off["head_dim"], off["schedule"], f"{off['block_m']} x {off['block_n']}", off["warps"]),

@@ -58,7 +58,10 @@ SUITE = {
         for m, n in ((70, 100), (6, 330), (330, 6), (130, 130), (300, 7))
     ],
     "rotated": [f"schedule=rotated seqlen_q={m} seqlen_k={n}" for m, n in ((70, 200), (6, 70), (200, 300))],
-    "pingpong": [f"schedule=pingpong seqlen_q={m} seqlen_k={n}" for m, n in ((70, 600), (6, 100), (200, 300))],
+    "pingpong": [
+        f"schedule=pingpong groups=2 heads=1 heads_kv=1 seqlen_q={m} seqlen_k={n}"
+        for m, n in ((70, 600), (6, 100), (200, 300))
+    ],
     "specialized": [f"schedule=specialized seqlen_q={m} seqlen_k={n}" for m, n in ((60, 192), (6, 64), (6, 320))],
 }
 
