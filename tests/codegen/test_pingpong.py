@@ -14,8 +14,8 @@ from .aot import Code, assert_clean, compile_call
 from .test_forward import HEADS, make_call
 
 HEAD_DIMS = (40, 64, 72, 80, 96, 128, 160)
-# Instructions of the loop of flash-attn-4 4.0.0b36, compiled for sm_90, for as many scores a thread as blocks of 128 keys
-# have here: as it is, and with the row's entropy added to its softmax.
+# Instructions of the loop of flash-attn-4 4.0.0b36, compiled for sm_90, for as many scores a thread as a block of 128
+# keys has here: as it is, and with the row's entropy added to its softmax.
 FLASH_ATTENTION_4 = {64: (428, 494), 128: (457, 525)}
 
 

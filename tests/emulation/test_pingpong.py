@@ -1,4 +1,4 @@
-"""Faults in the source of the Gluon kernel: each wait, arrival, fence and parity that is wrong or omitted is found."""
+"""The Gluon kernel: how a call reaches it, and that each wait, arrival or phase that is wrong or omitted is found."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ import entropy_attn
 from entropy_attn.kernels.common.arguments import scale_arguments
 from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.kernels.common.tensors import Scale
+from entropy_attn.kernels.forward import launch
+from entropy_attn.kernels.forward.configs import forward_candidates
+from entropy_attn.kernels.forward.measured import Measured
 from entropy_attn.kernels.pingpong.configs import Tiles
 from tests.support.oracle import assert_matches_oracle, make_qkv
 
@@ -114,14 +117,14 @@ def copied(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder / name / "pingpong"
 
 
-def run(launch: ModuleType, seqlen_q: int = 70) -> None:
+def run(module: ModuleType, seqlen_q: int = 70) -> None:
     q, k, v = make_qkv(1, 1, seqlen_q, 64 * BLOCKS - 30, 40, dtype=torch.float16)
     outputs = [torch.full_like(q, math.nan), *(torch.full(q.shape[:3], math.nan) for _ in range(2))]
     with emulated("sm_90", limit=3_000_000) as card:
         for each in outputs:
             card.memory.add(each, written=False)
         scale = Scale(*scale_arguments(None, 40, None))
-        kernel, arguments = launch.kernel_arguments(AttentionCall(q, k, v), outputs, scale, TILES)
+        kernel, arguments = module.kernel_arguments(AttentionCall(q, k, v), outputs, scale, TILES)
         kernel[(1,)](**arguments, num_warps=4, maxnreg=TILES.max_registers, enable_fp_fusion=True)
     assert_matches_oracle(outputs, q, k, v)
 
@@ -159,3 +162,19 @@ def test_the_turns_order_nothing_that_the_result_needs(tmp_path, monkeypatch):
         text = text.replace(wait, OMITTED)
     path.write_text(text)
     run(importlib.import_module("disordered_kernels.pingpong.launch"))
+
+
+def test_a_call_reaches_it_where_it_was_measured_to_be_the_fastest(monkeypatch):
+    """Through the public function; calls that it cannot serve take another schedule."""
+    candidates = forward_candidates("sm_90", 64, 64, torch.float16)
+    config = next(each for each in candidates if each.schedule == "pingpong")
+    monkeypatch.setattr(launch, "measured", lambda *shape, **options: Measured(config, 1.0, 2.0))
+    q, k, v = make_qkv(1, 1, 70, 300, 64, dtype=torch.float16)
+    skewed = torch.cat([q, q[..., :1]], dim=3)[..., :64]  # rows that are not aligned
+    with emulated("sm_90") as card:
+        for query, mask in ((q, None), (q, None), (skewed, None), (q, torch.ones(70, 300, dtype=torch.bool))):
+            options = {"attn_mask": mask, "return_lse": True, "return_entropy": True}
+            result = entropy_attn.attention(query, k, v, impl="triton", **options)
+            assert_matches_oracle((result.out, result.lse, result.entropy), query, k, v, attn_mask=mask)
+    names = [each.kernel for each in card.launches]
+    assert [name == "attention_forward_pingpong" for name in names] == [True, True, False, False], names
