@@ -1,13 +1,14 @@
-"""The search for tiles of the Gluon kernel: a model of registers and shared memory, without Triton or a GPU."""
+"""The search for tiles of the Gluon kernel, by a model of registers and shared memory; no GPU is needed."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from entropy_attn.kernels.common.head_dims import MAX_HEAD_DIM, MIN_HEAD_DIM
+from entropy_attn.kernels.common.head_dims import MAX_HEAD_DIM, MIN_HEAD_DIM, in_chunks
 from entropy_attn.kernels.common.targets import SHARED_MEMORY
 from entropy_attn.kernels.forward.configs import forward_candidates
+from entropy_attn.kernels.pingpong import launch
 from entropy_attn.kernels.pingpong.configs import (
     BLOCKS_N,
     GROUPS,
@@ -33,6 +34,17 @@ def test_every_head_dim_has_tiles_that_fit(head_dim):
     for tiles in found:
         assert registers_needed(tiles, head_dim) <= tiles.consumer_registers
         assert shared_bytes(tiles, head_dim) <= SHARED_MEMORY["sm_90"]
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_wgmma_divides_the_tiles(head_dim):
+    """It multiplies 64 rows by 16 columns at a time, and gives a multiple of 8 columns, at most 256."""
+    chunks = in_chunks(head_dim).chunks
+    assert all(chunk.width % 16 == 0 and chunk.width <= 256 for chunk in chunks)
+    if head_dim <= 160:
+        assert sum(chunk.width for chunk in chunks) - head_dim < 16
+    for tiles in feasible_tiles(head_dim):
+        assert tiles.block_n % 16 == 0 and tiles.block_n <= 256
 
 
 def test_the_search_finds_the_widest_block_for_each_number_of_groups():
@@ -112,3 +124,11 @@ def test_tiles_that_are_refused(changed, message):
     assert unsupported_tiles(**sound) == []
     (reason,) = unsupported_tiles(**sound | changed)
     assert reason.startswith(message)
+
+
+def test_a_triton_without_what_it_needs_is_refused_by_name(monkeypatch):
+    assert launch.missing_in_triton() == ()
+    needed = {"triton.language": ("jit_of_tomorrow", "dot"), "triton.no_module": ("x",)}
+    monkeypatch.setattr(launch, "NEEDED", needed)
+    (reason,) = launch.missing_in_triton.__wrapped__()
+    assert "has no triton.language.jit_of_tomorrow, triton.no_module: use 3.6 or later" in reason
