@@ -73,16 +73,16 @@ FAULTS = {
         {"race", "flight", "uninitialised"},
     ),
     "keys are released while a product reads them": (
-        "consumer.py", "    s = warpgroup_mma_wait(len(OPTIONS.D.chunks), deps=[flying_s])\n"
+        "consumer.py", "    s = warpgroup_mma_wait(len(D.chunks), deps=[flying_s])\n"
         "    mbarrier.arrive(k_ring.empty.index(following), count=1)\n",
         "    mbarrier.arrive(k_ring.empty.index(following), count=1)\n"
-        "    s = warpgroup_mma_wait(len(OPTIONS.D.chunks), deps=[flying_s])\n", {"race", "operand"},
+        "    s = warpgroup_mma_wait(len(D.chunks), deps=[flying_s])\n", {"race", "operand"},
     ),
     "values are released while a product reads them": (
-        "consumer.py", "    acc = _land(flying_acc, OPTIONS.D)\n"
+        "consumer.py", "    acc = _land(flying_acc, D)\n"
         "    mbarrier.arrive(v_ring.empty.index(stage), count=1)\n",
         "    mbarrier.arrive(v_ring.empty.index(stage), count=1)\n"
-        "    acc = _land(flying_acc, OPTIONS.D)\n", {"race", "operand"},
+        "    acc = _land(flying_acc, D)\n", {"race", "operand"},
     ),
     "the first keys are not released": (
         "consumer.py", "mbarrier.arrive(work.k_ring.empty.index(0), count=1)", OMITTED, {"deadlock"},
@@ -94,9 +94,9 @@ FAULTS = {
         "consumer.py", "mbarrier.arrive(v_ring.empty.index(stage), count=1)", OMITTED, {"deadlock"},
     ),
     "the first turn is not passed on": (
-        "consumer.py", "flying_s = _issue_scores(work.q_tiles, work.k_ring, 0, rows.donor, GROUP, OPTIONS.D)\n"
+        "consumer.py", "flying_s = _issue_scores(work.q_tiles, work.k_ring, 0, rows.donor, GROUP, D)\n"
         "    mbarrier.arrive(turn.next, count=1)",
-        "flying_s = _issue_scores(work.q_tiles, work.k_ring, 0, rows.donor, GROUP, OPTIONS.D)", {"deadlock"},
+        "flying_s = _issue_scores(work.q_tiles, work.k_ring, 0, rows.donor, GROUP, D)", {"deadlock"},
     ),
     "nobody has the first turn": (
         "kernel.py", "mbarrier.arrive(turns.index(0), count=1)", OMITTED, {"deadlock"},
