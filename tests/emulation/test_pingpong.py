@@ -31,6 +31,7 @@ pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C compiler:
 KERNELS = Path(entropy_attn.__file__).parent / "kernels"
 TILES = Tiles(2, 64, 2)
 BLOCKS = 6  # of keys: each ring goes round three times
+SEEDS = 8  # a stage that is released too early is filled too early only in some orders of the warps
 OMITTED = "gl.static_assert(True)"
 # A file, its correct text, the fault that replaces it, and the kinds of findings: which one depends on what the card
 # meets first.
@@ -72,11 +73,11 @@ FAULTS = {
         "consumer.py", "mbarrier.wait(work.v_ring.full.index(stage), phase)", OMITTED,
         {"race", "flight", "uninitialised"},
     ),
-    "keys are released while a product reads them": (
-        "consumer.py", "    s = warpgroup_mma_wait(len(D.chunks), deps=[flying_s])\n"
-        "    mbarrier.arrive(k_ring.empty.index(following), count=1)\n",
-        "    mbarrier.arrive(k_ring.empty.index(following), count=1)\n"
-        "    s = warpgroup_mma_wait(len(D.chunks), deps=[flying_s])\n", {"race", "operand"},
+    "the first keys are released while a product reads them": (
+        "consumer.py", "    s = warpgroup_mma_wait(0, deps=[flying_s])\n"
+        "    mbarrier.arrive(work.k_ring.empty.index(0), count=1)\n",
+        "    mbarrier.arrive(work.k_ring.empty.index(0), count=1)\n"
+        "    s = warpgroup_mma_wait(0, deps=[flying_s])\n", {"race", "operand"},
     ),
     "values are released while a product reads them": (
         "consumer.py", "    acc = _land(flying_acc, D)\n"
@@ -117,10 +118,11 @@ def copied(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder / name / "pingpong"
 
 
-def run(module: ModuleType, seqlen_q: int = 70) -> None:
-    q, k, v = make_qkv(1, 1, seqlen_q, 64 * BLOCKS - 30, 40, dtype=torch.float16)
+def run(module: ModuleType, seed: int = 0) -> None:
+    """One call on the card, whose warps take turns in an order that depends on the seed."""
+    q, k, v = make_qkv(1, 1, 70, 64 * BLOCKS - 30, 40, dtype=torch.float16)
     outputs = [torch.full_like(q, math.nan), *(torch.full(q.shape[:3], math.nan) for _ in range(2))]
-    with emulated("sm_90", limit=3_000_000) as card:
+    with emulated("sm_90", seed, limit=3_000_000) as card:
         for each in outputs:
             card.memory.add(each, written=False)
         scale = Scale(*scale_arguments(None, 40, None))
@@ -144,7 +146,8 @@ def test_a_fault_in_the_source_is_found(name, tmp_path, monkeypatch):
     path.write_text(text.replace(sound, faulty))
     try:
         with pytest.raises(Finding) as found:
-            run(importlib.import_module(f"{package}.pingpong.launch"))
+            for seed in range(SEEDS):
+                run(importlib.import_module(f"{package}.pingpong.launch"), seed)
     finally:
         for module in [each for each in sys.modules if each.split(".")[0] == package]:
             del sys.modules[module]
@@ -153,15 +156,30 @@ def test_a_fault_in_the_source_is_found(name, tmp_path, monkeypatch):
         assert re.search(r"(kernel|producer|consumer)\.py:\d+", str(found.value))
 
 
-def test_the_turns_order_nothing_that_the_result_needs(tmp_path, monkeypatch):
-    """Without them the groups issue products when they like: the result is the same, the overlap is left to luck."""
-    path = copied(tmp_path, "disordered_kernels", monkeypatch) / "consumer.py"
+HARMLESS = {
+    # The groups issue products when they like: the result is the same, the overlap is left to luck.
+    "no turns": {"mbarrier.wait(turn.mine, 0)": OMITTED, "mbarrier.wait(turn.mine, j & 1)": OMITTED},
+    # Their stage is filled again behind values, whose stage is not empty before this product has ended.
+    "later keys are released while a product reads them": {
+        "    s = warpgroup_mma_wait(len(D.chunks), deps=[flying_s])\n"
+        "    mbarrier.arrive(k_ring.empty.index(following), count=1)\n":
+        "    mbarrier.arrive(k_ring.empty.index(following), count=1)\n"
+        "    s = warpgroup_mma_wait(len(D.chunks), deps=[flying_s])\n",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_the_result_does_not_need(name, tmp_path, monkeypatch):
+    package = f"altered_kernels_{list(HARMLESS).index(name)}"
+    path = copied(tmp_path, package, monkeypatch) / "consumer.py"
     text = path.read_text()
-    for wait in ("mbarrier.wait(turn.mine, 0)", "mbarrier.wait(turn.mine, j & 1)"):
-        assert text.count(wait) == 1
-        text = text.replace(wait, OMITTED)
+    for sound, other in HARMLESS[name].items():
+        assert text.count(sound) == 1
+        text = text.replace(sound, other)
     path.write_text(text)
-    run(importlib.import_module("disordered_kernels.pingpong.launch"))
+    for seed in range(SEEDS):
+        run(importlib.import_module(f"{package}.pingpong.launch"), seed)
 
 
 def test_a_call_reaches_it_where_it_was_measured_to_be_the_fastest(monkeypatch):
