@@ -164,8 +164,13 @@ class ForwardCall:
             return f"schedule={config.schedule!r}: expected a configuration with descriptors, got {config}"
         if config.schedule == "pingpong":
             reasons = pingpong.unsupported_reasons(call, self.target)
-            compiled = {"num_warps": config.num_warps, "max_registers": config.max_registers}
-            reasons += unsupported_tiles(config.tiles, head_dims[0], block_m=config.block_m, **compiled)
+            reasons += unsupported_tiles(
+                config.tiles,
+                head_dims[0],
+                block_m=config.block_m,
+                num_warps=config.num_warps,
+                max_registers=config.max_registers,
+            )
             return f"schedule='pingpong': {'; '.join(reasons)}" if reasons else None
         if config.schedule == "rotated" and any(len(config.in_chunks(d).chunks) > 1 for d in head_dims):
             # products of a second chunk would still run while the loop takes over their results
