@@ -190,10 +190,10 @@ def _schedules(chosen: ForwardConfig, head_dims: tuple[int, int], whole_blocks: 
     others = []
     if whole_blocks:  # its compiler deals registers out by itself: a limit would count them for all its warps
         others.append(replace(chosen, schedule="specialized", num_warps=4, max_registers=None))
-    if head_dims[0] == head_dims[1]:  # with the output in the place of the queries
-        others += [_pingpong(tiles) for tiles in feasible_tiles(head_dims[0])]
     if max(head_dims) <= 128 and all(len(head_dim_chunks(d)) == 1 for d in head_dims):
         others += [replace(chosen, schedule="rotated", block_n=n) for n in (chosen.block_n, chosen.block_n // 2)]
+    if head_dims[0] == head_dims[1]:  # with the output in the place of the queries
+        others += [_pingpong(tiles) for tiles in feasible_tiles(head_dims[0])]
     return others
 
 
