@@ -6,7 +6,7 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,24 @@ def write_rows(path: Path, rows: Iterable[Row], fields: Sequence[str] | None = N
         writer.writerows(rows)
 
 
+def replace_rows(
+    path: Path, rows: Iterable[Row], fields: Sequence[str], names: Sequence[str], order: Callable[[Row], Any]
+) -> None:
+    """Write rows to a CSV file in place of those with the same values of the columns `names`; other rows stay.
+
+    Args:
+        path: the file; it need not exist.
+        rows: the new rows.
+        fields: the columns of the file.
+        names: the columns that say what a row replaces.
+        order: the key by which all rows are sorted; rows with the same key keep their order.
+    """
+    rows = list(rows)
+    new = {tuple(str(row[name]) for name in names) for row in rows}
+    kept = [row for row in read_rows(path) if tuple(row[name] for name in names) not in new]
+    write_rows(path, sorted([*kept, *rows], key=order), fields)
+
+
 def append_rows(path: Path, rows: Iterable[Row], fields: Sequence[str]) -> None:
     """Add rows to a CSV file; a new file gets a header first. The rows are on disk when this returns."""
     new, line_end = not path.exists(), _line_end(path)
@@ -89,7 +107,11 @@ def write_outputs(args: argparse.Namespace, rows: Sequence[Row], fields: Sequenc
     if args.csv:
         write_rows(args.csv, rows, fields)
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        write_json(args.json, rows)
+
+
+def write_json(path: Path, rows: Sequence[Row]) -> None:
+    path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
 def _writer(file: Any, fields: Sequence[str], line_end: str) -> Any:

@@ -16,14 +16,18 @@ from entropy_attn.bench.cases import Case, cases
 from entropy_attn.bench.workloads import sweep
 
 TOKENS = 16_384  # batch x length
-NAMES = ("triton", "sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "materialised")
+NAMES = (
+    "triton", "sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "sdpa-fa3", "sdpa-fa4", "sdpa-cudnn-python",
+    "flash-attn-3", "flash-attn-4", "tlx",
+    "vk-flash-attn-4", "cat-flash-attn-4", "materialised",  # these compute the entropy
+)  # fmt: skip
 FLEX_LENGTH = 4096  # FlexAttention compiles for each shape: one length is enough for a comparison
 
 
 def questions(dtypes: list[str], head_dims: list[int], lengths: list[int]) -> Iterator[tuple[Case, tuple[str, ...]]]:
     shapes = sweep(head_dims, lengths, tokens=TOKENS)
     for case in cases(shapes, ("plain", "entropy"), ("both",), [getattr(torch, name) for name in dtypes]):
-        yield case, (*NAMES, "flex", "vk-flex") if case.workload.seqlen == FLEX_LENGTH else NAMES
+        yield case, (*NAMES, "flex", "vk-flex", "cat-flex") if case.workload.seqlen == FLEX_LENGTH else NAMES
 
 
 def main() -> int:

@@ -2,7 +2,8 @@
 
 For each target and head dim: registers, shared memory, occupancy, instructions in the loop per score, and the clocks
 that each unit of a multiprocessor needs per score. If all units overlap, the slowest one limits the speed; if the
-exponential waits for the matrix products, their times add up. The true speed lies between the two.
+exponential waits for the matrix products, their times add up. The true speed lies between the two. Targets and head
+dims that are not asked for keep their rows in the file.
 
     python -m benchmarks.kernels.codegen --csv benchmarks/results/codegen.csv
     python -m benchmarks.kernels.codegen --targets sm_90 --head-dims 64 128
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.common import add_csv, add_json, new_parser, write_outputs
+from benchmarks.common import add_csv, add_json, new_parser, replace_rows, write_json
 from entropy_attn.kernels.common.targets import SHARED_MEMORY, TARGETS
 from entropy_attn.kernels.forward.configs import ForwardConfig, forward_candidates
 from tests.codegen.aot import Code, compile_call
@@ -58,6 +59,25 @@ FMA = ("FFMA", "FFMA2", "FMUL", "FMUL2", "FADD", "FADD2", "HFMA2", "v_fma", "v_m
 MEMORY = ("LD", "ST", "RED", "UTMA", "UBLKCP", "ds_", "buffer_", "global_", "flat_")
 
 
+WHOLE_BLOCKS = ("specialized",)  # need keys that fill their blocks; all others are compiled for an unknown length
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What of a kernel is not in its machine code."""
+
+    target: str
+    head_dim: int
+    schedule: str
+    entropy: bool
+    block_m: int  # queries a program
+    block_n: int  # keys an iteration of the loop
+    stages: int
+    warps: int
+    computing: int  # of the warps: they share the tile of scores
+    width: int  # the head dim of the products: the padded one
+
+
 def configurations(target: str, head_dim: int) -> list[ForwardConfig]:
     """The configuration of the static table, and those with other schedules of the loop that autotuning tries."""
     candidates = forward_candidates(target, head_dim, head_dim, torch.float16, seqlen_k=SEQLEN)
@@ -66,36 +86,55 @@ def configurations(target: str, head_dim: int) -> list[ForwardConfig]:
 
 def row(target: str, head_dim: int, entropy: bool, config: ForwardConfig | None = None) -> dict[str, object]:
     """One row of the table."""
-    # A specialized loop needs keys that fill their blocks; all others are compiled for an unknown length
-    whole = config is not None and config.schedule == "specialized"
+    return counts(*compiled(target, head_dim, entropy, config)) | {"triton": version("triton")}
+
+
+def compiled(target: str, head_dim: int, entropy: bool, config: ForwardConfig | None = None) -> tuple[Launch, Code]:
+    """Our kernel of one configuration; None is that of the static table."""
+    whole = config is not None and config.schedule in WHOLE_BLOCKS
     call = make_call(target, head_dim, entropy=entropy, **({"seqlen_k": SEQLEN} if whole else {}))
     config = config or call.table_config()
-    code = compile_call(call, config)
-    computing, loading = config.groups  # Triton counts the warps of one
-    threads = (64 if target == "gfx942" else 32) * config.num_warps * computing
-    scores = config.block_m * config.block_n / threads  # per thread in one iteration of the loop
+    computing, loading = (groups * config.num_warps for groups in config.groups)
+    launch = Launch(
+        target, head_dim, config.schedule, entropy, config.block_m, config.block_n, config.num_stages,
+        computing + loading, computing, config.in_chunks(head_dim).width,
+    )  # fmt: skip
+    return launch, compile_call(call, config)
+
+
+def counts(launch: Launch, code: Code) -> dict[str, object]:
+    """The columns of a kernel, whoever wrote it, but for the compiler.
+
+    Raises:
+        ValueError: the loop computes another number of scores than the launch says.
+    """
+    threads = (64 if launch.target == "gfx942" else 32) * launch.computing
+    scores = launch.block_m * launch.block_n / threads  # per thread in one iteration of the loop
     exp = sum(n for op, n in code.loop.items() if op == "MUFU.EX2" or op.startswith("v_exp_f32"))
+    if not scores <= exp <= scores + 8:
+        raise ValueError(
+            f"loop of {launch}: expected {scores:.0f} scores a thread and few more, got {exp} exponentials"
+        )
     fma = sum(n for op, n in code.loop.items() if op.startswith(FMA))
     memory = sum(n for op, n in code.loop.items() if op.startswith(MEMORY))
     total, matrix = code.loop.total(), code.matrix_instructions
-    unit = UNITS[target]
-    width = config.in_chunks(head_dim).width
+    unit = UNITS[launch.target]
     clocks = {
-        "tensor_clk": 4 * width / unit.flops,
+        "tensor_clk": 4 * launch.width / unit.flops,
         "exp_clk": exp / scores / unit.exp,
         "issue_clk": total / scores / unit.lanes,
     }
     per_score = {"instructions": total, "matrix": matrix, "exp": exp, "fma": fma, "memory": memory}
-    warps = config.num_warps * (computing + loading)
     per_score["other"] = total - matrix - exp - fma - memory
     return {
-        "target": target, "head_dim": head_dim, "schedule": config.schedule, "entropy": "on" if entropy else "off",
-        "block_m": config.block_m, "block_n": config.block_n, "warps": warps, "stages": config.num_stages,
-        "registers": code.registers, "shared_bytes": code.shared, "warps_per_sm": occupancy(target, code, warps),
+        "target": launch.target, "head_dim": launch.head_dim, "schedule": launch.schedule,
+        "entropy": "on" if launch.entropy else "off", "block_m": launch.block_m, "block_n": launch.block_n,
+        "warps": launch.warps, "stages": launch.stages, "registers": code.registers, "shared_bytes": code.shared,
+        "warps_per_sm": occupancy(launch.target, code, launch.warps),
         **{name: f"{n / scores:.2f}" for name, n in per_score.items()},
         **{name: f"{clk:.4f}" for name, clk in clocks.items()},
         "exp_in_flight": f"{code.exp_in_flight / max(1, exp):.2f}",
-        "bound": max(clocks, key=clocks.get).removesuffix("_clk"), "triton": version("triton"),
+        "bound": max(clocks, key=clocks.get).removesuffix("_clk"),
     }  # fmt: skip
 
 
@@ -152,7 +191,13 @@ def main() -> int:
     cases = [(t, d, entropy, c) for t, d, c in kernels for entropy in (False, True)]
     rows = [row(*case) for case in track(cases, "compiling", console=Console(stderr=True), transient=True)]
     Console(width=None if sys.stdout.isatty() else 160).print(table(rows))
-    write_outputs(args, rows, FIELDS)
+    if args.csv:
+        replace_rows(
+            args.csv, rows, FIELDS, ("target", "head_dim"),
+            order=lambda row: (list(TARGETS).index(row["target"]), int(row["head_dim"])),
+        )  # fmt: skip
+    if args.json:
+        write_json(args.json, rows)
     return 0
 
 

@@ -17,8 +17,10 @@ from entropy_attn.bench.workloads import SWEEP_TOKENS, sweep
 
 TOKENS = SWEEP_TOKENS
 NAMES = (
-    "triton", "sdpa-flash", "sdpa-cudnn", "sdpa-efficient",
-    "vk-flash", "vk-cudnn", "materialised",  # these three compute the entropy
+    "triton", "sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "sdpa-fa3", "sdpa-fa4", "sdpa-cudnn-python",
+    "flash-attn-3", "flash-attn-4", "tlx",
+    # these compute the entropy
+    "vk-flash", "vk-cudnn", "vk-flash-attn-4", "cat-cudnn", "cat-efficient", "cat-flash-attn-4", "materialised",
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from benchmarks.kernels.measure import arguments, run_all
 from entropy_attn.bench.cases import Case, cases
 from entropy_attn.bench.workloads import Workload, workloads
 
-NAMES = ("triton", "sdpa", "materialised", "attend-and-excite", "daam")
+NAMES = ("triton", "sdpa", "materialised", "attend-and-excite", "daam", "attention-map-diffusers", "attline")
 MODELS = (("sd15", (512, 512)), ("sd15", (1024, 1024)), ("sdxl", (1024, 1024)))
 
 

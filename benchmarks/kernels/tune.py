@@ -149,14 +149,17 @@ def probe(schedule: str, device: torch.device) -> None:
 def adopt(results: Path) -> int:
     """Write the chosen rows of a file of results to the package's table; returns how many.
 
-    If the schedules of a shape were measured one after another, each has a chosen row; the fastest is taken.
+    If the schedules of a shape were measured one after another, each has a chosen row; the fastest is taken. Rows of
+    other cards stay in the table.
     """
     chosen = [row for row in read_rows(results) if row["chosen"] == "True"]
     best: dict[tuple[str, ...], dict[str, str]] = {}
     for row in sorted(chosen, key=lambda row: -float(row["ms"])):
-        best[tuple(row[name] for name in KEY)] = row
+        best[(row["device"], *(row[name] for name in KEY))] = row
     rows = [row for row in chosen if any(row is one for one in best.values())]
-    write_rows(FILE, [{name: row[name] for name in COLUMNS} for row in rows], COLUMNS)
+    cards = {row["device"] for row in rows}
+    others = [row for row in read_rows(FILE) if row["device"] not in cards]
+    write_rows(FILE, [{name: row[name] for name in COLUMNS} for row in (*others, *rows)], COLUMNS)
     return len(rows)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.common import RESULTS, ROOT, new_parser, read_rows
-from benchmarks.report import guidance, independent, science
+from benchmarks.report import guidance, independent, machine_code, science
 from benchmarks.report import performance as perf
 
 PEERS = ("sdpa-flash", "sdpa-cudnn", "sdpa-efficient")
@@ -42,7 +42,9 @@ def added(case: dict[str, dict[str, str]], base: str, more: str) -> str:
 
 
 def pass_table(rows: list[dict[str, str]], what: str, peers: tuple[str, ...]) -> str:
-    """TFLOP/s of each implementation, and what entropy adds to our time."""
+    """TFLOP/s of each implementation, and what entropy adds to our time; of other peers, those that ran."""
+    ran = {row["implementation"] for row in rows if row["tflops"]}
+    peers = (*peers, *(name for name in perf.SDPA if name in ran and name not in peers))
     body = []
     for (dtype, head_dim, seqlen), case in by_case(rows, "dtype", "head_dim", "seqlen").items():
         cells = [case.get(name, {}).get("tflops") or "-" for name in ("triton", "triton+entropy", *peers)]
@@ -151,11 +153,28 @@ def performance_sections() -> dict[str, Callable[[], str]]:
         without = "" if found[0]["driver_part"] == "included" else ", without the driver's part"
         return f"{measured_on(found[0])}{without}:\n\n{markdown(perf.LAUNCH_HEADER, perf.launch(found))}"
 
+    def step_table() -> str:
+        found = rows("step")
+        commits = list(dict.fromkeys(row["commit"] for row in found))
+        about = f"{measured_on(found[-1])}; before: commit {commits[0]}"
+        return f"{about}:\n\n{markdown(perf.STEP_HEADER, perf.step(found))}"
+
+    def static_table() -> str:
+        found = rows("codegen_peers")
+        if not found:
+            return "Not yet compiled."
+        compilers = sorted({f"{row['kernel']}: {row['compiler']}" for row in found})
+        body = markdown(machine_code.HEADER, machine_code.table(found))
+        return f"fp16, no mask; {'; '.join(compilers)}:\n\n{body}\n\nPublished by others:\n\n{machine_code.sources()}"
+
     measured = ("forward", "backward", "maps", "launch")
     return {
         "targets": lambda: markdown(perf.TARGETS_HEADER, perf.targets(*map(rows, measured))),
-        "static": lambda: markdown(perf.STATIC_HEADER, perf.static(rows("codegen"))),
+        "static": static_table,
+        "replay": lambda: markdown(machine_code.REPLAY_HEADER, machine_code.replay(rows("replay"))),
         "launch": launch_table,
+        "step": step_table,
+        "cross": lambda: markdown(perf.CROSS_HEADER, perf.cross(rows("cross"))),
     }
 
 

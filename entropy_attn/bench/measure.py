@@ -97,8 +97,9 @@ def measure(
         try:
             status = _refusal(implementation, case, inputs, clock) or "ok"
             if status == "ok":
-                rows[name]["max_error"] = round(gate.check(call(inputs), implementation.slack), 3)
-                rows[name]["peak_mib"] = digits(clock.peak_mib(call, inputs))
+                with implementation.around():
+                    rows[name]["max_error"] = round(gate.check(call(inputs), implementation.slack), 3)
+                    rows[name]["peak_mib"] = digits(clock.peak_mib(call, inputs))
                 good[name] = call
         except Exception as error:
             status = _failure(error, name, rows)
@@ -115,7 +116,8 @@ def measure(
         sets = [inputs, *(case.inputs(device) for _ in range(clock.sets(inputs) - 1))]
     except torch.OutOfMemoryError:
         sets = [inputs]
-    for name, times in interleaved(clock, good, sets, failed, sensors.ask if sensors else None).items():
+    around = {one.row_name(case.ask): one.around for one in chosen}
+    for name, times in interleaved(clock, good, sets, failed, sensors.ask if sensors else None, around).items():
         p20, p50, p80 = quantiles(times)
         rows[name] |= {"p20_ms": digits(p20), "p50_ms": digits(p50), "p80_ms": digits(p80)}
         if times.host:

@@ -18,10 +18,12 @@ from entropy_attn.bench.workloads import (
     workloads,
 )
 
-# Without FlexAttention: it compiles for each shape, which takes longer than the rest of a small benchmark.
+# Without FlexAttention and Helion: they compile for each shape, which takes longer than the rest of a small benchmark.
 QUICK = (
-    "auto", "triton", "ours-sdpa", "sdpa", "sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "flash-attn-2", "flash-attn-3",
-    "vk-flash", "vk-cudnn", "vk-efficient", "materialised", "chunked", "attend-and-excite", "daam",
+    "auto", "triton", "ours-sdpa", "sdpa", "sdpa-flash", "sdpa-cudnn", "sdpa-efficient", "sdpa-fa3", "sdpa-fa4",
+    "sdpa-cudnn-python", "flash-attn-2", "flash-attn-3", "flash-attn-4", "tlx", "vk-flash", "vk-cudnn", "vk-efficient",
+    "vk-flash-attn-4", "cat-flash", "cat-cudnn", "cat-efficient", "cat-flash-attn-4", "materialised", "chunked",
+    "attend-and-excite", "daam", "attention-map-diffusers", "attline",
 )  # fmt: skip
 
 

@@ -129,6 +129,7 @@ def interleaved(
     sets: Sequence[Inputs],
     on_error: Callable[[str, Exception], None],
     halfway: Callable[[], None] | None = None,
+    around: Mapping[str, Callable[[], contextlib.AbstractContextManager[None]]] | None = None,
 ) -> dict[str, Times]:
     """Time implementations that alternate.
 
@@ -138,6 +139,7 @@ def interleaved(
         sets: inputs to rotate through.
         on_error: called with (name, error) for an implementation that fails; it does not run again.
         halfway: called between two rounds, when the device is warm.
+        around: {name: makes the context in which it runs}, entered outside of the clock; without a name, none.
 
     Returns:
         {name: milliseconds of all runs} of the implementations that did not fail.
@@ -149,13 +151,14 @@ def interleaved(
             halfway()
         for name in list(times) if turn % 2 == 0 else list(reversed(times)):
             try:
-                if turn < 0:
-                    once = clock.runs(runs[name], sets, 1)[-1]
-                    if once < SLOW_MS:
-                        once = clock.runs(runs[name], sets, clock.warmups)[-1]
-                    counts[name] = max(1, min(MAX_RUNS, round(clock.round_ms / max(once, 1e-3))))
-                else:
-                    times[name].add(clock.runs(runs[name], sets, counts[name]))
+                with (around or {}).get(name, contextlib.nullcontext)():
+                    if turn < 0:
+                        once = clock.runs(runs[name], sets, 1)[-1]
+                        if once < SLOW_MS:
+                            once = clock.runs(runs[name], sets, clock.warmups)[-1]
+                        counts[name] = max(1, min(MAX_RUNS, round(clock.round_ms / max(once, 1e-3))))
+                    else:
+                        times[name].add(clock.runs(runs[name], sets, counts[name]))
                 continue
             except Exception as error:
                 on_error(name, error)

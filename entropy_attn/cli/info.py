@@ -85,9 +85,19 @@ def _devices() -> list[dict[str, Any]]:
                 "name": properties.name,
                 "capability": f"{properties.major}.{properties.minor}",
                 "memory_gib": round(properties.total_memory / 2**30, 1),
+                "configurations measured on": _measured_on(torch.device("cuda", index)),
             }
         )
     return devices
+
+
+def _measured_on(device: Any) -> str:
+    """The card whose measured configurations a device takes; "no card" if it has those of the static tables."""
+    from entropy_attn.kernels.common.support import device_target
+    from entropy_attn.kernels.forward.measured import card_name, cards, nearest
+
+    known = cards(device_target(device) or "")
+    return nearest(card_name(device), known) if known else "no card"
 
 
 def _impls() -> list[dict[str, Any]]:

@@ -167,13 +167,14 @@ def scaled_dot_product_attention(
         query, key, value = as_autocast(query, key, value)
         check_scale(scale, query)
         return torch_attention(query, key, value, dropout_p=dropout_p, **options)
-    if isinstance(scale, Real) and not isinstance(scale, bool):
+    if type(scale) is float or (isinstance(scale, Real) and not isinstance(scale, bool)):
         options["scale"] = float(scale)  # NumPy's numbers too
         if scale <= 0:
             return torch_attention(query, key, value, dropout_p=dropout_p, **options)
     if dropout_p == 0.0 and isinstance(query, Tensor) and may_choose(query):
-        if attn_mask is None and may_be_measured(query, key, value):
-            return attention(query, key, value, **options).out
+        if attn_mask is None and may_be_measured(query, key, value):  # which asked all that `attention` asks first
+            call = checked_call(query, key, value, None, is_causal, options["scale"], enable_gqa, False, False, None)
+            return implementation(AUTO, call).run(call)[0]
     return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, **options)
 
 

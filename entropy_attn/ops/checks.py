@@ -78,7 +78,7 @@ def check_scale(scale: float | Tensor | None, query: Tensor) -> None:
             raise ValueError(f"scale: expected a number or a 0-d tensor{per_head}, got shape {tuple(scale.shape)}")
         if scale.ndim > 0 and scale.device != query.device:
             raise ValueError(f"scale: expected the query's device {query.device}, got {scale.device}")
-    elif isinstance(scale, bool) or not isinstance(scale, Real):
+    elif type(scale) is not float and (isinstance(scale, bool) or not isinstance(scale, Real)):
         raise TypeError(f"scale: expected None, a number or a tensor, got {type(scale).__name__}")
     elif not torch.compiler.is_compiling():  # a traced number is not known yet
         check_finite(scale)
@@ -119,7 +119,7 @@ def check_map_keys(map_keys: tuple[int, int] | slice, seqlen_k: int) -> tuple[in
 
 def _plain_scale(scale: Any, query: Tensor) -> float | Tensor:
     """A number (NumPy's too) as a float; a 0-d tensor on the query's device, or as a float if that needs no waiting."""
-    if isinstance(scale, Real):
+    if type(scale) is float or isinstance(scale, Real):
         return float(scale)
     if scale.device.type == "cpu" and not torch.compiler.is_compiling() and is_plain(scale) and not traced():
         if scale.ndim == 0 and not scale.requires_grad:

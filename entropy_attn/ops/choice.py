@@ -13,7 +13,7 @@ from torch import Tensor
 from entropy_attn.errors import Unsupported
 from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.kernels.common.support import call_target
-from entropy_attn.kernels.forward.measured import measured, table
+from entropy_attn.kernels.forward.measured import card_name, measured, table
 from entropy_attn.ops.autocast import as_autocast
 from entropy_attn.ops.implementations import IMPLEMENTATIONS, SDPA, TRITON, Implementation
 from entropy_attn.ops.tensor_kinds import is_plain, subclass_reasons, transform_reasons
@@ -67,11 +67,11 @@ def may_choose(query: Tensor) -> bool:
 
 def may_be_measured(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether `attention` takes these arguments of torch's attention, and a measured row could hold for them."""
-    tensors = query, key, value
-    if not (all(isinstance(t, Tensor) for t in tensors) and is_plain(*tensors)):
+    tensors = isinstance(query, Tensor) and isinstance(key, Tensor) and isinstance(value, Tensor)
+    if not (tensors and is_plain(query, key, value)):
         return False
-    cast = as_autocast(query, key, value)
-    one_kind = len({(t.device, t.dtype) for t in cast}) == 1 and key.shape[:3] == value.shape[:3]
+    q, k, v = as_autocast(query, key, value)
+    one_kind = q.dtype == k.dtype == v.dtype and q.device == k.device == v.device and key.shape[:3] == value.shape[:3]
     return one_kind and takes_shapes(query, key, value) and 0 < query.shape[3] == key.shape[3]
 
 
@@ -108,7 +108,8 @@ def _measured_choice(call: AttentionCall) -> Implementation:
     )
     if not covered:
         return SDPA
-    row = measured(call_target(query), query.shape[3], query.shape[2], key.shape[2], entropy=False)
+    shape = query.shape[3], query.shape[2], key.shape[2]
+    row = measured(call_target(query), card_name(query.device), *shape, entropy=False)
     return TRITON if row is not None and row.faster_than_torch else SDPA
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import math
 from collections import defaultdict
@@ -33,6 +34,9 @@ COLUMNS = (
     "max",
 )
 _STATISTICS = 4  # mean, std, min, max
+
+
+_grid = functools.lru_cache(maxsize=1024)(token_grid)  # the same few in every call
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,6 @@ class EntropyRecorder(Recorder):
     def wants(self, info: CallInfo, latent_size: tuple[int, int]) -> Request:
         return "entropy"
 
-    @torch.no_grad()
     def record(
         self,
         info: CallInfo,
@@ -120,7 +123,7 @@ class EntropyRecorder(Recorder):
                 statistics=statistics,
                 queries=seqlen_q,
                 per_query=parts.mean(dim=2) if self.per_query else None,
-                grid=token_grid(seqlen_q, latent_size),
+                grid=_grid(seqlen_q, latent_size),
             )
         )
 

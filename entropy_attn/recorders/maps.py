@@ -179,7 +179,7 @@ class MapRecorder(RecordedMaps, Recorder):
             raise ValueError(_other_generation(str(self._generation), str(generation)))
         if generation.batch % len(self._text):
             raise ValueError(f"{generation.batch} images were generated from {self._text.named()}")
-        size = token_grid(info.picture_queries, latent_size)
+        size = _grid(info.picture_queries, latent_size)
         for branch, maps in zip(branches, measured.unflatten(0, (len(branches), generation.batch)), strict=True):
             if self.all_branches or branch == "cond" or "cond" not in generation.branches:
                 self._sums.add(size, info.step, branch, maps)
@@ -200,10 +200,13 @@ class MapRecorder(RecordedMaps, Recorder):
 _GUIDED = ("uncond", "cond")
 
 
-@functools.lru_cache(maxsize=1024)  # the same few in every call
+_grid = functools.lru_cache(maxsize=1024)(token_grid)  # the same few in every call
+
+
+@functools.lru_cache(maxsize=1024)
 def _image_grid(queries: int, latent_size: Size) -> Size | None:
     """(rows, columns) of an image with this many queries; None if they are no image of these latents."""
-    size = token_grid(queries, latent_size)
+    size = _grid(queries, latent_size)
     return size if math.prod(size) == queries else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,7 +46,7 @@ class Recordings:
         """Whether the response to a temperature is requested. A call that is not recorded need not measure it."""
         return self.recordable and any(request == "response" for _, request in self.requests)
 
-    @property
+    @functools.cached_property  # asked for each request, too
     def text_range(self) -> tuple[int, int] | None:
         """The smallest range (start, stop) of text positions that has every requested range in it."""
         ranges = [request for _, request in self.requests if not isinstance(request, str)]

@@ -119,12 +119,15 @@ class Router:
 
     def _recordings(self, layer_call: LayerCall, info: CallInfo) -> Recordings | None:
         """What the recorders request of this call; None if there is nothing to record."""
+        recorders = self._recorders_now()
+        if not recorders:
+            return None
         running = getattr(self._running, "call", None)
         call = running or self._latest
         if call is None or not call.parts.names:  # a layer by itself, or a call that is no part of the generation
             return None
         requests = []
-        for recorder in self._recorders_now():
+        for recorder in recorders:
             recorder.observe(info, call.latent_size)
             if (request := recorder.wants(info, call.latent_size)) is not None:
                 requests.append((recorder, request))

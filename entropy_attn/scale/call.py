@@ -92,6 +92,8 @@ def resolve_scale(policy: Policy | None, info: CallInfo) -> Scale:
         return None
     require_policy("policy", policy)
     scale = policy(info)
+    if type(scale) is float and math.isfinite(scale):  # the usual case; to ask for a Real takes the host longer
+        return scale
     if isinstance(scale, torch.Tensor):
         if scale.is_floating_point() and tuple(scale.shape) in ((), (info.num_heads,)):
             return scale

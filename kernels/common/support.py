@@ -122,7 +122,8 @@ def _map_grid_reasons(call: AttentionCall) -> list[str]:
     per_query = mask is not None and mask.ndim > 1 and mask.shape[-2] > 1
     target, widths = call_target(query), (head_dim, call.value.shape[3])
     config = map_config(target, *widths, query.dtype, seqlen_k=call.key.shape[2], mask_per_query=per_query)
-    heads = heads_per_program(target, num_heads, map_programs(config, batch, 1, seqlen_q, columns))
+    programs = map_programs(config, batch, 1, seqlen_q, columns)
+    heads = heads_per_program(target, num_heads, programs, config.num_warps)
     if map_programs(config, batch, -(-num_heads // heads), seqlen_q, columns) <= MAX_PROGRAMS:
         return []
     return [

@@ -35,7 +35,7 @@ from ..common.tensors import Scale
 from ..pingpong import launch as pingpong
 from ..pingpong.configs import unsupported_tiles
 from .configs import SCHEDULES, ForwardConfig, forward_config
-from .measured import Measured, measured
+from .measured import Measured, card_name, measured
 
 AUTOTUNE_VARIABLE = "ENTROPY_ATTN_AUTOTUNE"
 
@@ -119,7 +119,8 @@ class ForwardCall:
         row = None
         if plain and call.query.dtype != torch.float32:
             lengths = call.query.shape[2], call.key.shape[2]
-            row = measured(self.target, call.query.shape[3], *lengths, entropy=self.entropy is not None)
+            card, with_entropy = card_name(call.query.device), self.entropy is not None
+            row = measured(self.target, card, call.query.shape[3], *lengths, entropy=with_entropy)
         if row is None or self.refusal(row.config) is not None:
             return None
         whole = call.key.shape[2] % row.config.block_n == 0

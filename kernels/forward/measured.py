@@ -1,16 +1,21 @@
-"""Configurations that won on a card, from the file beside this one; it has no rows for a card that was never at hand.
+"""Configurations that won on a card, from the file beside this one.
 
 `benchmarks/kernels/tune.py` measures and writes the file. A row holds for calls in half precision without mask or
 causality whose query, key and value share a head dim, and for lengths in the same powers of two as the measured ones.
+A card of which there is no such row takes that of another card with the same target, with a warning.
 """
 
 from __future__ import annotations
 
 import csv
 import functools
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from .configs import ForwardConfig
 
@@ -40,16 +45,52 @@ def length_bucket(seqlen: int) -> int:
     return max(0, seqlen - 1).bit_length()
 
 
-def measured(target: str, head_dim: int, seqlen_q: int, seqlen_k: int, *, entropy: bool) -> Measured | None:
-    """The row for a call; None where nothing like it was measured."""
-    return table().get((target, head_dim, length_bucket(seqlen_q), length_bucket(seqlen_k), entropy))
+def measured(target: str, card: str, head_dim: int, seqlen_q: int, seqlen_k: int, *, entropy: bool) -> Measured | None:
+    """The row of `card` for a call, else that of the nearest card; None where nothing like the call was measured."""
+    by_card = table().get((target, head_dim, length_bucket(seqlen_q), length_bucket(seqlen_k), entropy))
+    if not by_card:
+        return None
+    if card not in by_card:
+        other = nearest(card, by_card)
+        _say_once(card, other)
+        return by_card[other]
+    return by_card[card]
 
 
 @functools.cache
-def table(path: Path = FILE) -> dict[Key, Measured]:
-    """All rows, lengths by their buckets."""
+def card_name(device: torch.device) -> str:
+    """The name of a device as in the file; without a card, the type of device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def nearest(card: str, others: Iterable[str]) -> str:
+    """The card whose name has the most words in common with this one; the first of those that have equally many."""
+    words = set(card.split())
+    return max(others, key=lambda other: len(words & set(other.split())))
+
+
+def cards(target: str) -> list[str]:
+    """The cards of which there are rows for a target."""
+    return sorted({card for key, by_card in table().items() if key[0] == target for card in by_card})
+
+
+@functools.cache
+def _say_once(card: str, other: str) -> None:
+    warnings.warn(
+        f"no configuration was measured on {card}: using one that was the fastest on {other} "
+        "(python -m benchmarks.kernels.tune measures those of your card)",
+        stacklevel=3,
+    )
+
+
+@functools.cache
+def table(path: Path = FILE) -> dict[Key, dict[str, Measured]]:
+    """All rows, lengths by their buckets: {shape: {card: row}}."""
+    found: dict[Key, dict[str, Measured]] = {}
     with path.open(newline="") as file:
-        return {_key(row): _measured(row) for row in csv.DictReader(file)}
+        for row in csv.DictReader(file):
+            found.setdefault(_key(row), {})[row["device"]] = _measured(row)
+    return found
 
 
 def _key(row: dict[str, str]) -> Key:

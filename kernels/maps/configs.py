@@ -131,10 +131,26 @@ def _config(target: str, row: _OnePass | _Sweep, tiles: tuple[int, int], one_pas
     )
 
 
-def heads_per_program(target: str, num_heads: int, programs: int) -> int:
-    """How many heads a program adds up: all of them, unless there would be fewer programs than multiprocessors."""
-    parts = min(num_heads, -(-MULTIPROCESSORS[target] // max(1, programs)))
-    return -(-num_heads // max(1, parts))
+def heads_per_program(target: str, num_heads: int, programs: int, num_warps: int = 8) -> int:
+    """How many heads a program adds up: all of them, unless programs that each take a part of them end earlier.
+
+    A multiprocessor runs 8 warps at a time, and programs beyond what all of them run wait for a next round. The time is
+    the number of rounds times that of a program's heads. Of equally fast divisions, the one with the fewest parts: each
+    part of the map is written, and read again by the sum. For the same reason there are no more parts than it takes to
+    give every multiprocessor a program.
+    """
+    return _heads_per_program(MULTIPROCESSORS[target], num_heads, programs, num_warps)
+
+
+@functools.lru_cache(maxsize=1024)  # asked at every launch
+def _heads_per_program(multiprocessors: int, num_heads: int, programs: int, num_warps: int) -> int:
+    at_once = multiprocessors * max(1, 8 // num_warps)
+    most = min(num_heads, -(-multiprocessors // max(1, programs)))
+    steps: dict[int, int] = {}  # {heads: rounds times heads}
+    for parts in range(1, max(1, most) + 1):
+        heads = max(1, -(-num_heads // parts))
+        steps.setdefault(heads, -(-programs * -(-num_heads // heads) // at_once) * heads)
+    return min(steps, key=steps.__getitem__)  # the first of equals has the fewest parts
 
 
 def map_programs(config: MapConfig, batch: int, parts: int, seqlen_q: int, columns: int) -> int:

@@ -70,7 +70,7 @@ def attention_forward_with_map(
     programs = batch * -(-seqlen_q // config.block_m)
     if not config.one_pass:
         programs *= -(-columns // config.block_n)
-    heads = heads_per_program(target, num_heads, programs)
+    heads = heads_per_program(target, num_heads, programs, config.num_warps)
     # Rows of 16 elements start at aligned addresses, so that the tile is stored in wide pieces.
     shape = (-(-num_heads // heads), batch, seqlen_q, -(-columns // 16) * 16)
     parts = allocate(shape, torch.float32, query.device)[..., :columns]

@@ -61,6 +61,25 @@ def test_a_table_of_measurements(report):
     assert "A GPU, torch 2, Triton 3, 2026-01-01, commit abc" in table
 
 
+def test_the_best_of_sdpa_is_of_all_that_ran(report):
+    from entropy_attn.bench.implementations.registry import IMPLEMENTATIONS
+
+    exact = {one.name for one in IMPLEMENTATIONS.values() if not one.ours and one.slack == 1 and "plain" in one.tasks}
+    assert set(report.perf.SDPA) == exact
+
+    def row(name: str, ms: float, seqlen: int = 4096) -> dict[str, str]:
+        about = {"dtype": "bfloat16", "head_dim": "64", "seqlen": str(seqlen), "implementation": name, "tflops": "9.0"}
+        return about | {"p50_ms": str(ms), "pass": "forward", "device": "A GPU", "torch": "2", "triton": "3",
+                        "date": "2026-01-01", "commit": "abc"}  # fmt: skip
+
+    rows = [row("triton", 2.0), row("sdpa-cudnn", 2.0), row("sdpa-fa4", 1.5), row("flash-attn-4", 1.0)]
+    found = {name: value for name, _, value in report.perf.targets(rows, [], [], [])}
+    assert found["forward, d 64 and 128, times the speed of the best of SDPA"] == "0.50"
+    refused = row("tlx", 1.0) | {"tflops": "", "p50_ms": ""}
+    (header,) = (line for line in report.forward_table([*rows, refused]).splitlines() if "head dim" in line)
+    assert "| sdpa-efficient | sdpa-fa4 | flash-attn-4 | entropy adds |" in header and "tlx" not in header
+
+
 def test_a_table_of_maps(report):
     about = {"device": "A GPU", "torch": "2", "triton": "3", "date": "2026-01-01", "commit": "abc", "heads": "8",
              "head_dim": "40", "seqlen": "4096", "pass": "forward"}  # fmt: skip
@@ -84,16 +103,32 @@ def test_targets_use_the_worst_row_of_long_sequences(report):
         *(row("sdpa-flash", n, 3.0) for n in (1024, 4096, 16384)),
         *(row("triton+entropy", n, ms) for n, ms in ((4096, 2.2), (16384, 2.6))),
         row("materialised+entropy", 16384, 26.0),
+        *(row(name, 4096, ms, 80) for name, ms in (("triton", 2.0), ("sdpa-flash", 3.0), ("flash-attn-4", 1.0))),
+        row("flash-attn-4", 4096, 2.09),
     ]
     maps = [row("triton", 4096, 1.0), row("triton+map", 4096, 1.1), row("materialised+map", 4096, 6.6)]
     found = {name: value for name, _, value in report.perf.targets(forward, [], maps, [])}
-    assert found["forward, d 64 and 128, times the speed of the best of SDPA"] == "0.80"
+    best = "forward, d 64 and 128, times the speed of the best of SDPA"
+    assert found[best] == "0.80, without FlashAttention-4"  # it ran at one length of two
+    assert found["forward, d 40, 80 and 160, times the speed of the best but FlashAttention-4"] == "1.50"
+    assert found["forward with entropy, d 64 and 128, times the speed of FlashAttention-4 without"] == "0.95"
     assert found["entropy, d 64"] == "1.10"
     assert found["entropy, d 128, times the plain kernel's time"] == "not yet measured"
     assert found["entropy, N = 16,384, times the speed of a materialized softmax"] == "10.00"
     assert found["cross-attention with its map, times the time without"] == "1.10"
     assert found["cross-attention with its map, times the speed of a materialized softmax"] == "6.00"
     assert found["forward and backward, times the speed of the best of SDPA"] == "not yet measured"
+    everywhere = [*forward, row("sdpa-fa4", 16384, 2.0)]
+    assert {name: value for name, _, value in report.perf.targets(everywhere, [], [], [])}[best] == "0.80"
+
+
+def test_a_table_of_a_steps_host_time_shows_both_commits(report):
+    def row(commit: str, calls: str) -> dict[str, str]:
+        return {"step": "LogN", "python_calls": calls, "c_calls": "3", "p20_us": "1", "p50_us": "2", "p80_us": "4",
+                "commit": commit}  # fmt: skip
+
+    assert report.perf.step([row("a", "9"), row("b", "7")]) == [["LogN", "9 -> 7", "3 -> 3", "2 -> 2", "1 - 4"]]
+    assert report.perf.step([row("b", "7")]) == [["LogN", "7", "3", "2", "1 - 4"]]
 
 
 def test_a_table_of_guidance(report):

@@ -74,12 +74,13 @@ def test_winners_are_adopted(script, tmp_path, monkeypatch):
     assert kept.read_text().splitlines()[0] == ",".join(COLUMNS)
     read = table.__wrapped__(kept)
     chosen = {row["entropy"]: row["ms"] for row in rows if row["chosen"]}
-    assert {key[-1]: row.ms for key, row in read.items()} == chosen
+    assert {key[-1]: by_card["none"].ms for key, by_card in read.items()} == chosen
 
 
 def test_the_fastest_of_the_schedules_winners_is_adopted(script, tmp_path, monkeypatch):
     """If each schedule of a shape was tuned separately, each has a winner."""
-    shape = {"target": "sm_90", "head_dim": 64, "seqlen_q": 4096, "seqlen_k": 4096, "entropy": False, "chosen": True}
+    shape = {"target": "sm_90", "head_dim": 64, "seqlen_q": 4096, "seqlen_k": 4096, "entropy": False, "chosen": True,
+             "device": "a card"}  # fmt: skip
     times = {"plain": 1.5, "rotated": 0.9, "specialized": 10.0}
     rows = [{**shape, "schedule": name, "ms": ms} for name, ms in times.items()]
     rows += [{**shape, "head_dim": 128, "schedule": "plain", "ms": 2.0}]
@@ -90,6 +91,26 @@ def test_the_fastest_of_the_schedules_winners_is_adopted(script, tmp_path, monke
     assert script.adopt(results) == 2
     found = [(row["head_dim"], row["schedule"], row["ms"]) for row in read_rows(kept)]
     assert found == [("64", "rotated", "0.9"), ("128", "plain", "2.0")]
+
+
+def test_adopting_one_card_keeps_the_rows_of_others(script, tmp_path, monkeypatch):
+    shape = {"target": "sm_90", "head_dim": 64, "seqlen_q": 4096, "seqlen_k": 4096, "entropy": False, "chosen": True}
+    results, kept = tmp_path / "tuning.csv", tmp_path / "measured.csv"
+    monkeypatch.setattr(script, "FILE", kept)
+    for card, ms in (("one", 2.0), ("other", 1.0), ("one", 3.0)):
+        write_rows(results, [{**shape, "device": card, "schedule": "plain", "ms": ms}], script.FIELDS)
+        assert script.adopt(results) == 1
+    assert [(row["device"], row["ms"]) for row in read_rows(kept)] == [("other", "1.0"), ("one", "3.0")]
+
+
+def test_one_file_may_have_the_results_of_several_cards(script, tmp_path, monkeypatch):
+    shape = {"target": "sm_90", "head_dim": 64, "seqlen_q": 4096, "seqlen_k": 4096, "entropy": False, "chosen": True}
+    results, kept = tmp_path / "tuning.csv", tmp_path / "measured.csv"
+    monkeypatch.setattr(script, "FILE", kept)
+    rows = [{**shape, "device": card, "schedule": "plain", "ms": ms} for card, ms in (("one", 2.0), ("other", 1.0))]
+    write_rows(results, rows, script.FIELDS)
+    assert script.adopt(results) == 2
+    assert [(row["device"], row["ms"]) for row in read_rows(kept)] == [("one", "2.0"), ("other", "1.0")]
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,11 @@ from __future__ import annotations
 import collections
 import contextlib
 import io
-import os
 import re
-import subprocess
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-import triton.backends
 from torch import Tensor
 from triton import knobs
 from triton.backends.compiler import GPUTarget
@@ -30,12 +25,13 @@ from entropy_attn.kernels.common.targets import SHARED_MEMORY
 from entropy_attn.kernels.forward.configs import ForwardConfig
 from entropy_attn.kernels.forward.launch import ForwardCall
 
+from . import sass
+from .sass import MATRIX
+
 GPU_TARGETS = {f"sm_{arch}": GPUTarget("cuda", arch, 32) for arch in (80, 89, 90, 100, 120)}
 GPU_TARGETS["gfx942"] = GPUTarget("hip", "gfx942", 64)
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.bool: "i1"}
-MATRIX = ("HGMMA", "HMMA", "UTCHMMA", "OMMA", "QGMMA", "UTCQMMA")
 PACKED = ("FFMA2", "FMUL2", "FADD2")
-NVDISASM = Path(next(iter(triton.backends.__path__)), "nvidia", "bin", "nvdisasm")
 
 
 @dataclass
@@ -43,13 +39,20 @@ class Code:
     """The compiled code of one kernel, with counts of opcodes in the program and in its hottest loop."""
 
     registers: int
-    spilled: int  # bytes on NVIDIA, registers on AMD
+    spilled: int | None  # bytes on NVIDIA, registers on AMD; None: the compiler did not say
     stack: int  # bytes of local memory
     shared: int  # bytes
     warnings: list[str] = field(default_factory=list)
     program: collections.Counter = field(default_factory=collections.Counter)
     loop: collections.Counter = field(default_factory=collections.Counter)
-    exp_in_flight: int = 0  # exponentials that the loop computes while matrix products run (Hopper)
+    listing: sass.Listing = field(
+        default_factory=lambda: sass.Listing((), ())
+    )  # the instructions in their order (NVIDIA)
+
+    @property
+    def exp_in_flight(self) -> int:
+        """Exponentials that the loop computes while matrix products run (Hopper)."""
+        return self.listing.exp_in_flight
 
     @property
     def matrix_instructions(self) -> int:
@@ -139,68 +142,17 @@ def _read_nvidia(cubin: bytes, log: str, shared: int) -> Code:
     stack, stores, loads = map(int, frame.groups())
     registers = int(re.search(r"Used (\d+) registers", log).group(1))
     warnings = sorted(set(re.findall(r"\(C\d+\)[^\n]*", log)))
-    with tempfile.NamedTemporaryFile(suffix=".cubin", delete=False) as f:
-        f.write(cubin)
-    try:
-        text = subprocess.run([NVDISASM, "-c", "-ndf", f.name], capture_output=True, text=True, check=True).stdout
-    finally:
-        os.unlink(f.name)
-    return Code(registers, stores + loads, stack, shared, warnings, *_count_sass(text))
-
-
-_SASS = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)\s*([^;]*)")
-
-
-def _count_sass(text: str) -> tuple[collections.Counter, collections.Counter, int]:
-    """Opcodes of the program and of its hottest loop, and the exponentials that this loop overlaps with products.
-
-    The hottest loop is the innermost loop with the most matrix instructions, or FMA instructions if it has none.
-    """
-    labels: dict[str, int] = {}
-    code: list[tuple[str, str, bool]] = []  # opcode, operands, predicated
-    for line in text.splitlines():
-        label = re.match(r"\s*(\.L_?\w+):", line)
-        instruction = _SASS.search(line)
-        if label:
-            labels[label.group(1)] = len(code)
-        elif instruction:
-            code.append((instruction.group(2), instruction.group(3), instruction.group(1) is not None))
-    loops = []
-    for i, (op, operands, _) in enumerate(code):
-        target = re.search(r"\((\.L_?\w+)\)", operands) if op.split(".")[0] == "BRA" else None
-        start = labels.get(target.group(1), i + 1) if target else i + 1
-        # waiting loops are placed after the program's EXIT and jump back into it: these are no loops over the program
-        if start <= i and not any(o == "EXIT" and not predicated for o, _, predicated in code[start:i]):
-            loops.append((start, i + 1))
-    inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] and _work(code, b) for b in loops)]
-    best = max(inner, key=lambda a: _work(code, a), default=(0, 0))
-    return _histogram(code), _histogram(code[slice(*best)]), _exp_in_flight(code[slice(*best)])
-
-
-def _exp_in_flight(loop: list[tuple[str, str, bool]]) -> int:
-    """HGMMA with gsb0 ends a group of products; WARPGROUP.DEPBAR waits until at most n groups are running."""
-    running = found = 0
-    for _ in range(2):  # the second pass starts with what the first left running
-        found = 0
-        for op, operands, _ in loop:
-            if op.startswith("HGMMA") and "gsb0" in operands:
-                running += 1
-            elif op.startswith("WARPGROUP.DEPBAR"):
-                running = min(running, int(operands.split(",")[-1], 16))
-            elif op == "MUFU.EX2":
-                found += running > 0
-    return found
-
-
-def _work(code: list[tuple[str, str, bool]], loop: tuple[int, int]) -> tuple[int, int]:
-    ops = _histogram(code[slice(*loop)])
-    work = (sum(ops[m] for m in MATRIX), ops["FFMA"])
-    return work if any(work) else ()
-
-
-def _histogram(code: list[tuple[str, str, bool]]) -> collections.Counter:
-    parts = (op.split(".") for op, _, _ in code)
-    return collections.Counter(f"MUFU.{p[1]}" if p[0] == "MUFU" else p[0] for p in parts)
+    listing = sass.read(sass.disassemble(cubin))
+    return Code(
+        registers=registers,
+        spilled=stores + loads,
+        stack=stack,
+        shared=shared,
+        warnings=warnings,
+        program=sass.histogram(listing.instructions),
+        loop=sass.histogram(listing.loop),
+        listing=listing,
+    )
 
 
 def _read_amd(assembly: str, shared: int) -> Code:

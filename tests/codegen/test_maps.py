@@ -14,8 +14,9 @@ from entropy_attn.kernels.common.targets import TARGETS
 from entropy_attn.kernels.maps.configs import MapConfig, map_config
 from entropy_attn.kernels.maps.launch import MapCall
 
-from .aot import MATRIX, Code, assert_clean, compile_kernel
+from .aot import Code, assert_clean, compile_kernel
 from .cases import table_cases
+from .sass import MATRIX
 
 HEADS = 8
 WIDEST_IN_ONE_PASS = {"sm_80": 256, "sm_89": 192, "sm_90": 256, "sm_100": 128, "sm_120": 192, "gfx942": 256}

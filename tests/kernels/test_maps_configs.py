@@ -68,7 +68,28 @@ def test_an_unknown_target_is_refused():
 def test_heads_are_distributed_only_if_programs_are_few(monkeypatch):
     monkeypatch.setitem(MULTIPROCESSORS, "sm_90", 132)
     assert heads_per_program("sm_90", 8, 132) == heads_per_program("sm_90", 8, 10_000) == 8
-    assert heads_per_program("sm_90", 8, 131) == heads_per_program("sm_90", 8, 66) == 4
-    assert heads_per_program("sm_90", 8, 40) == 2
+    assert heads_per_program("sm_90", 8, 131) == 8  # in two parts half of the heads wait for a second round
+    assert heads_per_program("sm_90", 8, 66) == 4
+    assert heads_per_program("sm_90", 8, 64) == 4  # SD 1.5 at 512 px: three parts would take two rounds of 3 heads
+    assert heads_per_program("sm_90", 10, 64) == 5  # SDXL at 1024 px
+    assert heads_per_program("sm_90", 8, 40) == 3  # 3 + 3 + 2
     assert heads_per_program("sm_90", 5, 40) == 2  # 2 + 2 + 1
     assert heads_per_program("sm_90", 8, 1) == heads_per_program("sm_90", 1, 500) == 1
+    assert heads_per_program("sm_90", 8, 100, num_warps=4) == 4  # two such programs run at once
+    assert heads_per_program("sm_90", 8, 100, num_warps=8) == 8
+
+
+def test_no_other_number_of_parts_takes_fewer_steps():
+    slots = MULTIPROCESSORS["sm_90"]
+    for num_heads in (1, 5, 8, 10, 20, 24):
+        for programs in range(1, 300):
+
+            def steps(heads):
+                return -(-programs * -(-num_heads // heads) // slots) * heads  # noqa: B023  (called at once)
+
+            most = min(num_heads, -(-slots // programs))
+            chosen = heads_per_program("sm_90", num_heads, programs)
+            allowed = [heads for heads in range(1, num_heads + 1) if -(-num_heads // heads) <= most]
+            assert chosen in allowed and steps(chosen) == min(map(steps, allowed))
+            fewer = [heads for heads in allowed if -(-num_heads // heads) < -(-num_heads // chosen)]
+            assert all(steps(heads) > steps(chosen) for heads in fewer)

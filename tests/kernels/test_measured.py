@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -21,18 +22,30 @@ TUNING = Path(__file__).parents[2] / "benchmarks" / "results" / "tuning.csv"
 ODD = ForwardConfig(64, 32, 4, 3, descriptors=True, schedule="specialized", max_registers=None)
 
 
+SHAPE = {"target": "sm_90", "head_dim": 64, "seqlen_q": 1024, "seqlen_k": 1000, "entropy": True}
+
+
 @pytest.fixture
-def rows(tmp_path, monkeypatch):
-    """The table read from a file with one row, for 1024 queries and keys with entropy."""
-    path = tmp_path / "measured.csv"
-    values = {"target": "sm_90", "head_dim": 64, "seqlen_q": 1024, "seqlen_k": 1000, "entropy": True, "ms": 0.5}
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerow(values | vars(ODD))
-    read = table.__wrapped__(path)
-    monkeypatch.setattr(module, "table", lambda: read)
-    return read
+def shipped(tmp_path, monkeypatch):
+    """Makes a table of cards with a row each, for 1024 queries and keys with entropy."""
+
+    def write(configs: dict[str, ForwardConfig]) -> dict:
+        path = tmp_path / "measured.csv"
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(SHAPE | {"ms": 0.5, "device": card} | vars(config) for card, config in configs.items())
+        read = table.__wrapped__(path)
+        monkeypatch.setattr(module, "table", lambda: read)
+        module._say_once.cache_clear()
+        return read
+
+    return write
+
+
+@pytest.fixture
+def rows(shipped):
+    return shipped({"cpu": ODD})  # where the tensors of these tests are
 
 
 def call(seqlen_q=1024, seqlen_k=1024, head_dim=64, *, dtype=torch.float16, entropy=True, **options) -> ForwardCall:
@@ -44,9 +57,42 @@ def call(seqlen_q=1024, seqlen_k=1024, head_dim=64, *, dtype=torch.float16, entr
 
 
 def test_a_written_row_is_read_back(rows):
-    assert rows == {("sm_90", 64, 10, 10, True): Measured(ODD, 0.5, None)}
-    assert measured("sm_90", 64, 1024, 513, entropy=True).config == ODD
-    assert not measured("sm_90", 64, 1024, 513, entropy=True).faster_than_torch
+    assert rows == {("sm_90", 64, 10, 10, True): {"cpu": Measured(ODD, 0.5, None)}}
+    assert measured("sm_90", "cpu", 64, 1024, 513, entropy=True).config == ODD
+    assert not measured("sm_90", "cpu", 64, 1024, 513, entropy=True).faster_than_torch
+
+
+def test_each_card_has_rows_of_its_own(shipped, recwarn):
+    other = dataclasses.replace(ODD, num_warps=8)
+    shipped({"NVIDIA H100 80GB HBM3": ODD, "NVIDIA H200": other})
+    assert measured("sm_90", "NVIDIA H100 80GB HBM3", 64, 1024, 1024, entropy=True).config == ODD
+    assert measured("sm_90", "NVIDIA H200", 64, 1024, 1024, entropy=True).config == other
+    assert not recwarn.list and module.cards("sm_90") == ["NVIDIA H100 80GB HBM3", "NVIDIA H200"]
+    assert module.cards("sm_80") == []
+
+
+def test_the_nearest_card_stands_in_and_is_named_once(shipped):
+    other = dataclasses.replace(ODD, num_warps=8)
+    shipped({"NVIDIA H200": other, "NVIDIA H100 80GB HBM3": ODD})
+    expected = "no configuration was measured on NVIDIA H100 PCIe: using one that was the fastest on NVIDIA H100 80GB"
+    with pytest.warns(UserWarning, match=expected) as caught:
+        for _ in range(2):
+            assert measured("sm_90", "NVIDIA H100 PCIe", 64, 1024, 1024, entropy=True).config == ODD
+    assert len(caught) == 1
+    with pytest.warns(UserWarning, match="on cpu: using one that was the fastest on NVIDIA H200"):
+        assert call().table_config() == other
+    assert measured("sm_80", "NVIDIA H100 PCIe", 64, 1024, 1024, entropy=True) is None  # another target never does
+
+
+def test_the_nearest_card_has_the_most_words_in_common():
+    cards = ["NVIDIA H200", "NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe"]
+    assert module.nearest("NVIDIA H100 NVL", cards) == "NVIDIA H100 80GB HBM3"  # the first of two
+    assert module.nearest("NVIDIA GH200 480GB", cards) == "NVIDIA H200"
+    assert module.nearest("cpu", cards) == "NVIDIA H200"
+
+
+def test_without_a_card_the_name_is_the_type_of_device():
+    assert module.card_name(torch.device("cpu")) == "cpu"
 
 
 def test_a_matching_call_takes_the_measured_row(rows):
@@ -97,7 +143,10 @@ def test_buckets():
 
 
 def test_the_shipped_file_is_well_formed():
-    for (target, head_dim, *lengths, entropy), row in table().items():
+    for (target, head_dim, *lengths, entropy), card, row in (
+        (key, card, row) for key, by_card in table().items() for card, row in by_card.items()
+    ):
+        assert card
         assert target in TARGETS and head_dim % 8 == 0 and head_dim <= MAX_HEAD_DIM
         assert all(0 <= bucket <= 30 for bucket in lengths) and isinstance(entropy, bool)
         assert row.config.schedule in SCHEDULES and row.ms > 0
@@ -110,4 +159,17 @@ def test_the_shipped_file_agrees_with_the_measurements():
     if TUNING.exists():
         with TUNING.open(newline="") as file:
             chosen = [{name: row[name] for name in COLUMNS} for row in csv.DictReader(file) if row["chosen"] == "True"]
-    assert shipped == chosen
+    cards = {row["device"] for row in chosen}  # rows of other cards are from files that this one replaced
+    assert [row for row in shipped if row["device"] in cards] == chosen
+    assert chosen or not shipped
+
+
+def test_info_names_the_card_whose_configurations_a_device_takes(shipped, monkeypatch):
+    from entropy_attn.cli.info import _measured_on
+
+    monkeypatch.setattr("entropy_attn.kernels.common.support.device_target", lambda device: "sm_90")
+    device = torch.device("cpu")
+    shipped({})
+    assert _measured_on(device) == "no card"
+    shipped({"NVIDIA H200": ODD})
+    assert _measured_on(device) == "NVIDIA H200"

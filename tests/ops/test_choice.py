@@ -26,7 +26,8 @@ def choices(monkeypatch):
 
     monkeypatch.setattr(choice, "call_target", lambda query: "sm_90")
     rows = {10: Measured(ForwardConfig(64, 64, 4, 2), 1.0, 1.1), 11: Measured(ForwardConfig(64, 64, 4, 2), 1.1, 1.0)}
-    shipped = {("sm_90", 64, bucket, bucket, False): row for bucket, row in rows.items()}
+    shipped = {("sm_90", 64, bucket, bucket, False): {"a card": row} for bucket, row in rows.items()}
+    monkeypatch.setattr(choice, "card_name", lambda device: "a card")
     monkeypatch.setattr("entropy_attn.kernels.forward.measured.table", lambda: shipped)
     monkeypatch.setattr(choice, "table", lambda: shipped)
 

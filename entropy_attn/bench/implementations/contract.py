@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -60,10 +62,13 @@ class Implementation:
         attend: (query, key, value, ask) -> results; tensors are (B, H, N, D).
         tasks: what it can compute.
         passes: includes "both" if it has a backward pass.
+        missing: what has to be installed before it serves any call; the other reasons are then left out.
         reasons: (query, key, value, ask) -> all reasons why it does not serve this call; empty if it may.
         ours: whether it belongs to this package.
         slack: multiplies the error that the gate allows, for methods that are less precise by design; rows still show
             the error.
+        around: makes the context in which it runs, for what changes torch as a whole; entered outside of the clock, and
+            left before another implementation runs.
         matrices: how many float32 matrices (Nq, Nk) it holds at once per batch and head. On a CPU this is compared with
             the free memory before a run, because running out of memory there kills the process.
     """
@@ -73,8 +78,10 @@ class Implementation:
     tasks: tuple[str, ...] = ("plain",)
     passes: tuple[str, ...] = PASSES
     reasons: Reasons = lambda query, key, value, ask: []
+    missing: Callable[[], list[str]] = list
     ours: bool = False
     slack: float = 1.0
+    around: Callable[[], AbstractContextManager[None]] = nullcontext
     matrices: float = 0.0
 
     def competes(self, ask: Ask) -> bool:
@@ -83,12 +90,24 @@ class Implementation:
 
     def unsupported_reasons(self, query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[str]:
         """All reasons why it does not serve this call; empty if it may."""
-        missing = ["it has no backward pass"] if ask.gradient and "both" not in self.passes else []
-        return missing + self.reasons(query, key, value, ask)
+        missing = self.missing()
+        if missing:
+            return missing
+        one_way = ["it has no backward pass"] if ask.gradient and "both" not in self.passes else []
+        return one_way + self.reasons(query, key, value, ask)
 
     def row_name(self, ask: Ask) -> str:
         """Its name in rows: "name" or "name+task"."""
         return self.name if ask.task == "plain" else f"{self.name}+{ask.task}"
+
+
+def not_installed(module: str, install: str) -> list[str]:
+    """The reason if `module` cannot be found, with what to install; of a dotted name, its parents are imported."""
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # a parent
+        found = None
+    return [] if found else [f"{module} is not installed: {install}"]
 
 
 def half_on_cuda(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[str]:

@@ -1,57 +1,30 @@
-"""Attention of other packages. None is required; each is imported when it runs."""
+"""Attention of other packages, and of a kernel in Helion. None is required; each is imported when it runs."""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import os
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from torch import Tensor
 
-from entropy_attn.bench.implementations.contract import Ask, Implementation, Results, half_on_cuda
+from entropy_attn.bench.implementations.contract import (
+    Ask,
+    Attend,
+    Implementation,
+    Reasons,
+    Results,
+    half_on_cuda,
+    not_installed,
+)
+from entropy_attn.bench.implementations.flash_attention import tokens_first
 
 TUTORIAL = "ENTROPY_ATTN_TUTORIAL"  # path of Triton's python/tutorials/06-fused-attention.py, which no package contains
 SAGE_SLACK = 64.0  # it quantizes queries and keys to 8 bits
-
-
-def _installed(package: str, more: Callable[..., list[str]] | None = None) -> Callable[..., list[str]]:
-    def reasons(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[str]:
-        missing = [] if importlib.util.find_spec(package) else [f"{package} is not installed"]
-        return missing + half_on_cuda(query, key, value, ask) + (more(query, key, value, ask) if more else [])
-
-    return reasons
-
-
-def _tokens_first(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """(B, N, H, D) views."""
-    return tuple(t.transpose(1, 2) for t in tensors)
-
-
-def _with_lse(answer: Any, ask: Ask) -> Results:
-    out, lse = (answer[0], answer[1]) if isinstance(answer, tuple) else (answer, None)
-    return {"out": out.transpose(1, 2)} | ({"lse": lse} if ask.task == "lse" else {})
-
-
-def _flash2(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
-    from flash_attn import flash_attn_func
-
-    return _with_lse(flash_attn_func(*_tokens_first(query, key, value), return_attn_probs=ask.task == "lse"), ask)
-
-
-def _flash3(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
-    from flash_attn_interface import flash_attn_func
-
-    lse = {"return_attn_probs": True} if ask.task == "lse" else {}
-    return _with_lse(flash_attn_func(*_tokens_first(query, key, value), **lse), ask)
-
-
-def _flash_reasons(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[str]:
-    wide = [f"expected head_dim up to 256, got {query.shape[3]}"] if query.shape[3] > 256 else []
-    return wide + (["its lse has no gradient"] if ask.gradient and ask.task == "lse" else [])
 
 
 def _sage(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
@@ -61,13 +34,38 @@ def _sage(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
 
 
 def _sage_reasons(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[str]:
-    return [f"expected head_dim up to 128, got {query.shape[3]}"] if query.shape[3] > 128 else []
+    wide = [f"expected head_dim up to 128, got {query.shape[3]}"] if query.shape[3] > 128 else []
+    return half_on_cuda(query, key, value, ask) + wide
 
 
 def _xformers(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
     from xformers.ops import memory_efficient_attention
 
-    return {"out": memory_efficient_attention(*_tokens_first(query, key, value)).transpose(1, 2)}
+    return {"out": memory_efficient_attention(*tokens_first(query, key, value)).transpose(1, 2)}
+
+
+def _tlx(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
+    attend = importlib.import_module("triton.tlx.ops").flash_attn  # of fbtriton, a Triton with more in it
+    return {"out": attend(query, key, value, causal=False)}
+
+
+def _tlx_reasons(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> list[str]:
+    reasons = half_on_cuda(query, key, value, ask)
+    if query.shape[3] not in (64, 128):
+        reasons.append(f"expected head_dim 64 or 128, got {query.shape[3]}")
+    return reasons + _whole_tiles(query, key)
+
+
+def _whole_tiles(query: Tensor, key: Tensor) -> list[str]:
+    if query.shape[2] == key.shape[2] and query.shape[2] % 128 == 0:
+        return []
+    return [f"expected equal lengths, a multiple of 128, got {query.shape[2]} and {key.shape[2]}"]
+
+
+def _helion(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
+    from entropy_attn.bench.implementations import helion_kernel
+
+    return helion_kernel.attend(query, key, value, ask)
 
 
 @functools.cache
@@ -91,19 +89,23 @@ def _tutorial_reasons(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> li
         reasons.append(f"expected {TUTORIAL} to be the path of Triton's tutorial 06-fused-attention.py")
     if query.shape[3] not in (16, 32, 64, 128, 256):
         reasons.append(f"expected head_dim to be a power of two from 16 to 256, got {query.shape[3]}")
-    if query.shape[2] != key.shape[2] or query.shape[2] % 128:
-        reasons.append(f"expected equal lengths, a multiple of 128, got {query.shape[2]} and {key.shape[2]}")
-    return reasons
+    return reasons + _whole_tiles(query, key)
+
+
+def _package(
+    name: str, attend: Attend, module: str, install: str, reasons: Reasons = half_on_cuda, **options: Any
+) -> Implementation:
+    return Implementation(
+        name, attend, missing=functools.partial(not_installed, module, install), reasons=reasons, **options
+    )
 
 
 PACKAGES = (
-    Implementation("flash-attn-2", _flash2, ("plain", "lse"), reasons=_installed("flash_attn", _flash_reasons)),
-    Implementation(
-        "flash-attn-3", _flash3, ("plain", "lse"), reasons=_installed("flash_attn_interface", _flash_reasons)
-    ),
-    Implementation(
-        "sage", _sage, passes=("forward",), reasons=_installed("sageattention", _sage_reasons), slack=SAGE_SLACK
-    ),
-    Implementation("xformers", _xformers, reasons=_installed("xformers")),
+    _package("sage", _sage, "sageattention", "pip install sageattention", _sage_reasons,
+             passes=("forward",), slack=SAGE_SLACK),
+    _package("xformers", _xformers, "xformers", "pip install xformers"),
     Implementation("triton-tutorial", _tutorial, reasons=_tutorial_reasons),
-)
+    _package("tlx", _tlx, "triton.tlx.ops", "pip install fbtriton, which replaces triton", _tlx_reasons),
+    _package("helion", _helion, "helion", "pip install helion", tasks=("plain", "lse", "entropy"),
+             passes=("forward",)),
+)  # fmt: skip

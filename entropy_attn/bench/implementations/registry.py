@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from entropy_attn.bench.implementations.activated import ACTIVATED
 from entropy_attn.bench.implementations.contract import Ask, Implementation
+from entropy_attn.bench.implementations.flash_attention import FLASH_ATTENTION
+from entropy_attn.bench.implementations.from_outputs import FROM_OUTPUTS
 from entropy_attn.bench.implementations.ours import OURS
 from entropy_attn.bench.implementations.packages import PACKAGES
 from entropy_attn.bench.implementations.softmax import SOFTMAX
 from entropy_attn.bench.implementations.torch_backends import TORCH
 
-IMPLEMENTATIONS: dict[str, Implementation] = {one.name: one for one in (*OURS, *TORCH, *PACKAGES, *SOFTMAX)}
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    one.name: one for one in (*OURS, *TORCH, *ACTIVATED, *FLASH_ATTENTION, *PACKAGES, *FROM_OUTPUTS, *SOFTMAX)
+}
 TORCHS_CHOICE = "sdpa"  # the implementation that leaves the choice of the backend to torch
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -63,9 +64,45 @@ def heat_maps(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
     return {"out": out, "map": heads.sum(dim=1) / heads.shape[1]}
 
 
+CAPTURED_ROWS, CAPTURE_ROWS = 1024, 256  # rows of a chunk: the defaults of the two packages below
+
+
+def captured(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
+    """attention-map-diffusers 1.0.0, mode "fast" and heads "mean": SDPA, and later the map from queries and keys.
+
+    These are kept on the CPU. The probabilities are computed again in float32, in chunks of rows over all keys, then
+    rounded, cut to the keys of the map and averaged over heads.
+    """
+    out = F.scaled_dot_product_attention(query, key, value)
+    q, k = (t.detach().to("cpu").to(query.device) for t in (query, key))
+    keys = torch.arange(*ask.map_slice.indices(key.shape[2]), device=key.device)
+    parts = []
+    for start in range(0, q.shape[2], CAPTURED_ROWS):
+        scores = (q[:, :, start : start + CAPTURED_ROWS].float() @ k.float().mT) * q.shape[3] ** -0.5
+        p = scores.softmax(dim=-1).to(q.dtype)
+        parts.append(p.index_select(-1, keys).mean(dim=1))
+    return {"out": out, "map": torch.cat(parts, dim=1)}
+
+
+def capturing(query: Tensor, key: Tensor, value: Tensor, ask: Ask) -> Results:
+    """AttLine: the softmax matrix replaces SDPA, in chunks of rows; each chunk's sum over heads goes to the CPU.
+
+    AttLine sums over the batch and the keys of a word, too; here each entry and key keeps its map.
+    """
+    outs, total = [], torch.zeros(query.shape[0], query.shape[2], ask.map_slice.stop - ask.map_slice.start)
+    for start in range(0, query.shape[2], CAPTURE_ROWS):
+        rows = slice(start, start + CAPTURE_ROWS)
+        p = (torch.matmul(query[:, :, rows], key.mT) * query.shape[3] ** -0.5).softmax(dim=-1)
+        total[:, rows] += p[..., ask.map_slice].sum(dim=1).to("cpu", torch.float32)
+        outs.append(p @ value)
+    return {"out": torch.cat(outs, dim=2), "map": (total / query.shape[1]).to(query.device)}
+
+
 SOFTMAX = (
     Implementation("materialised", materialized, ("lse", "entropy", "map"), matrices=4.0),
     Implementation("chunked", chunked, ("entropy", "map")),
     Implementation("attend-and-excite", stored, ("map",), matrices=3.0, slack=4.0),  # a mean in half precision
     Implementation("daam", heat_maps, ("map",), matrices=3.0, slack=4.0),
+    Implementation("attention-map-diffusers", captured, ("map",), ("forward",), slack=4.0),
+    Implementation("attline", capturing, ("map",), ("forward",), slack=4.0),  # all of it in half precision
 )

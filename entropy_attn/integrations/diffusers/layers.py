@@ -33,19 +33,22 @@ class _Attend:
     """Takes the attention calls of one call of a layer, and counts them.
 
     calls: the call with an index; None for one call too many.
+    watching: whether they are recorded.
     text_keys: those of the layer's text, for a processor that may attend to other texts too; see `text_keys_of`.
     """
 
-    __slots__ = ("calls", "count", "module", "recorded", "router", "text_keys")
+    __slots__ = ("calls", "count", "module", "recorded", "router", "text_keys", "watching")
 
     def __init__(
         self,
         router: Router,
         module: AttentionLayer,
         calls: Callable[[int], LayerCall | None],
-        text_keys: torch.Tensor | None = None,
+        watching: bool,
+        text_keys: torch.Tensor | None,
     ):
         self.router = router
+        self.watching = watching
         self.module = module
         self.calls = calls
         self.text_keys = text_keys
@@ -55,8 +58,8 @@ class _Attend:
         arguments = AttentionArguments(*args, **kwargs)
         call = self.calls(self.count)
         self.count += 1
-        if not self.router.watching:
-            return self.router.attention(call or self.first, arguments)
+        if not self.watching:
+            return self.router.attention(call or self.first, arguments, record=False)
         if self.text_keys is not None:
             key = arguments.key
             if key.shape != self.text_keys.shape or not torch.allclose(key, self.text_keys, rtol=1e-2, atol=1e-3):
@@ -80,8 +83,8 @@ class _Attend:
         )
 
     def check_recorded(self, name: str) -> None:
-        """One of its calls attended to the layer's text."""
-        if self.text_keys is not None and self.count and not self.recorded:
+        """One of its calls attended to the layer's text, whose keys are known."""
+        if self.count and not self.recorded:
             processor = type(self.module.processor).__name__
             reason = (
                 f"none of the attention calls of its processor, {processor}, has the keys of the text that the layer "
@@ -100,8 +103,9 @@ def run_layer(
     kwargs: dict[str, Any],
 ) -> Any:
     """Call a layer; the router takes its attention calls."""
-    text_keys = text_keys_of(module, rule, *args, **kwargs) if router.watching else None
-    attend = _Attend(router, module, _calls(name, module, rule, args, kwargs), text_keys)
+    watching = router.watching
+    text_keys = text_keys_of(module, rule, *args, **kwargs) if watching else None
+    attend = _Attend(router, module, _calls(name, module, rule, args, kwargs), watching, text_keys)
     copied = has_copy(module)
     if copied:
         outer = calling.layer, calling.attend
@@ -116,11 +120,11 @@ def run_layer(
     # A copied processor does call attention: without a call, a cache answered for the layer at this step.
     if not attend.count and not copied:
         raise Unroutable(f"layer {name!r}", [_explain(module)])
-    attend.check_recorded(name)
+    if text_keys is not None:
+        attend.check_recorded(name)
     return result
 
 
-@torch.no_grad()
 def text_keys_of(
     module: AttentionLayer,
     rule: LayerRule,
@@ -141,9 +145,12 @@ def text_keys_of(
         return None
     if module.fused_projections or module.to_k is None:
         return None
-    states = module.norm_encoder_hidden_states(encoder_hidden_states) if module.norm_cross else encoder_hidden_states
-    keys = module.to_k(states).unflatten(-1, (-1, module.inner_dim // module.heads)).transpose(1, 2)
-    return keys if module.norm_k is None else module.norm_k(keys)
+    with torch.no_grad():
+        states = (
+            module.norm_encoder_hidden_states(encoder_hidden_states) if module.norm_cross else encoder_hidden_states
+        )
+        keys = module.to_k(states).unflatten(-1, (-1, module.inner_dim // module.heads)).transpose(1, 2)
+        return keys if module.norm_k is None else module.norm_k(keys)
 
 
 def _torch_backend(module: AttentionLayer) -> bool:
