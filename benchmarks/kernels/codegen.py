@@ -59,8 +59,6 @@ FMA = ("FFMA", "FFMA2", "FMUL", "FMUL2", "FADD", "FADD2", "HFMA2", "v_fma", "v_m
 MEMORY = ("LD", "ST", "RED", "UTMA", "UBLKCP", "ds_", "buffer_", "global_", "flat_")
 
 
-# Groups of `num_warps` warps in a program, by schedule: those that share the tile of scores, and those that only load.
-GROUPS = {"plain": (1, 0), "rotated": (1, 0), "specialized": (2, 1)}
 WHOLE_BLOCKS = ("specialized",)  # need keys that fill their blocks; all others are compiled for an unknown length
 
 
@@ -92,17 +90,11 @@ def row(target: str, head_dim: int, entropy: bool, config: ForwardConfig | None 
 
 
 def compiled(target: str, head_dim: int, entropy: bool, config: ForwardConfig | None = None) -> tuple[Launch, Code]:
-    """Our kernel of one configuration; None is that of the static table.
-
-    Raises:
-        ValueError: the schedule is not in `GROUPS`.
-    """
+    """Our kernel of one configuration; None is that of the static table."""
     whole = config is not None and config.schedule in WHOLE_BLOCKS
     call = make_call(target, head_dim, entropy=entropy, **({"seqlen_k": SEQLEN} if whole else {}))
     config = config or call.table_config()
-    if config.schedule not in GROUPS:
-        raise ValueError(f"schedule: expected one of {', '.join(GROUPS)}, got {config.schedule!r}")
-    computing, loading = (groups * config.num_warps for groups in GROUPS[config.schedule])
+    computing, loading = (groups * config.num_warps for groups in config.groups)
     launch = Launch(
         target, head_dim, config.schedule, entropy, config.block_m, config.block_n, config.num_stages,
         computing + loading, computing, config.in_chunks(head_dim).width,

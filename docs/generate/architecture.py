@@ -47,6 +47,7 @@ FLOORS: list[dict[str, str]] = [
 
 FOLDERS = {
     "kernels/forward": "output, log-sum-exp and entropy in one pass; autotuning",
+    "kernels/pingpong": "the forward pass in Gluon for Hopper: groups of warps in turns",
     "kernels/backward": "gradients of output, log-sum-exp, entropy and map",
     "kernels/maps": "head-averaged maps of a range of keys",
     "kernels/common": "what the passes share: tiles, arguments, launch plans, supported calls",

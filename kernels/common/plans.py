@@ -100,6 +100,11 @@ def forget() -> None:
     _plans.clear()
 
 
+def is_descriptor(argument: Any) -> bool:
+    """Whether an argument is a tensor descriptor: Triton's language and Gluon have classes of their own."""
+    return type(argument).__name__ == "TensorDescriptor"
+
+
 def layout(t: Tensor | None) -> Hashable:
     """What the arguments of a launch, and the compiler's specialization, depend on in a tensor."""
     return None if t is None else (t.shape, t.stride(), t.dtype, t.data_ptr() % 16 == 0)
@@ -131,13 +136,12 @@ class Plan:
 
     def __init__(self, compiled: Any, programs: int, arguments: list[Any], varying: tuple[Any, ...], scratch: bool):
         """`varying` are those of the first launch, found among the arguments by identity."""
-        from triton.tools.tensor_descriptor import TensorDescriptor
 
         def find(value: Any) -> int | None:
             return next((i for i, each in enumerate(varying) if each is value and value is not None), None)
 
         def hidden(item: Any) -> bool:
-            if isinstance(item, TensorDescriptor):
+            if is_descriptor(item):
                 return find(item.base) is not None
             return isinstance(item, tuple) and any(find(each) is not None or hidden(each) for each in item)
 
@@ -163,7 +167,7 @@ class Plan:
                     indices = [slice(indices[0], indices[0] + 1)]
                 self.items.append((position, operator.itemgetter(*indices)))
                 self.arguments[position] = None
-            elif isinstance(argument, TensorDescriptor):
+            elif is_descriptor(argument):
                 index = find(argument.base)
                 if index is not None:
                     template = copy.copy(argument)

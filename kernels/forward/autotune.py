@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from ..common.arguments import describable
 from ..common.stopwatch import Stopwatch
 from ..common.support import interpreting
 from .configs import ForwardConfig, forward_candidates
@@ -63,6 +64,7 @@ def tuning_key(call: ForwardCall) -> str:
         "device": device,
         "triton": triton.__version__,
         **options,
+        "query_by_descriptor": describable(query),  # some schedules fetch it so
         "is_causal": call.call.is_causal,
         "lse": call.lse is not None,
         "entropy": call.entropy is not None,
@@ -86,6 +88,10 @@ def _fastest(call: ForwardCall, timer: Timer) -> ForwardConfig:
     times: dict[ForwardConfig, float] = {}
     failures: list[str] = []
     for config in forward_candidates(**call.options()):
+        refusal = call.refusal(config)  # the candidates are those of an average call with these options
+        if refusal is not None:
+            failures.append(refusal)
+            continue
         try:
             times[config] = timer(functools.partial(call.launch, config))
         except (OutOfResources, PTXASError) as error:  # more shared memory or registers than the device has

@@ -14,13 +14,15 @@ import torch
 from ..common.head_dims import MAX_HEAD_DIM, head_dim_chunks, in_chunks, width_held
 from ..common.targets import INTERPRETER, max_registers, require_target
 from ..common.tensors import HeadDim
+from ..pingpong.configs import ROWS, WARPS_A_GROUP, Tiles, feasible_tiles
 
 SHORT_KEYS = 128  # up to here a program sees one or two key blocks, and preparing descriptors costs more than they save
 
 # "specialized": some warps only fetch, and the others only compute; with descriptors, without a mask.
 # "rotated": the next block's products run while this block's exponentials are taken; for a head dim in one chunk.
-# Neither has run on a card yet, so they are for autotuning to choose.
-SCHEDULES = ("plain", "specialized", "rotated")
+# "pingpong": FlashAttention-3's, in Gluon: some warps fetch, and the others take turns at products; without a mask.
+# None of them has run on a card yet, so they are for autotuning to choose.
+SCHEDULES = ("plain", "specialized", "rotated", "pingpong")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,17 @@ class ForwardConfig:
     def in_chunks(self, head_dim: int) -> HeadDim:
         """A head dim as the kernel holds it."""
         return in_chunks(head_dim, self.max_chunk, padded=not self.split_d)
+
+    @property
+    def groups(self) -> tuple[int, int]:
+        """Groups of `num_warps` warps in a program: those that share a tile of scores, and those that only load."""
+        computing = {"specialized": 2, "pingpong": self.block_m // ROWS}
+        return computing.get(self.schedule, 1), int(self.schedule in computing)
+
+    @property
+    def tiles(self) -> Tiles:
+        """Of the schedule "pingpong"."""
+        return Tiles(self.block_m // ROWS, self.block_n, self.num_stages)
 
 
 class _Row(NamedTuple):
@@ -179,7 +192,16 @@ def _schedules(chosen: ForwardConfig, head_dims: tuple[int, int], whole_blocks: 
         others.append(replace(chosen, schedule="specialized", num_warps=4, max_registers=None))
     if max(head_dims) <= 128 and all(len(head_dim_chunks(d)) == 1 for d in head_dims):
         others += [replace(chosen, schedule="rotated", block_n=n) for n in (chosen.block_n, chosen.block_n // 2)]
+    if head_dims[0] == head_dims[1]:  # with the output in the place of the queries
+        others += [_pingpong(tiles) for tiles in feasible_tiles(head_dims[0])]
     return others
+
+
+def _pingpong(tiles: Tiles) -> ForwardConfig:
+    return ForwardConfig(
+        tiles.groups * ROWS, tiles.block_n, WARPS_A_GROUP, tiles.stages, descriptors=True, schedule="pingpong",
+        max_registers=tiles.max_registers,
+    )  # fmt: skip
 
 
 def _row(rows: list[_Row], width: int) -> _Row:

@@ -12,15 +12,14 @@ import triton
 import triton.language as tl
 
 from ..common.chunks import load_chunk, store_chunks, zeros
+from ..common.softmax import online_softmax
 from ..common.tensors import Described
 from ..common.tiles import (
     EXCLUDED,
     NO_MASK,
     PRECISION,
-    VANISHED,
     head_factor,
     head_of,
-    in_base_2,
     masked_scores,
     program,
     store_statistics,
@@ -39,28 +38,6 @@ class Sums(NamedTuple):
     l: Any  # [BLOCK_M], the sum of p  # noqa: E741  the formulas' letter
     e: Any  # [BLOCK_M], the sum of p * log(p), in the unit of the scores
     acc: Any  # the sum of p * v: [BLOCK_M, width] for each chunk of value's head dim
-
-
-@triton.jit
-def _online_softmax(s, factor, sums, NEGATIVE: tl.constexpr, WITH_ENTROPY: tl.constexpr, MASK: tl.constexpr):
-    """One block of the recurrence. The maximum of s * factor is that of s times factor: of -s where factor is NEGATIVE.
-
-    Returns the unnormalized probabilities, the correction of what was accumulated before, and the new m, l, e. The
-    logarithm in e is that of the unnormalized p, score - m: shifting it with m keeps it accurate for any logits.
-    """
-    extreme = tl.min(s, 1) if NEGATIVE else tl.max(s, 1)  # [BLOCK_M]
-    m = tl.maximum(sums.m, extreme * factor)
-    x = s * factor - m[:, None]  # [BLOCK_M, BLOCK_N]
-    p = tl.math.exp2(in_base_2(x, MASK))
-    shift = sums.m - m
-    alpha = tl.math.exp2(in_base_2(shift, MASK))
-    e = sums.e
-    if WITH_ENTROPY:
-        if MASK != NO_MASK:  # from EXCLUDED, after a block without an attended key
-            shift = tl.maximum(shift, VANISHED)
-        e = alpha * (e + shift * sums.l) + tl.sum(p * x, 1)
-    l = sums.l * alpha + tl.sum(p, 1)  # noqa: E741
-    return p, alpha, m, l, e
 
 
 @triton.jit
@@ -88,9 +65,9 @@ def _accumulate(
     if MASK != NO_MASK or CHECK_KEYS or SCALE_SIGN == 0:  # 0: the scale is read from memory, its sign not known here
         z = masked_scores(s, factor, mask, start_m, start_n, seqlen_q, seqlen_k, BLOCK_M, BLOCK_N, MASK,
                           MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, WIDE)  # fmt: skip
-        p, alpha, m, l, e = _online_softmax(z, 1.0, sums, False, WITH_ENTROPY, MASK)  # noqa: E741
+        p, alpha, m, l, e = online_softmax(z, 1.0, sums, False, WITH_ENTROPY, MASK)  # noqa: E741
     else:  # the scale rides on the subtraction of the maximum: one FMA a score
-        p, alpha, m, l, e = _online_softmax(s, factor, sums, SCALE_SIGN < 0, WITH_ENTROPY, MASK)  # noqa: E741
+        p, alpha, m, l, e = online_softmax(s, factor, sums, SCALE_SIGN < 0, WITH_ENTROPY, MASK)  # noqa: E741
 
     acc = ()
     for i in tl.static_range(len(V.chunks)):

@@ -32,6 +32,8 @@ from ..common.call import AttentionCall
 from ..common.plans import Plan, first_launch, launch, layout
 from ..common.support import call_target
 from ..common.tensors import Scale
+from ..pingpong import launch as pingpong
+from ..pingpong.configs import unsupported_tiles
 from .configs import SCHEDULES, ForwardConfig, forward_config
 from .measured import Measured, card_name, measured
 
@@ -119,9 +121,9 @@ class ForwardCall:
             lengths = call.query.shape[2], call.key.shape[2]
             card, with_entropy = card_name(call.query.device), self.entropy is not None
             row = measured(self.target, card, call.query.shape[3], *lengths, entropy=with_entropy)
-        if row is None or (row.config.descriptors and not self.descriptors_allowed()):
+        if row is None or self.refusal(row.config) is not None:
             return None
-        whole = call.key.shape[2] % row.config.block_n == 0 and describable(call.query)
+        whole = call.key.shape[2] % row.config.block_n == 0
         return row if row.config.schedule != "specialized" or whole else None
 
     def descriptors_allowed(self) -> bool:
@@ -155,32 +157,52 @@ class ForwardCall:
         varying = self.varying() if varying is None else varying
         return first_launch(kernel, programs, arguments, options, varying, scratch)
 
-    def require_served(self, config: ForwardConfig) -> None:
-        """Raises ValueError where the kernel of a configuration cannot serve this call."""
+    def refusal(self, config: ForwardConfig) -> str | None:
+        """Why the kernel of a configuration cannot serve this call; None where it can."""
         call = self.call
-        if config.schedule != "plain" and not config.descriptors:
-            raise ValueError(f"schedule={config.schedule!r}: expected a configuration with descriptors, got {config}")
         head_dims = call.query.shape[3], call.value.shape[3]
+        if config.schedule != "plain" and not config.descriptors:
+            return f"schedule={config.schedule!r}: expected a configuration with descriptors, got {config}"
+        if config.schedule == "pingpong":
+            reasons = pingpong.unsupported_reasons(call, self.target)
+            reasons += unsupported_tiles(
+                config.tiles,
+                head_dims[0],
+                block_m=config.block_m,
+                num_warps=config.num_warps,
+                max_registers=config.max_registers,
+            )
+            return f"schedule='pingpong': {'; '.join(reasons)}" if reasons else None
         if config.schedule == "rotated" and any(len(config.in_chunks(d).chunks) > 1 for d in head_dims):
             # products of a second chunk would still run while the loop takes over their results
-            raise ValueError(f"schedule='rotated': expected head dims in one chunk, got {head_dims} and {config}")
+            return f"schedule='rotated': expected head dims in one chunk, got {head_dims} and {config}"
         if config.schedule == "specialized" and not (call.mask is None and describable(call.query)):
-            raise ValueError(
+            return (
                 "schedule='specialized': expected no mask and a query with 16-byte aligned data and strides, "
                 f"got {'no' if call.mask is None else 'a'} mask and query strides {call.query.stride()}"
             )
         if config.descriptors and not self.descriptors_allowed():
-            raise ValueError(
+            return (
                 "descriptors: expected a unit last stride, 16-byte aligned data and strides, and at least one key; "
                 f"got key strides {call.key.stride()}, value strides {call.value.stride()}"
             )
+        return None
+
+    def require_served(self, config: ForwardConfig) -> None:
+        """Raises ValueError where the kernel of a configuration cannot serve this call."""
+        refusal = self.refusal(config)
+        if refusal is not None:
+            raise ValueError(refusal)
 
     def arguments(self, config: ForwardConfig) -> tuple[Any, dict[str, Any]]:
         """The kernel, and its arguments by name."""
-        from . import kernel as forward
-
         call = self.call
         self.require_served(config)
+        if config.schedule == "pingpong":
+            outputs = (self.out, self.lse, self.entropy)
+            return pingpong.kernel_arguments(call, outputs, Scale(*self.scaling), config.tiles)
+        from . import kernel as forward
+
         d, v = config.in_chunks(call.query.shape[3]), config.in_chunks(call.value.shape[3])
         mask = broadcast(call.mask)
         by_pointer = [call.query, self.out] if config.descriptors else [call.query, call.key, call.value, self.out]

@@ -18,9 +18,9 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.compiler import compile as triton_compile
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from entropy_attn.kernels.common.arguments import compile_options
+from entropy_attn.kernels.common.plans import is_descriptor
 from entropy_attn.kernels.common.targets import SHARED_MEMORY
 from entropy_attn.kernels.forward.configs import ForwardConfig
 from entropy_attn.kernels.forward.launch import ForwardCall
@@ -89,7 +89,7 @@ def compile_kernel(kernel: Any, arguments: dict[str, Any], target: str, options:
             signature[parameter.name] = type(value)(*types)
         else:
             signature[parameter.name] = _specialized(value, hip, (i,), constexprs, attributes)
-    source = ASTSource(kernel, signature, constexprs, attributes)
+    source = _source_class(kernel)(kernel, signature, constexprs, attributes)
     log = io.StringIO()
     with knobs.compilation.scope(), knobs.nvidia.scope(), contextlib.redirect_stdout(log):
         knobs.compilation.always_compile = True
@@ -99,6 +99,14 @@ def compile_kernel(kernel: Any, arguments: dict[str, Any], target: str, options:
     if hip:
         return _read_amd(compiled.asm["amdgcn"], shared)
     return _read_nvidia(compiled.asm["cubin"], log.getvalue(), shared)
+
+
+def _source_class(kernel: Any) -> type[ASTSource]:
+    if not kernel.is_gluon():
+        return ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    return GluonASTSource
 
 
 def _specialized(value: object, hip: bool, path: tuple[int, ...], constexprs: dict, attributes: dict) -> str:
@@ -119,8 +127,9 @@ def _argument_type(value: object, hip: bool) -> tuple[str, list]:
     if isinstance(value, Tensor):
         small = [["tt.pointer_range", 32]] if hip else []
         return "*" + TYPES[value.dtype], aligned + small
-    if isinstance(value, TensorDescriptor):
-        return f"tensordesc<{TYPES[value.base.dtype]}{list(value.block_shape)}>", []
+    if is_descriptor(value):
+        layout = f",{value.layout!r}" if hasattr(value, "layout") else ""  # Gluon's have one
+        return f"tensordesc<{TYPES[value.base.dtype]}{list(value.block_shape)}{layout}>", []
     if isinstance(value, float):
         return "fp32", []
     if value == 1:

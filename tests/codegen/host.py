@@ -21,12 +21,12 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from entropy_attn.kernels.backward import key, query, rows
 from entropy_attn.kernels.common import plans, support
 from entropy_attn.kernels.forward import kernel as forward
 from entropy_attn.kernels.maps import kernel as maps
+from entropy_attn.kernels.pingpong import kernel as pingpong
 
 DEVICE = 97  # Triton caches compiled kernels by device: no real device has this index
 
@@ -105,7 +105,7 @@ def _seen(argument: Any) -> Any:
         return tuple(map(_seen, argument))
     if isinstance(argument, Tensor):
         return ("tensor", argument.data_ptr(), argument.dtype)
-    if isinstance(argument, TensorDescriptor):
+    if plans.is_descriptor(argument):
         lists = (tuple(argument.shape), tuple(argument.strides), tuple(argument.block_shape))
         return ("descriptor", argument.base.data_ptr(), argument.base.dtype, *lists, argument.padding)
     return argument
@@ -124,11 +124,11 @@ def launched(launches: list[Launched], call: Callable[[], object], given: Iterab
     def named(argument: Any) -> Any:
         if not isinstance(argument, tuple):
             return argument
-        if argument[:1] != ("tensor",):
+        if argument[:1] not in (("tensor",), ("descriptor",)):
             return tuple(map(named, argument))
         if argument[1] in addresses:
             return argument
-        return ("allocated", met.setdefault(argument[1], len(met)), argument[2])
+        return (f"allocated {argument[0]}", met.setdefault(argument[1], len(met)), *argument[2:])
 
     found = [Launched(each.specialized_on, each.grid, tuple(map(named, each.arguments))) for each in launches]
     del kept
@@ -176,6 +176,8 @@ def recorded(target: str = "sm_90", keep: bool = True) -> Iterator[list[Launched
             yield launches
         finally:
             plans.forget()
-            for kernel in (each for module in (forward, maps, rows, query, key) for each in vars(module).values()):
+            for kernel in (
+                each for module in (forward, pingpong, maps, rows, query, key) for each in vars(module).values()
+            ):
                 if isinstance(kernel, JITFunction):
                     kernel.device_caches.pop(DEVICE, None)

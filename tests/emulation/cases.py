@@ -15,8 +15,9 @@ from entropy_attn.kernels.common import support
 from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.kernels.common.targets import INTERPRETER
 from entropy_attn.kernels.forward import launch
-from entropy_attn.kernels.forward.configs import ForwardConfig
+from entropy_attn.kernels.forward.configs import ForwardConfig, forward_candidates
 from entropy_attn.kernels.maps import launch as launch_maps
+from entropy_attn.kernels.pingpong import launch as pingpong
 from tests.support.oracle import assert_matches_oracle
 from tests.support.oracle_gradients import GRADS, assert_gradients_match, random_gradients
 
@@ -24,7 +25,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 MASKS = ("none", "bool", "keys", "added", "excluding")
 LAYOUTS = ("bhnd", "bnhd", "packed", "padded", "offset")
 SCALES = ("default", "negative", "zero", "one", "heads")
-SCHEDULES = ("plain", "rotated", "specialized")
+SCHEDULES = ("plain", "rotated", "specialized", "pingpong")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Case:
     map_stop: int = 0  # 0: no map
     grads: str = ""  # names joined by +, such as "grad_out+grad_map"; empty: no backward pass
     schedule: str = "plain"
+    groups: int = 0  # of warps that compute, for "pingpong"; 0: as in autotuning's first candidate
     seed: int = 0
 
     def __str__(self) -> str:
@@ -149,10 +151,19 @@ def launch_config(case: Case, q: Tensor, k: Tensor, v: Tensor, given: dict[str, 
 
 def schedule(case: Case, config: ForwardConfig) -> ForwardConfig:
     """The configuration with the schedule of the case, and with tiles that this schedule can divide among warps."""
+    if case.schedule == "pingpong":
+        return pingpong_config(case)
     warps = 4 if case.schedule == "specialized" else config.num_warps
     registers = None if case.schedule == "specialized" else config.max_registers
     tiles = {"block_m": 128, "block_n": 64, "descriptors": True, "schedule": case.schedule}
     return dataclasses.replace(config, **tiles, num_warps=warps, max_registers=registers)
+
+
+def pingpong_config(case: Case) -> ForwardConfig:
+    """A candidate of autotuning."""
+    candidates = forward_candidates(case.target, case.head_dim, case.head_dim_v, DTYPES[case.dtype], seqlen_k=4096)
+    found = (c for c in candidates if c.schedule == "pingpong")
+    return next(c for c in found if case.groups in (0, c.tiles.groups))
 
 
 def refused(case: Case, device: str = "cpu") -> list[str]:
@@ -160,7 +171,10 @@ def refused(case: Case, device: str = "cpu") -> list[str]:
     q, k, v = tensors(case, device)
     given = options(case, device)
     mask = given.get("attn_mask")
-    reasons = support.unsupported_reasons(AttentionCall(q, k, v, attn_mask=mask, is_causal=case.causal))
+    call = AttentionCall(q, k, v, attn_mask=mask, is_causal=case.causal)
+    reasons = support.unsupported_reasons(call)
+    if case.schedule == "pingpong":
+        reasons += pingpong.unsupported_reasons(call, case.target)
     if mask is not None and case.causal:
         reasons.append("a mask and causality exclude each other")
     if case.schedule != "plain" and case.target not in (INTERPRETER, "sm_90"):

@@ -67,6 +67,8 @@ def _draw(rng: random.Random) -> Case:
     if schedules and head_dim == case.head_dim_v == 64 and rng.random() < 0.5:
         name = rng.choice(("rotated", "specialized"))
         case = dataclasses.replace(case, schedule=name, mask="none")
+    elif schedules and head_dim == case.head_dim_v and rng.random() < 0.5:
+        case = dataclasses.replace(case, schedule="pingpong", mask="none")
     return case
 
 

@@ -58,6 +58,10 @@ SUITE = {
         for m, n in ((70, 100), (6, 330), (330, 6), (130, 130), (300, 7))
     ],
     "rotated": [f"schedule=rotated seqlen_q={m} seqlen_k={n}" for m, n in ((70, 200), (6, 70), (200, 300))],
+    "pingpong": [
+        f"schedule=pingpong groups=2 heads=1 heads_kv=1 seqlen_q={m} seqlen_k={n}"
+        for m, n in ((70, 600), (6, 100), (200, 300))
+    ],
     "specialized": [f"schedule=specialized seqlen_q={m} seqlen_k={n}" for m, n in ((60, 192), (6, 64), (6, 320))],
 }
 
@@ -128,7 +132,7 @@ def sweep(
     """
     seen: set[str] = set()
     for target, name in ((t, n) for t in targets for n in names):
-        if target != "sm_90" and name in ("rotated", "specialized"):
+        if target != "sm_90" and name in ("rotated", "specialized", "pingpong"):
             continue
         cases = [Case.parse(f"target={target} {line}") for line in SUITE[name]]
         for number, (text, original) in enumerate(launched(cases).items()):

@@ -35,12 +35,14 @@ class Operands:
             self.num_units += 2 if wide else 1
         return self.constants[key]
 
+    def is_wide(self, text: str) -> bool:
+        """Whether an operand is a register of 64 bits."""
+        return SIZES[self.kernel.registers.get(text, "b32")] == 8
+
     def read(self, text: str, kind: str, at: Instruction) -> int:
         """The unit of a source operand that an instruction reads as `kind`, for example "u32"."""
         if text in self.units:
-            if (SIZES[self.kernel.registers[text]] == 8) != (
-                SIZES[kind] == 8
-            ):  # PTX lets some instructions truncate a wider register
+            if self.is_wide(text) != (SIZES[kind] == 8):  # PTX lets some instructions truncate a wider register
                 raise UnknownPtx(f"{at}: {text} of {self.kernel.registers[text]} is taken as {kind}")
             return self.units[text]
         if text in SPECIAL:

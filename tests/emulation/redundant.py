@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +42,8 @@ def _harmless_without_guard(mutant: Any) -> str:
         return "all threads may read there, and those who should not do not use it"
     if op.startswith(("st.shared", "st.global")):
         return "all threads store the same there"
+    if re.match(r"cp\.async\.bulk\.tensor\.\d+d\.global\.shared", op):
+        return "all threads store the same tile there"
     if op.startswith("ld.global"):
         return "what it reads beyond lies in the same tensor, and is masked where it is used"
     if op.startswith(("cp.async.bulk.commit_group", "cp.async.bulk.wait_group")):

@@ -41,13 +41,17 @@ def store(o: Operands, i: Instruction, m: list[str]) -> Decoded | None:
     wanted = [f"v{len(lanes)}"] if len(lanes) > 1 else []
     if [r for r in rest if r.startswith("v")] != wanted or not only(rest, *CACHING, *wanted):
         return None
-    values, size = [o.read(a, t, i) for a in lanes], SIZES[t]
+    wider = {o.is_wide(a) for a in lanes} if SIZES[t] < 8 else {False}  # whose low bits are stored
+    if len(wider) > 1:
+        return None
+    flags = WIDENED if wider == {True} else 0
+    values, size = [o.read(a, "b64" if flags else t, i) for a in lanes], SIZES[t]
     if space == "global":
         base, offset = o.address(i.args[0], True, i)
-        return Decoded("st.global", "global store", [], [base, *values], offset, size)
+        return Decoded("st.global", "global store", [], [base, *values], offset, size, flags)
     if space in ("shared", "shared::cta"):
         base, offset = o.address(i.args[0], False, i)
-        return Decoded("st.shared", "shared store", [], [base, *values], offset, size)
+        return Decoded("st.shared", "shared store", [], [base, *values], offset, size, flags)
     return None
 
 

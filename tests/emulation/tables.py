@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -9,6 +10,7 @@ from entropy_attn.kernels.backward.configs import backward_config, widest
 from entropy_attn.kernels.common.head_dims import MAX_HEAD_DIM, MIN_HEAD_DIM
 from entropy_attn.kernels.forward.configs import forward_config
 from entropy_attn.kernels.maps.configs import map_config
+from entropy_attn.kernels.pingpong.configs import feasible_tiles
 
 from .cases import DTYPES, GRADS, LAYOUTS, MASKS, SCALES, Case
 
@@ -65,6 +67,20 @@ def every_option(target: str) -> Iterator[Case]:
         for name, n, causal in itertools.product(("rotated", "specialized"), (1, 64, 100, 192, 320), (False, True)):
             yield Case(target, seqlen_k=n, schedule=name, causal=causal)
         yield Case(target, seqlen_k=192, schedule="rotated", mask="bool")
+        yield from every_pingpong(target)
+
+
+def every_pingpong(target: str) -> Iterator[Case]:
+    """The Gluon kernel with all of its tiles, and each option alone."""
+    plain = functools.partial(Case, target, schedule="pingpong")
+    for d in (16, 32, 40, 48, 64, 72, 80, 96, 112, 128, 160, 192, 256):
+        for tiles in feasible_tiles(d):
+            yield plain("bf16", head_dim=d, head_dim_v=d, seqlen_k=300, groups=tiles.groups)
+    for groups, n, causal in itertools.product((2, 3), (1, 127, 128, 300, 520), (False, True)):
+        yield plain(seqlen_q=200, seqlen_k=n, causal=causal, groups=groups)
+    yield plain(seqlen_q=1, causal=True)
+    for scale in SCALES[1:]:
+        yield plain(scale=scale, heads=4, heads_kv=2, layout="packed", batch=2, causal=scale == "heads")
 
 
 def everything() -> Iterator[Case]:
@@ -86,6 +102,9 @@ FEW = [
     Case("sm_90", heads=1, heads_kv=1, seqlen_q=40, seqlen_k=77, head_dim=128, head_dim_v=128, grads=STATISTICS),
     Case("sm_90", seqlen_q=40, seqlen_k=77, mask="excluding", map_start=3, map_stop=70, grads=ALL_GRADS),
     Case("sm_90", seqlen_k=200, schedule="rotated"), Case("sm_90", seqlen_k=192, schedule="specialized"),
+    Case("sm_90", seqlen_q=130, seqlen_k=300, schedule="pingpong"),
+    Case("sm_90", "bf16", batch=2, heads=2, heads_kv=1, seqlen_q=150, seqlen_k=300, head_dim=80, head_dim_v=80,
+         layout="packed", scale="heads", causal=True, schedule="pingpong"),
     Case("sm_90", "bf16", seqlen_q=129, seqlen_k=200, causal=True, head_dim=80, head_dim_v=80, schedule="specialized"),
     Case("sm_80", "fp32", head_dim=32, head_dim_v=32, mask="excluding"),
     Case("sm_90", "bf16", heads=4, heads_kv=1, scale="heads", head_dim=80, head_dim_v=80, layout="packed"),

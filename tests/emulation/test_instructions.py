@@ -132,6 +132,17 @@ def test_of_other_types(instruction, result, kinds, operands, expected):
     assert [hex(x) for x in compute(instruction, operands, result, kinds)] == [hex(x) for x in expected]
 
 
+def test_a_store_truncates_a_wider_register():
+    body = """
+    ld.global.b64 %rd2, [%rd0];
+    st.global.b32 [%rd1], %rd2;
+    st.global.b16 [%rd1+4], %rd2;
+    """
+    given = np.array([0x11223344_55667788], dtype=np.uint64)
+    result, _ = run(body, given, 6)
+    assert result.tobytes() == bytes.fromhex("887766558877")
+
+
 def test_ex2_is_within_two_ulp():
     x = np.random.default_rng(0).uniform(-126, 126, 32 * 64).astype(np.float32)
     body = "\n".join(

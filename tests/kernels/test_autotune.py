@@ -13,7 +13,7 @@ import entropy_attn as ea
 from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.kernels.common.support import call_target
 from entropy_attn.kernels.forward import autotune, launch
-from entropy_attn.kernels.forward.configs import forward_candidates
+from entropy_attn.kernels.forward.configs import ForwardConfig, forward_candidates
 from tests.kernels.calls import DEVICE
 from tests.support.oracle import assert_matches_oracle, make_qkv
 
@@ -89,6 +89,18 @@ def test_a_candidate_that_fails_is_skipped_and_it_is_an_error_if_all_fail():
 
     with pytest.raises(RuntimeError, match=r"no candidate ran: .*shared memory"):
         autotune.tuned_config(make_call(head_dim=24), failing)
+
+
+def test_a_candidate_that_cannot_serve_a_call_is_passed_over(monkeypatch):
+    """Rows of the query that are not aligned, as descriptors need them; the key says so, so a choice is not shared."""
+    plain = ForwardConfig(32, 32, 4, 1)
+    specialized = ForwardConfig(32, 32, 4, 1, descriptors=True, schedule="specialized")
+    monkeypatch.setattr(autotune, "forward_candidates", lambda **options: [specialized, plain])
+    aligned, skewed = make_call(), make_call()
+    query = skewed.call.query
+    skewed.call.query = query.new_empty(*query.shape[:3], 17)[..., :16].copy_(query)
+    assert autotune.tuned_config(skewed, timer_preferring(0)) == plain
+    assert autotune.tuning_key(aligned) != autotune.tuning_key(skewed)
 
 
 def test_an_error_unrelated_to_the_size_of_a_candidate_is_raised(cache_folder):

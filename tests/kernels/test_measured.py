@@ -11,9 +11,10 @@ import torch
 
 from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.kernels.common.head_dims import MAX_HEAD_DIM
-from entropy_attn.kernels.common.targets import TARGETS
+from entropy_attn.kernels.common.targets import INTERPRETER, TARGETS
+from entropy_attn.kernels.forward import launch
 from entropy_attn.kernels.forward import measured as module
-from entropy_attn.kernels.forward.configs import SCHEDULES, ForwardConfig, forward_config
+from entropy_attn.kernels.forward.configs import SCHEDULES, ForwardConfig, forward_candidates, forward_config
 from entropy_attn.kernels.forward.launch import ForwardCall
 from entropy_attn.kernels.forward.measured import COLUMNS, FILE, Measured, length_bucket, measured, table
 
@@ -115,6 +116,18 @@ def test_a_matching_call_takes_the_measured_row(rows):
 )
 def test_other_calls_take_the_static_row(rows, other):
     assert other.table_config() == forward_config(**other.options())
+
+
+def test_a_schedule_serves_what_it_can(monkeypatch):
+    """A row for the Gluon kernel: Triton's interpreter and other head dims of value take the static row."""
+    candidates = forward_candidates("sm_90", 64, 64, torch.float16)
+    turns = next(each for each in candidates if each.schedule == "pingpong")
+    monkeypatch.setattr(launch, "measured", lambda *shape, **options: Measured(turns, 0.5, None))
+    assert call().table_config() == call(seqlen_k=1000).table_config() == turns
+    wider = call()
+    wider.call.value = torch.zeros(1, 2, 1024, 80, dtype=torch.float16)
+    for other in (wider, call(target=INTERPRETER), call(target="sm_100"), call(is_causal=True)):
+        assert other.table_config() == forward_config(**other.options())
 
 
 def test_strides_that_descriptors_cannot_have(rows):

@@ -33,7 +33,7 @@ static int parameter_place(warp *w, const insn *i, u32 m) {
 static void gather(const warp *w, const insn *i, int first, int num, int l, u8 *into) {
   for (int k = 0; k < num; k++) {
     i32 unit = i->reg[first + k];
-    if (i->imm2 == 8) memcpy(into + 8 * k, r64(w, unit) + l, 8);
+    if (i->imm2 == 8 || i->flags & F_WIDENED) memcpy(into + k * i->imm2, r64(w, unit) + l, (size_t)i->imm2);
     else memcpy(into + k * i->imm2, r32(w, unit) + l, (size_t)i->imm2);
   }
 }

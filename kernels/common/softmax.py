@@ -1,0 +1,30 @@
+"""One block of the online softmax, for kernels in Triton and, compiled once more, in Gluon."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .tiles import NO_MASK, VANISHED, in_base_2
+
+
+@triton.jit
+def online_softmax(s, factor, sums, NEGATIVE: tl.constexpr, WITH_ENTROPY: tl.constexpr, MASK: tl.constexpr):
+    """One block of the recurrence. The maximum of s * factor is that of s times factor: of -s where factor is NEGATIVE.
+
+    Returns the unnormalized probabilities, the correction of what was accumulated before, and the new m, l, e. The
+    logarithm in e is that of the unnormalized p, score - m: shifting it with m keeps it accurate for any logits.
+    """
+    extreme = tl.min(s, 1) if NEGATIVE else tl.max(s, 1)  # [BLOCK_M]
+    m = tl.maximum(sums.m, extreme * factor)
+    x = s * factor - m[:, None]  # [BLOCK_M, BLOCK_N]
+    p = tl.math.exp2(in_base_2(x, MASK))
+    shift = sums.m - m
+    alpha = tl.math.exp2(in_base_2(shift, MASK))
+    e = sums.e
+    if WITH_ENTROPY:
+        if MASK != NO_MASK:  # from EXCLUDED, after a block without an attended key
+            shift = tl.maximum(shift, VANISHED)
+        e = alpha * (e + shift * sums.l) + tl.sum(p * x, 1)
+    l = sums.l * alpha + tl.sum(p, 1)  # noqa: E741
+    return p, alpha, m, l, e
