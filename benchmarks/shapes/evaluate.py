@@ -6,14 +6,18 @@ python -m benchmarks.shapes.evaluate --sizes 32 64 128 --scales off logn        
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterator
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
 import entropy_attn as ea
 from benchmarks.common import add_csv, new_parser, write_rows
+from entropy_attn.evaluation.sampling import batches
 from entropy_attn.evaluation.shapes_captions import shapes_requests
+from entropy_attn.pipelines import sample
 from entropy_attn.shapes import load_pipeline
 from entropy_attn.shapes.checker import check
 from entropy_attn.shapes.scenes import Request
@@ -23,14 +27,16 @@ FIELDS = ("split", "size", "scale", "captions", "presence", "count", "exact", "b
 SCALES = {"off": ea.scale.Fixed(), "logn": ea.scale.LogN()}
 
 
-def images_of(pipe, requests: list[Request], size: int, steps: int, guidance_scale: float, seed: int, bar: tqdm):
+def images_of(
+    pipe: Any, requests: list[Request], size: int, policy: Any, steps: int, guidance_scale: float, seed: int, bar: tqdm
+) -> Iterator[Any]:
     """An image for each request; each has a different seed, so the batch size does not matter."""
-    for at in range(0, len(requests), 20):
-        batch = requests[at : at + 20]
-        generators = [torch.Generator().manual_seed(seed + at + i) for i in range(len(batch))]
-        yield from pipe([r.caption() for r in batch], height=size, width=size, num_inference_steps=steps,
-                        guidance_scale=guidance_scale, generator=generators).images  # fmt: skip
-        bar.update(len(batch))
+    for numbers in batches(range(len(requests)), 20):
+        yield from sample(
+            pipe, [requests[i].caption() for i in numbers], size=(size, size), scale=policy,
+            seed=[seed + i for i in numbers], steps=steps, guidance_scale=guidance_scale,
+        )  # fmt: skip
+        bar.update(len(numbers))
 
 
 def mark(images, requests: list[Request]) -> dict:
@@ -65,8 +71,9 @@ def main() -> None:
     with tqdm(total=len(jobs) * args.captions, desc="images") as bar:
         for split, size, name in jobs:
             requests = shapes_requests(args.captions, split)
-            with ea.apply(pipe, scale=SCALES[name]):
-                images = list(images_of(pipe, requests, size, args.steps, args.guidance_scale, args.seed, bar))
+            images = list(
+                images_of(pipe, requests, size, SCALES[name], args.steps, args.guidance_scale, args.seed, bar)
+            )
             rows.append({"split": split, "size": size, "scale": name, **mark(images, requests)})
 
     table = Table(*FIELDS)

@@ -16,10 +16,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.common import new_parser, positive
-from benchmarks.shapes.transformer.captions import requests
-from benchmarks.shapes.transformer.evaluate import model_folder, size_of
-from benchmarks.shapes.transformer.images import Sampler, Size, size_name
+from benchmarks.shapes.transformer.evaluate import captions_of, model_folder, size_of
+from benchmarks.shapes.transformer.images import Sampler, Size
 from entropy_attn.plots.style import DPI, image_grid, name_row
+from entropy_attn.profiling.plan import size_name
 from entropy_attn.scale.parsing import parse_scale
 
 SIZES: tuple[Size, ...] = ((64, 64), (96, 96), (128, 128))
@@ -67,7 +67,7 @@ def main() -> None:
     for name in scales:
         parse_scale(name)
     folders = {model: model_folder(options, model) for model in args.model}
-    captions, rows = [request.caption() for request in requests("report", args.captions)], {}
+    captions, rows = captions_of("report", args.captions), {}
     for model, folder in folders.items():
         sample = Sampler(folder, args.steps, args.guidance_scale)
         made = rows_of(sample, scales, args.sizes, captions)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from entropy_attn.evaluation.statistics import Interval, difference, holm, interval, mcnemar, proportion
+from entropy_attn.evaluation.statistics import Interval, difference, holm, mcnemar, mean_over_prompts, proportion
 
 Row = dict[str, Any]
 Key = tuple[int, int]  # prompt, repetition
@@ -33,7 +33,7 @@ def mean_rows(scores: Scores, baseline: str) -> list[Row]:
         for arm, images in scores.items():
             found = _of_metric(images, metric)
             row: Row = {"arm": arm, "metric": metric, "images": len(found)}
-            row |= _named("value", _value(found, metric))
+            row |= _named("value", mean_over_prompts(found, metric in BINARY))
             change, p = Interval(math.nan, math.nan, math.nan), math.nan
             if arm != baseline and len({prompt for prompt, _ in found}) > 1:
                 change = difference(dict(found), dict(base), {key: key[0] for key in found})
@@ -74,18 +74,6 @@ def repair_rows(scores: Scores, baseline: str) -> list[Row]:
 
 def _of_metric(images: Mapping[Key, Mapping[str, float]], metric: str) -> dict[Any, float]:
     return {key: found[metric] for key, found in images.items() if metric in found}
-
-
-def _value(values: Mapping[Key, float], metric: str) -> Interval:
-    """Of shares, where every prompt has one image, Wilson's interval: a bootstrap of equal values has no width."""
-    by_prompt: dict[int, list[float]] = {}
-    for (prompt, _), value in values.items():
-        by_prompt.setdefault(prompt, []).append(value)
-    if metric in BINARY and len(by_prompt) == len(values):
-        return proportion(int(sum(values.values())), len(values))
-    if len(by_prompt) < 2:
-        return Interval(sum(values.values()) / len(values), math.nan, math.nan)
-    return interval(by_prompt.values())
 
 
 def _share(count: int, total: int) -> Interval:

@@ -8,7 +8,15 @@ from typing import Any
 import numpy as np
 
 from entropy_attn.evaluation import distances
-from entropy_attn.evaluation.statistics import Interval, holm, interval, mcnemar, proportion, relative_change
+from entropy_attn.evaluation.statistics import (
+    Interval,
+    holm,
+    interval,
+    mcnemar,
+    mean_over_prompts,
+    proportion_difference,
+    relative_change,
+)
 
 Row = dict[str, Any]
 Scores = Mapping[str, Mapping[tuple[int, int], Mapping[str, float]]]  # {policy: {(prompt, seed): {metric: score}}}
@@ -34,29 +42,22 @@ def score_rows(size: str, scores: Scores, baseline: str) -> list[Row]:
             for policy, images in scores.items()
         }
         for policy, values in of.items():
-            value, change, p = _value(values, metric), None, None
+            value, change, p = mean_over_prompts(values, metric in YES_OR_NO), None, None
             if policy != baseline:
-                both = [key for key in values if key in of[baseline]]
-                change = _over_prompts({key: values[key] - of[baseline][key] for key in both})
+                pairs = {key: (values[key], of[baseline][key]) for key in values if key in of[baseline]}
+                change = _difference(pairs, metric)
                 if metric in YES_OR_NO:
-                    p = mcnemar([of[baseline][key] > 0.5 for key in both], [values[key] > 0.5 for key in both])
+                    p = mcnemar([off > 0.5 for _, off in pairs.values()], [on > 0.5 for on, _ in pairs.values()])
             rows.append(row(size, policy, metric, len(values), value, change, p))
     return rows
 
 
-def _value(values: Mapping[tuple[int, int], float], metric: str) -> Interval:
-    """Of shares, where every prompt has one image, Wilson's interval: a bootstrap of equal values has no width."""
-    if metric in YES_OR_NO and len({prompt for prompt, _ in values}) == len(values):
-        return proportion(int(sum(values.values())), len(values))
-    return _over_prompts(values)
-
-
-def _over_prompts(values: Mapping[tuple[int, int], float]) -> Interval:
-    """Mean over images; without an interval if there is only one prompt."""
-    groups: dict[int, list[float]] = {}
-    for (prompt, _), value in values.items():
-        groups.setdefault(prompt, []).append(value)
-    return interval(groups.values()) if len(groups) > 1 else _alone(float(np.mean(list(values.values()))))
+def _difference(pairs: Mapping[tuple[int, int], tuple[float, float]], metric: str) -> Interval:
+    """Of shares, where every prompt has one image, with Newcombe's interval, as their values have Wilson's."""
+    if metric in YES_OR_NO and len({prompt for prompt, _ in pairs}) == len(pairs):
+        on, off = zip(*pairs.values(), strict=True)
+        return proportion_difference(on, off)
+    return mean_over_prompts({key: on - off for key, (on, off) in pairs.items()}, is_share=False)
 
 
 def distance_rows(

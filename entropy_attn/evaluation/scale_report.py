@@ -75,7 +75,7 @@ def page_parts(result: ScaleResult, about: Mapping[str, Any]) -> list[str]:
              **about}  # fmt: skip
     parts = [
         ", ".join(f"{name}: {value}" for name, value in facts.items()) + ".",
-        "In brackets: 95 % intervals over prompts (bootstrap; Wilson's for shares). Differences are to "
+        "In brackets: 95 % intervals over prompts (bootstrap; Wilson's and Newcombe's for shares). Differences are to "
         f"`{plan.baseline}`, the model's default scale, with the same prompts and noise.",
     ]
     for title, metrics in GROUPS.items():

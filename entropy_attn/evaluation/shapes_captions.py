@@ -11,19 +11,37 @@ from entropy_attn.shapes.checker import check
 from entropy_attn.shapes.scenes import Request, held_out, parse_caption, random_request
 from entropy_attn.validation import require_one_of
 
-SPLITS = ("seen", "held-out")
+SPLITS = ("seen", "held-out", "choose", "report")
+CHOOSE_SHARE = 0.25
 
 
-def shapes_requests(total: int, split: str = "seen", seed: int = 77) -> list[Request]:
-    """Different fixed requests: "seen" have no held-out kind or pair, "held-out" all have one."""
+def shapes_requests(total: int, split: str = "seen", seed: int | str = 77) -> list[Request]:
+    """Different fixed requests; a smaller `total` is the beginning of a larger one.
+
+    Args:
+        total: number of requests.
+        split: "seen" have no held-out kind or pair, "held-out" all have one. "choose" and "report" divide "seen" for
+            a setting that is searched on some captions and reported on others: whatever the seed, a caption is in one
+            of them only, a quarter in "choose".
+        seed: other seeds draw other requests.
+    """
     require_one_of("split", split, SPLITS)
     rng = random.Random(f"{seed}-{split}")
     chosen: dict[str, Request] = {}
     while len(chosen) < total:
         request = random_request(rng)
-        if held_out().touches(request) == (split == "held-out"):
+        if _in_split(request, split):
             chosen[request.caption()] = request
     return list(chosen.values())
+
+
+def _in_split(request: Request, split: str) -> bool:
+    if held_out().touches(request):
+        return split == "held-out"
+    if split in ("choose", "report"):
+        chooses = random.Random(request.caption()).random() < CHOOSE_SHARE
+        return chooses == (split == "choose")
+    return split == "seen"
 
 
 def shapes_prompts(total: int, split: str = "seen") -> PromptSet:

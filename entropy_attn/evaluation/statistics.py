@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -90,6 +91,76 @@ def proportion(successes: int, total: int) -> Interval:
     return Interval(successes / total, float(found.low), float(found.high))
 
 
+def mean_over_prompts(values: Mapping[tuple[int, int], float], is_share: bool) -> Interval:
+    """Mean over images, with a 95 % interval over prompts; both ends are NaN if there is only one prompt.
+
+    Args:
+        values: {(prompt, repetition): value of the image}.
+        is_share: the values are 1 or 0. Where every prompt has one image, their interval is Wilson's, because a
+            bootstrap of equal values has no width.
+
+    Raises:
+        ValueError: there is no value.
+    """
+    if not values:
+        raise ValueError("values: expected at least one, got none")
+    by_prompt: dict[int, list[float]] = {}
+    for (prompt, _), value in values.items():
+        by_prompt.setdefault(prompt, []).append(value)
+    if is_share and len(by_prompt) == len(values):
+        return proportion(int(sum(values.values())), len(values))
+    if len(by_prompt) < 2:
+        return Interval(float(np.mean(list(values.values()))), math.nan, math.nan)
+    return interval(by_prompt.values())
+
+
+def proportion_difference(hits: Sequence[float], baseline: Sequence[float]) -> Interval:
+    """Difference of two paired proportions, with Newcombe's 95 % interval.
+
+    R. G. Newcombe, "Improved confidence intervals for the difference between binomial proportions based on paired
+    data", Statistics in Medicine 17 (1998), method 10: Wilson's intervals of both, with the correlation of the pairs.
+    Unlike a bootstrap of the differences, it does not shrink to a point where no image differs.
+
+    Args:
+        hits: 1 or 0 for each image of an arm.
+        baseline: the same of the arm it is compared with, for the same images in the same order.
+
+    Raises:
+        ValueError: the lengths differ, there is no image, or a value is neither 1 nor 0.
+    """
+    a, b = _zeros_and_ones("hits", hits), _zeros_and_ones("baseline", baseline)
+    if len(a) != len(b):
+        raise ValueError(f"hits, baseline: expected equal lengths, got {len(a)} and {len(b)}")
+    n = len(a)
+    both, only, other = (a * b).sum(), (a * (1 - b)).sum(), ((1 - a) * b).sum()
+    neither = n - both - only - other
+    product = (both + only) * (other + neither) * (both + other) * (only + neither)
+    cross = both * neither - only * other
+    if cross > 0:
+        cross = max(cross - n / 2, 0.0)
+    phi = cross / math.sqrt(product) if product else 0.0
+    p, p_low, p_high = proportion(int(a.sum()), n)
+    q, q_low, q_high = proportion(int(b.sum()), n)
+
+    def reach(one: float, two: float) -> float:
+        return math.sqrt(max(one**2 - 2 * phi * one * two + two**2, 0.0))
+
+    return Interval(float((a - b).mean()), p - q - reach(p - p_low, q_high - q), p - q + reach(p_high - p, q - q_low))
+
+
+def mean(values: Sequence[float]) -> Interval:
+    """Mean of independent values, with Student's 95 % interval; both ends are NaN for a single value."""
+    from scipy import stats
+
+    numbers = np.asarray(values, dtype=float)
+    if len(numbers) == 0:
+        raise ValueError("values: expected at least one, got none")
+    if len(numbers) == 1:
+        return Interval(float(numbers[0]), math.nan, math.nan)
+    reach = stats.t.ppf((1 + CONFIDENCE) / 2, len(numbers) - 1) * stats.sem(numbers)
+    return Interval(float(numbers.mean()), float(numbers.mean() - reach), float(numbers.mean() + reach))
+
+
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
     """p of McNemar's exact test that two arms succeed equally often on the same images; 1.0 if they never differ.
 
@@ -117,6 +188,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
     steps = p[order] * np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return [float(value) for value in adjusted]
+
+
+def _zeros_and_ones(name: str, values: Sequence[float]) -> np.ndarray:
+    found = np.asarray(values, dtype=float)
+    if len(found) == 0:
+        raise ValueError(f"{name}: expected at least one value, got none")
+    others = found[~np.isin(found, (0.0, 1.0))]
+    if len(others):
+        raise ValueError(expected(name, "values of 0 and 1", others[0].item()))
+    return found
 
 
 def _ratio(numerators: np.ndarray, denominators: np.ndarray, resamples: int) -> Interval:

@@ -15,7 +15,6 @@ pytest.importorskip("diffusers")
 from benchmarks.common import read_rows
 from benchmarks.shapes.transformer import (
     autoencoder,
-    captions,
     evaluate,
     export,
     fast,
@@ -27,7 +26,6 @@ from benchmarks.shapes.transformer import (
 )
 from benchmarks.shapes.transformer.files import load_state, stop_requests, write_state
 from benchmarks.shapes.transformer.model import AXES, text_encoder, tokenizer, transformer
-from entropy_attn.shapes.scenes import held_out
 from tests.support.shapes_transformer import WIDTH, shapes_transformer, work_folder
 
 __all__ = ["shapes_transformer"]
@@ -316,15 +314,6 @@ def test_an_export_that_is_too_large_is_refused(tmp_path, monkeypatch):
 # Evaluation
 
 
-def test_captions_of_the_splits_differ():
-    report, choose = captions.requests("report", 300), captions.requests("choose", 60)
-    assert len({request.caption() for request in [*report, *choose]}) == 360
-    assert captions.requests("report", 20) == report[:20]
-    assert not any(held_out().touches(request) for request in [*report, *choose])
-    with pytest.raises(ValueError, match="split: expected 'choose' or 'report', got 'test'"):
-        captions.requests("test", 1)
-
-
 @pytest.fixture
 def few(shapes_transformer, tmp_path, monkeypatch):
     monkeypatch.setattr(images, "BATCH", 2)
@@ -359,16 +348,20 @@ def test_evaluation_and_its_continuation(few, monkeypatch, capsys):
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="the same command continues"):
         patch.setattr(images.Sampler, "__call__", stops)
         few("stopped")
-    path = whole.parent / "stopped" / "images.csv"
-    assert len(read_rows(path)) == 8
-    path.write_bytes(path.read_bytes()[:-20])  # killed in the middle of a line
-    assert few("stopped") and sorted(path.read_text().splitlines()) == sorted(
-        (whole / "images.csv").read_text().splitlines()
-    )
-    assert (path.parent / "summary.csv").read_text() == (whole / "summary.csv").read_text()
+    stopped = whole.parent / "stopped"
+    finished = sorted(stopped.glob("images/*/runs/*"))
+    assert len(finished) == 4 and not (stopped / "images.csv").exists()
+    killed = finished[0].with_name(f".{finished[0].name}.1")  # what a process leaves that cannot clean up
+    finished[0].rename(killed)
+    (killed / "run.json").write_text("{")
+    assert few("stopped") and not killed.exists()
+    for name in ("images.csv", "summary.csv"):
+        assert (stopped / name).read_text() == (whole / name).read_text()
 
-    with pytest.raises(ValueError, match="expected the settings of its images"):
+    with pytest.raises(ValueError, match=r"out: expected guidance_scale=4\.0, as in the evaluation"):
         few("whole", "--guidance-scale", 3)
+    with pytest.raises(ValueError, match="out: expected captions="):
+        few("whole", "--captions", 5)
 
 
 def test_a_finished_evaluation_makes_no_image_again(few, monkeypatch):
@@ -404,8 +397,8 @@ def test_shorter_padding_changes_nothing(shapes_transformer):
     given = ["a red circle", "three green crosses, a red square and a blue circle"], [0, 1], (64, 32), None
     short, full = (sample(*given, output_type="latent", max_sequence_length=length) for length in (images.LONGEST, 256))
     torch.testing.assert_close(short, full, rtol=1e-5, atol=1e-5)
-    longest = max(len(sample.pipe.tokenizer(r.caption()).input_ids) for r in captions.requests("report", 500))
-    assert longest <= images.LONGEST and sample.options["max_sequence_length"] == images.LONGEST
+    longest = max(len(sample.pipe.tokenizer(caption).input_ids) for caption in evaluate.captions_of("report", 500))
+    assert longest <= images.LONGEST and sample.arguments == {"max_sequence_length": images.LONGEST}
 
 
 def test_an_image_does_not_depend_on_its_batch(shapes_transformer):

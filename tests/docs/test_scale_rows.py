@@ -12,7 +12,7 @@ pytest.importorskip("matplotlib")
 
 from benchmarks.common import write_rows
 from benchmarks.shapes.transformer import figure
-from benchmarks.shapes.transformer.captions import requests
+from benchmarks.shapes.transformer.evaluate import captions_of
 from benchmarks.shapes.transformer.images import Sampler
 from benchmarks.shapes.transformer.paired import FIELDS, summary
 from docs.generate import scale_rows
@@ -24,7 +24,7 @@ __all__ = ["shapes_transformer"]
 
 def test_rows_are_policies_and_columns_are_sizes(shapes_transformer):
     sample = Sampler(shapes_transformer, steps=2, guidance_scale=4.0)
-    captions, sizes = [request.caption() for request in requests("report", 2)], [(64, 64), (48, 96)]
+    captions, sizes = captions_of("report", 2), [(64, 64), (48, 96)]
     rows = scale_rows.rows_of(sample, ["off", "lognoroot"], sizes, captions)
     assert list(rows) == ["off", "lognoroot"] and all(len(images) == 4 for images in rows.values())
     assert [image.size for image in rows["off"]] == [(64, 64), (96, 48)] * 2
@@ -51,8 +51,8 @@ def test_the_command_writes_a_figure(shapes_transformer, tmp_path, monkeypatch, 
 
 def test_the_figure_of_the_summary(tmp_path, monkeypatch, capsys):
     def rows(found):
-        return [{"caption": str(n), "seed": n, "asked": 2, "found": f, "presence": int(f > 1), "count": int(f == 2)}
-                for n, f in enumerate(found)]  # fmt: skip
+        return [{"caption": str(n), "seed": n, "found": f, "presence": int(f > 1), "exact count": int(f == 2),
+                 "count error": abs(f - 2)} for n, f in enumerate(found)]  # fmt: skip
 
     table = summary("64x64", {"off": rows([2, 2, 1])})
     table += summary("96x96", {"off": rows([4, 5, 1]), "LogN": rows([2, 3, 1])})

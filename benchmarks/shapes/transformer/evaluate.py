@@ -1,8 +1,9 @@
 """Does a scale policy improve the images of a model? Paired by caption and noise, scored by the exact checker.
 
 At each size, the best strength is chosen on captions of its own; then off, LogN, LogNoRoot and the chosen strength are
-compared on other captions. images.csv has a row for each image, so that the same command goes on after it was stopped;
-summary.csv and the printed table have means and paired differences to off, with 95 % intervals.
+compared on other captions. Finished batches are kept, so that the same command goes on after it was stopped; images.csv
+has a row for each image, summary.csv and the printed table have means and paired differences to off, with 95 %
+intervals.
 
     python -m benchmarks.shapes.transformer.evaluate --model model/ --estimate       # core-minutes, without the images
     python -m benchmarks.shapes.transformer.evaluate --model model/ --out runs/evaluation
@@ -24,10 +25,11 @@ from tqdm import tqdm
 
 import entropy_attn as ea
 from benchmarks.common import new_parser, positive, write_rows
-from benchmarks.shapes.transformer.captions import requests
-from benchmarks.shapes.transformer.images import BATCH, Images, Sampler, Size, digest, size_name
+from benchmarks.shapes.transformer.images import BATCH, Images, Sampler, Size, digest
 from benchmarks.shapes.transformer.paired import FIELDS, best_policy, summary
+from entropy_attn.evaluation.shapes_captions import shapes_requests
 from entropy_attn.pipelines.sizes import check_size, train_size
+from entropy_attn.profiling.plan import size_name
 from entropy_attn.shapes import MODELS
 
 SIZES: tuple[Size, ...] = ((32, 32), (48, 48), (64, 64), (96, 96), (128, 128), (192, 192), (64, 128))
@@ -38,14 +40,19 @@ CANDIDATES = {**POLICIES, **OTHERS}
 CHOSEN = "chosen"
 
 
+def captions_of(split: str, total: int) -> list[str]:
+    """The first captions of "choose" or "report"."""
+    return [request.caption() for request in shapes_requests(total, split, "transformer")]
+
+
 def evaluate(images: Images, sizes: list[Size], trained: Size, captions: int, choose: int) -> list[dict]:
     """The rows of the summary."""
-    report, chooses, rows = requests("report", captions), requests("choose", choose), []
+    report, chooses, rows = captions_of("report", captions), captions_of("choose", choose), []
     with tqdm(total=planned(sizes, trained, captions, choose), desc="images", mininterval=2) as bar:
         for size in sizes:
 
-            def scored(split: str, wanted: list, names: Any, size: Size = size) -> dict[str, list[dict]]:
-                return {n: images(split, size, n, CANDIDATES[n], wanted, bar.update) for n in names}
+            def scored(split: str, wanted: list[str], names: Any, size: Size = size) -> dict[str, list[dict]]:
+                return {name: images(split, size, name, wanted, bar.update) for name in names}
 
             if size == trained:  # every policy is 1 there
                 rows += summary(size_name(size), scored("report", report, ["off"]))
@@ -74,15 +81,15 @@ def images_at(size: Size, trained: Size, captions: int, choose: int) -> int:
 
 def estimate(sample: Sampler, sizes: list[Size], trained: Size, captions: int, choose: int) -> list[list[str]]:
     """Rows (size, images, core-seconds an image, core-minutes), from one batch of two steps at each size."""
-    steps, out, total = sample.options["num_inference_steps"], [], 0.0
-    batch = [request.caption() for request in requests("report", BATCH)]
+    out, total = [], 0.0
+    batch = captions_of("report", BATCH)
     for size in sizes:
         seconds = {}
         for few in (1, 3):
             start = time.process_time()
-            sample(batch, list(range(BATCH)), size, POLICIES["LogN"], num_inference_steps=few)
+            sample(batch, list(range(BATCH)), size, POLICIES["LogN"], steps=few)
             seconds[few] = (time.process_time() - start) / BATCH
-        each = seconds[1] + (steps - 1) * (seconds[3] - seconds[1]) / 2
+        each = seconds[1] + (sample.steps - 1) * (seconds[3] - seconds[1]) / 2
         count = images_at(size, trained, captions, choose)
         total += count * each / 60
         out.append([size_name(size), str(count), f"{each:.2f}", f"{count * each / 60:.1f}"])
@@ -110,7 +117,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--model", required=True, help=f"a diffusers folder, or the name of an embedded model: {', '.join(MODELS)}"
     )
-    options.add_argument("--out", type=Path, help="folder of images.csv and summary.csv; not needed for --estimate")
+    options.add_argument(
+        "--out", type=Path, help="folder of images, images.csv and summary.csv; not needed for --estimate"
+    )
     options.add_argument("--estimate", action="store_true", help="only time a batch at each size")
     default = " ".join(size_name(size) for size in SIZES)
     options.add_argument(
@@ -146,9 +155,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     settings = {"weights_sha256": digest(model), "steps": args.steps, "guidance_scale": args.guidance_scale}
     try:
-        rows = evaluate(Images(sample, args.out, settings), args.sizes, trained, args.captions, args.choose)
+        images = Images(sample, args.out, settings, CANDIDATES)
+        rows = evaluate(images, args.sizes, trained, args.captions, args.choose)
     except KeyboardInterrupt:
         raise SystemExit(f"stopped: {args.out} keeps what was finished, and the same command continues") from None
+    write_rows(args.out / "images.csv", images.rows)
     write_rows(args.out / "summary.csv", rows, FIELDS)
     _print(FIELDS, [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows])
 

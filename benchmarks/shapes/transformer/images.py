@@ -1,34 +1,30 @@
-"""The scored images of an evaluation: a row of images.csv for each, kept, so that a run that was stopped goes on."""
+"""The scored images of an evaluation, kept in a folder, so that a run that was stopped goes on."""
 
 from __future__ import annotations
 
 import hashlib
-import inspect
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import entropy_attn as ea
-from benchmarks.common import append_rows, read_rows
-from entropy_attn.shapes.checker import check
-from entropy_attn.shapes.scenes import Request
+from entropy_attn.evaluation.sampling import batches
+from entropy_attn.evaluation.scale_plan import slugs
+from entropy_attn.evaluation.shapes_captions import shapes_scores
+from entropy_attn.evaluation.store import RunFolder
+from entropy_attn.pipelines import sample
+from entropy_attn.pipelines.sizes import call_parameters
+from entropy_attn.profiling.plan import size_name
 
-FIELDS = ("split", "size", "policy", "caption", "seed", "asked", "found", "presence", "count", "binding")
 BATCH = 20
 LONGEST = 32  # tokens; the pipeline of Lumina 2 pads captions to 256, which changes nothing and takes half of the time
 
 Size = tuple[int, int]
 
 
-def size_name(size: Size) -> str:
-    return f"{size[0]}x{size[1]}"
-
-
 class Sampler:
-    """Images of captions at fixed settings. The noise of a caption is that of its number, under every policy."""
+    """Images of captions at fixed settings. The noise of a caption is that of its seed, under every policy."""
 
     def __init__(self, model: Path, steps: int, guidance_scale: float):
         from diffusers import DiffusionPipeline
@@ -37,50 +33,53 @@ class Sampler:
 
         self.pipe = DiffusionPipeline.from_pretrained(model, **dtype_argument(torch.float32))
         self.pipe.set_progress_bar_config(disable=True)
-        self.options: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance_scale}
-        if "max_sequence_length" in inspect.signature(type(self.pipe).__call__).parameters:
-            self.options["max_sequence_length"] = LONGEST
+        self.steps, self.guidance_scale = steps, guidance_scale
+        takes_length = "max_sequence_length" in call_parameters(self.pipe)
+        self.arguments: dict[str, Any] = {"max_sequence_length": LONGEST} if takes_length else {}
 
-    def __call__(self, captions: list[str], seeds: list[int], size: Size, policy: Any, **options: Any) -> list[Any]:
-        with ea.apply(self.pipe, scale=policy):
-            return self.pipe(
-                captions, height=size[0], width=size[1],
-                generator=[torch.Generator().manual_seed(seed) for seed in seeds], **{**self.options, **options},
-            ).images  # fmt: skip
+    def __call__(
+        self, captions: list[str], seeds: list[int], size: Size, policy: Any, steps: int | None = None, **arguments: Any
+    ) -> list[Any]:
+        return sample(
+            self.pipe, captions, size=size, scale=policy, seed=seeds, steps=steps or self.steps,
+            guidance_scale=self.guidance_scale, arguments=self.arguments | arguments,
+        )  # fmt: skip
 
 
 class Images:
-    """The rows of images.csv in a folder; missing ones are made.
+    """A row of scores for each image, in folders of finished batches; missing batches are made.
 
-    Captions are generated in fixed batches, whatever is there already: a resumed run writes the rows of one that was
-    not stopped.
+    Captions are generated in fixed batches, whatever is there already: a resumed run has the rows of one that was not
+    stopped. `rows` are all that were asked for.
 
     Raises:
-        ValueError: the folder holds images of another model, or of other settings.
+        ValueError: the folder holds images of another model, of other settings or of other captions.
     """
 
-    def __init__(self, sample: Sampler, out: Path, settings: dict[str, Any]):
-        self.sample, self.path = sample, out / "images.csv"
-        _claim(out, settings)
-        _drop_unfinished_line(self.path)
-        self.rows: dict[tuple, dict] = {_key(row): row for row in read_rows(self.path)}
+    def __init__(self, sampler: Sampler, out: Path, settings: dict[str, Any], policies: dict[str, Any]):
+        self.sampler, self.out, self.settings, self.policies = sampler, out / "images", settings, policies
+        self.rows: list[dict[str, Any]] = []
 
     def __call__(
-        self, split: str, size: Size, name: str, policy: Any, wanted: list[Request], advance: Callable[[int], None]
-    ) -> list[dict]:
-        """A row for each request, in their order."""
-        for at in range(0, len(wanted), BATCH):
-            batch = wanted[at : at + BATCH]
-            keys = [(split, size_name(size), name, request.caption()) for request in batch]
-            if not all(key in self.rows for key in keys):
-                seeds = list(range(at, at + len(batch)))
-                images = self.sample([request.caption() for request in batch], seeds, size, policy)
-                made = [_row(*each) for each in zip(keys, seeds, batch, images, strict=True)]
-                new = [row for row in made if _key(row) not in self.rows]
-                append_rows(self.path, new, FIELDS)
-                self.rows |= {_key(row): row for row in new}
-            advance(len(batch))
-        return [self.rows[split, size_name(size), name, request.caption()] for request in wanted]
+        self, split: str, size: Size, name: str, captions: list[str], advance: Callable[[int], None]
+    ) -> list[dict[str, Any]]:
+        """A row for each caption, in their order; the seed of a caption is its number."""
+        keys = {"split": split, "size": size_name(size), "policy": name}
+        lots = {f"{lot[0]:06d}": lot for lot in batches(range(len(captions)), BATCH)}
+        folder = f"{split}-{size_name(size)}-{slugs(self.policies)[name]}"
+        store = RunFolder(self.out / folder, {**self.settings, **keys, "captions": captions}, list(lots))
+
+        def make(run: str, _: Path) -> dict[str, Any]:
+            texts = [captions[number] for number in lots[run]]
+            images = self.sampler(texts, lots[run], size, self.policies[name])
+            made = zip(texts, lots[run], images, strict=True)
+            return {"rows": [{**keys, "caption": text, "seed": seed, **shapes_scores(image, text)}
+                             for text, seed, image in made]}  # fmt: skip
+
+        store.complete(make, lambda run, *_: advance(len(lots[run])))
+        rows = [row for run in lots for row in store.read(run)["rows"]]
+        self.rows += rows
+        return rows
 
 
 def digest(model: Path) -> str:
@@ -89,28 +88,3 @@ def digest(model: Path) -> str:
     if not files:
         raise ValueError(f"model: expected a diffusers folder with the weights of a denoiser, got {str(model)!r}")
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-
-
-def _row(key: tuple, seed: int, request: Request, image: Any) -> dict[str, Any]:
-    score = check(image, request)
-    return dict(zip(FIELDS, (*key, seed, request.total, len(score.found), int(score.presence), int(score.count),
-                             int(score.binding)), strict=True))  # fmt: skip
-
-
-def _key(row: dict) -> tuple:
-    return row["split"], row["size"], row["policy"], row["caption"]
-
-
-def _claim(out: Path, settings: dict[str, Any]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "settings.json"
-    if path.exists() and json.loads(path.read_text()) != settings:
-        raise ValueError(f"--out {out}: expected the settings of its images, {path.read_text()}, got "
-                         f"{json.dumps(settings)}")  # fmt: skip
-    path.write_text(json.dumps(settings))
-
-
-def _drop_unfinished_line(path: Path) -> None:
-    """A run that was killed while it wrote leaves a part of a line, which would be read as a row."""
-    if path.exists() and not (text := path.read_bytes()).endswith(b"\n"):
-        path.write_bytes(text[: text.rfind(b"\n") + 1])
