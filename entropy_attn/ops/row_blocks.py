@@ -15,15 +15,13 @@ import torch
 from torch import Tensor
 
 from entropy_attn.errors import Unsupported
+from entropy_attn.ops.tensor_kinds import may_read
 
 # Scores of one block. CPU: 1 MiB in float32 stays in the cache of a core. Elsewhere: enough to fill the device.
 BLOCK_SCORES_CPU = 1 << 18
 BLOCK_SCORES_DEVICE = 1 << 25
 MIN_BLOCK_ROWS = 64  # fewer rows make the two products matrix-vector products
 LOG_ZERO = -1e4  # replaces -inf where a factor may be 0; its exp is 0 in every dtype
-# Probabilities that a CPU keeps for the backward pass, per call. Cross-attention of Stable Diffusion at 512 px keeps
-# 10 MiB an image in its largest layers; computing them again would make it slower than a matrix in memory.
-STORED_BYTES = 32 << 20
 
 
 def attention_row_blocks(
@@ -40,21 +38,16 @@ def attention_row_blocks(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Out, lse, entropy and map in the query's dtype, None where not wanted; the mask has four dimensions.
 
-    Besides the results, memory holds blocks of scores, and for a backward pass on a CPU the probabilities if they take
-    at most `STORED_BYTES`: no larger (Nq, Nk) matrix, and no map of a single head.
+    Besides the results, memory holds blocks of scores: no (Nq, Nk) matrix, and no map of a single head. A backward pass
+    computes them again.
     """
-    store = not is_causal and _keeps_probabilities(query, key, value, mask)
-    options = (is_causal, scale, return_lse, return_entropy, map_keys, store)
-    return _RowBlocks.apply(query, key, value, mask, *options)[:4]
+    run = _RowBlocks.apply if is_differentiated(query, key, value, mask) else _RowBlocks.forward
+    return run(query, key, value, mask, is_causal, scale, return_lse, return_entropy, map_keys)
 
 
-def _keeps_probabilities(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
-    """Whether a backward pass may follow, and finds the probabilities in memory."""
-    if q.device.type != "cpu" or not torch.is_grad_enabled():
-        return False
-    if not any(t is not None and t.requires_grad for t in (q, k, v, mask)):
-        return False
-    return q.shape[:-1].numel() * k.shape[2] * q.element_size() <= STORED_BYTES
+def is_differentiated(*tensors: Tensor | None) -> bool:
+    """Whether autograd records what is computed from these."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 class _RowBlocks(torch.autograd.Function):
@@ -69,49 +62,46 @@ class _RowBlocks(torch.autograd.Function):
         want_lse: bool,
         want_entropy: bool,
         map_keys: tuple[int, int] | None,
-        store: bool,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         out = q.new_empty(*q.shape[:-1], v.shape[-1])
-        lse = q.new_empty(q.shape[:-1]) if want_lse or is_causal else None
+        with_sums = want_lse or want_entropy or is_causal
+        highest, peak = (q.new_empty(q.shape[:-1]) for _ in range(2)) if with_sums else (None, None)  # [B, H, Nq]
         entropy = q.new_empty(q.shape[:-1]) if want_entropy else None
         head_mean = q.new_zeros(q.shape[0], q.shape[2], map_keys[1] - map_keys[0]) if map_keys else None
-        stored = q.new_empty(*q.shape[:-1], k.shape[2]) if store else None
         blocks = _Blocks(q, k, mask, is_causal, scale)
         for at, keys in blocks:
-            p = blocks.buffer(1, at, keys) if stored is None else stored[at]
-            if lse is None and entropy is None:
+            p = blocks.buffer(1, at, keys)
+            if highest is None or peak is None:
                 blocks.softmax(at, keys, p)
             else:
-                x, m, log_sum = _softmax_parts(blocks.scores(at, keys, blocks.buffer(0, at, keys)), p)
-                if lse is not None:
-                    lse[at] = (m + log_sum).squeeze(-1)
-                if entropy is not None:  # ln(sum e^x) - sum(p x): both parts are >= 0, so nothing cancels
+                x = blocks.softmax_parts(at, keys, p, highest[at], peak[at])
+                if entropy is not None:
                     if blocks.has_masked:
                         x.clamp_(min=LOG_ZERO)
-                    entropy[at] = log_sum.squeeze(-1) - x.mul_(p).sum(dim=-1)
-            _product(p, v[at[0], at[1], :keys], out[at])
-            if map_keys and head_mean is not None and stored is None:
+                    torch.sum(x.mul_(p), dim=-1, out=entropy[at])
+            scaled_product(p, v[at[0], at[1], :keys], out[at])
+            if map_keys and head_mean is not None:
                 in_map, in_block = _shared_keys(map_keys, keys)
                 head_mean[at[0], at[2], in_map] += p[..., in_block].sum(dim=0)
-        if map_keys and head_mean is not None:
-            if stored is not None:
-                torch.mean(stored[..., slice(*map_keys)], dim=1, out=head_mean)
-            else:
-                head_mean /= q.shape[1]
+        lse = None
+        if highest is not None and peak is not None:
+            log_sum = _log_sum(highest, peak)
+            lse = highest.add_(log_sum)
+            if entropy is not None:  # ln(sum e^x) - sum(p x): both parts are >= 0, so nothing cancels
+                torch.sub(log_sum, entropy, out=entropy)
+        if head_mean is not None:
+            head_mean /= q.shape[1]
             if is_causal and lse is not None:  # a row of NaN is NaN also beyond the keys of its block
                 head_mean.masked_fill_(lse.isnan().any(1)[..., None], math.nan)
-        return out, lse if want_lse else None, entropy, head_mean, stored
+        return out, lse if want_lse else None, entropy, head_mean
 
     @staticmethod
     def setup_context(
         ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]
     ) -> None:  # separate, as functorch transforms need it
         ctx.set_materialize_grads(False)
-        *tensors, ctx.is_causal, ctx.scale, _, _, ctx.map_keys, _ = inputs
-        stored = output[-1]
-        if stored is not None:
-            ctx.mark_non_differentiable(stored)
-        ctx.save_for_backward(*tensors, stored)
+        *tensors, ctx.is_causal, ctx.scale, _, _, ctx.map_keys = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def vmap(
@@ -124,41 +114,33 @@ class _RowBlocks(torch.autograd.Function):
         saved = ctx.saved_tensors  # once: activation checkpointing unpacks no tensor twice
         with torch.no_grad():
             options = (ctx.needs_input_grad[:4], ctx.is_causal, ctx.scale, ctx.map_keys)
-            result = row_gradients(saved, *options, *grads[:4])
+            result = row_gradients(saved, *options, *grads)
         if torch.is_grad_enabled():  # create_graph=True: a second derivative must fail, not read as zero
-            sources = [t for t in (*saved[:4], *grads) if t is not None]
-            result = tuple(None if t is None else _FirstOrderOnly.apply(t, *sources) for t in result)
-        return *result, *(None,) * 6
+            sources = [t for t in (*saved, *grads) if t is not None]
+            result = tuple(None if t is None else FirstOrderOnly.apply(t, *sources) for t in result)
+        return *result, *(None,) * 5
 
 
-def _softmax_parts(s: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Write the softmax of the scores to `p`; returns s - max (in place), max and ln(sum e^(s - max)) along rows.
+def _log_sum(highest: Tensor, peak: Tensor) -> Tensor:
+    """ln(sum e^(s - max)) in the memory of `peak`, from the highest score and probability of each row.
 
-    A row without keys has 0, -inf, -inf and 0. torch's softmax is one pass over the block, and faster than its exp.
+    The probability of the highest score is 1 / sum e^(s - max). A row without keys has 0.
     """
-    m = s.amax(dim=-1, keepdim=True) if s.shape[-1] else s.new_full((*s.shape[:2], 1), -math.inf)
-    empty = m == -math.inf
-    x = s.sub_(m.masked_fill(empty, 0.0))  # <= 0, and 0 at the maximum
-    if not s.shape[-1]:
-        return x, m, torch.zeros_like(m)
-    torch.softmax(x, dim=-1, out=p)
-    if s.device.type != "cpu" or empty.any():  # the question would wait for a device
-        p.masked_fill_(empty, 0.0)
-    # The probability of the maximum is 1 / sum e^x
-    log_sum = p.amax(dim=-1, keepdim=True).masked_fill_(empty, 1.0).log_().neg_().clamp_(min=0.0)
-    return x, m, log_sum
+    return peak.masked_fill_(highest == -math.inf, 1.0).log_().neg_().clamp_(min=0.0)
 
 
-def _product(one: Tensor, other: Tensor, out: Tensor, factor: float = 1.0) -> Tensor:
+def scaled_product(one: Tensor, other: Tensor, out: Tensor, factor: float = 1.0) -> Tensor:
     """factor * one @ other in `out`, which may have gaps."""
     if not out.is_contiguous():
-        return out.copy_(_product(one, other, torch.empty_like(out, memory_format=torch.contiguous_format), factor))
+        return out.copy_(
+            scaled_product(one, other, torch.empty_like(out, memory_format=torch.contiguous_format), factor)
+        )
     if factor == 1.0:
         return torch.bmm(one, other, out=out)
     return torch.baddbmm(out, one, other, beta=0.0, alpha=factor, out=out)
 
 
-class _FirstOrderOnly(torch.autograd.Function):
+class FirstOrderOnly(torch.autograd.Function):
     """Marks a gradient as depending on its sources in a way that cannot be differentiated again."""
 
     @staticmethod
@@ -185,10 +167,10 @@ def row_gradients(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of q, k, v and mask: with dP = dO V^T + dMap / heads - dH * ln P, dS = P * (dP - sum(P * dP) + dlse).
 
-    `saved` is q, k, v, mask and the stored probabilities, or None: then they are computed again, from the scores and
-    not from lse, because beside a mask of -1e9 lse in one number would not hold the sum.
+    `saved` is q, k, v and mask. P is computed again from the scores and not from lse: beside a mask of -1e9, lse in one
+    number would not hold the sum.
     """
-    q, k, v, mask, stored = saved
+    q, k, v, mask = saved
     tensors = zip((k, v, mask), needed[1:], strict=True)
     dk, dv, dmask = (torch.zeros_like(t, dtype=q.dtype) if need else None for t, need in tensors)
     dq = torch.empty_like(q, memory_format=torch.contiguous_format) if needed[0] else None
@@ -197,15 +179,13 @@ def row_gradients(
     blocks = _Blocks(q, k, mask, is_causal, scale)
     for at, keys in blocks:
         b, h, _ = at
-        p = blocks.buffer(1, at, keys) if stored is None else stored[at]
-        log_p = None
-        if grad_entropy is not None and stored is None:
-            x, _, log_sum = _softmax_parts(blocks.scores(at, keys, blocks.buffer(0, at, keys)), p)
-            log_p = x.sub_(log_sum)
-        elif grad_entropy is not None:
-            log_p = torch.log(p, out=blocks.buffer(0, at, keys))
-        elif stored is None:
+        p, log_p = blocks.buffer(1, at, keys), None
+        if grad_entropy is None:
             blocks.softmax(at, keys, p)
+        else:
+            highest, peak = (q.new_empty(p.shape[:-1]) for _ in range(2))
+            x = blocks.softmax_parts(at, keys, p, highest, peak)
+            log_p = x.sub_(_log_sum(highest, peak).unsqueeze(-1))
         dp = blocks.buffer(2, at, keys)
         if grad_out is None:
             dp.zero_()
@@ -223,7 +203,7 @@ def row_gradients(
             empty = p.sum(dim=-1, keepdim=True) == 0
             ds.addcmul_(p, grad_lse[at].unsqueeze(-1).masked_fill(empty, 0.0))
         if dq is not None:
-            _product(ds, k[b, h, :keys], dq[at], scale)
+            scaled_product(ds, k[b, h, :keys], dq[at], scale)
         if dk is not None:
             dk[b, h, :keys].baddbmm_(ds.mT, q[at], alpha=scale)
         if dmask is not None:
@@ -249,8 +229,7 @@ class _Blocks:
         _, heads, rows, _ = q.shape
         keys = max(1, k.shape[2])
         self.rows = max(1, min(rows, max(MIN_BLOCK_ROWS, limit // keys)))
-        # Several heads only with all of their rows, so that a block of a whole tensor has no gaps
-        self.heads = 1 if self.rows < rows else max(1, min(heads, limit // (self.rows * keys)))
+        self.heads = max(1, min(heads, limit // (self.rows * keys)))
         self._buffers: dict[int, Tensor] = {}
 
     def __iter__(self) -> Iterator[tuple[tuple[int, slice, slice], int]]:
@@ -272,17 +251,44 @@ class _Blocks:
 
     def softmax(self, at: tuple[int, slice, slice], keys: int, p: Tensor) -> None:
         """Write the probabilities of the block to `p`; 0 for a row without keys."""
-        if p.device.type == "cpu" and keys:
+        if keys and may_read(p):
             torch.softmax(self.scores(at, keys, p), dim=-1, out=p)
             if not p[..., 0].isnan().any():
                 return
         # A row of NaN has no keys, or NaN among its scores: the maximum tells
-        _softmax_parts(self.scores(at, keys, self.buffer(0, at, keys)), p)
+        self.softmax_parts(at, keys, p, *(p.new_empty(p.shape[:-1]) for _ in range(2)))
+
+    def softmax_parts(
+        self, at: tuple[int, slice, slice], keys: int, p: Tensor, highest: Tensor, peak: Tensor
+    ) -> Tensor:
+        """Write the probabilities to `p`, the highest score of each row and the highest probability to the others.
+
+        A row without keys has 0, -inf and 0. torch's softmax is one pass over the block, and faster than its exp.
+
+        Returns:
+            The scores minus the highest one.
+        """
+        s = self.scores(at, keys, self.buffer(0, at, keys))
+        if not keys:
+            highest.fill_(-math.inf)
+            peak.zero_()
+            return s
+        torch.amax(s, dim=-1, out=highest)
+        empty = highest == -math.inf
+        if may_read(s) and not empty.any():
+            x = s.sub_(highest.unsqueeze(-1))
+            torch.softmax(x, dim=-1, out=p)
+        else:
+            x = s.sub_(highest.masked_fill(empty, 0.0).unsqueeze(-1))
+            torch.softmax(x, dim=-1, out=p)
+            p.masked_fill_(empty.unsqueeze(-1), 0.0)
+        torch.amax(p, dim=-1, out=peak)
+        return x
 
     def scores(self, at: tuple[int, slice, slice], keys: int, out: Tensor) -> Tensor:
         """scale * QK^T of the block with -inf for keys that a row does not attend, in `out`."""
         b, h, i = at
-        s = _product(self.q[at], self.k[b, h, :keys].mT, out, self.scale)
+        s = scaled_product(self.q[at], self.k[b, h, :keys].mT, out, self.scale)
         if self.mask is not None:
             part = _broadcast_part(self.mask, at, keys)
             if part.dtype != torch.bool:

@@ -1,4 +1,7 @@
-"""Attention from torch's operations: one fused call without statistics, exact blocks of rows with them."""
+"""Attention from torch's operations: one fused call without statistics; exact blocks of rows with them.
+
+Where a backward pass may follow on a CPU, small probabilities are kept for it (`kept.py`); others are computed again.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from torch import Tensor
 
 from entropy_attn.kernels.common.call import AttentionCall, Results
 from entropy_attn.ops.autocast import no_autocast
+from entropy_attn.ops.kept import attention_kept, keeps_probabilities
 from entropy_attn.ops.reference import softmax_scale
 from entropy_attn.ops.row_blocks import attention_row_blocks, row_gradients
 
@@ -30,10 +34,14 @@ def attention_sdpa(call: AttentionCall) -> Results:
 
     q, k, v, scale = _for_row_blocks(call)
     with no_autocast(q.device.type):
-        out, *statistics = attention_row_blocks(
-            q, k, v, call.mask, call.is_causal, scale, return_lse=call.return_lse, return_entropy=call.return_entropy,
-            map_keys=call.map_keys,
-        )  # fmt: skip
+        if not (call.is_causal or call.return_lse) and keeps_probabilities(q, k, v, call.mask):
+            out, *rest = attention_kept(q, k, v, call.mask, scale, call.return_entropy, call.map_keys)
+            statistics = [None, *rest]
+        else:
+            out, *statistics = attention_row_blocks(
+                q, k, v, call.mask, call.is_causal, scale, return_lse=call.return_lse,
+                return_entropy=call.return_entropy, map_keys=call.map_keys,
+            )  # fmt: skip
     stats_dtype = torch.promote_types(call.query.dtype, torch.float32)
     lse, entropy, head_mean = (None if t is None else t.to(stats_dtype) for t in statistics)
     return out.to(call.query.dtype), lse, entropy, head_mean
@@ -53,7 +61,7 @@ def attention_sdpa_backward(
     query, key, value, scale = call.query, call.key, call.value, call.scale
     q, k, v, factor = _for_row_blocks(call)
     wide = (None if g is None else g.to(q.dtype) for g in grads)
-    saved = (q, k, v, call.mask, None)
+    saved = (q, k, v, call.mask)
     needed = (needs[0] or needs[4], *needs[1:4])
     with no_autocast(q.device.type):
         dq, dk, dv, dmask = row_gradients(saved, needed, call.is_causal, factor, call.map_keys, *wide)
