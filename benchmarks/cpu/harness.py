@@ -1,8 +1,8 @@
 """Shared by the CPU benchmarks: implementations with the same results, compared in time and memory.
 
-Times are medians of runs that alternate in one process, so that all see the same load; a ratio is that of the runs of one
-round. Peak memory is the growth of the peak resident set during one call, in a new process for each case. Results are
-checked before anything is measured.
+Times are medians of runs that alternate in one process, so that all see the same load; a ratio is that of the runs of
+one round. Peak memory is the growth of the peak resident set during one call, in a new process for each case. Results
+are checked before anything is measured.
 """
 
 from __future__ import annotations
@@ -138,9 +138,8 @@ class Comparison:
         for column in columns:
             result.add_column(column, justify="right")
         for r in rows:
-            ratios = [
-                f"{r[f'{n}_ratio']:.2f} ({r[f'{n}_ratio_min']:.2f}-{r[f'{n}_ratio_max']:.2f})" for n in self.others
-            ]
+            columns = [[r[f"{self._ratio(name)}{end}"] for end in ("", "_min", "_max")] for name in self.others]
+            ratios = [f"{middle:.2f} ({low:.2f}-{high:.2f})" for middle, low, high in columns]
             case = [str(r[name]) for name in ("tokens", "head_dim", "dtype", "threads")]
             result.add_row(
                 *case, f"{r[f'{ours}_ms']:.1f}", *ratios, *(f"{r[f'{name}_extra_mib']:.1f}" for name in kept)
