@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entropy_attn.ops.row_blocks import LOG_ZERO, FirstOrderOnly, is_differentiated, scaled_product
+from entropy_attn.ops.row_blocks import LOG_ZERO, first_order_only, is_differentiated, scaled_product
 from entropy_attn.ops.tensor_kinds import in_transform, may_read
 
 # Per call. The largest layers of Stable Diffusion at 512 px need 10 MiB an image; a backward pass needs it twice.
@@ -72,10 +72,7 @@ class _Kept(torch.autograd.Function):
         saved = ctx.saved_tensors  # once: activation checkpointing unpacks no tensor twice
         with torch.no_grad():
             result = _gradients(saved, ctx.needs_input_grad[:4], ctx.scale, ctx.map_keys, *grads)
-        if torch.is_grad_enabled():  # create_graph=True: a second derivative must fail, not read as zero
-            sources = [t for t in (*saved[:4], *grads) if t is not None]
-            result = tuple(None if t is None else FirstOrderOnly.apply(t, *sources) for t in result)
-        return *result, None, None, None
+        return *first_order_only(result, (*saved[:4], *grads)), None, None, None
 
 
 def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:

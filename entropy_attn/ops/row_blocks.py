@@ -115,10 +115,7 @@ class _RowBlocks(torch.autograd.Function):
         with torch.no_grad():
             options = (ctx.needs_input_grad[:4], ctx.is_causal, ctx.scale, ctx.map_keys)
             result = row_gradients(saved, *options, *grads)
-        if torch.is_grad_enabled():  # create_graph=True: a second derivative must fail, not read as zero
-            sources = [t for t in (*saved, *grads) if t is not None]
-            result = tuple(None if t is None else FirstOrderOnly.apply(t, *sources) for t in result)
-        return *result, *(None,) * 5
+        return *first_order_only(result, (*saved, *grads)), *(None,) * 5
 
 
 def _log_sum(highest: Tensor, peak: Tensor) -> Tensor:
@@ -140,7 +137,7 @@ def scaled_product(one: Tensor, other: Tensor, out: Tensor, factor: float = 1.0)
     return torch.baddbmm(out, one, other, beta=0.0, alpha=factor, out=out)
 
 
-class FirstOrderOnly(torch.autograd.Function):
+class _FirstOrderOnly(torch.autograd.Function):
     """Marks a gradient as depending on its sources in a way that cannot be differentiated again."""
 
     @staticmethod
@@ -152,6 +149,16 @@ class FirstOrderOnly(torch.autograd.Function):
         raise NotImplementedError(
             "attention with statistics has no second derivative in impl='sdpa'; impl='reference' has"
         )
+
+
+def first_order_only(
+    gradients: tuple[Tensor | None, ...], sources: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...]:
+    """With create_graph=True a second derivative of these must fail, not read as zero."""
+    if not torch.is_grad_enabled():
+        return gradients
+    given = [t for t in sources if t is not None]
+    return tuple(None if t is None else _FirstOrderOnly.apply(t, *given) for t in gradients)
 
 
 def row_gradients(
