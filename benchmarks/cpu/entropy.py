@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import entropy_attn as ea
-from benchmarks.cpu.harness import COMPILED, Comparison, Shape, check_errors
+from benchmarks.cpu.harness import COMPILED, Comparison, Shape, check_errors, compiled
 from entropy_attn.bench.implementations.softmax import CHUNK_SCORES, chunks
 from entropy_attn.ops.reference import attention_reference
 
@@ -59,6 +59,6 @@ if __name__ == "__main__":
         Comparison(
             title="out + entropy", doc=__doc__,
             ways={"sdpa": fused, "materialised": materialized, "chunked": chunked,
-                  COMPILED: torch.compile(materialized, dynamic=False)},
+                  COMPILED: compiled(materialized)},
             make_inputs=make_inputs, check=check, shapes=[(1024, 40), (2048, 40), (4096, 40)],
         ).main()  # fmt: skip

@@ -147,6 +147,18 @@ class Comparison:
         return result
 
 
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What torch.compile makes of it, at the first call: asking for help needs no compiler."""
+    made: list[Callable[..., Any]] = []
+
+    def run(*args: Any) -> Any:
+        if not made:
+            made.append(torch.compile(function, dynamic=False))
+        return made[0](*args)
+
+    return run
+
+
 def check_errors(truth: dict[str, torch.Tensor], ours: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     """Check that our errors are at most twice those of the other implementation.
 
