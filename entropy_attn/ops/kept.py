@@ -79,7 +79,7 @@ def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> T
     """(B * H, Nk, Nq); 0 for a query without keys."""
     s = _scores(q, k, mask, scale)
     p = torch.softmax(s, dim=1, out=s)
-    if p.numel() and p[:, 0].isnan().any():  # no keys, or NaN among the scores: the maximum tells
+    if p.numel() and math.isnan(p[:, 0].sum().item()):  # no keys, or NaN among the scores: the maximum tells
         empty = _scores(q, k, mask, scale).amax(dim=1, keepdim=True) == -math.inf
         p.masked_fill_(empty, 0.0)
     return p

@@ -260,7 +260,7 @@ class _Blocks:
         """Write the probabilities of the block to `p`; 0 for a row without keys."""
         if keys and may_read(p):
             torch.softmax(self.scores(at, keys, p), dim=-1, out=p)
-            if not p[..., 0].isnan().any():
+            if not math.isnan(p[..., 0].sum().item()):
                 return
         # A row of NaN has no keys, or NaN among its scores: the maximum tells
         self.softmax_parts(at, keys, p, *(p.new_empty(p.shape[:-1]) for _ in range(2)))
