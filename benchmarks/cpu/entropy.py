@@ -1,7 +1,9 @@
 """On a CPU, what do attention output and entropy cost, compared with a softmax matrix in memory?
 
-python -m benchmarks.cpu.entropy --threads 1 --csv benchmarks/results/cpu_entropy.csv
-python -m benchmarks.cpu.entropy --shapes 1024x40 2048x40
+The matrix is that of all rows, of chunks of rows, or of code that torch.compile made, which needs a C++ compiler.
+
+python -m benchmarks.cpu.entropy --threads 1 2 --csv benchmarks/results/cpu_entropy.csv
+python -m benchmarks.cpu.entropy --threads 1 --dtypes float32 bfloat16 float16 --shapes 1024x40
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ import torch
 from torch import Tensor
 
 import entropy_attn as ea
-from benchmarks.cpu.harness import Comparison, Shape, check_errors
+from benchmarks.cpu.harness import COMPILED, Comparison, Shape, check_errors, compiled
+from entropy_attn.bench.implementations.softmax import CHUNK_SCORES, chunks
 from entropy_attn.ops.reference import attention_reference
 
 ROWS_CHECKED = 64
@@ -30,10 +33,16 @@ def materialized(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Tensor]:
     return {"out": p @ v, "entropy": -(p * log_p).sum(dim=-1)}
 
 
-def make_inputs(args: argparse.Namespace, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
+def chunked(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Tensor]:
+    """The same for a chunk of rows after the other."""
+    parts = [materialized(q[:, :, rows], k, v) for rows in chunks(q, k, CHUNK_SCORES["cpu"])]
+    return {name: torch.cat([part[name] for part in parts], dim=2) for name in parts[0]}
+
+
+def make_inputs(args: argparse.Namespace, shape: Shape, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(args.batch, args.heads, *shape, generator=g) for _ in range(3))
-    return 2.0 * q, k, v
+    return (2.0 * q).to(dtype), k.to(dtype), v.to(dtype)
 
 
 def check(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -48,6 +57,8 @@ def check(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
 if __name__ == "__main__":
     with torch.no_grad():
         Comparison(
-            title="out + entropy", doc=__doc__, ways={"sdpa": fused, "materialised": materialized},
+            title="out + entropy", doc=__doc__,
+            ways={"sdpa": fused, "materialised": materialized, "chunked": chunked,
+                  COMPILED: compiled(materialized)},
             make_inputs=make_inputs, check=check, shapes=[(1024, 40), (2048, 40), (4096, 40)],
         ).main()  # fmt: skip

@@ -1,9 +1,11 @@
 """On a CPU, what do cross-attention, its map and the map's gradient cost, compared with a softmax matrix in memory?
 
-The shapes are those of Stable Diffusion 1.5 at 512 x 512 px with 77 text tokens, one image.
+The shapes are those of Stable Diffusion 1.5 at 512 x 512 px with 77 text tokens, one image. The matrix is that of all
+rows, of chunks of rows that the backward pass computes again, or of code that torch.compile made, which needs a C++
+compiler.
 
-    python -m benchmarks.cpu.maps --threads 1 --csv benchmarks/results/cpu_maps.csv
-    python -m benchmarks.cpu.maps --shapes 4096x40 1024x80
+    python -m benchmarks.cpu.maps --threads 1 2 --repeats 31 --csv benchmarks/results/cpu_maps.csv
+    python -m benchmarks.cpu.maps --threads 1 --dtypes bfloat16 float16 --shapes 4096x40 1024x80
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import entropy_attn as ea
-from benchmarks.cpu.harness import Comparison, Shape, check_errors
+from benchmarks.cpu.harness import COMPILED, Comparison, Shape, check_errors, compiled
+from entropy_attn.bench.implementations.softmax import CHUNK_SCORES, chunks
 from entropy_attn.ops.reference import attention_reference
 
 TEXT = 77
@@ -39,10 +43,28 @@ def fused(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> dict[str, Tensor]:
     return with_gradients(attend, q, k, v, weight)
 
 
+def matrix(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    p = ((q @ k.mT) * q.shape[-1] ** -0.5).softmax(dim=-1)
+    return p @ v, p[..., slice(*MAP_KEYS)].mean(dim=1)
+
+
+compiled_matrix = compiled(matrix)
+
+
 def materialized(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    return with_gradients(matrix, q, k, v, weight)
+
+
+def materialized_compiled(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    return with_gradients(compiled_matrix, q, k, v, weight)
+
+
+def chunked(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> dict[str, Tensor]:
     def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        p = ((q @ k.mT) * q.shape[-1] ** -0.5).softmax(dim=-1)
-        return p @ v, p[..., slice(*MAP_KEYS)].mean(dim=1)
+        rows = chunks(q, k, CHUNK_SCORES["cpu"])
+        parts = [checkpoint(matrix, q[:, :, chunk], k, v, use_reentrant=False) for chunk in rows]
+        outs, maps = zip(*parts, strict=True)
+        return torch.cat(outs, dim=2), torch.cat(maps, dim=1)
 
     return with_gradients(attend, q, k, v, weight)
 
@@ -55,11 +77,12 @@ def exact(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> dict[str, Tensor]:
     return with_gradients(attend, q.double(), k.double(), v.double(), weight.double())
 
 
-def make_inputs(args: argparse.Namespace, shape: Shape) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def make_inputs(args: argparse.Namespace, shape: Shape, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     tokens, head_dim = shape
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(args.batch, args.heads, n, head_dim, generator=g) for n in (tokens, TEXT, TEXT))
-    return 2.0 * q, k, v, torch.randn(args.batch, tokens, MAP_KEYS[1] - MAP_KEYS[0], generator=g)
+    weight = torch.randn(args.batch, tokens, MAP_KEYS[1] - MAP_KEYS[0], generator=g)
+    return (2.0 * q).to(dtype), k.to(dtype), v.to(dtype), weight
 
 
 def check(inputs: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
@@ -68,6 +91,7 @@ def check(inputs: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
 
 if __name__ == "__main__":
     Comparison(
-        title="out + map and gradients", doc=__doc__, ways={"sdpa": fused, "materialised": materialized},
+        title="out + map and gradients", doc=__doc__,
+        ways={"sdpa": fused, "materialised": materialized, "chunked": chunked, COMPILED: materialized_compiled},
         make_inputs=make_inputs, check=check, shapes=[(4096, 40), (1024, 80), (256, 160), (64, 160)],
     ).main()  # fmt: skip

@@ -83,20 +83,25 @@ def maps_table(rows: list[dict[str, str]]) -> str:
 
 def cpu_table(by_what: dict[str, list[dict[str, str]]]) -> str:
     """Times and memory of benchmarks/cpu."""
+    others = {"": "the whole matrix", "chunked_": "chunks of it", "compiled_": "it compiled"}
+
+    def times(row: dict[str, str], other: str) -> str:
+        ratios = [row.get(f"{other}ratio{end}") for end in ("", "_min", "_max")]
+        return "{} ({}-{})".format(*ratios) if all(ratios) else "-"
+
     body = [
-        [what, row["tokens"], row["head_dim"], row["sdpa_ms"], row["materialised_ms"],
-         f"{row['ratio']} ({row['ratio_min']}-{row['ratio_max']})", row["sdpa_extra_mib"],
-         row["materialised_extra_mib"]]
+        [what, row["tokens"], row["head_dim"], row["dtype"], row["threads"], row["sdpa_ms"],
+         *(times(row, other) for other in others), row["sdpa_extra_mib"], row["materialised_extra_mib"]]
         for what, rows in by_what.items()
         for row in rows
     ]  # fmt: skip
     if not body:
         return "Not yet measured."
     about = next(rows[0] for rows in by_what.values() if rows)
-    header = ["what", "N", "head dim", "ours, ms", "materialised, ms", "times faster (min-max)", "ours, MiB",
-              "materialised, MiB"]  # fmt: skip
-    heads = f"batch {about['batch']}, {about['heads']} heads, float32, {about['threads']} thread"
-    return f"{about['cpu']}, torch {about['torch']}, {heads}:\n\n{markdown(header, body)}"
+    header = ["what", "N", "head dim", "dtype", "threads", "ours, ms",
+              *(f"times as fast as {other}" for other in others.values()), "ours, MiB", "the matrix, MiB"]  # fmt: skip
+    heads = f"batch {about['batch']}, {about['heads']} heads"
+    return f"{about['cpu']}, torch {about['torch']}, {heads}, median (min-max):\n\n{markdown(header, body)}"
 
 
 def shapes_table(rows: list[dict[str, str]]) -> str:

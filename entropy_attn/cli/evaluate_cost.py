@@ -14,8 +14,6 @@ from entropy_attn.cli.loading import Loading
 from entropy_attn.cli.option_groups import takes_options
 from entropy_attn.cli.outputs import output_folder
 from entropy_attn.cli.parsing import (
-    SCALE_HELP,
-    SIZE_HELP,
     check_at_least,
     check_prompts,
     parse_arguments,
@@ -25,7 +23,7 @@ from entropy_attn.cli.parsing import (
 )
 from entropy_attn.cli.progress import kept_in, run_progress
 from entropy_attn.cli.refusals import refusals
-from entropy_attn.cli.sampling_options import GUIDANCE_SCALE_HELP, default_guidance_scale
+from entropy_attn.cli.sampling_options import GUIDANCE_SCALE_HELP, default_guidance_scale, scales_option, sizes_option
 from entropy_attn.cli.versions import versions
 
 EXAMPLE = (
@@ -49,20 +47,9 @@ class Load:
 def cost(
     loading: Loading,
     out: Annotated[Path, typer.Option(help="Folder for the tables; created if missing.")] = Path("cost"),
-    sizes: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Image sizes, separated by commas; each is {SIZE_HELP}. Default: 1, 1.5, 2 times the training size."
-        ),
-    ] = None,
+    sizes: Annotated[str | None, sizes_option("1, 1.5, 2 times the training size")] = None,
     scales: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--scale",
-            "--scales",
-            help="Scale policies, separated by commas; the option can also be given several times. The first one is "
-            f"what others are compared with. Default: off,logn. Each is {SCALE_HELP}",
-        ),
+        list[str] | None, scales_option("off,logn", "The first one is what others are compared with. ")
     ] = None,
     prompt: Annotated[str, typer.Option(help="What to draw.")] = "a red circle and a blue square",
     steps: Annotated[int, typer.Option(help="Number of denoising steps.")] = 25,

@@ -12,9 +12,10 @@ from entropy_attn.cli.evaluate_options import EvaluateOptions, Sampled, default_
 from entropy_attn.cli.loading import MAY_CHANGE, Loading
 from entropy_attn.cli.option_groups import takes_options
 from entropy_attn.cli.outputs import output_folder
-from entropy_attn.cli.parsing import SCALE_HELP, SIZE_HELP, parse_list, parse_scale, parse_size
+from entropy_attn.cli.parsing import parse_list, parse_scale, parse_size
 from entropy_attn.cli.progress import kept_in, run_progress
 from entropy_attn.cli.refusals import refusals
+from entropy_attn.cli.sampling_options import scales_option, sizes_option
 from entropy_attn.cli.versions import versions
 
 SHAPES_CAPTIONS, SHAPES_SCENES = 60, 24  # the default of the embedded models
@@ -32,21 +33,8 @@ def scale(
     loading: Loading,
     options: EvaluateOptions,
     out: Annotated[Path, typer.Option(help="Folder for images and tables; created if missing.")] = Path("evaluation"),
-    sizes: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Image sizes, separated by commas; each is {SIZE_HELP}. Default: 1, 1.5, 2 times the training size."
-        ),
-    ] = None,
-    scales: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--scale",
-            "--scales",
-            help="Scale policies, separated by commas; the option can also be given several times. 'off' must be one. "
-            f"Default: {DEFAULT_SCALES}. Each is {SCALE_HELP}",
-        ),
-    ] = None,
+    sizes: Annotated[str | None, sizes_option("1, 1.5, 2 times the training size")] = None,
+    scales: Annotated[list[str] | None, scales_option(DEFAULT_SCALES, "'off' must be one. ")] = None,
     prompts: Annotated[
         Path | None,
         typer.Option(

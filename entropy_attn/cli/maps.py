@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import re
 import time
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -90,7 +93,8 @@ def maps(
         )
         pipe, running_on = loading.load()
         request = _fit(pipe, loading.model, request)
-        result = _run(pipe, request)
+        with _words_named():
+            result = _run(pipe, request)
         _draw(loading.model, request, result)
     _print(request, running_on, result, as_json)
 
@@ -131,6 +135,15 @@ def _parse_words(prompt: str, words: str | None) -> list[str | int] | None:
             f"--prompt: expected at least one word to draw a map of, or positions in --words, got {prompt!r}"
         )  # fmt: skip
     return None
+
+
+@contextlib.contextmanager
+def _words_named() -> Iterator[None]:
+    """Refusals name the option, where the recorder names its argument `tokens`."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(re.sub(r"^tokens(?=[:=])", "--words", str(error))) from error
 
 
 def _has_word(prompt: str) -> bool:

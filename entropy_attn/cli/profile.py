@@ -12,8 +12,6 @@ from entropy_attn.cli.loading import MAY_CHANGE, Loading
 from entropy_attn.cli.option_groups import takes_options
 from entropy_attn.cli.outputs import output_folder
 from entropy_attn.cli.parsing import (
-    SCALE_HELP,
-    SIZE_HELP,
     Size,
     check_at_least,
     check_prompts,
@@ -26,7 +24,7 @@ from entropy_attn.cli.parsing import (
 from entropy_attn.cli.profile_report import print_report
 from entropy_attn.cli.progress import kept_in, run_progress
 from entropy_attn.cli.refusals import refusals
-from entropy_attn.cli.sampling_options import GUIDANCE_SCALE_HELP, default_guidance_scale
+from entropy_attn.cli.sampling_options import GUIDANCE_SCALE_HELP, default_guidance_scale, scales_option, sizes_option
 from entropy_attn.cli.versions import versions
 
 SHAPES_PROMPTS = (
@@ -50,21 +48,8 @@ EXAMPLE = (
 def profile(
     loading: Loading,
     out: Annotated[Path, typer.Option(help="Folder for tables and images; created if missing.")] = Path("profile"),
-    sizes: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Image sizes, separated by commas; each is {SIZE_HELP}. Default: 0.5 to 2 times the training size."
-        ),
-    ] = None,
-    scales: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--scale",
-            "--scales",
-            help="Scale policies, separated by commas; the option can also be given several times. "
-            f"Default: off,logn. Each is {SCALE_HELP}",
-        ),
-    ] = None,
+    sizes: Annotated[str | None, sizes_option("0.5 to 2 times the training size")] = None,
+    scales: Annotated[list[str] | None, scales_option("off,logn")] = None,
     prompt: Annotated[
         list[str] | None, typer.Option(help="A prompt; can be given several times. Default: a few built-in ones.")
     ] = None,

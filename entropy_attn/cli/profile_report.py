@@ -35,22 +35,27 @@ def print_report(summary: dict[str, Any]) -> None:
         rows.append(row)
     print_table(columns, rows, show_all="a wider terminal, --json and summary.json show them")
     say("from training: distance of a layer's entropy from its value at the training size, mean over layers, in nats")
-    print()
-    columns = [
-        Column("scale", fold=True),
-        *(Column(name, right=True) for name in ("median", "quartiles", "range", "layers")),
-    ]
-    rows = []
-    for policy in policies:
-        found = summary["slope"][policy]
-        rows.append([policy, _number(found["median"]), _range(found, "lower_quartile", "upper_quartile"),
-                     _range(found, "min", "max"), found["layers"]])  # fmt: skip
-    print_table(columns, rows, title="Slope of each layer's entropy against ln N (0: equally sharp at every size)")
+    if any(summary["slope"][policy]["median"] is not None for policy in policies):  # a single size has none
+        _print_slopes(summary["slope"])
     if summary["regimes"] is not None:
         print()
         print_regimes(summary["regimes"], summary["training_size"])
     for note in summary["notes"]:
         say(f"note: {note}")
+
+
+def _print_slopes(slopes: dict[str, dict[str, Any]]) -> None:
+    columns = [
+        Column("scale", fold=True),
+        *(Column(name, right=True) for name in ("median", "quartiles", "range", "layers")),
+    ]
+    rows = [
+        [policy, _number(found["median"]), _range(found, "lower_quartile", "upper_quartile"),
+         _range(found, "min", "max"), found["layers"]]
+        for policy, found in slopes.items()
+    ]  # fmt: skip
+    print()
+    print_table(columns, rows, title="Slope of each layer's entropy against ln N (0: equally sharp at every size)")
 
 
 def _range(found: dict[str, Any], low: str, high: str) -> str:

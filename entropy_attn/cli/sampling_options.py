@@ -16,6 +16,21 @@ GUIDANCE_SCALE_HELP = (
 )
 
 
+def sizes_option(default: str) -> Any:
+    """`--sizes` of the commands that take several; `default` in words."""
+    return typer.Option(help=f"Image sizes, separated by commas; each is {SIZE_HELP}. Default: {default}.")
+
+
+def scales_option(default: str, more: str = "") -> Any:
+    """`--scale` of the commands that compare policies; `more` says what one of them is for."""
+    return typer.Option(
+        "--scale",
+        "--scales",
+        help="Scale policies, separated by commas; the option can also be given several times. "
+        f"{more}Default: {default}. Each is {SCALE_HELP}",
+    )
+
+
 @dataclass(frozen=True)
 class SamplingOptions:
     """The fields are options of a command."""

@@ -1,4 +1,7 @@
-"""Attention from torch's operations: one fused call without statistics, exact blocks of rows with them."""
+"""Attention from torch's operations: one fused call without statistics; exact blocks of rows with them.
+
+Where a backward pass may follow on a CPU, small probabilities are kept for it (`kept.py`); others are computed again.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from torch import Tensor
 
 from entropy_attn.kernels.common.call import AttentionCall, Results
 from entropy_attn.ops.autocast import no_autocast
+from entropy_attn.ops.kept import attention_kept, keeps_probabilities
 from entropy_attn.ops.reference import softmax_scale
 from entropy_attn.ops.row_blocks import attention_row_blocks, row_gradients
 
@@ -28,53 +32,59 @@ def attention_sdpa(call: AttentionCall) -> Results:
         )
         return out, None, None, None
 
-    q, k, v = _for_row_blocks(call)
+    q, k, v, scale = _for_row_blocks(call)
     with no_autocast(q.device.type):
-        out, lse, entropy, head_mean = attention_row_blocks(
-            q, k, v, call.mask, call.is_causal, return_entropy=call.return_entropy, map_keys=call.map_keys
-        )
+        if not (call.is_causal or call.return_lse) and keeps_probabilities(q, k, v, call.mask):
+            out, *rest = attention_kept(q, k, v, call.mask, scale, call.return_entropy, call.map_keys)
+            statistics = [None, *rest]
+        else:
+            out, *statistics = attention_row_blocks(
+                q, k, v, call.mask, call.is_causal, scale, return_lse=call.return_lse,
+                return_entropy=call.return_entropy, map_keys=call.map_keys,
+            )  # fmt: skip
     stats_dtype = torch.promote_types(call.query.dtype, torch.float32)
-    entropy, head_mean = (None if t is None else t.to(stats_dtype) for t in (entropy, head_mean))
-    return out.to(call.query.dtype), lse.to(stats_dtype) if call.return_lse else None, entropy, head_mean
+    lse, entropy, head_mean = (None if t is None else t.to(stats_dtype) for t in statistics)
+    return out.to(call.query.dtype), lse, entropy, head_mean
 
 
 def attention_sdpa_backward(
     call: AttentionCall,
-    results: tuple[Tensor, Tensor, Tensor],
+    _results: tuple[Tensor, Tensor, Tensor],
     grads: tuple[Tensor | None, ...],
     needs: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
     """Gradients of query, key, value, attn_mask and scale, None where not needed, for use where nothing is recorded.
 
-    `results` are out, lse and entropy; `grads` are the gradients of these and of the map. Autograd records what
+    `grads` are the gradients of out, lse, entropy and map; everything else is computed again. Autograd records what
     `attention_sdpa` does, so that its callers need no such function.
     """
-    out, _, entropy = results
     query, key, value, scale = call.query, call.key, call.value, call.scale
-    q, k, v = _for_row_blocks(call)
+    q, k, v, factor = _for_row_blocks(call)
     wide = (None if g is None else g.to(q.dtype) for g in grads)
-    saved = (q, k, v, call.mask, out.to(q.dtype), entropy)
+    saved = (q, k, v, call.mask)
     needed = (needs[0] or needs[4], *needs[1:4])
     with no_autocast(q.device.type):
-        dq, dk, dv, dmask = row_gradients(saved, needed, call.is_causal, call.map_keys, *wide)
+        dq, dk, dv, dmask = row_gradients(saved, needed, call.is_causal, factor, call.map_keys, *wide)
     dscale = None
     if isinstance(scale, Tensor) and needs[4] and dq is not None:
         dscale = (dq * query).sum((0, 2, 3)).sum_to_size(scale.shape).to(scale.dtype)
     if dq is not None:
-        dq = (dq * softmax_scale(scale, query)).to(query.dtype) if needs[0] else None
+        dq = (dq * (softmax_scale(scale, query) / factor)).to(query.dtype) if needs[0] else None
     dk, dv = (None if t is None else _sum_of_groups(t, of.shape[1]).to(of.dtype) for t, of in ((dk, key), (dv, value)))
     if dmask is not None and call.attn_mask is not None:
         dmask = dmask.view(call.attn_mask.shape).to(call.attn_mask.dtype)
     return dq, dk, dv, dmask, dscale
 
 
-def _for_row_blocks(call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
-    """At least float32, a key head for every query head, the scale in the query."""
+def _for_row_blocks(call: AttentionCall) -> tuple[Tensor, Tensor, Tensor, float]:
+    """At least float32, a key head for every query head, and the scale: 1 if it is in the query."""
     compute_dtype = _dtype_for(call.attn_mask, torch.promote_types(call.query.dtype, torch.float32))
     q, k, v = (t.to(compute_dtype) for t in (call.query, call.key, call.value))
     k, v = (t if t.shape[1] == q.shape[1] else t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
-    q = q * softmax_scale(call.scale, q)
-    return q.to(compute_dtype), k, v
+    scale = softmax_scale(call.scale, q)
+    if isinstance(scale, Tensor) or scale == 0.0:  # a product with the factor 0 would hide NaN
+        return (q * scale).to(compute_dtype), k, v, 1.0
+    return q, k, v, float(scale)
 
 
 def _dtype_for(attn_mask: Tensor | None, dtype: torch.dtype) -> torch.dtype:

@@ -70,6 +70,16 @@ def traced() -> bool:
     return torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack() > 0
 
 
+def may_read(t: Tensor) -> bool:
+    """Whether code may decide by the numbers of this tensor: it has some, and reading them waits for no device."""
+    return t.device.type == "cpu" and type(t) in (Tensor, torch.nn.Parameter) and not traced()
+
+
+def in_transform() -> bool:
+    """Whether a functorch transform is active, even if no argument is inside of it."""
+    return _functorch.peek_interpreter_stack() is not None
+
+
 def without_class(t: Any) -> Any:
     """A subclass that only adds a name or attributes as a plain tensor, and a negative view with its signs in memory.
 

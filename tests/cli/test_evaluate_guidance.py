@@ -13,7 +13,9 @@ pytest.importorskip("diffusers")
 pytest.importorskip("matplotlib")
 
 from entropy_attn.cli import main
+from entropy_attn.cli.evaluate_guidance import SHAPES_METHOD
 from entropy_attn.evaluation.sampling import load_image
+from entropy_attn.evaluation.shapes_captions import shapes_prompts
 from entropy_attn.pipelines.clip import Clip
 from entropy_attn.pipelines.vqa import VQA
 
@@ -114,6 +116,18 @@ def test_it_continues_where_it_stopped(files, evaluated, capsys):
     again = pd.read_csv(evaluated / "guidance.csv")
     whole = pd.read_csv(pd.io.common.BytesIO(before))
     pd.testing.assert_frame_equal(again, whole[whole.metric.isin(again.metric.unique())])
+
+
+def test_an_embedded_model_by_its_name_has_captions_objects_and_the_checker(tmp_path, capsys):
+    """Without --prompts, --guidance and --shapes."""
+    given = ["evaluate", "guidance", "--model", "shapes:unet", "--limit", "2", "--steps", "1", "--batch", "2"]
+    assert main([*given, "--out", str(tmp_path), "--json"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done["model"] == "shapes:unet"
+    assert done["prompts"] == [item.text for item in shapes_prompts(2).items]
+    arms = ["off", SHAPES_METHOD, "another seed", f"random direction, {SHAPES_METHOD}", "oracle map"]
+    assert [row["arm"] for row in done["rows"] if row["metric"] == "presence"] == arms
+    assert {row["metric"] for row in done["rows"]} == {"presence", "binding", "exact count"}
 
 
 @pytest.mark.parametrize(
