@@ -8,7 +8,7 @@ each other: "position interpolation", Chen et al. 2023, arXiv 2306.15595, equati
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.models.embeddings import get_1d_rotary_pos_embed
@@ -41,7 +41,7 @@ class InterpolatedRotary(Lumina2RotaryPosEmbed):
         super().__init__(plain.theta, plain.axes_dim, plain.axes_lens, plain.patch_size)
         self.side = side
 
-    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor):
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> Any:
         tokens, caption, image, joint, captions, lengths = super().forward(hidden_states, attention_mask)
         height, width = (n // self.patch_size for n in hidden_states.shape[-2:])
         stretch = math.sqrt(height * width) / self.side
