@@ -16,7 +16,9 @@ from benchmarks.shapes.transformer.evaluate import captions_of
 from benchmarks.shapes.transformer.images import Sampler
 from benchmarks.shapes.transformer.paired import FIELDS, summary
 from docs.generate import scale_rows
+from entropy_attn.evaluation.shapes_captions import shapes_scores
 from entropy_attn.scale import LogNoRoot
+from entropy_attn.shapes.scenes import parse_caption
 from tests.support.shapes_transformer import shapes_transformer
 
 __all__ = ["shapes_transformer"]
@@ -25,7 +27,7 @@ __all__ = ["shapes_transformer"]
 def test_rows_are_policies_and_columns_are_sizes(shapes_transformer):
     sample = Sampler(shapes_transformer, steps=2, guidance_scale=4.0)
     captions, sizes = captions_of("report", 2), [(64, 64), (48, 96)]
-    rows = scale_rows.rows_of(sample, ["off", "lognoroot"], sizes, captions)
+    rows = scale_rows.rows_of(sample, ["off", "lognoroot"], sizes, dict(enumerate(captions)))
     assert list(rows) == ["off", "lognoroot"] and all(len(images) == 4 for images in rows.values())
     assert [image.size for image in rows["off"]] == [(64, 64), (96, 48)] * 2
     assert rows["off"][0].tobytes() == rows["lognoroot"][0].tobytes()  # the training size
@@ -33,9 +35,25 @@ def test_rows_are_policies_and_columns_are_sizes(shapes_transformer):
     np.testing.assert_allclose(np.asarray(alone, int), np.asarray(rows["lognoroot"][3], int), atol=1)
     drawn = scale_rows.draw(rows, sizes, captions, "title")
     axes = drawn.axes
-    assert [axis.get_ylabel() for axis in axes[::4]] == ["off", "lognoroot"]
-    assert [axis.get_title(loc="left") for axis in axes[:4]] == [captions[0], "", captions[1], ""]
+    complete = {
+        name: [bool(shapes_scores(image, captions[at // 2])["presence"]) for at, image in enumerate(images)]
+        for name, images in rows.items()
+    }
+    names = [f"{name}\n{sum(found)} of 4\ncomplete" for name, found in complete.items()]
+    assert [axis.get_ylabel() for axis in axes[::4]] == names
+    framed = [axis.spines["left"].get_linewidth() > 2 for axis in axes]
+    assert framed == [not one for found in complete.values() for one in found]
+    titles = [axis.get_title(loc="left").replace("\n", " ") for axis in axes[:4]]
+    assert titles == [captions[0], "", captions[1], ""]
     assert [axis.get_xlabel() for axis in axes[4:]] == ["64x64", "48x96"] * 2
+
+
+def test_captions_with_several_objects_keep_their_numbers():
+    every, several = scale_rows.first_captions(40, 1), scale_rows.first_captions(3, 3)
+    assert list(every) == list(range(40)) and list(every.values()) == captions_of("report", 40)
+    assert len(several) == 3 and all(every.get(n, text) == text for n, text in several.items())
+    assert all(parse_caption(text).total >= 3 for text in several.values())
+    assert [n for n in every if parse_caption(every[n]).total >= 3][:1] == list(several)[:1]
 
 
 def test_the_command_writes_a_figure(shapes_transformer, tmp_path, monkeypatch, capsys):
