@@ -15,7 +15,17 @@ pytest.importorskip("typer")
 import entropy_attn as ea
 from entropy_attn.cli import main
 
-COMMANDS = ("profile", "generate", "maps", "bench", "info", "evaluate scale", "evaluate cost", "evaluate guidance")
+COMMANDS = (
+    "profile",
+    "generate",
+    "maps",
+    "explore",
+    "bench",
+    "info",
+    "evaluate scale",
+    "evaluate cost",
+    "evaluate guidance",
+)
 
 
 def run(*arguments, **environment):
