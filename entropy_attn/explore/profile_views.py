@@ -85,8 +85,8 @@ def profile_section(profile: ProfileFolder) -> Section:
         facts=_facts(summary),
         table=layer_table(profile),
         table_title="N, T and factor on the default scale of each layer",
-        about="H is the entropy of a query's attention in nats, N the number of keys: H / ln N is 1 for uniform attention "
-        "and 0 for attention to one key. Click a cell of the heat map to select what the other charts show.",
+        about="H is the entropy of a query's attention in nats, N the number of keys: H / ln N is 1 for uniform "
+        "attention and 0 for attention to one key. Click a cell of the heat map to select what the other charts show.",
         spec=chart.to_dict(),
         notes=notes,
     )  # fmt: skip

@@ -64,11 +64,11 @@ def read_profile(folder: Path, argument: str = "RUN") -> ProfileFolder:
             "continue it with profile --resume"
         )
     summary = _json(folder / SUMMARY, argument)
-    for path, found, needed in ((LEDGER, ledger, ("finished", "plan")), (SUMMARY, summary, KEYS)):
-        missing = [key for key in needed if key not in found]
+    for name, found, keys in ((LEDGER, ledger, ("finished", "plan")), (SUMMARY, summary, KEYS)):
+        missing = [key for key in keys if key not in found]
         if missing:
             raise ValueError(
-                f"{argument}: expected the plan of a profile in {path}, but {str(folder)!r} has no {missing[0]!r} there"
+                f"{argument}: expected the plan of a profile in {name}, but {str(folder)!r} has no {missing[0]!r} there"
             )
     entropy = folder / ("entropy.csv.gz" if summary["heads"] else "entropy.csv")
     regimes = folder / "regimes.csv"

@@ -44,8 +44,9 @@ class WordMaps:
         for step, values in self.maps.items():
             if values.ndim != 3 or len(values) != len(self.words) or values.shape != first or 0 in values.shape:
                 raise ValueError(
-                    f"maps: expected ({len(self.words)}, rows, columns), the same at each step, got {values.shape} at {step}"
-                )  # fmt: skip
+                    f"maps: expected ({len(self.words)}, rows, columns), the same at each step, "
+                    f"got {values.shape} at {step}"
+                )
             if not np.isfinite(values).all():
                 raise ValueError(f"maps: expected finite values, got NaN or infinity at {step}")
 
@@ -96,7 +97,7 @@ def _npz(path: Path) -> Read:
 
 def _csv(path: Path) -> Read:
     """Words are told apart by their place, because a prompt can have a word twice."""
-    names = {name: str for name in ("step", "branch", "token")}
+    names = dict.fromkeys(("step", "branch", "token"), str)
     table = pd.read_csv(path, dtype=names, keep_default_na=False, na_values={"attention": ["", "nan"]})
     if list(table.columns) != list(COLUMNS):
         raise ValueError(f"expected the columns {','.join(COLUMNS)}, got {','.join(map(str, table.columns))}")

@@ -30,14 +30,20 @@ def words_section(maps: WordMaps) -> Section:
     if maps.image is not None:
         tables["image"] = [{"url": _data_url(maps.image)}]
     steps = list(maps.maps)
-    word = alt.param(name="word", value=labels[0], bind=alt.binding_select(options=labels, name="word"))
+    start = max(range(len(labels)), key=lambda index: max(rows[index]["values"]))  # the word with the highest peak
+    word = alt.param(name="word", value=labels[start], bind=alt.binding_select(options=labels, name="word"))
     step = alt.param(name="step", value=steps[0], bind=alt.binding_select(options=steps, name="step"))
     veil = alt.param(
         name="strength", value=0.75, bind=alt.binding_range(min=0, max=1, step=0.05, name="map over image")
     )
     # The last place stays shown when the pointer leaves, so that it can be read and compared
     place = alt.selection_point(
-        name="place", fields=["cell"], on="pointerover", value=[{"cell": _highest(rows)}], clear=False, toggle=False
+        name="place",
+        fields=["cell"],
+        on="pointerover",
+        value=[{"cell": int(np.argmax(rows[start]["values"]))}],
+        clear=False,
+        toggle=False,
     )
     rows_shown, columns = rows[0]["rows"], rows[0]["columns"]
     chart = alt.hconcat(_heat(maps, place, rows_shown, columns), _ranking(labels, columns), spacing=40)
@@ -55,8 +61,8 @@ def words_section(maps: WordMaps) -> Section:
         facts=dict(maps.facts),
         table=[],
         table_title="",
-        about="Choose a word to see how much each place of the image attends to it. Point at a place to rank the words there. "
-        "Values are probabilities of the softmax over the whole text, start and end tokens included.",
+        about="Choose a word to see how much each place of the image attends to it. Point at a place to rank the words "
+        "there. Values are probabilities of the softmax over the whole text, start and end tokens included.",
         spec=chart.to_dict(),
         notes=notes,
     )  # fmt: skip
@@ -99,10 +105,6 @@ def _cells(maps: WordMaps, side: int) -> int:
     return min(rows, side) * min(columns, side)
 
 
-def _highest(rows: list[dict[str, Any]]) -> int:
-    return int(np.argmax(rows[0]["values"]))
-
-
 def _heat(maps: WordMaps, place: Any, rows: int, columns: int) -> Any:
     width, height = _shape(maps, rows, columns)
     base = (
@@ -141,7 +143,7 @@ def _ranking(labels: list[str], columns: int) -> Any:
         .transform_filter("datum.step == step")
         .transform_calculate(attention="datum.values[place.cell[0]]")
         .encode(
-            y=alt.Y("word:N", sort=alt.EncodingSortField("attention", order="descending"), title=None),
+            y=alt.Y("word:N", sort=alt.EncodingSortField("attention", op="max", order="descending"), title=None),
             x=alt.X("attention:Q", title="attention"),
         )
     )
