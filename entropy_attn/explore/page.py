@@ -31,7 +31,7 @@ SCRIPT = """
 window.views = {};
 for (const [name, spec] of Object.entries(JSON.parse(document.getElementById("specs").textContent))) {
   const actions = { export: true, source: false, compiled: false, editor: false };
-  const options = { actions, bind: `#${name}-controls` };
+  const options = { actions, renderer: "canvas", bind: `#${name}-controls` };
   vegaEmbed(`#${name}`, spec, options).then(result => { window.views[name] = result.view; });
 }
 """
