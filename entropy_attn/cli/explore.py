@@ -34,10 +34,11 @@ def explore(
         from entropy_attn.explore import read_maps, read_profile, require, write_page
 
         require()
+        page = output_page(out)
         given = [Path(run) for run in runs]
         profiles = [read_profile(path) for path in given if path.suffix.lower() not in (".csv", ".npz")]
         maps = [found for path in given if path.suffix.lower() in (".csv", ".npz") for found in read_maps(path)]
-        write_page(output_page(out), profiles, maps)
+        write_page(page, profiles, maps)
     size = out.stat().st_size
     if as_json:
         print(json.dumps({"runs": list(runs), "out": str(out), "bytes": size}, indent=2))
