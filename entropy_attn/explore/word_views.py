@@ -62,7 +62,7 @@ def words_section(maps: WordMaps) -> Section:
         table=[],
         table_title="",
         about="Choose a word to see how much each place of the image attends to it. Point at a place to rank the words "
-        "there. Values are probabilities of the softmax over the whole text, start and end tokens included.",
+        "there. Values are probabilities of the layers' softmax; what is missing to 1 went to other keys.",
         spec=chart.to_dict(),
         notes=notes,
     )  # fmt: skip

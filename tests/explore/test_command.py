@@ -7,6 +7,7 @@ import re
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 
 pytest.importorskip("typer")
@@ -28,6 +29,39 @@ def test_a_page_of_a_profile_and_maps(folder, tmp_path, capsys):
         "Attention entropy of SomePipeline",
         "Attention to each word, maps.csv",
     ]
+
+
+def test_profile_and_maps_write_their_page(tmp_path, capsys):
+    pytest.importorskip("altair", reason="needs the extra [explore]")
+    pytest.importorskip("vl_convert", reason="needs the extra [explore]")
+    pytest.importorskip("diffusers")
+    prompt = ["--prompt", "a red circle", "--steps", "2", "--json"]
+    given = ["profile", *prompt, "--sizes", "32", "--scale", "off,logn", "--no-pictures", "--explore"]
+    assert main([*given, "--out", str(tmp_path)]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done["files"]["explore"] == str(tmp_path / "explore.html")
+    text = (tmp_path / "explore.html").read_text(encoding="utf-8")
+    assert "<h1>Attention entropy of shapes</h1>" in text and "32x32 px; trained at 64x64" in text
+    spec = json.loads(re.search(r'id="specs">(.*?)</script>', text, re.DOTALL)[1])["chart0"]
+    (row, *_) = spec["datasets"]["steps"]
+    table = pd.read_csv(tmp_path / "entropy.csv")
+    rows = table[(table["policy"] == "off") & (table["branch"] == "cond") & (table["kind"] == "self")]
+    first = rows[rows["layer"] == rows["layer"].iloc[0]].sort_values("step")
+    assert row["step"] == [0, 1] and row["head"] == -1
+    np.testing.assert_allclose(row["entropy"], first["mean"], rtol=1e-3)
+    np.testing.assert_allclose(row["high"], first["head_max"], rtol=1e-3)
+    assert {each["step"] for each in spec["datasets"]["maps"]} == {0, 1}
+
+    page, csv = tmp_path / "words.html", tmp_path / "maps.csv"
+    given = ["maps", *prompt, "--size", "32", "--explore", str(page), "--csv", str(csv)]
+    assert main([*given, "--out", str(tmp_path / "maps.png")]) == 0
+    assert json.loads(capsys.readouterr().out)["explore"] == str(page)
+    spec = json.loads(re.search(r'id="specs">(.*?)</script>', page.read_text(encoding="utf-8"), re.DOTALL)[1])["chart0"]
+    values = pd.read_csv(csv).groupby("token", sort=False)["attention"].apply(list)
+    assert [each["word"] for each in spec["datasets"]["words"]] == ["a", "red", "circle"] == list(values.index)
+    for each in spec["datasets"]["words"]:
+        np.testing.assert_allclose(each["values"], values[each["word"]], rtol=1e-3)
+    assert spec["datasets"]["image"][0]["url"].startswith("data:image/jpeg;base64,")
 
 
 @pytest.mark.parametrize(

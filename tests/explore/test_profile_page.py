@@ -16,6 +16,7 @@ from entropy_attn.explore import profile_rows, read_profile, write_page
 from entropy_attn.explore.page import POLICY
 from entropy_attn.explore.spatial_views import spatial_rows
 from tests.explore.conftest import save_profile
+from tests.explore.test_size import LIBRARY
 
 LINES = {"off": (0.6, 0.4), "logn": (0.5, 0.8)}  # slope and intercept in ln N, of the invented profile
 
@@ -110,7 +111,8 @@ def test_the_page_is_small_whole_and_valid(folder, tmp_path):
 
     out = write_page(tmp_path / "page.html", [read_profile(folder)])
     text = out.read_text(encoding="utf-8")
-    assert len(text.encode()) < 1_300_000
+    library = len(text.encode()) - len(without_library(text).encode())
+    assert library < LIBRARY and len(text.encode()) < 1_300_000
     assert POLICY in text and "default-src 'none'" in POLICY
     own = without_library(text)
     assert not re.findall(r"\b(?:src|href|action)\s*=|@import|url\(|\bfetch\(|<link|<iframe", own)
