@@ -14,8 +14,8 @@ from entropy_attn.explore.profile_rows import largest, layer_names
 from entropy_attn.explore.reading import ProfileFolder
 
 # (steps, rows or columns) that are kept of every map: the first that fits into the budget
-DETAIL = ((16, 64), (10, 64), (10, 32), (6, 32), (6, 16), (3, 16), (3, 8), (1, 8))
-BUDGET = 1_000_000  # characters
+DETAIL = ((16, 64), (10, 64), (16, 32), (10, 32), (6, 32), (6, 16), (3, 16), (3, 8), (1, 8))
+BUDGET = 600_000  # characters
 MAP_SIZE = 230  # pixels
 
 
