@@ -22,9 +22,9 @@ def explore(
     runs: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN...",
-            help="Folders that `profile --out` wrote, and files of maps: the .csv of `maps --csv`, the .csv or .npz of "
-            "MapRecorder.save.",
+            metavar="RUN",
+            help="One or more: folders that `profile --out` wrote, and files of maps: the .csv of `maps --csv`, "
+            "the .csv or .npz of MapRecorder.save.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="The .html file to write; creates its folder.")] = Path("explore.html"),

@@ -70,7 +70,7 @@ def test_profile_and_maps_write_their_page(tmp_path, capsys):
         (["none"], "RUN: expected a folder written by `entropy-attn profile`, got 'none'"),
         (["none.csv"], "RUN: expected a file of maps, got 'none.csv'"),
         (["{folder}", "--out", "page.txt"], "--out: expected a name that ends in .html, got 'page.txt'"),
-        ([], "Missing argument 'RUN...'"),
+        ([], "Missing argument 'RUN'"),
     ],
 )
 def test_refusals(arguments, said, folder, capsys):
