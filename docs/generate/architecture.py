@@ -39,6 +39,7 @@ FLOORS: list[dict[str, str]] = [
     },
     {
         "profiling": "entropy across sizes, policies and seeds: ea.profile",
+        "explore": "one HTML file to explore a profile and word maps",
         "plots": "figures of profiles, maps, guidance and benchmarks",
         "evaluation": "images of many prompts under several policies, and their metrics",
     },
@@ -60,7 +61,9 @@ FOLDERS = {
 
 # Third-party packages that only these parts may import.
 OPTIONAL = {
+    "altair": {"explore"},
     "triton": {"kernels"},
+    "vl_convert": {"explore"},
     "diffusers": {"integrations", "pipelines", "shapes"},
     "transformers": {"integrations", "pipelines", "shapes"},
 }

@@ -8,6 +8,7 @@ import typer
 
 from entropy_attn.cli.bench import bench
 from entropy_attn.cli.evaluate import evaluate
+from entropy_attn.cli.explore import explore
 from entropy_attn.cli.generate import generate
 from entropy_attn.cli.help import Command, Group
 from entropy_attn.cli.info import info
@@ -49,7 +50,7 @@ def _main(
     """
 
 
-for command in (profile, generate, maps, bench, info):
+for command in (profile, generate, maps, explore, bench, info):
     app.command(cls=Command)(command)
 
 app.add_typer(evaluate)

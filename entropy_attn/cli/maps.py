@@ -17,18 +17,20 @@ import typer
 
 from entropy_attn.cli.loading import Loading
 from entropy_attn.cli.option_groups import takes_options
-from entropy_attn.cli.outputs import output_image, output_table
+from entropy_attn.cli.outputs import output_image, output_page, output_table
 from entropy_attn.cli.parsing import Size, check_choice, check_prompts, parse_size, parse_steps, parse_words
 from entropy_attn.cli.progress import progress_bar
 from entropy_attn.cli.refusals import refusals
 from entropy_attn.cli.sampling_options import Sampling, SamplingOptions
 from entropy_attn.cli.tables import Column, print_table
+from entropy_attn.cli.versions import versions
 
 EXAMPLE = (
     "Examples:\n\n"
     '  entropy-attn maps --prompt "a red circle and a blue square" --out maps.png\n\n'
     '  entropy-attn maps --prompt "a red circle and a blue square" --words circle,square --map-size 16 '
-    "--at-steps 0,8,24 --csv maps.csv\n"
+    "--at-steps 0,8,24 --csv maps.csv\n\n"
+    '  entropy-attn maps --prompt "a red circle and a blue square" --explore words.html\n'
 )
 COLOR_SCALES = ("word", "all")
 FIGURE_DPI = 150
@@ -75,6 +77,10 @@ def maps(
             "for all words, to compare them.",
         ),
     ] = "word",
+    explore: Annotated[
+        Path | None,
+        typer.Option(help="Also write this .html file, to choose words and rank them at each place in a browser."),
+    ] = None,
     csv: Annotated[Path | None, typer.Option(help="Also write the values of the maps to this .csv file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
 ) -> None:
@@ -90,6 +96,7 @@ def maps(
             color_scale=check_choice("--colors", colors, COLOR_SCALES),
             out=output_image(out),
             csv=None if csv is None else output_table(csv),
+            explore=None if explore is None else _page(explore),
         )
         pipe, running_on = loading.load()
         request = _fit(pipe, loading.model, request)
@@ -114,6 +121,7 @@ class Request:
     color_scale: str
     out: Path
     csv: Path | None
+    explore: Path | None
 
 
 @dataclass(frozen=True)
@@ -124,6 +132,13 @@ class Result:
     recorder: Any
     maps: dict[int | None, Any]
     seconds: float
+
+
+def _page(path: Path) -> Path:
+    from entropy_attn.explore import require
+
+    require()
+    return output_page(path, "--explore")
 
 
 def _parse_words(prompt: str, words: str | None) -> list[str | int] | None:
@@ -201,6 +216,27 @@ def _draw(model: str, request: Request, result: Result) -> None:
     if request.csv is not None:
         arrays = {step: found.numpy() for step, found in result.maps.items()}
         save_maps(request.csv, arrays, recorder.branch_names, (recorder.tokens,))
+    if request.explore is not None:
+        _write_page(model, request, result)
+
+
+def _write_page(model: str, request: Request, result: Result) -> None:
+    from entropy_attn.explore import WordMaps, write_page
+    from entropy_attn.explore.word_maps import MEAN
+
+    sampling, recorder = request.sampling, result.recorder
+    arrays = {MEAN if step is None else str(step): found[0, 0].numpy() for step, found in result.maps.items()}
+    (rows, columns), (height, width) = recorder.map_size, sampling.fitted_size
+    facts = {
+        "model": model,
+        "size": f"{height}x{width} px; maps of {rows}x{columns} tokens",
+        "run": f"{sampling.steps} steps, seed {sampling.seed}, guidance scale {sampling.guidance_scale}",
+        "scale": repr(sampling.policy),
+        "layers": f"{len(recorder.layers)}: {', '.join(recorder.layers)}",
+        "versions": ", ".join(f"{name} {text}" for name, text in versions().items() if text),
+    }
+    assert request.explore is not None
+    write_page(request.explore, [], [WordMaps(request.prompt, recorder.tokens, arrays, facts, result.image)])
 
 
 def _caption(model: str, request: Request, recorder: Any) -> str:
@@ -236,7 +272,8 @@ def _print(request: Request, running_on: dict[str, Any], result: Result, as_json
             "positions, rows and columns count from 0"
         )
         print_table(TABLE, lines, title=title)
-        files = " and ".join(str(path.resolve()) for path in (request.out, request.csv) if path is not None)
+        paths = (request.out, request.csv, request.explore)
+        files = " and ".join(str(path.resolve()) for path in paths if path is not None)
         print(f"Written to {files} ({result.seconds:.1f} s)")
         return
     done = {
@@ -256,5 +293,6 @@ def _print(request: Request, running_on: dict[str, Any], result: Result, as_json
         "seconds": result.seconds,
         "out": str(request.out),
         "csv": None if request.csv is None else str(request.csv),
+        "explore": None if request.explore is None else str(request.explore),
     }
     print(json.dumps(done, indent=2))

@@ -28,6 +28,12 @@ def output_image(path: Path, option: str = "--out") -> Path:
     return _output_file(path, option)
 
 
+def output_page(path: Path, option: str = "--out") -> Path:
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"{option}: expected a name that ends in .html, got {str(path)!r}")
+    return _output_file(path, option)
+
+
 def output_table(path: Path) -> Path:
     if path.suffix.lower() != ".csv":
         raise ValueError(f"--csv: expected a name that ends in .csv, got {str(path)!r}")

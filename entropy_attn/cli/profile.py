@@ -40,6 +40,7 @@ EXAMPLE = (
     "  entropy-attn profile --sizes 64,128 --scale off --steps 4 --no-pictures --out check\n\n"
     "  entropy-attn profile --sizes 128 --scale off --scale check/hold-entropy.json --out held\n\n"
     "  entropy-attn profile --scale off --scale logn:strength=0.5 --scale power:p=0.25 --scale yarn:steps=0..10\n\n"
+    "  entropy-attn profile --sizes 64,128 --heads --explore --out profile\n\n"
     "  entropy-attn profile --model ./sdxl --sizes 1024,2048 --offload model --vae-tiling --out sdxl --resume\n"
 )
 
@@ -76,6 +77,9 @@ def profile(
         ),
     ] = 3,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the unfinished profile in --out.")] = False,
+    explore: Annotated[
+        bool, typer.Option("--explore", help="Also write explore.html to --out, a page to look at in a browser.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON instead of tables.")] = False,
 ) -> None:
     from entropy_attn.profiling.plan import DEFAULT_PROMPTS
@@ -103,7 +107,15 @@ def profile(
             "regime_steps": regime_steps,
         }
         output_folder(out)
+        if explore:
+            from entropy_attn.explore import require
+
+            require()
         summary, files = _run(loading, plan, out, resume)
+        if explore:
+            from entropy_attn.explore import read_profile, write_page
+
+            files["explore"] = write_page(out / "explore.html", [read_profile(out, "--out")])
     _print(summary, files, out, as_json)
 
 

@@ -79,3 +79,4 @@ class RunResult:
     seconds: float
     pictures: list[Any]
     maps: Mapping[str, np.ndarray] | None
+    step_maps: Mapping[str, np.ndarray] | None = None  # {layer: (steps, rows, columns)}, NaN where a layer did not run

@@ -77,18 +77,36 @@ def run_once(
     response = pd.DataFrame() if probe is None else response_rows(probe, run)
     seconds = time.perf_counter() - start
     maps = _maps(pipe, run, recorder, measured) if keep_map else None
-    return RunResult(entropy, heads, response, seconds, pictures, maps)
+    step_maps = None if maps is None else _step_maps(pipe, run, recorder, measured, maps)
+    return RunResult(entropy, heads, response, seconds, pictures, maps, step_maps)
 
 
-def _maps(pipe: Any, run: Run, recorder: EntropyRecorder, measured: Measured) -> dict[str, np.ndarray]:
-    """{layer: (rows, columns)} of the first image."""
+def _step_maps(
+    pipe: Any, run: Run, recorder: EntropyRecorder, measured: Measured, maps: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """{layer: (steps, rows, columns)} of the first image, in half precision: the page shows three digits."""
+    steps = sorted(set(recorder.to_columns()["step"]))
+    found = {layer: np.full((steps[-1] + 1, *mean.shape), np.nan, np.float16) for layer, mean in maps.items()}
+    for step in steps:
+        for layer, values in _maps(pipe, run, recorder, measured, step).items():
+            found[layer][step] = values
+    return found
+
+
+def _maps(
+    pipe: Any, run: Run, recorder: EntropyRecorder, measured: Measured, step: int | None = None
+) -> dict[str, np.ndarray]:
+    """{layer: (rows, columns)} of the first image, the mean over steps unless one is given."""
     found: dict[str, np.ndarray] = {}
     table = recorder.to_columns()
     queries = dict(zip(table["layer"], table["seqlen_q"], strict=True))
+    called = {kind for kind, its_step in zip(table["kind"], table["step"], strict=True) if step in (None, its_step)}
     for kind in measured.kinds:
+        if kind not in called:
+            continue
         first = next(layer for layer, its_kind in measured.layers.items() if its_kind == kind)
         grid = measured.grid(pipe, run.size, frames_of(pipe, run, measured, queries[first]))
-        found |= {layer: maps[0] for layer, maps in recorder.spatial(kind=kind, grid=grid).items()}
+        found |= {layer: maps[0] for layer, maps in recorder.spatial(kind=kind, step=step, grid=grid).items()}
     return {layer: found[layer] for layer in measured.layers if layer in found}
 
 

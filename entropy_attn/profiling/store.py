@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,18 +74,23 @@ class Store:
         for index, image in enumerate(result.pictures):
             files.append(f"{PICTURES}/{self._stem(run)}-prompt{index}.png")
             _save_image(image, self.folder / files[-1])
-        maps = None
-        if result.maps is not None:
-            maps = f"{MAPS}/{self._stem(run)}.npz"
-            (self.folder / MAPS).mkdir(exist_ok=True)
-            arrays: dict[str, Any] = dict(result.maps)
-            np.savez_compressed(self.folder / maps, **arrays)
-        self.finished.append({**run.keys, "seconds": result.seconds, "pictures": files, "maps": maps})
+        maps = self._save_maps(f"{self._stem(run)}.npz", result.maps)
+        step_maps = self._save_maps(f"{self._stem(run)}-steps.npz", result.step_maps)
+        entry = {**run.keys, "seconds": result.seconds, "pictures": files, "maps": maps, "step_maps": step_maps}
+        self.finished.append(entry)
         self._write_ledger()
+
+    def _save_maps(self, name: str, maps: Mapping[str, np.ndarray] | None) -> str | None:
+        if maps is None:
+            return None
+        (self.folder / MAPS).mkdir(exist_ok=True)
+        arrays: dict[str, Any] = dict(maps)
+        np.savez_compressed(self.folder / MAPS / name, **arrays)
+        return f"{MAPS}/{name}"
 
     def read(self) -> tuple[dict[str, pd.DataFrame], list[RunResult]]:
         """The tables, and for each finished run what is not in them."""
-        tables = {name: _read_table(path) for name, path in self.tables.items()}
+        tables = {name: read_table(path) for name, path in self.tables.items()}
         runs = []
         for entry in self.finished:
             images = []
@@ -154,7 +160,7 @@ def _ledger(folder: Path) -> dict[str, Any] | None:
         raise ValueError(f"{str(path)!r} is not the plan of a profile: remove it, or use another folder") from error
 
 
-def _read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path) -> pd.DataFrame:
     """Names of policies and sizes stay text, even if they look like numbers."""
     data = path.read_bytes()
     if not data:

@@ -15,7 +15,17 @@ pytest.importorskip("typer")
 import entropy_attn as ea
 from entropy_attn.cli import main
 
-COMMANDS = ("profile", "generate", "maps", "bench", "info", "evaluate scale", "evaluate cost", "evaluate guidance")
+COMMANDS = (
+    "profile",
+    "generate",
+    "maps",
+    "explore",
+    "bench",
+    "info",
+    "evaluate scale",
+    "evaluate cost",
+    "evaluate guidance",
+)
 
 
 def run(*arguments, **environment):
@@ -44,7 +54,7 @@ def test_help_holds_every_word_and_keeps_the_width(command, width, monkeypatch, 
     shown = help_of(command.split(), width, monkeypatch, capsys)
     lines = shown.splitlines()
     assert all(len(line) <= width for line in lines if "--prompt" not in line), shown
-    assert "…" not in shown and "..." not in shown.replace("[OPTIONS]...", "")
+    assert "…" not in shown and "..." not in re.sub(r"(\[OPTIONS\]|\{?RUN\}?)\.\.\.", "", shown)
     commands = [*app.registered_commands, *evaluate.registered_commands]
     given = next(each for each in commands if each.callback.__name__ == command.split()[-1])
     for kind in typing.get_type_hints(given.callback, include_extras=True).values():

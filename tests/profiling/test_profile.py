@@ -80,6 +80,22 @@ def test_pictures_and_maps(measured):
         assert np.isfinite(array).all() and (array >= 0).all() and (array <= math.log(array.size) + 1e-4).all()
 
 
+def test_the_maps_of_single_steps_are_kept_and_their_mean_is_the_map(measured):
+    result = measured[0]
+    ledger = json.loads(result.files["plan"].read_text())
+    kept = [entry for entry in ledger["finished"] if entry["step_maps"] is not None]
+    assert [(entry["size"], entry["seed"]) for entry in kept] == [("32x48", 0)] * 2
+    for entry in kept:
+        with np.load(result.files["plan"].parent / entry["step_maps"]) as file:
+            steps = {layer: values.astype(np.float32) for layer, values in file.items()}
+        maps = result.maps[entry["policy"]]
+        assert list(steps) == list(maps)
+        for layer, values in steps.items():
+            assert values.shape == (2, *maps[layer].shape)
+            np.testing.assert_allclose(values.mean(axis=0), maps[layer], atol=4e-3)  # half precision, up to 6 nats
+            assert (values[0] != values[1]).any()
+
+
 def test_the_pipeline_is_left_as_it_was(measured, tiny_pipe):
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in tiny_pipe.unet.modules())
 
