@@ -152,12 +152,12 @@ def images(rows: Rows) -> list[list[str]]:
 
 def extrapolated(rows: Rows) -> list[list[str]]:
     page = "[scale.md](scale.md#on-the-embedded-models)"
-    lines = scales.claims(rows, "embedded transformer, positions extrapolated", page, ("96x96", "128x128"))
+    lines = scales.claims(rows, "embedded transformer, positions extrapolated", page, ("96x96",))
     return [["", *line[1:]] for line in lines]
 
 
 def unet_images(rows: Rows) -> list[list[str]]:
-    lines = scales.claims(rows, UNET, "[scale.md](scale.md#on-the-embedded-models)", ("96x96", "128x128"))
+    lines = scales.claims(rows, UNET, "[scale.md](scale.md#on-the-embedded-models)", ("96x96",))
     return [["", *line[1:]] for line in lines]
 
 
