@@ -44,8 +44,8 @@ def test_the_table_of_scales_by_size(report):
     on = rows("chosen", "LogN, strength 4", changed)
     table = report.shapes_scale_table([*off, *on])
     assert "| 96x96 | off | 300 | 0.19 | 0.10 | 1.11 | 1.90 |" in table
-    assert "| 96x96 | chosen: LogN, strength 4 | 300 | 0.59 (+0.40; +0.31 to +0.49) |" in table
-    assert "0.61 (-0.50; -0.69 to -0.31)" in table
+    assert "| 96x96 | chosen: LogN, strength 4 | 300 | 0.59 (+0.40 [+0.31, +0.49]) |" in table
+    assert "0.61 (-0.50 [-0.69, -0.31])" in table
 
 
 def test_a_table_of_measurements(report):
