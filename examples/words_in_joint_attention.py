@@ -1,7 +1,7 @@
-"""Maps of words where image and text attend together, as in Stable Diffusion 3 and Flux.
+"""Maps of words where image and text attend together, as in Stable Diffusion 3, Flux and Lumina 2.
 
-You see how much attention the image pays to each word; the map of each word is written into a file. The default model
-is a tiny Flux with random weights and the embedded text encoder: it shows the calls, and its maps mean nothing.
+You see how much attention the image pays to each word; the map of each word is written into a file, over the image.
+The default model is the embedded transformer, a small Lumina 2.
 
     python examples/words_in_joint_attention.py --prompt "a red circle and a blue square"
     python examples/words_in_joint_attention.py --model path/to/flux-or-sd3 --device cuda --size 1024 --steps 28
@@ -13,40 +13,29 @@ import argparse
 from collections.abc import Sequence
 
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-from PIL import Image
+from diffusers import DiffusionPipeline
 
 import entropy_attn as ea
 
 
-def tiny_flux() -> FluxPipeline:
-    torch.manual_seed(0)
-    text = ea.shapes.load_pipeline()
-    transformer = FluxTransformer2DModel(
-        in_channels=16, num_layers=2, num_single_layers=2, num_attention_heads=2, attention_head_dim=16,
-        joint_attention_dim=128, pooled_projection_dim=128, axes_dims_rope=(4, 6, 6),
-    )  # fmt: skip
-    encoders = (text.text_encoder, text.tokenizer) * 2
-    return FluxPipeline(FlowMatchEulerDiscreteScheduler(), None, *encoders, transformer)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="folder or Hub id of a pipeline (default: a tiny random Flux)")
+    parser.add_argument("--model", help="folder or Hub id of a pipeline (default: the embedded transformer)")
     parser.add_argument("--device", default="cpu", help="such as cuda (default: cpu)")
     parser.add_argument("--prompt", default="a red circle and a blue square", help="what to draw")
-    parser.add_argument("--size", type=int, default=128, help="in pixels (default: 128)")
-    parser.add_argument("--steps", type=int, default=4, help="denoising steps (default: 4)")
+    parser.add_argument("--size", type=int, default=64, help="in pixels (default: 64)")
+    parser.add_argument("--steps", type=int, default=12, help="denoising steps (default: 12)")
     parser.add_argument("--out", default="words", help="start of the names of the files (default: words)")
     args = parser.parse_args(argv)
 
-    pipe = DiffusionPipeline.from_pretrained(args.model, dtype=torch.bfloat16) if args.model else tiny_flux()
+    if args.model:
+        pipe = DiffusionPipeline.from_pretrained(args.model, dtype=torch.bfloat16)
+    else:
+        pipe = ea.shapes.load_pipeline("transformer")
     pipe.to(args.device)
-    options = {} if args.model else {"max_sequence_length": 77, "output_type": "latent"}
     maps = ea.MapRecorder()  # every word of the prompt
     with ea.apply(pipe, scale=None, record=maps):
-        found = pipe(args.prompt, height=args.size, width=args.size, num_inference_steps=args.steps, **options).images
-    image = found[0] if args.model else Image.new("RGB", (args.size, args.size), "white")
+        image = pipe(args.prompt, height=args.size, width=args.size, num_inference_steps=args.steps).images[0]
 
     rows, columns = maps.map_size
     print(f"{len(maps.layers)} layers of {rows}x{columns} image tokens; of the attention of the image to all tokens:")

@@ -27,7 +27,7 @@ RUNS = {
     ),
     "own_policy": ("--steps 2", r"(?s)step +0 +1\n.*down_blocks"),
     "scale_of_a_pipeline": ("--size 96 --steps 1", r"(?s)64 px, Fixed.*96 px, Fixed.*96 px, LogN"),
-    "words_in_joint_attention": ("--size 64 --steps 1", r"4 layers of 4x4 image tokens(?s:.*) to 'circle'"),
+    "words_in_joint_attention": ("--steps 1", r"6 layers of 8x8 image tokens(?s:.*) to 'circle'"),
 }
 WRITTEN = {
     "entropy_profile": ("profile/entropy.csv", "profile/summary.json"),
