@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from dataclasses import replace
 
 import pytest
 
@@ -113,12 +112,6 @@ def test_a_loop_with_another_number_of_scores_is_refused(peers):
     wider = peers.Launch("sm_90", 64, "plain", False, 128, 256, 2, 8, 8, 64)
     with pytest.raises(ValueError, match="expected 128 scores a thread and few more, got 64 exponentials"):
         peers.codegen.counts(wider, code)
-
-
-def test_an_unknown_schedule_is_refused(peers):
-    config = peers.codegen.configurations("sm_90", 64)[0]
-    with pytest.raises(ValueError, match="schedule: expected one of plain, rotated, specialized"):
-        peers.codegen.compiled("sm_90", 64, False, replace(config, schedule="unknown"))
 
 
 def test_options_are_checked_before_any_work(peers, monkeypatch, capsys, tmp_path):
