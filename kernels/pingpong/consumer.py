@@ -22,6 +22,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from ..common import tiles
 from ..common.softmax import online_softmax as triton_online_softmax
 from ..common.tiles import BOOL_MASK, EXCLUDED, NO_MASK
+from .copies import store
 from .producer import advance
 
 # The same text compiled as Gluon, which is Triton with explicit layouts: these functions make no tensors of their own.
@@ -221,4 +222,4 @@ def consume(work, lse_ptr, entropy_ptr, turn, D: gl.constexpr, OPTIONS: gl.const
 @gluon.jit
 def _store(descriptor, off_b, off_h, row, FIRST_COL: gl.constexpr, tile):
     box: gl.constexpr = descriptor.block_type.shape
-    tma.async_copy_shared_to_global(descriptor, [off_b, off_h, row, FIRST_COL], tile.reshape(box))
+    store(descriptor, [off_b, off_h, row, FIRST_COL], tile.reshape(box))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
+
+from .copies import load
 
 
 @gluon.jit
@@ -20,7 +22,7 @@ def advance(stage, phase, STAGES: gl.constexpr):
 @gluon.jit
 def _fetch(descriptor, off_b, off_h, row, FIRST_COL: gl.constexpr, bar, tile):
     box: gl.constexpr = descriptor.block_type.shape
-    tma.async_copy_global_to_shared(descriptor, [off_b, off_h, row, FIRST_COL], bar, tile.reshape(box))
+    load(descriptor, [off_b, off_h, row, FIRST_COL], bar, tile.reshape(box))
 
 
 @gluon.jit
