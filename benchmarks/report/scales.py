@@ -16,6 +16,11 @@ def by_policy(rows: Rows) -> dict[tuple[str, str], dict[str, dict[str, str]]]:
     return found
 
 
+def at_size(rows: Rows, size: str) -> dict[str, dict[str, dict[str, str]]]:
+    """{policy: {measure: row}} of one size."""
+    return {policy: one for (at, policy), one in by_policy(rows).items() if at == size}
+
+
 def name(row: dict[str, str]) -> str:
     return f"{row['policy']}: {row['setting']}" if row["setting"] else row["policy"]
 
@@ -41,7 +46,7 @@ def table(rows: Rows) -> list[list[str]]:
 
 def sentence(rows: Rows, size: str) -> str:
     """Presence and count error at one size, in words; rows of the policies off, LogN, LogNoRoot and chosen."""
-    found = {policy: one for (at, policy), one in by_policy(rows).items() if at == size}
+    found = at_size(rows, size)
     if not found:
         return ABSENT
     off = found["off"]
@@ -58,17 +63,15 @@ def sentence(rows: Rows, size: str) -> str:
     )
 
 
-def claims(rows: Rows, model: str, page: str, sizes: tuple[str, ...]) -> list[list[str]]:
-    """Lines of docs/science.md: one for each size."""
+def differences(rows: Rows, model: str, sizes: tuple[str, ...]) -> list[list[str]]:
+    """Lines of docs/science.md without their claim and page: one for each size."""
     lines = []
     for size in sizes:
-        found = {policy: one for (at, policy), one in by_policy(rows).items() if at == size and policy != "off"}
-        if not found:
-            continue
+        found = {policy: one for policy, one in at_size(rows, size).items() if policy != "off"}
         presence = "; ".join(f"{name(one['presence'])} {change(one['presence'], 100, 0)}" for one in found.values())
         error = "; ".join(f"{name(one['count_error'])} {change(one['count_error'])}" for one in found.values())
         number = f"every object present, percentage points: {presence}. Count error: {error}"
-        lines.append(["" if lines else "A scale mends images of another size", f"{model}, {size}", number, page])
+        lines.append([f"{model}, {size}", number])
     return lines
 
 

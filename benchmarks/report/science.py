@@ -146,19 +146,21 @@ def cost(rows: Rows) -> list[list[str]]:
 
 
 def images(rows: Rows) -> list[list[str]]:
-    page = "[scale.md](scale.md#on-the-embedded-models)"
-    return scales.claims(rows, "embedded transformer, positions interpolated", page, ("96x96", "128x128"))
+    lines = scales.differences(rows, "embedded transformer, positions interpolated", ("96x96", "128x128"))
+    return _by_scale("A scale mends images of another size", lines)
 
 
 def extrapolated(rows: Rows) -> list[list[str]]:
-    page = "[scale.md](scale.md#on-the-embedded-models)"
-    lines = scales.claims(rows, "embedded transformer, positions extrapolated", page, ("96x96",))
-    return [["", *line[1:]] for line in lines]
+    return _by_scale("", scales.differences(rows, "embedded transformer, positions extrapolated", ("96x96",)))
 
 
 def unet_images(rows: Rows) -> list[list[str]]:
-    lines = scales.claims(rows, UNET, "[scale.md](scale.md#on-the-embedded-models)", ("96x96",))
-    return [["", *line[1:]] for line in lines]
+    return _by_scale("", scales.differences(rows, UNET, ("96x96",)))
+
+
+def _by_scale(claim: str, lines: list[list[str]]) -> list[list[str]]:
+    page = "[scale.md](scale.md#on-the-embedded-models)"
+    return [["" if number else claim, *line, page] for number, line in enumerate(lines)]
 
 
 # name of the file in benchmarks/results -> its lines, in the order of the table

@@ -8,20 +8,25 @@ each other: "position interpolation", Chen et al. 2023, arXiv 2306.15595, equati
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers.models.embeddings import get_1d_rotary_pos_embed
-from diffusers.models.transformers.transformer_lumina2 import Lumina2RotaryPosEmbed
+from diffusers.models.transformers.transformer_lumina2 import Lumina2RotaryPosEmbed, Lumina2Transformer2DModel
 
-if TYPE_CHECKING:
-    from diffusers import Lumina2Transformer2DModel
+from entropy_attn.validation import expected
 
 __all__ = ["InterpolatedRotary", "interpolate_positions"]
 
 
 def interpolate_positions(transformer: Lumina2Transformer2DModel) -> None:
-    """Interpolate the rows and columns of every later image of a transformer, in place."""
+    """Interpolate the rows and columns of every later image of a transformer, in place.
+
+    Raises:
+        ValueError: `transformer` is not a `Lumina2Transformer2DModel`.
+    """
+    if not isinstance(transformer, Lumina2Transformer2DModel):
+        raise ValueError(expected("transformer", "a Lumina2Transformer2DModel", transformer))
     plain, config = transformer.rope_embedder, transformer.config
     transformer.rope_embedder = InterpolatedRotary(plain, config.sample_size // config.patch_size)
 

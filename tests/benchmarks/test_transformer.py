@@ -385,6 +385,12 @@ def test_what_a_wrong_option_says(few, shapes_transformer, tmp_path, monkeypatch
     assert not (tmp_path / "none").exists()
 
 
+def test_interpolated_positions_are_for_the_transformer(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(evaluate, monkeypatch, "--model", "unet", "--estimate", "--positions", "interpolated")
+    assert "expected a Lumina2Transformer2DModel, got None" in capsys.readouterr().err
+
+
 def test_estimate(few, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "BATCH", 2)
     few("none", "--estimate")

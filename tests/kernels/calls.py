@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -24,3 +25,17 @@ def check(query: Tensor, key: Tensor, value: Tensor, config: ForwardConfig | Non
     statistics = {"return_lse": True, "return_entropy": True}
     actual = launch.attention_forward(AttentionCall(query, key, value, **statistics, **options), config=config)
     assert_matches_oracle(actual, query, key, value, **options, **gqa)
+
+
+def random_mask(kind: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A mask of the kind "bool", "added" or "excluding"; of the first and last kind, the fourth row has no keys."""
+    generator = torch.Generator().manual_seed(0)
+    keep = torch.rand(shape, generator=generator) > 0.4
+    if shape[-2] > 1:
+        keep[..., 3, :] = False
+    mask = {
+        "bool": keep,
+        "added": torch.randn(shape, generator=generator).to(dtype),
+        "excluding": torch.zeros(shape, dtype=dtype).masked_fill(~keep, -math.inf),
+    }[kind]
+    return mask.to(DEVICE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from entropy_attn.kernels.backward.configs import BackwardConfig, TileConfig
 from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.kernels.common.support import backward_unsupported, call_target
 from entropy_attn.kernels.forward import launch
-from tests.kernels.calls import DEVICE, DTYPES
+from tests.kernels.calls import DEVICE, DTYPES, random_mask
 from tests.kernels.test_addresses import spread
 from tests.support.oracle import make_qkv as make_qkv_on
 from tests.support.oracle_gradients import GRADS, assert_gradients_match, gradients, random_gradients, reference_outputs
@@ -111,16 +110,7 @@ def test_only_needed_kernels_are_launched(needed, monkeypatch):
 @pytest.mark.parametrize("shape", [(2, 2, 40, 53), (2, 1, 40, 53), (1, 2, 1, 53), (1, 1, 40, 1), (40, 53)])
 @pytest.mark.parametrize("kind", ["bool", "added", "excluding"])
 def test_masks_broadcast_by_stride(shape, kind, dtype=torch.float16):
-    generator = torch.Generator().manual_seed(0)
-    keep = torch.rand(shape, generator=generator) > 0.4
-    if shape[-2] > 1:
-        keep[..., 3, :] = False  # a row without keys
-    mask = {
-        "bool": keep,
-        "added": torch.randn(shape, generator=generator).to(dtype),
-        "excluding": torch.zeros(shape, dtype=dtype).masked_fill(~keep, -math.inf),
-    }[kind]
-    dq = check(*make_qkv(2, 2, 40, 53, 16, dtype=dtype), attn_mask=mask.to(DEVICE))[0]
+    dq = check(*make_qkv(2, 2, 40, 53, 16, dtype=dtype), attn_mask=random_mask(kind, shape, dtype))[0]
     if shape[-2] > 1 and kind != "added":
         assert dq[:, :, 3].eq(0).all()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +12,7 @@ from torch import Tensor
 from entropy_attn.kernels.backward import configs
 from entropy_attn.kernels.backward import launch as launch_backward
 from entropy_attn.kernels.backward.configs import BackwardConfig, TileConfig, query_parts
-from tests.kernels.calls import DEVICE, DTYPES
+from tests.kernels.calls import DEVICE, DTYPES, random_mask
 from tests.kernels.test_backward import backward
 from tests.kernels.test_backward import check as check_gradients
 from tests.support.oracle import make_qkv as make_qkv_on
@@ -94,16 +93,7 @@ def test_parts_of_the_queries_with_several_blocks_of_keys(is_causal, launched):
 @pytest.mark.parametrize("shape", [(2, 2, 140, 13), (2, 1, 1, 13), (140, 13)])
 @pytest.mark.parametrize("kind", ["bool", "added", "excluding"])
 def test_masks(shape, kind, dtype=torch.float16):
-    generator = torch.Generator().manual_seed(0)
-    keep = torch.rand(shape, generator=generator) > 0.4
-    if shape[-2] > 1:
-        keep[..., 3, :] = False  # a row without keys
-    mask = {
-        "bool": keep,
-        "added": torch.randn(shape, generator=generator).to(dtype),
-        "excluding": torch.zeros(shape, dtype=dtype).masked_fill(~keep, -math.inf),
-    }[kind]
-    dq = check(*make_qkv(2, 2, 140, 13, 16, dtype=dtype), attn_mask=mask.to(DEVICE))[0]
+    dq = check(*make_qkv(2, 2, 140, 13, 16, dtype=dtype), attn_mask=random_mask(kind, shape, dtype))[0]
     if shape[-2] > 1 and kind != "added":
         assert dq[:, :, 3].eq(0).all()
 

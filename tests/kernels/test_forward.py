@@ -11,7 +11,7 @@ import torch
 from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.kernels.forward import launch
 from entropy_attn.kernels.forward.configs import ForwardConfig
-from tests.kernels.calls import DEVICE, DTYPES, check
+from tests.kernels.calls import DEVICE, DTYPES, check, random_mask
 from tests.support.oracle import make_qkv as make_qkv_on
 
 make_qkv = functools.partial(make_qkv_on, device=DEVICE)
@@ -33,16 +33,7 @@ def test_ragged_lengths(seqlen_q, seqlen_k, is_causal):
 @pytest.mark.parametrize("shape", [(2, 2, 70, 133), (2, 1, 70, 133), (1, 2, 1, 133), (1, 1, 70, 1), (70, 133)])
 @pytest.mark.parametrize("kind", ["bool", "added", "excluding"])
 def test_masks_broadcast_by_stride(shape, kind, dtype):
-    generator = torch.Generator().manual_seed(0)
-    keep = torch.rand(shape, generator=generator) > 0.4
-    if shape[-2] > 1:
-        keep[..., 3, :] = False  # a row without keys
-    mask = {
-        "bool": keep,
-        "added": torch.randn(shape, generator=generator).to(dtype),
-        "excluding": torch.zeros(shape, dtype=dtype).masked_fill(~keep, -math.inf),
-    }[kind]
-    check(*make_qkv(2, 2, 70, 133, 32, dtype=dtype), attn_mask=mask.to(DEVICE))
+    check(*make_qkv(2, 2, 70, 133, 32, dtype=dtype), attn_mask=random_mask(kind, shape, dtype))
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.3, 2.5, torch.tensor(0.2), torch.tensor([0.1, -0.5, 0.0, 1.0])], ids=str)

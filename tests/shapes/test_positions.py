@@ -75,3 +75,8 @@ def test_what_load_pipeline_takes(load):
         load(positions="ntk")
     with pytest.raises(ValueError, match="positions: expected one of None for 'unet', got 'interpolated'"):
         shapes.load_pipeline("unet", positions="interpolated")
+
+
+def test_only_its_transformer_is_interpolated():
+    with pytest.raises(ValueError, match="transformer: expected a Lumina2Transformer2DModel, got None"):
+        interpolate_positions(None)

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from benchmarks.common import append_rows, new_parser, positive
 from benchmarks.guidance.neglect.captions import OBJECTS, examples, fixed_captions, tokens_of
 from benchmarks.guidance.neglect.model import cut_at_caption, silence_coarse
+from benchmarks.shapes.transformer.files import save
 from entropy_attn.shapes import load_pipeline
 from entropy_attn.shapes.checker import check
 from entropy_attn.shapes.scenes import Request
@@ -47,7 +48,7 @@ def latents_of(pipe: Any, scenes: int, folder: Path) -> dict[int, tuple[Tensor, 
                 for chunk in tqdm(images.split(100), desc=f"latents, {objects} objects", mininterval=5)
             ]
             found[objects] = (torch.cat(chunks), captions)
-        _save(path, found)
+        save(path, found)
     return torch.load(path)
 
 
@@ -114,7 +115,7 @@ def train(work: Path, steps: int, scenes: int, batch: int, rate: float, ema: flo
         averaged.update_parameters(nets)
         running.append(loss.item())
         if (step + 1) % every == 0 or step + 1 == steps:
-            _save(path, {"nets": nets.state_dict(), "averaged": averaged.state_dict(),
+            save(path, {"nets": nets.state_dict(), "averaged": averaged.state_dict(),
                          "optimizer": optimizer.state_dict(), "step": step + 1})  # fmt: skip
             row = {"step": step + 1, "loss": f"{sum(running) / len(running):.5f}"}
             running.clear()
@@ -131,12 +132,6 @@ def with_weights(pipe: Any, averaged: nn.Module) -> Any:
     made = type(pipe)(**parts, requires_safety_checker=False)
     made.set_progress_bar_config(disable=True)
     return made
-
-
-def _save(path: Path, state: object) -> None:
-    """Write a new file, then replace the old one: a run that is stopped here loses nothing."""
-    torch.save(state, path.with_suffix(".new"))
-    path.with_suffix(".new").replace(path)
 
 
 def main() -> None:

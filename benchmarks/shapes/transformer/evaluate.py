@@ -152,7 +152,7 @@ def main() -> None:
     try:
         sample = Sampler(model, args.steps, args.guidance_scale, args.positions)
     except ValueError as error:
-        options.error(f"--{error}")
+        options.error(f"--positions {args.positions}: {error}")
     for size in args.sizes:
         check_size(sample.pipe, size)
     trained = train_size(sample.pipe)

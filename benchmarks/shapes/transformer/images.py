@@ -38,12 +38,9 @@ class Sampler:
         self.pipe = DiffusionPipeline.from_pretrained(model, **dtype_argument(torch.float32))
         self.pipe.set_progress_bar_config(disable=True)
         if positions == "interpolated":
-            if not hasattr(getattr(self.pipe, "transformer", None), "rope_embedder"):
-                raise ValueError(f"positions: expected 'extrapolated' for a {type(self.pipe).__name__}, "
-                                 "got 'interpolated'")  # fmt: skip
             from entropy_attn.shapes.positions import interpolate_positions
 
-            interpolate_positions(self.pipe.transformer)
+            interpolate_positions(getattr(self.pipe, "transformer", None))
         self.steps, self.guidance_scale = steps, guidance_scale
         takes_length = "max_sequence_length" in call_parameters(self.pipe)
         self.arguments: dict[str, Any] = {"max_sequence_length": LONGEST} if takes_length else {}
