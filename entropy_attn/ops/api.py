@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -10,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from entropy_attn.errors import Unsupported
+from entropy_attn.kernels.common.call import AllResults, AttentionCall
 from entropy_attn.ops.autocast import as_autocast
-from entropy_attn.ops.checks import check_scale, checked_call
+from entropy_attn.ops.checks import ROW_STATISTICS, asked_statistics, check_range, check_scale, checked_call
 from entropy_attn.ops.choice import (
     AUTO,
     IMPLS,
@@ -24,6 +26,7 @@ from entropy_attn.ops.choice import (
     takes_shapes,
 )
 from entropy_attn.ops.implementations import IMPLEMENTATIONS
+from entropy_attn.ops.key_groups import KeyValues, checked_key_groups, named_tensors
 from entropy_attn.ops.sdpa import torch_attention
 from entropy_attn.ops.tensor_kinds import as_causal, is_plain, without_class
 from entropy_attn.validation import require_bool
@@ -42,12 +45,19 @@ class AttentionOutput(NamedTuple):
             without keys.
         map: (B, Nq, stop - start), the probabilities of the keys of `map_keys`, mean over heads. 0 for a row without
             keys.
+        variance: (B, H, Nq), sum_j P_ij (s_ij - sum_k P_ik s_ik)^2, the variance of a row's logits s_ij under its own
+            softmax. Without a mask or bias that adds to the logits it is -dH / d ln(scale). 0 for a row without keys.
+        max: (B, H, Nq), a row's largest logit. -inf for a row without keys.
+        mass: (B, H, Nq), the probability of the keys of `mass_keys` together. 0 for a row without keys.
     """
 
     out: Tensor
     lse: Tensor | None
     entropy: Tensor | None
     map: Tensor | None
+    variance: Tensor | None = None
+    max: Tensor | None = None
+    mass: Tensor | None = None
 
 
 def attention(
@@ -62,6 +72,11 @@ def attention(
     return_lse: bool = False,
     return_entropy: bool = False,
     map_keys: tuple[int, int] | slice | None = None,
+    key_scale: KeyValues | None = None,
+    key_bias: KeyValues | None = None,
+    key_rows: tuple[int, int] | slice | Tensor | None = None,
+    statistics: Sequence[str] = (),
+    mass_keys: tuple[int, int] | slice | None = None,
     impl: str = "auto",
 ) -> AttentionOutput:
     """Softmax attention with a scale per call, and on request its log-sum-exp, entropy and head-averaged map.
@@ -71,7 +86,11 @@ def attention(
     same sums. Jin et al. (Training-free Diffusion Model Adaptation for Variable-Sized Text-to-Image Synthesis, NeurIPS
     2023) derive a scale from the number of tokens, to keep this entropy at other image sizes.
 
-    Every result is differentiable in query, key and value, and in a mask or scale that is a floating-point tensor.
+    `key_scale` and `key_bias` give keys a factor f_j and a bias b_j of their own, for all queries or for some: the
+    logits are then s_ij = scale * f_j * (query_i . key_j) + b_j + attn_mask_ij. All statistics are of the result.
+
+    Every result is differentiable in query, key and value, and in a mask, scale, `key_scale` or `key_bias` that is a
+    floating-point tensor.
 
     Args:
         query: (B, H, Nq, D), float16, bfloat16, float32 or float64, with any strides.
@@ -90,9 +109,24 @@ def attention(
         return_entropy: fill `entropy` of the result.
         map_keys: `(start, stop)` or a slice of the keys; fills `map` with their probabilities, which are normalized
             over all keys and averaged over heads. Negative numbers count from the end.
+        key_scale: factors on the products of the query with certain keys. Either pairs ((start, stop), factor), with
+            ranges of keys that do not overlap, or slices; a factor is a number or a tensor that broadcasts to (B, H);
+            keys in no range have the factor 1. Or a tensor with a factor for every key: (Nk,), (H or 1, Nk), or
+            (B or 1, H or 1, Nk).
+        key_bias: what is added to the logits of certain keys, in the same forms; -inf excludes keys. It is not rounded
+            to the query's dtype, like `attn_mask`: torch's attention computes in the wider dtype of the two. Numbers
+            in pairs take the query's dtype if that has them exactly.
+        key_rows: the queries that `key_scale` and `key_bias` are for: None, all; `(start, stop)` or a slice, these
+            alone; or an integer tensor (Nq,) on the CPU with the group of each query. With groups, `key_scale` and
+            `key_bias` are tensors (..., groups, Nk) with a row for each group. Excludes `is_causal`.
+        statistics: names of what to fill in the result: "lse", "entropy", "variance", "max", "mass". It adds to
+            `return_lse` and `return_entropy`.
+        mass_keys: `(start, stop)` or a slice of the keys for the statistic "mass".
         impl: "triton" (the fused kernels), "sdpa" (torch's operations), "reference" (float64, holds the whole matrix),
             or "auto": the fused kernels on a GPU for what torch's attention does not offer and where they were measured
-            to be faster, else torch. A name other than "auto" never falls back to another implementation.
+            to be faster, else torch. A name other than "auto" never falls back to another implementation. The fused
+            kernels do not serve `key_scale`, `key_bias` and the statistics "variance", "max" and "mass" yet: "auto"
+            takes torch's operations for them, outside of the graphs of torch.compile.
 
     Returns:
         The output and the requested statistics. A row without keys to attend has out 0, lse -inf, entropy 0, map 0 and
@@ -102,14 +136,26 @@ def attention(
         TypeError: an argument has a type or dtype that is not allowed.
         ValueError: an argument has a shape, device or value that is not allowed.
         Unsupported: `impl` cannot serve the call, or a tensor is of a kind that it cannot read: nested, a subclass with
-            other operations, or inside a functorch transform. Without statistics torch's attention serves those that
-            it knows.
+            other operations, or inside a functorch transform. Without statistics and key groups torch's attention
+            serves those that it knows.
     """
     if impl not in IMPLS:  # asked here too: a correct call costs the host no function call for it
         check_impl(impl)
     if type(return_lse) is not bool or type(return_entropy) is not bool:
         require_bool("return_lse", return_lse)
         require_bool("return_entropy", return_entropy)
+    if statistics != () or mass_keys is not None:
+        asked = asked_statistics(statistics, mass_keys)
+        return_lse, return_entropy = return_lse or "lse" in asked, return_entropy or "entropy" in asked
+        statistics = asked & ROW_STATISTICS
+    if statistics or key_scale is not None or key_bias is not None or key_rows is not None:
+        call, reasons = _full_call(
+            impl, query, key, value, attn_mask, is_causal, scale, enable_gqa, return_lse, return_entropy, map_keys,
+            key_scale, key_bias, key_rows, statistics, mass_keys,
+        )  # fmt: skip
+        if call is None:
+            raise Unsupported(impl, reasons)
+        return AttentionOutput(*_run_all(impl, call))
     if attn_mask is not None:
         attn_mask, is_causal = as_causal(attn_mask, is_causal, query, key)
     if not torch.compiler.is_compiling() and not is_plain(query, key, value, attn_mask, scale):
@@ -190,6 +236,11 @@ def unsupported_reasons(
     return_lse: bool = False,
     return_entropy: bool = False,
     map_keys: tuple[int, int] | slice | None = None,
+    key_scale: KeyValues | None = None,
+    key_bias: KeyValues | None = None,
+    key_rows: tuple[int, int] | slice | Tensor | None = None,
+    statistics: Sequence[str] = (),
+    mass_keys: tuple[int, int] | slice | None = None,
     impl: str = "triton",
 ) -> list[str]:
     """Every reason why `impl` cannot serve this call of `attention`. Nothing is computed.
@@ -205,6 +256,11 @@ def unsupported_reasons(
         return_lse: whether the call requests `lse`.
         return_entropy: whether the call requests `entropy`.
         map_keys: the keys whose map the call requests.
+        key_scale: factors on the products of the query with certain keys.
+        key_bias: what is added to the logits of certain keys.
+        key_rows: the queries that `key_scale` and `key_bias` are for.
+        statistics: names of the statistics that the call requests.
+        mass_keys: the keys of the statistic "mass".
         impl: "triton", "sdpa", "reference" or "auto".
 
     Returns:
@@ -217,6 +273,16 @@ def unsupported_reasons(
     check_impl(impl)
     require_bool("return_lse", return_lse)
     require_bool("return_entropy", return_entropy)
+    if statistics != () or mass_keys is not None:
+        asked = asked_statistics(statistics, mass_keys)
+        return_lse, return_entropy = return_lse or "lse" in asked, return_entropy or "entropy" in asked
+        statistics = asked & ROW_STATISTICS
+    if statistics or key_scale is not None or key_bias is not None or key_rows is not None:
+        call, reasons = _full_call(
+            impl, query, key, value, attn_mask, is_causal, scale, enable_gqa, return_lse, return_entropy, map_keys,
+            key_scale, key_bias, key_rows, statistics, mass_keys,
+        )  # fmt: skip
+        return reasons if call is None or impl == AUTO else IMPLEMENTATIONS[impl].reasons(call)
     if attn_mask is not None:
         attn_mask, is_causal = as_causal(attn_mask, is_causal, query, key)
     if not is_plain(query, key, value, attn_mask, scale):
@@ -229,6 +295,53 @@ def unsupported_reasons(
         query, key, value, attn_mask, is_causal, scale, enable_gqa, return_lse, return_entropy, map_keys
     )  # fmt: skip
     return [] if impl == AUTO else IMPLEMENTATIONS[impl].reasons(call)
+
+
+def _full_call(
+    impl: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    is_causal: bool,
+    scale: float | Tensor | None,
+    enable_gqa: bool,
+    return_lse: bool,
+    return_entropy: bool,
+    map_keys: tuple[int, int] | slice | None,
+    key_scale: KeyValues | None,
+    key_bias: KeyValues | None,
+    key_rows: tuple[int, int] | slice | Tensor | None,
+    statistics: Collection[str],
+    mass_keys: tuple[int, int] | slice | None,
+) -> tuple[AttentionCall | None, list[str]]:
+    """The call with all arguments; None and the reasons if `impl` cannot read its tensors."""
+    if attn_mask is not None:
+        attn_mask, is_causal = as_causal(attn_mask, is_causal, query, key)
+    groups = {**named_tensors("key_scale", key_scale), **named_tensors("key_bias", key_bias)}
+    tensors = (query, key, value, attn_mask, scale)
+    if not is_plain(*tensors, *groups.values()):
+        if reasons := kind_reasons(impl, *tensors, **groups):
+            return None, reasons
+        query, key, value, attn_mask, scale = map(without_class, tensors)
+        key_scale, key_bias = map(without_class, (key_scale, key_bias))
+    call = checked_call(
+        query, key, value, attn_mask, is_causal, scale, enable_gqa, return_lse, return_entropy, map_keys
+    )  # fmt: skip
+    if is_causal and key_rows is not None:
+        raise ValueError(f"key_rows: expected None with is_causal=True, got {key_rows!r}")
+    call.key_scale, call.key_bias, call.key_rows = checked_key_groups(
+        key_scale, key_bias, key_rows, call.query, call.key
+    )
+    call.return_variance, call.return_max = "variance" in statistics, "max" in statistics
+    if mass_keys is not None:
+        call.mass_keys = check_range("mass_keys", mass_keys, key.shape[2], "None, (start, stop) or a slice")
+    return call, []
+
+
+@torch.compiler.disable(reason="entropy_attn: key groups and statistics of rows are no operator of a graph yet")
+def _run_all(impl: str, call: AttentionCall) -> AllResults:
+    return implementation(impl, call).run_all(call)
 
 
 def _by_torch(

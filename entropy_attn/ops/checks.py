@@ -14,6 +14,8 @@ from entropy_attn.ops.autocast import as_autocast
 from entropy_attn.ops.tensor_kinds import is_plain, traced
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+ROW_STATISTICS = frozenset(("variance", "max", "mass"))  # besides those with a flag of their own
+_STATISTICS = ("lse", "entropy", "variance", "max", "mass")
 
 
 def checked_call(
@@ -95,25 +97,44 @@ def check_finite(scale: float) -> float:
     return scale
 
 
+def asked_statistics(statistics: Any, mass_keys: object) -> frozenset[str]:
+    """The names in `statistics`, checked; "mass" goes with `mass_keys`."""
+    what = f"a tuple of names among {', '.join(map(repr, _STATISTICS))}"
+    if isinstance(statistics, (str, bytes)) or not isinstance(statistics, (tuple, list, set, frozenset)):
+        raise TypeError(f"statistics: expected {what}, got {statistics!r}")
+    for name in statistics:
+        if name not in _STATISTICS:
+            raise ValueError(f"statistics: expected {what}, got {name!r} among them")
+    if ("mass" in statistics) != (mass_keys is not None):
+        wanted = "a range of keys with" if "mass" in statistics else "None without"
+        raise ValueError(f"mass_keys: expected {wanted} the statistic 'mass', got {mass_keys!r}")
+    return frozenset(statistics)
+
+
 def check_map_keys(map_keys: tuple[int, int] | slice, seqlen_k: int) -> tuple[int, int]:
     """The range with 0 <= start < stop <= seqlen_k. Unlike the slice of a list, it is never cut to the length."""
-    if isinstance(map_keys, slice):
-        if map_keys.step not in (None, 1):
-            raise ValueError(f"map_keys: expected a slice with step 1, got {map_keys!r}")
-        bounds = map_keys.start, map_keys.stop
-    elif isinstance(map_keys, tuple) and len(map_keys) == 2:
-        bounds = map_keys
+    return check_range("map_keys", map_keys, seqlen_k, "None, (start, stop) or a slice")
+
+
+def check_range(name: str, given: Any, length: int, what: str) -> tuple[int, int]:
+    """A range with 0 <= start < stop <= length, never cut to the length; `what` says which types are allowed."""
+    if isinstance(given, slice):
+        if given.step not in (None, 1):
+            raise ValueError(f"{name}: expected a slice with step 1, got {given!r}")
+        bounds = given.start, given.stop
+    elif isinstance(given, tuple) and len(given) == 2:
+        bounds = given
     else:
-        raise TypeError(f"map_keys: expected None, (start, stop) or a slice, got {map_keys!r}")
+        raise TypeError(f"{name}: expected {what}, got {given!r}")
     for bound in bounds:
         if type(bound) is int or bound is None:  # isinstance(bound, Integral) takes the host longer
             continue
         if isinstance(bound, bool) or not isinstance(bound, Integral):
-            raise TypeError(f"map_keys: expected integer bounds, got {map_keys!r}")
-    start = 0 if bounds[0] is None else int(bounds[0]) + (seqlen_k if bounds[0] < 0 else 0)
-    stop = seqlen_k if bounds[1] is None else int(bounds[1]) + (seqlen_k if bounds[1] < 0 else 0)
-    if not 0 <= start < stop <= seqlen_k:
-        raise ValueError(f"map_keys: expected 0 <= start < stop <= {seqlen_k}, got {map_keys!r}")
+            raise TypeError(f"{name}: expected integer bounds, got {given!r}")
+    start = 0 if bounds[0] is None else int(bounds[0]) + (length if bounds[0] < 0 else 0)
+    stop = length if bounds[1] is None else int(bounds[1]) + (length if bounds[1] < 0 else 0)
+    if not 0 <= start < stop <= length:
+        raise ValueError(f"{name}: expected 0 <= start < stop <= {length}, got {given!r}")
     return start, stop
 
 

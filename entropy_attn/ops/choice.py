@@ -83,9 +83,9 @@ def takes_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool = F
     return q[0] == k[0] == v[0] and (enable_gqa or q[1] == k[1] == v[1])
 
 
-def kind_reasons(impl: str, *tensors: object) -> list[str]:
-    """Why `impl` cannot read these five tensors as memory. torch's attention may serve them all the same."""
-    named = dict(zip(("query", "key", "value", "attn_mask", "scale"), tensors, strict=True))
+def kind_reasons(impl: str, *tensors: object, **others: object) -> list[str]:
+    """Why `impl` cannot read these five and other tensors as memory. torch's attention may serve them all the same."""
+    named = dict(zip(("query", "key", "value", "attn_mask", "scale"), tensors, strict=True)) | others
     reasons = subclass_reasons(named)
     if impl != AUTO and IMPLEMENTATIONS[impl].takes_transforms:
         return reasons

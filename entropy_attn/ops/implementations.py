@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from entropy_attn.kernels.common import support
-from entropy_attn.kernels.common.call import AttentionCall, Results
+from entropy_attn.kernels.common.call import AllResults, AttentionCall, Results
 from entropy_attn.ops.operator import run_fused, run_sdpa
-from entropy_attn.ops.reference import attention_reference
+from entropy_attn.ops.reference import all_results
+from entropy_attn.ops.sdpa import attention_sdpa_all
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Implementation:
 
     name: str
     reasons: Callable[[AttentionCall], list[str]]  # why it cannot serve a call; empty where it can
-    run: Callable[[AttentionCall], Results]
+    run: Callable[[AttentionCall], Results]  # of calls without key groups and the statistics of `row_statistics`
+    run_all: Callable[[AttentionCall], AllResults]  # of every call
     takes_transforms: bool = False  # whether functorch's transforms and forward-mode gradients pass through it
 
 
@@ -33,29 +35,26 @@ def _reference_reasons(call: AttentionCall) -> list[str]:
     return []
 
 
-def _run_reference(call: AttentionCall) -> Results:
+def _run_reference(call: AttentionCall) -> AllResults:
     """The oracle's results in the dtypes of the others."""
-    query = call.query
-    out, lse, entropy, head_mean = attention_reference(
-        query,
-        call.key,
-        call.value,
-        attn_mask=call.attn_mask,
-        is_causal=call.is_causal,
-        scale=call.scale,
-        enable_gqa=call.grouped,
-        map_keys=call.map_keys,
+    exact = all_results(call, enable_gqa=call.grouped)
+    dtype = torch.promote_types(call.query.dtype, torch.float32)
+    wanted = (call.return_lse, call.return_entropy, True, call.return_variance, call.return_max, True)
+    statistics = (
+        t.to(dtype) if t is not None and is_wanted else None for t, is_wanted in zip(exact[1:], wanted, strict=True)
     )
-    stats_dtype = torch.promote_types(query.dtype, torch.float32)
-    return (
-        out.to(query.dtype),
-        lse.to(stats_dtype) if call.return_lse else None,
-        entropy.to(stats_dtype) if call.return_entropy else None,
-        None if head_mean is None else head_mean.to(stats_dtype),
-    )
+    return AllResults(exact.out.to(call.query.dtype), *statistics)
 
 
-TRITON = Implementation("triton", support.unsupported_reasons, run_fused)
-SDPA = Implementation("sdpa", _no_reasons, run_sdpa)
-REFERENCE = Implementation("reference", _reference_reasons, _run_reference, takes_transforms=True)
+def _four(call: AttentionCall) -> Results:
+    return _run_reference(call)[:4]
+
+
+def _fused_all(call: AttentionCall) -> AllResults:
+    return AllResults(*run_fused(call))
+
+
+TRITON = Implementation("triton", support.unsupported_reasons, run_fused, _fused_all)
+SDPA = Implementation("sdpa", _no_reasons, run_sdpa, attention_sdpa_all)
+REFERENCE = Implementation("reference", _reference_reasons, _four, _run_reference, takes_transforms=True)
 IMPLEMENTATIONS = {each.name: each for each in (TRITON, SDPA, REFERENCE)}

@@ -1,4 +1,4 @@
-"""Exact attention with lse, entropy and map from torch's operations, a block of whole rows at a time.
+"""Exact attention with its statistics from torch's operations, a block of whole rows at a time.
 
 torch's fused attention alone could give the statistics, as entropy = lse - scale * q . (sum_j p_j k_j), but that
 subtracts two numbers of the size of the logits: with logits near 1e4 every digit is lost. A block of whole rows that
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from entropy_attn.errors import Unsupported
+from entropy_attn.kernels.common.call import AllResults
 from entropy_attn.ops.tensor_kinds import may_read
 
 # Scores of one block. CPU: 1 MiB in float32 stays in the cache of a core. Elsewhere: enough to fill the device.
@@ -22,6 +23,17 @@ BLOCK_SCORES_CPU = 1 << 18
 BLOCK_SCORES_DEVICE = 1 << 25
 MIN_BLOCK_ROWS = 64  # fewer rows make the two products matrix-vector products
 LOG_ZERO = -1e4  # replaces -inf where a factor may be 0; its exp is 0 in every dtype
+
+
+class RowStatistics(NamedTuple):
+    """What is wanted of the rows besides lse and entropy: see `AttentionCall`."""
+
+    variance: bool = False
+    max: bool = False
+    mass_keys: tuple[int, int] | None = None
+
+
+NO_STATISTICS = RowStatistics()
 
 
 def attention_row_blocks(
@@ -35,14 +47,15 @@ def attention_row_blocks(
     return_lse: bool = False,
     return_entropy: bool = False,
     map_keys: tuple[int, int] | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Out, lse, entropy and map in the query's dtype, None where not wanted; the mask has four dimensions.
+    rows: RowStatistics = NO_STATISTICS,
+) -> AllResults:
+    """The results in the query's dtype, None where not wanted; the mask has four dimensions.
 
     Besides the results, memory holds blocks of scores: no (Nq, Nk) matrix, and no map of a single head. A backward pass
     computes them again.
     """
     run = _RowBlocks.apply if is_differentiated(query, key, value, mask) else _RowBlocks.forward
-    return run(query, key, value, mask, is_causal, scale, return_lse, return_entropy, map_keys)
+    return AllResults(*run(query, key, value, mask, is_causal, scale, return_lse, return_entropy, map_keys, rows))
 
 
 def is_differentiated(*tensors: Tensor | None) -> bool:
@@ -62,11 +75,14 @@ class _RowBlocks(torch.autograd.Function):
         want_lse: bool,
         want_entropy: bool,
         map_keys: tuple[int, int] | None,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        rows: RowStatistics,
+    ) -> tuple[Tensor | None, ...]:
         out = q.new_empty(*q.shape[:-1], v.shape[-1])
-        with_sums = want_lse or want_entropy or is_causal
+        with_sums = want_lse or want_entropy or is_causal or rows.variance or rows.max
         highest, peak = (q.new_empty(q.shape[:-1]) for _ in range(2)) if with_sums else (None, None)  # [B, H, Nq]
         entropy = q.new_empty(q.shape[:-1]) if want_entropy else None
+        variance = q.new_empty(q.shape[:-1]) if rows.variance else None
+        mass = q.new_zeros(q.shape[:-1]) if rows.mass_keys else None
         head_mean = q.new_zeros(q.shape[0], q.shape[2], map_keys[1] - map_keys[0]) if map_keys else None
         blocks = _Blocks(q, k, mask, is_causal, scale)
         for at, keys in blocks:
@@ -75,17 +91,27 @@ class _RowBlocks(torch.autograd.Function):
                 blocks.softmax(at, keys, p)
             else:
                 x = blocks.softmax_parts(at, keys, p, highest[at], peak[at])
-                if entropy is not None:
-                    if blocks.has_masked:
-                        x.clamp_(min=LOG_ZERO)
+                if blocks.has_masked and (entropy is not None or variance is not None):
+                    x.clamp_(min=LOG_ZERO)
+                if variance is not None:
+                    products = torch.mul(x, p, out=blocks.buffer(2, at, keys))
+                    mean = products.sum(dim=-1, keepdim=True)
+                    if entropy is not None:
+                        entropy[at] = mean.squeeze(-1)
+                    torch.sum(x.sub_(mean).square_().mul_(p), dim=-1, out=variance[at])
+                elif entropy is not None:
                     torch.sum(x.mul_(p), dim=-1, out=entropy[at])
             scaled_product(p, v[at[0], at[1], :keys], out[at])
             if map_keys and head_mean is not None:
                 in_map, in_block = _shared_keys(map_keys, keys)
                 head_mean[at[0], at[2], in_map] += p[..., in_block].sum(dim=0)
-        lse = None
+            if rows.mass_keys and mass is not None:
+                torch.sum(p[..., _shared_keys(rows.mass_keys, keys)[1]], dim=-1, out=mass[at])
+        lse = largest = None
         if highest is not None and peak is not None:
             log_sum = _log_sum(highest, peak)
+            if rows.max:  # of NaN and of +inf the softmax is NaN, and so is every statistic
+                largest = highest.masked_fill(log_sum.isnan(), math.nan)
             lse = highest.add_(log_sum)
             if entropy is not None:  # ln(sum e^x) - sum(p x): both parts are >= 0, so nothing cancels
                 torch.sub(log_sum, entropy, out=entropy)
@@ -93,14 +119,16 @@ class _RowBlocks(torch.autograd.Function):
             head_mean /= q.shape[1]
             if is_causal and lse is not None:  # a row of NaN is NaN also beyond the keys of its block
                 head_mean.masked_fill_(lse.isnan().any(1)[..., None], math.nan)
-        return out, lse if want_lse else None, entropy, head_mean
+        if mass is not None and is_causal and lse is not None:
+            mass.masked_fill_(lse.isnan(), math.nan)
+        return out, lse if want_lse else None, entropy, head_mean, variance, largest, mass
 
     @staticmethod
     def setup_context(
         ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]
     ) -> None:  # separate, as functorch transforms need it
         ctx.set_materialize_grads(False)
-        *tensors, ctx.is_causal, ctx.scale, _, _, ctx.map_keys = inputs
+        *tensors, ctx.is_causal, ctx.scale, _, _, ctx.map_keys, ctx.rows = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
@@ -114,8 +142,8 @@ class _RowBlocks(torch.autograd.Function):
         saved = ctx.saved_tensors  # once: activation checkpointing unpacks no tensor twice
         with torch.no_grad():
             options = (ctx.needs_input_grad[:4], ctx.is_causal, ctx.scale, ctx.map_keys)
-            result = row_gradients(saved, *options, *grads)
-        return *first_order_only(result, (*saved, *grads)), *(None,) * 5
+            result = row_gradients(saved, *options, *grads, mass_keys=ctx.rows.mass_keys)
+        return *first_order_only(result, (*saved, *grads)), *(None,) * 6
 
 
 def _log_sum(highest: Tensor, peak: Tensor) -> Tensor:
@@ -171,8 +199,16 @@ def row_gradients(
     grad_lse: Tensor | None,
     grad_entropy: Tensor | None,
     grad_map: Tensor | None,
+    grad_variance: Tensor | None = None,
+    grad_max: Tensor | None = None,
+    grad_mass: Tensor | None = None,
+    *,
+    mass_keys: tuple[int, int] | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of q, k, v and mask: with dP = dO V^T + dMap / heads - dH * ln P, dS = P * (dP - sum(P * dP) + dlse).
+
+    The variance, with c = S - sum(P * S), adds dVar * c^2 to dP and 2 dVar * P * c to dS. The maximum goes to its key,
+    or in equal shares to all that have it. The mass is a part of dP.
 
     `saved` is q, k, v and mask. P is computed again from the scores and not from lse: beside a mask of -1e9, lse in one
     number would not hold the sum.
@@ -186,13 +222,19 @@ def row_gradients(
     blocks = _Blocks(q, k, mask, is_causal, scale)
     for at, keys in blocks:
         b, h, _ = at
-        p, log_p = blocks.buffer(1, at, keys), None
-        if grad_entropy is None:
+        p, log_p, centered, top = blocks.buffer(1, at, keys), None, None, None
+        if grad_entropy is None and grad_variance is None and grad_max is None:
             blocks.softmax(at, keys, p)
         else:
             highest, peak = (q.new_empty(p.shape[:-1]) for _ in range(2))
             x = blocks.softmax_parts(at, keys, p, highest, peak)
-            log_p = x.sub_(_log_sum(highest, peak).unsqueeze(-1))
+            if grad_max is not None:
+                top = x == 0.0
+            if grad_variance is not None:
+                centered = torch.clamp(x, min=LOG_ZERO, out=blocks.buffer(3, at, keys))
+                centered.sub_((centered * p).sum(dim=-1, keepdim=True))
+            if grad_entropy is not None:
+                log_p = x.sub_(_log_sum(highest, peak).unsqueeze(-1))
         dp = blocks.buffer(2, at, keys)
         if grad_out is None:
             dp.zero_()
@@ -205,7 +247,16 @@ def row_gradients(
             dp[..., in_block].add_(grad_map[b, at[2], in_map], alpha=1.0 / q.shape[1])  # the same for every head
         if grad_entropy is not None and log_p is not None:
             dp.addcmul_(log_p.clamp_(min=LOG_ZERO), grad_entropy[at].unsqueeze(-1), value=-1.0)
+        if grad_mass is not None and mass_keys is not None:
+            dp[..., _shared_keys(mass_keys, keys)[1]].add_(grad_mass[at].unsqueeze(-1))
+        if grad_variance is not None and centered is not None:
+            dp.addcmul_(centered.square(), grad_variance[at].unsqueeze(-1))
         ds = _softmax_backward(dp, p)
+        if grad_variance is not None and centered is not None:
+            ds.addcmul_(centered.mul_(p), grad_variance[at].unsqueeze(-1), value=2.0)
+        if grad_max is not None and top is not None:
+            shares = top.sum(dim=-1, keepdim=True).clamp_(min=1)
+            ds.addcmul_(top.to(ds.dtype), grad_max[at].unsqueeze(-1) / shares)
         if grad_lse is not None:  # lse of a row without keys, and perhaps its gradient, is infinite
             empty = p.sum(dim=-1, keepdim=True) == 0
             ds.addcmul_(p, grad_lse[at].unsqueeze(-1).masked_fill(empty, 0.0))

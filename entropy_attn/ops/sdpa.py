@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from entropy_attn.kernels.common.call import AttentionCall, Results
+from entropy_attn.kernels.common.call import AllResults, AttentionCall, Results
 from entropy_attn.ops.autocast import no_autocast
 from entropy_attn.ops.kept import attention_kept, keeps_probabilities
+from entropy_attn.ops.key_groups import run_by_group
 from entropy_attn.ops.reference import softmax_scale
-from entropy_attn.ops.row_blocks import attention_row_blocks, row_gradients
+from entropy_attn.ops.row_blocks import NO_STATISTICS, RowStatistics, attention_row_blocks, row_gradients
 
 
 def attention_sdpa(call: AttentionCall) -> Results:
@@ -33,18 +34,40 @@ def attention_sdpa(call: AttentionCall) -> Results:
         return out, None, None, None
 
     q, k, v, scale = _for_row_blocks(call)
+    if not (call.is_causal or call.return_lse) and keeps_probabilities(q, k, v, call.mask):
+        with no_autocast(q.device.type):
+            out, entropy, head_mean = attention_kept(q, k, v, call.mask, scale, call.return_entropy, call.map_keys)
+        return _as_returned(AllResults(out, None, entropy, head_mean), call)[:4]
+    return _by_row_blocks(call, q, k, v, scale)[:4]
+
+
+def attention_sdpa_all(call: AttentionCall) -> AllResults:
+    """The same for calls with key groups, or with the statistics of `AttentionCall.row_statistics`."""
+    if call.key_groups:
+        return run_by_group(call, attention_sdpa_all)
+    both = call.is_causal and call.attn_mask is not None  # a bias of the keys, which torch's attention does not take
+    if call.row_statistics or both:
+        return _by_row_blocks(call, *_for_row_blocks(call))
+    return AllResults(*attention_sdpa(call))
+
+
+def _by_row_blocks(call: AttentionCall, q: Tensor, k: Tensor, v: Tensor, scale: float) -> AllResults:
+    rows = NO_STATISTICS
+    if call.row_statistics:
+        rows = RowStatistics(call.return_variance, call.return_max, call.mass_keys)
     with no_autocast(q.device.type):
-        if not (call.is_causal or call.return_lse) and keeps_probabilities(q, k, v, call.mask):
-            out, *rest = attention_kept(q, k, v, call.mask, scale, call.return_entropy, call.map_keys)
-            statistics = [None, *rest]
-        else:
-            out, *statistics = attention_row_blocks(
-                q, k, v, call.mask, call.is_causal, scale, return_lse=call.return_lse,
-                return_entropy=call.return_entropy, map_keys=call.map_keys,
-            )  # fmt: skip
-    stats_dtype = torch.promote_types(call.query.dtype, torch.float32)
-    lse, entropy, head_mean = (None if t is None else t.to(stats_dtype) for t in statistics)
-    return out.to(call.query.dtype), lse, entropy, head_mean
+        results = attention_row_blocks(
+            q, k, v, call.mask, call.is_causal, scale, return_lse=call.return_lse,
+            return_entropy=call.return_entropy, map_keys=call.map_keys, rows=rows,
+        )  # fmt: skip
+    return _as_returned(results, call)
+
+
+def _as_returned(results: AllResults, call: AttentionCall) -> AllResults:
+    """The output in the query's dtype, statistics in float32, or float64 for float64 queries."""
+    dtype = torch.promote_types(call.query.dtype, torch.float32)
+    out, *statistics = results
+    return AllResults(out.to(call.query.dtype), *(None if t is None else t.to(dtype) for t in statistics))
 
 
 def attention_sdpa_backward(

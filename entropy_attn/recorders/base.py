@@ -14,8 +14,9 @@ from entropy_attn.scale import CallInfo
 # "entropy" is (B, H, queries) in nats; a range (start, stop) of text positions is a map, (B, queries, stop - start).
 # "response" is (B, H, queries, 3): the entropy, -dH / d ln(scale), and the variance of the row's logits. It costs two
 # more calls of attention, and one covariance of the keys.
+# "variance" is (B, H, queries, 2): the entropy, and the variance of the row's logits under its own softmax.
 # In joint attention, where image and text both attend, the queries are those of the image alone.
-Request = Literal["entropy", "response"] | tuple[int, int] | None
+Request = Literal["entropy", "response", "variance"] | tuple[int, int] | None
 
 # A prompt is one text, or one text for each part where the parts differ.
 Prompt = str | tuple[str, ...]
@@ -128,7 +129,8 @@ class Recorder:
             latent_size: (rows, columns) of the image in latent cells.
 
         Returns:
-            "entropy", "response", a range (start, stop) of text positions for their map, or None for nothing.
+            "entropy", "response", "variance", a range (start, stop) of text positions for their map, or None for
+            nothing.
         """
         raise NotImplementedError
 
@@ -145,9 +147,9 @@ class Recorder:
         Args:
             info: the call.
             scale: the softmax scale that was used, a number or a tensor of shape () or (H,).
-            measured: the entropy (B, H, queries) in nats, the response (B, H, queries, 3), or the map (B, queries,
-                stop - start) of probabilities averaged over the heads; float32, or float64 for float64 queries. In
-                joint attention the queries are those of the image.
+            measured: the entropy (B, H, queries) in nats, the response (B, H, queries, 3), entropy and variance
+                (B, H, queries, 2), or the map (B, queries, stop - start) of probabilities averaged over the heads;
+                float32, or float64 for float64 queries. In joint attention the queries are those of the image.
             branches: names of the equal parts of B, in order: those of this recorder, or those that were found out.
             latent_size: (rows, columns) of the image in latent cells.
         """

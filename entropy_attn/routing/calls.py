@@ -52,6 +52,7 @@ class DenoiserCall:
         train_tokens: the same number at the training size; None where it differs by layer, or is not known.
         reference_tokens: how many of the image tokens belong to reference images; they come last.
         batch: rows of the latents; None if they are not known.
+        timestep: the scheduler's, from 1000 to 0; None unless a policy needs it and it is known.
     """
 
     step: int
@@ -61,6 +62,7 @@ class DenoiserCall:
     train_tokens: int | None = None
     reference_tokens: int = 0
     batch: int | None = None
+    timestep: float | None = None
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,9 @@ def describe(
         text_tokens=text_tokens,
         step=denoiser_call.step if denoiser_call is not None else 0,
         reference_tokens=0 if denoiser_call is None or layer_call.kind == "cross" else denoiser_call.reference_tokens,
+        text=layer_call.text,
+        latent_size=denoiser_call.latent_size if denoiser_call is not None else None,
+        timestep=denoiser_call.timestep if denoiser_call is not None else None,
     )
 
 

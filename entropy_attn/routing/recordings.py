@@ -15,7 +15,7 @@ from entropy_attn.recorders.base import Parts, Recorder, unknown_rows
 from entropy_attn.routing.calls import AttentionArguments, DenoiserCall, LayerCall, rows_of
 from entropy_attn.scale import CallInfo
 
-Wanted = Literal["entropy", "response"] | tuple[int, int]
+Wanted = Literal["entropy", "response", "variance"] | tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,13 @@ class Recordings:
 
     @property
     def entropy(self) -> bool:
-        """Whether the entropy is requested, alone or as a part of the response."""
-        return any(request in ("entropy", "response") for _, request in self.requests)
+        """Whether the entropy is requested, alone or with others."""
+        return any(isinstance(request, str) for _, request in self.requests)
+
+    @property
+    def variance(self) -> bool:
+        """Whether the variance of the logits is requested."""
+        return any(request == "variance" for _, request in self.requests)
 
     @property
     def response(self) -> bool:
@@ -104,6 +109,9 @@ class Recordings:
             entropy = _rows(result.entropy, rows, 2)
             if request == "entropy":
                 return entropy
+            if request == "variance":
+                assert result.variance is not None
+                return torch.stack([entropy, _rows(result.variance, rows, 2)], dim=-1)
             assert response is not None
             return torch.cat([entropy.unsqueeze(-1), _rows(response, rows, 2)], dim=-1)
         assert result.map is not None and self.text_range is not None

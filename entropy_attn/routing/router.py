@@ -14,7 +14,7 @@ import torch
 from entropy_attn.errors import Unroutable
 from entropy_attn.ops import api as ops
 from entropy_attn.ops.response import response_and_variance
-from entropy_attn.recorders.base import Recorder
+from entropy_attn.recorders.base import Recorder, unknown_rows
 from entropy_attn.routing.calls import (
     AttentionArguments,
     DenoiserCall,
@@ -24,8 +24,18 @@ from entropy_attn.routing.calls import (
     describe,
     rows_of,
 )
+from entropy_attn.routing.key_arguments import KeyArguments, key_arguments
+from entropy_attn.routing.policy_recorder import policy_recorders
 from entropy_attn.routing.recordings import Recordings
-from entropy_attn.scale import CallInfo, Policy, TokenRatio, needs_train_tokens, resolve_scale
+from entropy_attn.scale import (
+    CallInfo,
+    KeyGroups,
+    Policy,
+    TokenRatio,
+    needs_train_tokens,
+    policies_in,
+    resolve_scale,
+)
 from entropy_attn.validation import require_one_of, require_policy
 
 
@@ -52,10 +62,13 @@ class Router:
         _check_policy(policy, layers, train_size)
         self.policy = policy
         self.layers = layers
-        self.recorders = _recorders(record)
+        self.recorders = (*_recorders(record), *policy_recorders(policy, layers))
         self.train_size = train_size
         require_one_of("rows", rows, ("all", "image"))
         self.rows = rows
+        self.needs_timestep = any(getattr(each, "needs_timestep", False) for each in policies_in(policy))
+        self.gives_key_groups = any(getattr(each, "gives_key_groups", False) for each in policies_in(policy))
+        self._knows_branches = any(each.branches is None for each in self.recorders)
         self._halvings = halvings or {}
         self._running = threading.local()
         self._latest: DenoiserCall | None = None
@@ -93,12 +106,19 @@ class Router:
         recordings = self._recordings(layer_call, info) if record else None
         if chosen is None:
             return _attend(arguments, recordings)
+        groups = None
+        if isinstance(chosen, KeyGroups):
+            groups = self._placed(chosen, layer_call, arguments)
+            chosen = chosen.scale
         if isinstance(chosen, torch.Tensor):
             chosen = chosen.to(query.device, non_blocking=True)  # or the host would wait for the device
-        scaled = arguments._replace(scale=chosen)
+        scaled = arguments if chosen is None else arguments._replace(scale=chosen)
         image_rows, text_rows = rows_of(layer_call, info) if self.rows == "image" else (slice(None), None)
         if text_rows is None:
-            return _attend(scaled, recordings)
+            return _attend(scaled, recordings, groups)
+        if groups is not None:
+            reason = "rows='image': KeyGroups say themselves which queries they are for; give rows='all'"
+            raise Unroutable(f"layer {layer_call.layer!r}", [reason])
         if (layer_call.ragged and arguments.attn_mask is not None) or arguments.is_causal:
             reason = "is causal" if arguments.is_causal else "has images that begin at different positions"
             raise Unroutable(f"layer {layer_call.layer!r}", [f"rows='image': it {reason}; give rows='all'"])
@@ -111,7 +131,44 @@ class Router:
     ) -> float | torch.Tensor | None:
         """The policy's scale for an attention call of this thread; None keeps the model's default scale."""
         info = self._describe(layer_call, seqlen_q, seqlen_k, num_heads, head_dim)
-        return resolve_scale(self.policy, info) if self.layers.takes(info) else None
+        chosen = resolve_scale(self.policy, info) if self.layers.takes(info) else None
+        if isinstance(chosen, KeyGroups):
+            reason = (
+                f"scale={self.policy!r}: KeyGroups are no part of a graph of torch.compile; give the policy an "
+                "attribute gives_key_groups = True, which keeps its calls outside"
+            )
+            raise Unroutable(f"layer {layer_call.layer!r}", [reason])
+        return chosen
+
+    def _placed(self, groups: KeyGroups, layer_call: LayerCall, arguments: AttentionArguments) -> KeyArguments | None:
+        """The key groups for this call; None if no sample of it is of their branch."""
+        if layer_call.ragged and arguments.attn_mask is not None:
+            reason = f"{type(self.policy).__name__} gives KeyGroups: its images begin at different positions"
+            raise Unroutable(f"layer {layer_call.layer!r}", [reason])
+        if arguments.dropout_p > 0.0:
+            reason = f"dropout_p={arguments.dropout_p}: KeyGroups are served without dropout only"
+            raise Unroutable(f"layer {layer_call.layer!r}", [reason])
+        samples = None
+        if groups.branch is not None:
+            samples = self._samples_of(groups.branch, layer_call, arguments)
+        return key_arguments(groups, arguments.query, arguments.key, samples)
+
+    def _samples_of(self, branch: str, layer_call: LayerCall, arguments: AttentionArguments) -> list[int]:
+        """The rows of a call that are of a branch of guidance."""
+        batch = len(arguments.query)
+        call = getattr(self._running, "call", None) or self._latest
+        if call is None or not self._knows_branches:
+            reason = f"KeyGroups(branch={branch!r}): a policy of them has follows = True and needs_branches = True"
+            raise Unroutable(f"layer {layer_call.layer!r}", [reason])
+        parts = call.parts
+        if parts.names in (("all",), ()):
+            return list(range(batch))
+        if layer_call.sample is not None:
+            here = parts.name_of(layer_call.sample, layer_call.samples) == branch
+            return list(range(batch)) if here else []
+        if (reason := unknown_rows(arguments.query, call.batch, parts.names)) is not None:
+            raise Unroutable(f"layer {layer_call.layer!r}", [reason])
+        return list(parts.rows_of(branch, batch)) if branch in parts.names else []
 
     def _describe(self, layer_call: LayerCall, seqlen_q: int, seqlen_k: int, num_heads: int, head_dim: int) -> CallInfo:
         call = getattr(self._running, "call", None) or self._latest
@@ -137,11 +194,22 @@ class Router:
         return getattr(self._running, "recorders", None) or self.recorders
 
 
-def _attend(arguments: AttentionArguments, recordings: Recordings | None) -> torch.Tensor:
+def _attend(
+    arguments: AttentionArguments, recordings: Recordings | None, groups: KeyArguments | None = None
+) -> torch.Tensor:
     """Attention, and what is recorded of it."""
+    options = {} if groups is None else groups._asdict()
     if recordings is None:
-        return ops.scaled_dot_product_attention(*arguments)
+        if groups is None:
+            return ops.scaled_dot_product_attention(*arguments)
+        return ops.attention(
+            arguments.query, arguments.key, arguments.value, attn_mask=arguments.attn_mask,
+            is_causal=arguments.is_causal, scale=arguments.scale, enable_gqa=arguments.enable_gqa, **options,
+        ).out  # fmt: skip
     recordings.check(arguments)
+    if groups is not None and recordings.response:
+        reason = "ResponseRecorder measures calls without KeyGroups; use an EntropyRecorder"
+        raise Unroutable(f"layer {recordings.info.layer!r}", [reason])
     result = ops.attention(
         arguments.query,
         arguments.key,
@@ -152,6 +220,8 @@ def _attend(arguments: AttentionArguments, recordings: Recordings | None) -> tor
         enable_gqa=arguments.enable_gqa,
         return_entropy=recordings.entropy,
         map_keys=recordings.map_keys,
+        statistics=("variance",) if recordings.variance else (),
+        **options,
     )
     response = None
     if recordings.response:

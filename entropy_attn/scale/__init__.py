@@ -1,17 +1,21 @@
 """Scale policies: the softmax scale of each attention call, computed from its token counts or from a recorded profile.
 
-A policy is any callable that takes a `CallInfo` and returns a float, a 0-d tensor, a tensor with one scale per head, or
-None for the model's default scale. The policies here are frozen dataclasses: they print, compare and hash by their
-settings. docs/scale.md compares them.
+A policy is any callable that takes a `CallInfo` and returns a float, a 0-d tensor, a tensor with one scale per head,
+`KeyGroups` for factors and biases by key, or None for the model's default scale. The policies here are frozen
+dataclasses: they print, compare and hash by their settings. docs/scale.md compares them.
 """
 
 from __future__ import annotations
 
 from entropy_attn.scale.adaptive import EntropyAdaptive
-from entropy_attn.scale.call import CallInfo, Kind, Policy, Scale, needs_train_tokens, resolve_scale
+from entropy_attn.scale.call import CallInfo, Kind, Policy, Scale, needs_train_tokens, policies_in, resolve_scale
 from entropy_attn.scale.combine import Layers, Product, Steps
 from entropy_attn.scale.constant import Constant, Fixed
+from entropy_attn.scale.key_groups import KeyGroups
 from entropy_attn.scale.layer_factors import LayerFactors
+from entropy_attn.scale.prompt_policies import PromptWeights, Regions
+from entropy_attn.scale.taca import TACA
+from entropy_attn.scale.target_entropy import TargetEntropy
 from entropy_attn.scale.token_grid import token_grid, training_tokens
 from entropy_attn.scale.token_ratio import LogN, LogNoRoot, Power, TokenRatio, YaRN
 
@@ -27,14 +31,18 @@ POLICIES: dict[str, type] = {
     "constant": Constant,
     "adaptive": EntropyAdaptive,
     "factors": LayerFactors,
+    "taca": TACA,
+    "target": TargetEntropy,
 }
 
 __all__ = [
     "POLICIES",
+    "TACA",
     "CallInfo",
     "Constant",
     "EntropyAdaptive",
     "Fixed",
+    "KeyGroups",
     "Kind",
     "LayerFactors",
     "Layers",
@@ -43,11 +51,15 @@ __all__ = [
     "Policy",
     "Power",
     "Product",
+    "PromptWeights",
+    "Regions",
     "Scale",
     "Steps",
+    "TargetEntropy",
     "TokenRatio",
     "YaRN",
     "needs_train_tokens",
+    "policies_in",
     "resolve_scale",
     "token_grid",
     "training_tokens",

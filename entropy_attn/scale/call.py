@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Literal
 
 import torch
 
+from entropy_attn.scale.key_groups import KeyGroups
 from entropy_attn.validation import expected, require_policy
 
 Kind = Literal["self", "cross", "joint"]
@@ -31,6 +32,11 @@ class CallInfo:
         text_tokens: number of text tokens among the keys.
         step: denoising step of the generation, from 0.
         reference_tokens: number of tokens of reference images; they follow the tokens of the generated image.
+        text: where the text tokens are among the keys, and among the queries of joint attention: "first", "last" or
+            "all"; None where there are none.
+        latent_size: (rows, columns) of the image in latent cells; None if unknown.
+        timestep: the scheduler's timestep of this step, from 1000 for noise to 0. None if it is not known, or if no
+            policy asked for it by an attribute `needs_timestep = True`: the host has to wait for the device to read it.
     """
 
     layer: str
@@ -43,6 +49,24 @@ class CallInfo:
     text_tokens: int = 0
     step: int = 0
     reference_tokens: int = 0
+    text: Literal["first", "last", "all"] | None = None
+    latent_size: tuple[int, int] | None = None
+    timestep: float | None = None
+
+    @property
+    def text_keys(self) -> tuple[int, int] | None:
+        """The keys (start, stop) of the text; None where there are none, or where they are is not known."""
+        if self.text is None or not self.text_tokens:
+            return None
+        start = self.seqlen_k - self.text_tokens if self.text == "last" else 0
+        return start, start + self.text_tokens
+
+    @property
+    def image_rows(self) -> tuple[int, int]:
+        """The queries (start, stop) of the generated image."""
+        text_first = self.text == "first" and self.kind == "joint" and self.seqlen_q == self.seqlen_k
+        start = self.text_tokens if text_first else 0
+        return start, start + self.picture_queries
 
     @property
     def picture_queries(self) -> int:
@@ -51,7 +75,7 @@ class CallInfo:
         return self.seqlen_q - text - self.reference_tokens
 
 
-Scale = float | torch.Tensor | None
+Scale = float | torch.Tensor | KeyGroups | None
 Policy = Callable[[CallInfo], Scale]
 
 
@@ -72,6 +96,21 @@ def needs_train_tokens(policy: Policy | None) -> bool:
     return bool(getattr(policy, "needs_train_tokens", False))
 
 
+def policies_in(policy: Policy | None) -> tuple[Policy, ...]:
+    """The policies that a policy is made of, or itself; none for None.
+
+    Args:
+        policy: a scale policy, or None. One that is made of others has them in an attribute `inner`.
+
+    Returns:
+        Every policy that is not made of others, in order.
+    """
+    if policy is None:
+        return ()
+    inner = getattr(policy, "inner", None)
+    return (policy,) if inner is None else tuple(each for part in inner for each in policies_in(part))
+
+
 def resolve_scale(policy: Policy | None, info: CallInfo) -> Scale:
     """Call a policy and check what it returns.
 
@@ -80,7 +119,7 @@ def resolve_scale(policy: Policy | None, info: CallInfo) -> Scale:
         info: the attention call.
 
     Returns:
-        None, a finite float, or a floating-point tensor of shape () or (H,).
+        None, a finite float, a floating-point tensor of shape () or (H,), or `KeyGroups` with one of these as `scale`.
 
     Raises:
         TypeError: `policy` cannot be called, `info` is no `CallInfo`, or the policy returned another type or dtype.
@@ -94,6 +133,12 @@ def resolve_scale(policy: Policy | None, info: CallInfo) -> Scale:
     scale = policy(info)
     if type(scale) is float and math.isfinite(scale):  # the usual case; to ask for a Real takes the host longer
         return scale
+    if isinstance(scale, KeyGroups):
+        return replace(scale, scale=_checked(scale.scale, policy, info))
+    return _checked(scale, policy, info)
+
+
+def _checked(scale: object, policy: Policy, info: CallInfo) -> float | torch.Tensor | None:
     if isinstance(scale, torch.Tensor):
         if scale.is_floating_point() and tuple(scale.shape) in ((), (info.num_heads,)):
             return scale
@@ -107,6 +152,6 @@ def resolve_scale(policy: Policy | None, info: CallInfo) -> Scale:
         got = repr(scale)
         error = ValueError if isinstance(scale, float) else TypeError
     raise error(
-        f"scale of policy {policy!r} for layer {info.layer!r}: expected None, a finite number, or a floating-point "
-        f"tensor of shape () or ({info.num_heads},), got {got}"
+        f"scale of policy {policy!r} for layer {info.layer!r}: expected None, a finite number, a floating-point "
+        f"tensor of shape () or ({info.num_heads},), or KeyGroups with one of them, got {got}"
     )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from entropy_attn.display import Settings
 from entropy_attn.scale.call import CallInfo, Policy, Scale, needs_train_tokens, resolve_scale
+from entropy_attn.scale.key_groups import KeyGroups
 from entropy_attn.validation import expected, require_int, require_policy
 
 
@@ -42,6 +43,11 @@ class Steps(Settings):
             require_int("stop", self.stop, self.start + 1, "None or ")
         if self.otherwise is not None:
             require_policy("otherwise", self.otherwise)
+
+    @property
+    def inner(self) -> tuple[Policy | None, ...]:
+        """The policies."""
+        return self.policy, self.otherwise
 
     @property
     def needs_train_tokens(self) -> bool:
@@ -109,6 +115,11 @@ class Layers(Settings):
         return cast(tuple[tuple[str, Policy | None], ...], self.policies)  # since __post_init__
 
     @property
+    def inner(self) -> tuple[Policy | None, ...]:
+        """The policies."""
+        return *(policy for _, policy in self._pairs), self.otherwise
+
+    @property
     def needs_train_tokens(self) -> bool:
         """Whether one of the policies reads `CallInfo.train_tokens`."""
         return any(needs_train_tokens(policy) for _, policy in self._pairs) or needs_train_tokens(self.otherwise)
@@ -132,8 +143,9 @@ class Layers(Settings):
 class Product(Settings):
     """Several policies multiplied: (f1 * f2 * ...) / sqrt(D), with fi = sqrt(D) times the scale of policy i.
 
-    A policy that returns None counts as 1. UltraImage (arXiv 2512.04504) uses such a product in its published settings
-    for Flux: Product(LogN(count_text_tokens=True), EntropyAdaptive(profile, lambda_min=1.1)).
+    A policy that returns None counts as 1. One may return `KeyGroups`, as in Product(LogN(), TACA()). UltraImage
+    (arXiv 2512.04504) uses a product in its published settings for Flux: Product(LogN(count_text_tokens=True),
+    EntropyAdaptive(profile, lambda_min=1.1)).
 
     Args:
         policies: at least one policy, as positional arguments.
@@ -155,6 +167,11 @@ class Product(Settings):
         return f"Product({', '.join(map(repr, self.policies))})"
 
     @property
+    def inner(self) -> tuple[Policy, ...]:
+        """The policies."""
+        return self.policies
+
+    @property
     def needs_train_tokens(self) -> bool:
         """Whether one of the policies reads `CallInfo.train_tokens`."""
         return any(map(needs_train_tokens, self.policies))
@@ -166,9 +183,20 @@ class Product(Settings):
             info: the attention call.
 
         Returns:
-            The scale, one per head if a policy returns one per head; None if every policy returns None.
+            The scale, one per head if a policy returns one per head; None if every policy returns None. With
+            `KeyGroups` of one policy, these with that scale.
+
+        Raises:
+            ValueError: two policies return `KeyGroups`.
         """
         root = math.sqrt(info.head_dim)
-        scales = [resolve_scale(policy, info) for policy in self.policies]
+        given = [resolve_scale(policy, info) for policy in self.policies]
+        groups = [each for each in given if isinstance(each, KeyGroups)]
+        if len(groups) > 1:
+            raise ValueError(
+                f"policies: expected one that returns KeyGroups for a call, got {len(groups)} in layer {info.layer!r}"
+            )
+        scales = [each.scale if isinstance(each, KeyGroups) else each for each in given]
         factors = [scale * root for scale in scales if scale is not None]
-        return math.prod(factors) / root if factors else None
+        product = math.prod(factors) / root if factors else None
+        return replace(groups[0], scale=product) if groups else product

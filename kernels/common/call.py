@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 Results = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]  # out, lse, entropy, map
+
+
+class AllResults(NamedTuple):
+    """Everything that a call can return; None where it was not asked for."""
+
+    out: Tensor
+    lse: Tensor | None = None
+    entropy: Tensor | None = None
+    map: Tensor | None = None
+    variance: Tensor | None = None
+    max: Tensor | None = None
+    mass: Tensor | None = None
 
 
 @dataclass(slots=True, eq=False)  # not frozen: that takes the host longer to fill
@@ -23,6 +36,12 @@ class AttentionCall:
     return_lse: bool = False
     return_entropy: bool = False
     map_keys: tuple[int, int] | None = None  # 0 <= start < stop <= Nk
+    key_scale: Tensor | None = None  # (B|1, H|1, groups of queries, Nk): factors on the products of query and key
+    key_bias: Tensor | None = None  # the same, added to the logits
+    key_rows: tuple[int, int] | Tensor | None = None  # queries of the one group; or (Nq,), each query's group
+    return_variance: bool = False
+    return_max: bool = False
+    mass_keys: tuple[int, int] | None = None  # as map_keys
     mask: Tensor | None = field(
         init=False, repr=False
     )  # attn_mask as a 4-D view, one object: plans find it by identity
@@ -34,7 +53,17 @@ class AttentionCall:
     @property
     def statistics(self) -> bool:
         """Whether anything is wanted besides the output."""
-        return self.return_lse or self.return_entropy or self.map_keys is not None
+        return self.return_lse or self.return_entropy or self.map_keys is not None or self.row_statistics
+
+    @property
+    def key_groups(self) -> bool:
+        """Whether keys have a scale or bias of their own."""
+        return self.key_scale is not None or self.key_bias is not None
+
+    @property
+    def row_statistics(self) -> bool:
+        """Whether the variance, the maximum or the mass of rows is wanted."""
+        return self.return_variance or self.return_max or self.mass_keys is not None
 
     @property
     def map_range(self) -> tuple[int, int]:
@@ -58,4 +87,6 @@ class AttentionCall:
             or self.value.requires_grad
             or (self.attn_mask is not None and self.attn_mask.requires_grad)
             or (isinstance(self.scale, Tensor) and self.scale.requires_grad)
+            or (self.key_scale is not None and self.key_scale.requires_grad)
+            or (self.key_bias is not None and self.key_bias.requires_grad)
         )

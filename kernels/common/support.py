@@ -98,6 +98,7 @@ def unsupported_reasons(call: AttentionCall) -> list[str]:
         reasons.append(f"attn_mask of {mask.dtype} is neither boolean nor float16, bfloat16 or float32")
     elif mask is not None and mask.dtype == torch.bfloat16 and interpreting():
         reasons.append("Triton's interpreter cannot add a bfloat16 attn_mask: use float16 or float32")
+    reasons += _argument_reasons(call)
     if isinstance(scale, float) and abs(scale) > MAX_SCALE:
         reasons.append(f"scale {scale} is beyond {MAX_SCALE:.0e}, where logits leave the range of float32")
     if max(query.shape[2], key.shape[2]) > MAX_SEQLEN:
@@ -109,6 +110,20 @@ def unsupported_reasons(call: AttentionCall) -> list[str]:
     if call.needs_gradient:
         reasons += _gradient_reasons(call)
     return reasons
+
+
+def _argument_reasons(call: AttentionCall) -> list[str]:
+    """Arguments that the kernels do not know."""
+    given = {
+        "key_scale": call.key_scale is not None,
+        "key_bias": call.key_bias is not None,
+        "statistics 'variance'": call.return_variance,
+        "statistics 'max'": call.return_max,
+        "statistics 'mass'": call.mass_keys is not None,
+    }
+    return [
+        f'the kernels do not compute {name}: use impl="sdpa" or "auto"' for name, is_given in given.items() if is_given
+    ]
 
 
 def _map_grid_reasons(call: AttentionCall) -> list[str]:

@@ -139,11 +139,11 @@ def assert_within_budget(
 def assert_matches_oracle(
     actual: tuple[Tensor | None, ...], query: Tensor, key: Tensor, value: Tensor, **options: Any
 ) -> dict[str, tuple[float, float]]:
-    """`(out, lse, entropy, map)` within the budget; statistics that are None or missing are not compared.
+    """`(out, lse, entropy, map)` within the budget; others, and statistics that are None or missing, are not compared.
 
     Returns `(error, budget)` of each compared result.
     """
-    actual = (*actual, *(None,) * (len(NAMES) - len(actual)))
+    actual = (*actual, *(None,) * (len(NAMES) - len(actual)))[: len(NAMES)]
     with torch.no_grad():
         truth = attention_reference(query, key, value, **options)
         same_dtype = torch_same_dtype(query, key, value, **options)

@@ -40,8 +40,8 @@ def apply(
     Args:
         pipe_or_denoiser: a diffusers pipeline, or its denoiser. If it is routed already, the new routing replaces the
             old one.
-        scale: a scale policy for the chosen layers: any callable (CallInfo) -> float, tensor or None. None keeps the
-            model's default scale in all layers.
+        scale: a scale policy for the chosen layers: any callable (CallInfo) -> float, tensor, `ea.scale.KeyGroups` or
+            None. None keeps the model's default scale in all layers.
         record: an `EntropyRecorder`, a `MapRecorder`, or a list of recorders. They see all layers, whatever `layers`
             is. Only with a pipeline do they find the branches of a batch; with a denoiser alone each batch is one part,
             unless they state `branches`.

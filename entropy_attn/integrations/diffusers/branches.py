@@ -8,6 +8,7 @@ from diffusers import DiffusionPipeline
 
 from entropy_attn.integrations.diffusers.generation import TrackedCall
 from entropy_attn.recorders.base import Parts, Recorder, UnknownParts
+from entropy_attn.routing.policy_recorder import PolicyRecorder
 
 # Pipelines with one of these run more than two guidance branches in a batch, and do not say which.
 OTHER_GUIDANCE = ("do_perturbed_attention_guidance", "image_guidance_scale")
@@ -38,7 +39,13 @@ def parts_for(recorders: Sequence[Recorder], call: TrackedCall) -> Parts:
 
 
 def check_guidance(pipe: DiffusionPipeline | None, recorders: Sequence[Recorder]) -> None:
-    """Refuse recorders that do not state the branches of a pipeline with other kinds of guidance."""
+    """Refuse recorders that do not state the branches of a pipeline with other kinds of guidance, or of none at all."""
+    for recorder in recorders:
+        if pipe is None and isinstance(recorder, PolicyRecorder) and recorder.branches is None:
+            raise ValueError(
+                f"scale={recorder.policy!r}: needs the pipeline, to know which rows are of the prompt; apply to the "
+                "pipeline, or give the policy branch=None"
+            )
     for name in OTHER_GUIDANCE:
         for recorder in recorders:
             if recorder.branches is None and hasattr(type(pipe), name):

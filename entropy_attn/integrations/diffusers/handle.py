@@ -26,6 +26,7 @@ from entropy_attn.integrations.diffusers.private import AttentionLayer, is_conte
 from entropy_attn.integrations.diffusers.processors import COPY, SwappedProcessor, forget_copy, has_copy
 from entropy_attn.integrations.diffusers.prompt_hook import add_prompt_hook
 from entropy_attn.integrations.diffusers.row_texts import Encoded
+from entropy_attn.integrations.diffusers.steps import scheduler_timestep
 from entropy_attn.recorders.base import Parts, Recorder
 from entropy_attn.routing.calls import DenoiserCall, LayerCall
 from entropy_attn.routing.router import Router
@@ -39,7 +40,7 @@ class Handle:
 
     Attributes:
         layers: names of the routed attention layers, within the denoiser.
-        recorders: those that were given to `apply`.
+        recorders: those that were given to `apply`, and those by which a policy follows the pipeline.
         active: False once removed, or replaced by a later `apply` to the same denoiser.
     """
 
@@ -57,8 +58,8 @@ class Handle:
         self._names = {module: name for name, module in self.modules.items()}
         self._number = number_of(self)
         self._by_call = any(rule.kind == "call" for rule in self.rules.values())
-        # Records, and calls that are split, stay outside of the graphs of torch.compile.
-        self._traceable = not router.recorders and router.rows == "all"
+        # Records, calls that are split, and key groups stay outside of the graphs of torch.compile.
+        self._traceable = not router.recorders and router.rows == "all" and not router.gives_key_groups
         self._parameters = tuple(inspect.signature(type(denoiser).forward).parameters)[1:]
         self._pipe = weakref.ref(pipe) if pipe is not None else lambda: None
         null_label = getattr(denoiser.config, "num_embeds_ada_norm", None)
@@ -201,7 +202,10 @@ class Handle:
             train_tokens = self.model.image_tokens(config, self.router.train_size, image.frames)
         latents = arguments.get(self.model.latents)
         batch = None if latents is None else len(latents)
-        running = DenoiserCall(step, image.size, parts, image.tokens, train_tokens, image.references, batch)
+        timestep = None
+        if self.router.needs_timestep:
+            timestep = scheduler_timestep(self._pipe(), arguments.get(self.model.timestep), self.model.timesteps)
+        running = DenoiserCall(step, image.size, parts, image.tokens, train_tokens, image.references, batch, timestep)
         with self.router.denoiser_call(running):
             result = call(*args, **kwargs)
         if isolated is None:

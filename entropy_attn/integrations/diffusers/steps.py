@@ -67,3 +67,22 @@ def _is_picked(timestep: Any) -> bool:
     if not isinstance(timestep, torch.Tensor) or any(timestep.stride()):
         return False
     return timestep.untyped_storage().nbytes() > timestep.element_size()
+
+
+def scheduler_timestep(pipe: Any, timestep: Any, factor: float | None) -> float | None:
+    """The timestep of the scheduler, from 1000 to 0, of a call of the denoiser; the host waits for the device.
+
+    pipe: None for a denoiser alone.
+    timestep: as the denoiser gets it, perhaps rounded to its dtype.
+    factor: see `Model.timesteps`. None is returned without it, and for samples at different timesteps.
+    """
+    if factor is None or timestep is None:
+        return None
+    values = torch.as_tensor(timestep).detach().double().flatten().cpu() / factor
+    if not values.numel() or values.min() != values.max():
+        return None
+    table = getattr(getattr(pipe, "scheduler", None), "timesteps", None)
+    if isinstance(table, torch.Tensor) and table.numel():  # which has it exactly
+        exact = table.detach().double().flatten().cpu()
+        return float(exact[(exact - values[0]).abs().argmin()])
+    return float(values[0])

@@ -22,7 +22,7 @@ from entropy_attn.integrations.diffusers.target import Size, latent_train_size, 
 from entropy_attn.ops.choice import chosen_impl
 from entropy_attn.routing.calls import LayerSelection
 from entropy_attn.routing.router import Router
-from entropy_attn.scale import CallInfo, Kind, Policy, resolve_scale
+from entropy_attn.scale import CallInfo, KeyGroups, Kind, Policy, resolve_scale
 
 
 @dataclass(frozen=True)
@@ -126,11 +126,15 @@ def _report(
     else:
         keys = image + of_text
         queries = image if rule.kind == "call" else keys
-    info = CallInfo(name, kind, queries, keys, heads, head_dim, train, of_text)
+    info = CallInfo(
+        name, kind, queries, keys, heads, head_dim, train, of_text, text=text_position, latent_size=latent
+    )  # fmt: skip
     refused, factor = refusal_of(module), None
     if refused is None and handle.router.layers.takes(info):
         try:
             factor = resolve_scale(handle.router.policy, info)
+            if isinstance(factor, KeyGroups):
+                factor = factor.scale
         except (ValueError, TypeError) as error:
             refused = str(error)
     return LayerReport(

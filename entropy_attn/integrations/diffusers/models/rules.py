@@ -82,6 +82,8 @@ class Model:
     pad: image tokens are padded to a multiple of 32.
     halves: layers see the image halved, each a different number of times (UNets).
     refused: arguments of the call that cannot be served, and why.
+    timesteps: what its pipelines multiply a timestep of the scheduler (1000 to 0) with for the denoiser; None where it
+        is another function, or was not looked up.
     text, timestep, latents: names of the arguments that a generation is followed by; `text` is None without text.
     note: for docs/models.md.
     """
@@ -101,6 +103,7 @@ class Model:
     pad: bool = False
     halves: bool = False
     refused: Mapping[str, str] = field(default_factory=dict)
+    timesteps: float | None = None
     text: str | None = "encoder_hidden_states"
     timestep: str = "timestep"
     latents: str = "hidden_states"

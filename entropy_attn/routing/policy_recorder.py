@@ -1,0 +1,55 @@
+"""What a policy is told of the pipeline that it is for: its texts, and the statistics of the calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from entropy_attn.prompts import TextPart
+from entropy_attn.recorders.base import Prompt, Recorder, Request
+from entropy_attn.routing.calls import LayerSelection
+from entropy_attn.scale import CallInfo, Policy, policies_in
+
+
+def policy_recorders(policy: Policy | None, layers: LayerSelection) -> tuple[Recorder, ...]:
+    """A recorder for each policy in this one that follows the pipeline."""
+    return tuple(PolicyRecorder(each, layers) for each in policies_in(policy) if getattr(each, "follows", False))
+
+
+class PolicyRecorder(Recorder):
+    """Stands between the router and a policy with the attribute `follows = True`.
+
+    Such a policy may have any of `attach(parts)` and `begin(prompts)`, as a `Recorder` has them;
+    and both of `wants_statistics(info)` and `learn(info, scale, entropy, variance)`, of the image queries of a call.
+    """
+
+    def __init__(self, policy: Policy, layers: LayerSelection):
+        super().__init__(None if getattr(policy, "needs_branches", False) else ("all",))
+        self.policy: Any = policy
+        self.layers = layers
+        self._learns = hasattr(policy, "learn")
+
+    def __repr__(self) -> str:
+        return f"<recorder of {self.policy!r}>"
+
+    def attach(self, parts: tuple[TextPart, ...]) -> None:
+        if hasattr(self.policy, "attach"):
+            self.policy.attach(parts)
+
+    def begin(self, prompts: list[Prompt] | None) -> None:
+        if hasattr(self.policy, "begin"):
+            self.policy.begin(prompts)
+
+    def wants(self, info: CallInfo, latent_size: tuple[int, int]) -> Request:
+        return "variance" if self._learns and self.layers.takes(info) and self.policy.wants_statistics(info) else None
+
+    def record(
+        self,
+        info: CallInfo,
+        scale: float | torch.Tensor,
+        measured: torch.Tensor,
+        branches: tuple[str, ...],
+        latent_size: tuple[int, int],
+    ) -> None:
+        self.policy.learn(info, scale, *measured.detach().unbind(-1))
