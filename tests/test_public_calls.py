@@ -55,6 +55,11 @@ STATISTICS = {
     "return_lse": [WRONG, "yes"],
     "return_entropy": [WRONG, "yes"],
     "map_keys": [WRONG, 3, (3, 2), (0, 9), (0, 1, 2), "0:2", slice(0, 4, 2)],
+    "key_scale": [WRONG, 1.2, [], [((0, 2), NAN)], [((0, 9), 1.0)], torch.ones(3), torch.ones(4, dtype=torch.long)],
+    "key_bias": [WRONG, 1.2, [], [((0, 2), "1")], [(0, 1.0)], torch.full((4,), INF)],
+    "key_rows": [WRONG, 3, (0, 2), torch.zeros(4), torch.zeros(4, dtype=torch.long)],  # without keys that they are for
+    "statistics": [WRONG, None, "max", ("top",), ("mass",)],
+    "mass_keys": [WRONG, (0, 2)],
     "impl": [WRONG, "cuda", None],
 }
 INFO = {
@@ -62,6 +67,7 @@ INFO = {
 }  # fmt: skip
 COUNT = [WRONG, 0, -1, 1.5, "64", True]
 SIZE = [WRONG, 64, (64,), (0, 64), ("a", "b"), (64.5, 64)]
+BOX = (0.0, 0.0, 0.5, 1.0)
 BRANCHES = [WRONG, "cond", (), (1, 2), ("a", "a")]
 LATENTS = torch.zeros(1, 4, 8, 8)
 MAPS = torch.rand(16, 5)
@@ -133,6 +139,43 @@ CALLS = {
                 *[{"a": {64: NAN}}, {"a": {64: "1"}}, {"a": {64: ()}}, "factors.csv", "absent.json"],
             ],
             "missing": [WRONG, "skip", None],
+        },
+    ),
+    "scale.TACA": (
+        ea.scale.TACA,
+        {},
+        {
+            "factor": [WRONG, -1, NAN, INF, "1", True, None],
+            "from_timestep": [WRONG, -1, NAN, "970", True],
+            "scale": [WRONG, NAN, "1", True],
+        },
+    ),
+    "scale.TargetEntropy": (
+        ea.scale.TargetEntropy,
+        {},
+        {"train_tokens": RATIO["train_tokens"], "per": [WRONG, "row", None], "clamp": [*RATIO["clamp"], None]},
+    ),
+    "scale.PromptWeights": (
+        ea.scale.PromptWeights,
+        {"weights": {"cat": 1.5}},
+        {
+            "weights": [WRONG, None, {}, {"": 1.0}, {-1: 1.0}, {1.5: 1.0}, {"cat": -1}, {"cat": NAN}, {"cat": "2"}],
+            "branch": [WRONG, "uncond", True],
+            "scale": [WRONG, NAN, "1", True],
+        },
+    ),
+    "scale.Regions": (
+        ea.scale.Regions,
+        {"regions": {"cat": BOX}},
+        {
+            "regions": [
+                *[WRONG, None, {}, {"": BOX}, {(): BOX}, {"cat": WRONG}, {"cat": BOX[:3]}, {"cat": (0, 0, 2, 1)}],
+                *[{"cat": (0.5, 0, 0.5, 1)}, {"cat": torch.zeros(4, 4)}, {"cat": torch.ones(4)}],
+            ],
+            "inside": [WRONG, NAN, INF, "1", True, None],
+            "outside": [WRONG, NAN, INF, "1", True, None],
+            "branch": [WRONG, "uncond", True],
+            "scale": [WRONG, NAN, "1", True],
         },
     ),
     "scale.needs_train_tokens": (ea.scale.needs_train_tokens, {"policy": None}, {"policy": POLICY}),
@@ -298,6 +341,7 @@ RESULTS = {
     "CallInfo",
     "Unsupported",
     "guidance.Prompt",
+    "scale.KeyGroups",
     "scale.Kind",
     "scale.Policy",
     "scale.Scale",

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from entropy_attn.errors import Unsupported
-from entropy_attn.kernels.common.call import AllResults, AttentionCall
+from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.ops.autocast import as_autocast
 from entropy_attn.ops.checks import ROW_STATISTICS, asked_statistics, check_range, check_scale, checked_call
 from entropy_attn.ops.choice import (
@@ -144,18 +144,16 @@ def attention(
     if type(return_lse) is not bool or type(return_entropy) is not bool:
         require_bool("return_lse", return_lse)
         require_bool("return_entropy", return_entropy)
+    of_rows: Collection[str] = ()
     if statistics != () or mass_keys is not None:
         asked = asked_statistics(statistics, mass_keys)
         return_lse, return_entropy = return_lse or "lse" in asked, return_entropy or "entropy" in asked
-        statistics = asked & ROW_STATISTICS
-    if statistics or key_scale is not None or key_bias is not None or key_rows is not None:
-        call, reasons = _full_call(
+        of_rows = asked & ROW_STATISTICS
+    if of_rows or key_scale is not None or key_bias is not None or key_rows is not None:
+        return _full_attention(
             impl, query, key, value, attn_mask, is_causal, scale, enable_gqa, return_lse, return_entropy, map_keys,
-            key_scale, key_bias, key_rows, statistics, mass_keys,
+            key_scale, key_bias, key_rows, of_rows, mass_keys,
         )  # fmt: skip
-        if call is None:
-            raise Unsupported(impl, reasons)
-        return AttentionOutput(*_run_all(impl, call))
     if attn_mask is not None:
         attn_mask, is_causal = as_causal(attn_mask, is_causal, query, key)
     if not torch.compiler.is_compiling() and not is_plain(query, key, value, attn_mask, scale):
@@ -273,14 +271,15 @@ def unsupported_reasons(
     check_impl(impl)
     require_bool("return_lse", return_lse)
     require_bool("return_entropy", return_entropy)
+    of_rows: Collection[str] = ()
     if statistics != () or mass_keys is not None:
         asked = asked_statistics(statistics, mass_keys)
         return_lse, return_entropy = return_lse or "lse" in asked, return_entropy or "entropy" in asked
-        statistics = asked & ROW_STATISTICS
-    if statistics or key_scale is not None or key_bias is not None or key_rows is not None:
+        of_rows = asked & ROW_STATISTICS
+    if of_rows or key_scale is not None or key_bias is not None or key_rows is not None:
         call, reasons = _full_call(
             impl, query, key, value, attn_mask, is_causal, scale, enable_gqa, return_lse, return_entropy, map_keys,
-            key_scale, key_bias, key_rows, statistics, mass_keys,
+            key_scale, key_bias, key_rows, of_rows, mass_keys,
         )  # fmt: skip
         return reasons if call is None or impl == AUTO else IMPLEMENTATIONS[impl].reasons(call)
     if attn_mask is not None:
@@ -340,8 +339,11 @@ def _full_call(
 
 
 @torch.compiler.disable(reason="entropy_attn: key groups and statistics of rows are no operator of a graph yet")
-def _run_all(impl: str, call: AttentionCall) -> AllResults:
-    return implementation(impl, call).run_all(call)
+def _full_attention(impl: str, *arguments: Any) -> AttentionOutput:
+    call, reasons = _full_call(impl, *arguments)
+    if call is None:
+        raise Unsupported(impl, reasons)
+    return AttentionOutput(*implementation(impl, call).run_all(call))
 
 
 def _by_torch(

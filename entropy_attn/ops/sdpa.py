@@ -45,8 +45,10 @@ def attention_sdpa_all(call: AttentionCall) -> AllResults:
     """The same for calls with key groups, or with the statistics of `AttentionCall.row_statistics`."""
     if call.key_groups:
         return run_by_group(call, attention_sdpa_all)
-    both = call.is_causal and call.attn_mask is not None  # a bias of the keys, which torch's attention does not take
-    if call.row_statistics or both:
+    # A bias of the keys is a mask. Torch's attention takes none beside causality, and for the gradient of one it holds
+    # the matrix of scores.
+    mask = call.attn_mask
+    if call.row_statistics or (mask is not None and (call.is_causal or (mask.requires_grad and call.needs_gradient))):
         return _by_row_blocks(call, *_for_row_blocks(call))
     return AllResults(*attention_sdpa(call))
 

@@ -42,7 +42,7 @@ def key_arguments(
     ]
     if not isinstance(rows, Tensor):  # then there is one group, and no dimension for it
         tables = [None if table is None else table.squeeze(2) for table in tables]
-    return KeyArguments(*tables, rows)
+    return KeyArguments(tables[0], tables[1], rows)
 
 
 def _on_device(given: Any, query: Tensor) -> Any:

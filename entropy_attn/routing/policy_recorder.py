@@ -9,7 +9,8 @@ import torch
 from entropy_attn.prompts import TextPart
 from entropy_attn.recorders.base import Prompt, Recorder, Request
 from entropy_attn.routing.calls import LayerSelection
-from entropy_attn.scale import CallInfo, Policy, policies_in
+from entropy_attn.scale import CallInfo, Policy
+from entropy_attn.scale.call import policies_in
 
 
 def policy_recorders(policy: Policy | None, layers: LayerSelection) -> tuple[Recorder, ...]:

@@ -33,9 +33,9 @@ from entropy_attn.scale import (
     Policy,
     TokenRatio,
     needs_train_tokens,
-    policies_in,
     resolve_scale,
 )
+from entropy_attn.scale.call import policies_in
 from entropy_attn.validation import require_one_of, require_policy
 
 
@@ -166,8 +166,8 @@ class Router:
         if layer_call.sample is not None:
             here = parts.name_of(layer_call.sample, layer_call.samples) == branch
             return list(range(batch)) if here else []
-        if (reason := unknown_rows(arguments.query, call.batch, parts.names)) is not None:
-            raise Unroutable(f"layer {layer_call.layer!r}", [reason])
+        if (unknown := unknown_rows(arguments.query, call.batch, parts.names)) is not None:
+            raise Unroutable(f"layer {layer_call.layer!r}", [unknown])
         return list(parts.rows_of(branch, batch)) if branch in parts.names else []
 
     def _describe(self, layer_call: LayerCall, seqlen_q: int, seqlen_k: int, num_heads: int, head_dim: int) -> CallInfo:

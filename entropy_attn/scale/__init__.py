@@ -8,7 +8,7 @@ dataclasses: they print, compare and hash by their settings. docs/scale.md compa
 from __future__ import annotations
 
 from entropy_attn.scale.adaptive import EntropyAdaptive
-from entropy_attn.scale.call import CallInfo, Kind, Policy, Scale, needs_train_tokens, policies_in, resolve_scale
+from entropy_attn.scale.call import CallInfo, Kind, Policy, Scale, needs_train_tokens, resolve_scale
 from entropy_attn.scale.combine import Layers, Product, Steps
 from entropy_attn.scale.constant import Constant, Fixed
 from entropy_attn.scale.key_groups import KeyGroups
@@ -59,7 +59,6 @@ __all__ = [
     "TokenRatio",
     "YaRN",
     "needs_train_tokens",
-    "policies_in",
     "resolve_scale",
     "token_grid",
     "training_tokens",

@@ -22,9 +22,9 @@ from entropy_attn.scale import (
     Regions,
     Steps,
     TargetEntropy,
-    policies_in,
     resolve_scale,
 )
+from entropy_attn.scale.call import policies_in
 from entropy_attn.scale.parsing import parse_scale
 from tests.support.tiny_models import TEXT_TOKENS, make_tokenizer
 

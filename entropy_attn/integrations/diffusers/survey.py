@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
@@ -127,7 +127,7 @@ def _report(
         keys = image + of_text
         queries = image if rule.kind == "call" else keys
     info = CallInfo(
-        name, kind, queries, keys, heads, head_dim, train, of_text, text=text_position, latent_size=latent
+        name, kind, queries, keys, heads, head_dim, train, of_text, text=cast(Any, text_position), latent_size=latent
     )  # fmt: skip
     refused, factor = refusal_of(module), None
     if refused is None and handle.router.layers.takes(info):
