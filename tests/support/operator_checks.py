@@ -80,7 +80,7 @@ def check_autocast(impl: str, device: str) -> None:
         compiled = torch.compile(lambda *t: tuple(ea.attention(*t, impl=impl, **OPTIONS)), backend="aot_eager")(q, k, v)
     outside = ea.attention(*(t.to(dtype) for t in (q, k, v)), impl=impl, **OPTIONS)
     assert inside.out.dtype == dtype and inside.entropy.dtype == inside.map.dtype == torch.float32
-    for a, b, c in zip(inside, outside, compiled, strict=True):
+    for a, b, c in zip(inside[:4], outside[:4], compiled[:4], strict=True):
         assert torch.equal(a, b) and torch.equal(a, c)
 
 
@@ -99,11 +99,11 @@ def check_checkpoint(impl: str, device: str) -> None:
 
 def check_without_gradients(impl: str, device: str) -> None:
     q, k, v = make_qkv(1, 2, 20, 20, 16, device=device, requires_grad=True)
-    expected = ea.attention(q, k, v, impl=impl, **OPTIONS)
+    expected = ea.attention(q, k, v, impl=impl, **OPTIONS)[:4]
     assert all(t.requires_grad for t in expected)
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
-            found = ea.attention(q, k, v, impl=impl, **OPTIONS)
+            found = ea.attention(q, k, v, impl=impl, **OPTIONS)[:4]
         for a, b in zip(found, expected, strict=True):
             assert torch.equal(a, b) and not a.requires_grad
 
