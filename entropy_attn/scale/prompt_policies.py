@@ -170,6 +170,7 @@ class Regions(_OfPrompt):
         require_number("inside", self.inside)
         if self.outside != -math.inf:
             require_number("outside", self.outside)
+        object.__setattr__(self, "_made_groups", {})
         super().__post_init__()
 
     def __call__(self, info: CallInfo) -> KeyGroups | float | None:
@@ -188,6 +189,34 @@ class Regions(_OfPrompt):
         text = _text_of(info)
         if text is None:
             return self.scale
+        same = info.kind, text, info.image_rows, info.seqlen_q, info.seqlen_k, info.latent_size
+        if same not in self._made:  # the same in every layer of this size and in every step
+            self._made[same] = self._groups(info, text)
+        return self._made[same]
+
+    def attach(self, parts: tuple[TextPart, ...]) -> None:
+        """As `PromptWeights.attach`.
+
+        Args:
+            parts: the parts of the text.
+        """
+        self._made.clear()
+        super().attach(parts)
+
+    def begin(self, prompts: list[Any] | None) -> None:
+        """As `PromptWeights.begin`.
+
+        Args:
+            prompts: the prompts of the batch.
+        """
+        self._made.clear()
+        super().begin(prompts)
+
+    @property
+    def _made(self) -> dict[tuple[Any, ...], KeyGroups]:
+        return cast(dict[tuple[Any, ...], KeyGroups], vars(self)["_made_groups"])
+
+    def _groups(self, info: CallInfo, text: tuple[int, int]) -> KeyGroups:
         inside = self._members(info)
         members, groups = inside.unique(dim=0, return_inverse=True)  # (groups, regions), (image queries,)
         table = torch.zeros(len(members) + 1, info.seqlen_k)  # the last group is all other queries

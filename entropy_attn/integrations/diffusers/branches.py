@@ -25,6 +25,11 @@ def parts_for(recorders: Sequence[Recorder], call: TrackedCall) -> Parts:
         parts = call.parts()
     except UnknownParts as unknown:
         for recorder in recorders:
+            if recorder.branches is None and isinstance(recorder, PolicyRecorder):
+                raise UnknownParts(
+                    f"scale={recorder.policy!r}: which rows are of the prompt is not known: {unknown}. Give the policy "
+                    "branch=None, for all rows"
+                ) from None
             if recorder.branches is None:
                 name = type(recorder).__name__
                 raise UnknownParts(
@@ -48,8 +53,14 @@ def check_guidance(pipe: DiffusionPipeline | None, recorders: Sequence[Recorder]
             )
     for name in OTHER_GUIDANCE:
         for recorder in recorders:
-            if recorder.branches is None and hasattr(type(pipe), name):
+            if recorder.branches is not None or not hasattr(type(pipe), name):
+                continue
+            if isinstance(recorder, PolicyRecorder):
                 raise ValueError(
-                    f"record={recorder!r}: {type(pipe).__name__} has {name}, so its batch may have more than two "
-                    f"parts; give {type(recorder).__name__}(branches=...) their names, in order"
+                    f"scale={recorder.policy!r}: {type(pipe).__name__} has {name}, so which rows are of the prompt is "
+                    "not known; give the policy branch=None, for all rows"
                 )
+            raise ValueError(
+                f"record={recorder!r}: {type(pipe).__name__} has {name}, so its batch may have more than two "
+                f"parts; give {type(recorder).__name__}(branches=...) their names, in order"
+            )
