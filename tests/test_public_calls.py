@@ -58,7 +58,7 @@ STATISTICS = {
     "key_scale": [WRONG, 1.2, [], [((0, 2), NAN)], [((0, 9), 1.0)], torch.ones(3), torch.ones(4, dtype=torch.long)],
     "key_bias": [WRONG, 1.2, [], [((0, 2), "1")], [(0, 1.0)], torch.full((4,), INF)],
     "key_rows": [WRONG, 3, (0, 2), torch.zeros(4), torch.zeros(4, dtype=torch.long)],  # without keys that they are for
-    "statistics": [WRONG, None, "max", ("top",), ("mass",)],
+    "statistics": [WRONG, None, "max", ("top",)],
     "mass_keys": [WRONG, (0, 2)],
     "impl": [WRONG, "cuda", None],
 }

@@ -12,8 +12,9 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 MAX_SEED = 2**64 - 1  # as in profiling/plan.py, which is not imported here because --help must be quick
 SIZE_HELP = "one number for a square, or HEIGHTxWIDTH"
 SCALE_HELP = (
-    "'off' (1/sqrt(d)), 'logn' (sqrt(log_T N / d)), 'lognoroot', 'power', 'yarn', 'constant', 'adaptive' (per head) "
-    "or 'factors' (per layer; the path of a profile's hold-entropy.json is enough). Settings follow the name: "
+    "'off' (1/sqrt(d)), 'logn' (sqrt(log_T N / d)), 'lognoroot', 'power', 'yarn', 'constant', 'adaptive' (per head), "
+    "'factors' (per layer; the path of a profile's hold-entropy.json is enough), 'target' (holds the entropy, step by "
+    "step) or 'taca' (more attention of the image to the text). Settings follow the name: "
     "'logn:strength=0.5:direction=up', 'power:p=0.25:clamp=0.8..1.5', 'adaptive:profile=entropy.csv:policy=off'. "
     "Any policy can be limited to some steps or layers: 'yarn:steps=0..10', 'logn:layers=up_blocks'."
 )

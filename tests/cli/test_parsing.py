@@ -51,6 +51,9 @@ SETTINGS = {
     "branch": "uncond",
     "relative": True,
     "allow_nonpositive": True,
+    "from_timestep": 900.0,
+    "scale": 0.2,
+    "per": "layer",
 }
 
 
