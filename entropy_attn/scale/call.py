@@ -152,6 +152,6 @@ def _checked(scale: object, policy: Policy, info: CallInfo) -> float | torch.Ten
         got = repr(scale)
         error = ValueError if isinstance(scale, float) else TypeError
     raise error(
-        f"scale of policy {policy!r} for layer {info.layer!r}: expected None, a finite number, a floating-point "
-        f"tensor of shape () or ({info.num_heads},), or KeyGroups with one of them, got {got}"
+        f"scale of policy {policy!r} for layer {info.layer!r}: expected None, KeyGroups, a finite number, or a "
+        f"floating-point tensor of shape () or ({info.num_heads},), got {got}"
     )
