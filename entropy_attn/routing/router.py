@@ -62,13 +62,14 @@ class Router:
         _check_policy(policy, layers, train_size)
         self.policy = policy
         self.layers = layers
-        self.recorders = (*_recorders(record), *policy_recorders(policy, layers))
+        followers = policy_recorders(policy, layers)
+        self.recorders = (*_recorders(record), *followers)
         self.train_size = train_size
         require_one_of("rows", rows, ("all", "image"))
         self.rows = rows
         self.needs_timestep = any(getattr(each, "needs_timestep", False) for each in policies_in(policy))
         self.gives_key_groups = any(getattr(each, "gives_key_groups", False) for each in policies_in(policy))
-        self._knows_branches = any(each.branches is None for each in self.recorders)
+        self._knows_branches = any(each.branches is None for each in followers)  # `apply` checks the pipeline for them
         self._halvings = halvings or {}
         self._running = threading.local()
         self._latest: DenoiserCall | None = None
