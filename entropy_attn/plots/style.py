@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import textwrap
@@ -25,11 +26,21 @@ MAX_PANELS = 3  # side by side in one row
 MAX_PANEL_WIDTH = 10.0  # inches
 NAME_WIDTH = 18  # characters of a row's name in a line
 DPI = 150
+NOTEBOOK_DPI = 80
+
+
+class ShownFigure(Figure):
+    """A figure that a notebook shows. IPython learns to show others only when pyplot is imported."""
+
+    def _repr_png_(self) -> bytes:
+        data = io.BytesIO()
+        self.savefig(data, format="png", dpi=NOTEBOOK_DPI)
+        return data.getvalue()
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
     """A figure outside pyplot's global state, so that the caller's figures and settings stay as they are."""
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    figure = ShownFigure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=13)
     return figure
