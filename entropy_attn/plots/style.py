@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import re
@@ -29,21 +30,20 @@ DPI = 150
 NOTEBOOK_DPI = 80
 
 
-class ShownFigure(Figure):
-    """A figure that a notebook shows. IPython learns to show others only when pyplot is imported."""
-
-    def _repr_png_(self) -> bytes:
-        data = io.BytesIO()
-        self.savefig(data, format="png", dpi=NOTEBOOK_DPI)
-        return data.getvalue()
-
-
 def new_figure(width: float, height: float, title: str) -> Figure:
     """A figure outside pyplot's global state, so that the caller's figures and settings stay as they are."""
-    figure = ShownFigure(figsize=(width, height), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
+    # IPython learns to show figures only when pyplot is imported. A subclass would do, but loggers know them by type.
+    figure._repr_png_ = functools.partial(_png, figure)  # type: ignore[attr-defined]
     figure.suptitle(title, fontsize=13)
     return figure
+
+
+def _png(figure: Figure) -> bytes:
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=NOTEBOOK_DPI)
+    return data.getvalue()
 
 
 def new_sheet(width: float, height: float, title: str, subtitle: str = "") -> Figure:
