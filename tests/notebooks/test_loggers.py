@@ -1,4 +1,4 @@
-"""The lines of notebooks/README.md that log to TensorBoard and Weights & Biases, run as they are written there."""
+"""The lines of notebooks/README.md that log to TensorBoard, run as they are written there."""
 
 from __future__ import annotations
 
@@ -50,18 +50,3 @@ def test_tensorboard_gets_scalars_a_figure_and_maps(generation, tmp_path, monkey
         assert logged == pytest.approx({step: generation["means"][step, layer] for step in (0, 1)}, rel=1e-6)
     assert sorted(events.Tags()["images"]) == ["heads", "maps/circle", "maps/red"]
     assert events.Images("maps/red")[0].width == generation["image"].width
-
-
-def test_weights_and_biases_offline(generation, tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb")
-    monkeypatch.chdir(tmp_path)
-    for name, value in {"MODE": "offline", "SILENT": "true", "ERROR_REPORTING": "false", "DIR": str(tmp_path)}.items():
-        monkeypatch.setenv(f"WANDB_{name}", value)
-    logged = []
-    log = wandb.Run.log
-    monkeypatch.setattr(wandb.Run, "log", lambda run, data, **where: logged.append(data) or log(run, data, **where))
-    exec(block("wandb.init"), dict(generation))
-    assert len(logged) == 3 and set(logged[-1]) == {"heads", "maps/red", "maps/circle"}
-    for step, values in enumerate(logged[:2]):
-        assert values == {f"entropy/{layer}": value for layer, value in generation["means"][step].items()}
-    assert list(tmp_path.glob("**/run-*.wandb"))
