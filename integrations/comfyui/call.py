@@ -55,16 +55,15 @@ class AttentionCall:
 
     @property
     def head_dim(self) -> int:
-        width = self.query.shape[-1]
-        return width if self._heads_apart else width // self.num_heads
+        return self.query.shape[-1] if self._heads_apart else self.query.shape[2:].numel() // self.num_heads
 
     @property
     def seqlen_q(self) -> int:
-        return self.query.shape[-2]
+        return self.query.shape[self._tokens]
 
     @property
     def seqlen_k(self) -> int:
-        return self.bound.arguments["k"].shape[-2]
+        return self.bound.arguments["k"].shape[self._tokens]
 
     @property
     def scale(self) -> float:
@@ -85,9 +84,10 @@ class AttentionCall:
         q, k, v = (self.bound.arguments[name] for name in ("q", "k", "v"))
         grouped = bool(self.options.get("enable_gqa", False))
         if not self._heads_apart:
+            # Some models, such as Stable Diffusion 3, give (B, N, H, D) for one of the three.
             heads = (-1, self.head_dim) if grouped else (self.num_heads, -1)
-            q = q.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            k, v = (t.unflatten(-1, heads).transpose(1, 2) for t in (k, v))
+            q = q.reshape(*q.shape[:2], self.num_heads, -1).transpose(1, 2)
+            k, v = (t.reshape(*t.shape[:2], *heads).transpose(1, 2) for t in (k, v))
         mask = self.bound.arguments.get("mask")
         if mask is not None and mask.ndim == 3:
             mask = mask.unsqueeze(1)
@@ -97,3 +97,7 @@ class AttentionCall:
     def _heads_apart(self) -> bool:
         """Whether tensors are (B, H, N, D); otherwise they are (B, N, H * D)."""
         return bool(self.bound.arguments.get("skip_reshape", False))
+
+    @property
+    def _tokens(self) -> int:
+        return 2 if self._heads_apart else 1

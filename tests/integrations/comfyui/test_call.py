@@ -39,6 +39,17 @@ def test_a_call_means_the_same_to_this_package(apart, kv_heads, mask):
     assert (call.seqlen_q, call.seqlen_k, call.head_dim) == (5, 7, 4)
 
 
+@pytest.mark.parametrize("which", [(2,), (0, 1, 2)], ids=["value", "all"])
+def test_joined_tensors_may_have_their_heads_apart_behind_the_tokens(which):
+    q, k, v = given = tensors()
+    apart = [t.unflatten(-1, (3, 4)) if index in which else t for index, t in enumerate(given)]
+    call = AttentionCall.of((*apart, 3), {})
+    torch.testing.assert_close(
+        ea.attention(*call.arguments()[:3]).out, stub.attention(q, k, v, 3, skip_output_reshape=True)
+    )
+    assert (call.seqlen_q, call.seqlen_k, call.head_dim) == (5, 7, 4)
+
+
 def test_a_boolean_mask_means_the_same():
     q, k, v = tensors(apart=True)
     keep = torch.rand(5, 7) > 0.4

@@ -151,7 +151,7 @@ def by_hand(model, factor_of):
     def override(func, q, k, v, heads, mask=None, skip_reshape=False, skip_output_reshape=False, **kwargs):
         assert mask is None and not skip_output_reshape
         if not skip_reshape:
-            q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+            q, k, v = (t.reshape(*t.shape[:2], heads, -1).transpose(1, 2) for t in (q, k, v))
         factor = factor_of.get((q.shape[2], k.shape[2]), 1.0) / math.sqrt(q.shape[-1])
         out = (q.double() @ k.double().mT * factor).softmax(-1) @ v.double()
         return out.to(v.dtype).transpose(1, 2).flatten(2)
