@@ -25,8 +25,8 @@ SIGNATURE = inspect.signature(_attention)
 class AttentionCall:
     """The arguments of one call, `func(q, k, v, heads, mask=None, ...)`.
 
-    Only the query can be exchanged. Everything else, with keyword arguments that this package does not know, is passed on
-    as it was given, so `attn_precision`, `skip_output_reshape` and whatever ComfyUI adds keep their meaning.
+    Only the query can be exchanged. Everything else is passed on as it was given, keyword arguments that are not known
+    here too, so `attn_precision`, `skip_output_reshape` and whatever ComfyUI adds keep their meaning.
     """
 
     bound: inspect.BoundArguments

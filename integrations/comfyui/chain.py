@@ -73,10 +73,10 @@ class Tap:
 class Chain:
     """What ComfyUI calls instead of its attention function: `chain(func, q, k, v, heads, ...)`.
 
-    Scales multiply the query, because ComfyUI's functions do not all take a `scale`: versions up to 0.3.64, and some
-    attention functions of later ones, ignore it. Recorders compute their statistics beside the call, whose result is that
-    of the function, so an image is the same with and without them. A call whose kind is not known is passed on
-    as it is, and the reason is logged once.
+    Scales multiply the query, because not all of ComfyUI's functions take a `scale`: those of version 0.3.64, and
+    `attention3_sage` of later ones, ignore it. Recorders compute their statistics beside the call, whose result is that
+    of ComfyUI's function, so an image is the same with and without them. A call whose kind is not known is passed on as
+    it is, and the reason is logged once.
 
     Args:
         tracker: knows which call this is.
@@ -104,9 +104,7 @@ class Chain:
             ValueError: it has one for the same layers, which would be multiplied with it.
         """
         if any(scale.layers == other.layers for other in self.scales):
-            raise ValueError(
-                f"layers: expected layers without a scale, got {scale.layers.layers!r}, for which the model has one already"
-            )
+            raise ValueError(f"layers: expected layers without a scale, got {scale.layers.layers!r}, which have one")
         return Chain(self.tracker, (*self.scales, scale), self.taps, self.earlier)
 
     def with_tap(self, tap: Tap) -> Chain:
@@ -207,7 +205,7 @@ def call_info(
 
 
 def chain_of(model: Any) -> Chain | None:
-    """The chain that a ModelPatcher's attention goes through first; None if it goes through another override, or none."""
+    """The chain that is the override of a ModelPatcher; None if that is another one, or there is none."""
     found = model.model_options["transformer_options"].get(OVERRIDE)
     return found if isinstance(found, Chain) else None
 

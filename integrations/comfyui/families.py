@@ -53,7 +53,9 @@ def family_of(model: Any) -> Family:
     if name in NAMES:
         return Family(name, int(denoiser.patch_size), int(getattr(denoiser, "register_length", 0)))
     known = ", ".join(f"{denoiser} ({what})" for denoiser, what in NAMES.items())
-    raise ValueError(f"model: expected a denoiser of the class {known}, got {name}: the kinds of its calls are not known")
+    raise ValueError(
+        f"model: expected a denoiser of the class {known}, got {name}: the kinds of its calls are not known"
+    )
 
 
 def train_pixels_of(model: Any) -> int:
@@ -66,7 +68,7 @@ def train_pixels_of(model: Any) -> int:
     if name not in TRAIN_PIXELS:
         known = ", ".join(f"{config} {pixels}" for config, pixels in TRAIN_PIXELS.items())
         raise ValueError(
-            f"train_size: expected the side of the training images in pixels for a model of the class {name}; 0 takes it "
-            f"from the class, which works for {known}"
+            f"train_size: expected the side of the training images in pixels for a model of the class {name}; "
+            f"0 takes it from the class, which works for {known}"
         )
     return TRAIN_PIXELS[name]

@@ -95,9 +95,11 @@ class EntropyProbe(io.ComfyNode):
             node_id="EntropyAttnProbe",
             display_name="Entropy probe",
             category=CATEGORY,
-            description="Records the entropy of every attention call while this model samples. The images stay the same. "
-            "Read the probe with 'Read entropy probe'.",
-            inputs=[io.Model.Input("model", tooltip="The model to record; give the model of this node to the sampler.")],
+            description="Records the entropy of every attention call while this model samples, without a change of the "
+            "images. Read the probe with 'Read entropy probe'.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to record; give the model of this node to the sampler.")
+            ],
             outputs=[
                 io.Model.Output("probed_model", display_name="model"),
                 ProbeType.Output("probe", tooltip="Holds the latest sampling of this node's model."),
@@ -187,7 +189,12 @@ class WordMapsOverlay(io.ComfyNode):
                 MapsType.Input("maps", tooltip="Of the node 'Word maps'."),
                 io.Image.Input("images", tooltip="The decoded images of the sampling that was recorded."),
                 io.Float.Input(
-                    "strength", default=0.65, min=0.0, max=1.0, step=0.05, tooltip="0: the image alone. 1: the map alone."
+                    "strength",
+                    default=0.65,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="0: the image alone. 1: the map alone.",
                 ),
             ],
             outputs=[

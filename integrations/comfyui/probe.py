@@ -57,7 +57,9 @@ class Probe(Tap):
             ValueError: nothing was recorded.
         """
         if not len(self.recorder):
-            raise ValueError("probe: expected a recorded sampling, got none: sample with the model that the probe gives")
+            raise ValueError(
+                "probe: expected a recorded sampling, got none: sample with the model that the probe gives"
+            )
         return list(self._rows())
 
     def _rows(self) -> Iterator[dict[str, Any]]:
@@ -128,7 +130,9 @@ def figure(probe: Probe, kind: str) -> Any:
     for row in rows:
         values[layers.index(row["layer"]), steps.index(row["step"])] = row["relative"]
     drawn = new_figure(
-        min(3.6 + 0.36 * len(steps), 14), min(1.8 + 0.2 * len(layers), 16), f"Attention entropy / ln N, {kind}, {branch}"
+        min(3.6 + 0.36 * len(steps), 14),
+        min(1.8 + 0.2 * len(layers), 16),
+        f"Attention entropy / ln N, {kind}, {branch}",
     )
     axis = drawn.subplots()
     shown = axis.imshow(values, aspect="auto", interpolation="nearest", cmap="cividis", vmin=0.0, vmax=1.0)

@@ -48,7 +48,9 @@ def scale_of(
         raise ValueError(f"train_tokens: expected 0 with train_size={train_size}, got {train_tokens}: T is one of both")
     if layers == "cross" and not train_tokens:
         raise ValueError(
-            expected("train_tokens", "for layers='cross' the text's tokens in training, which no size says", train_tokens)
+            expected(
+                "train_tokens", "for layers='cross' the text's tokens in training, which no size says", train_tokens
+            )
         )
     chosen = POLICIES[policy](
         train_tokens=train_tokens or "auto",

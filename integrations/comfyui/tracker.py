@@ -178,7 +178,9 @@ class Tracker:
             if current.frames:
                 raise UnknownCall("the batch is the frames of a video")
             if len(call.query) != current.batch:
-                raise UnknownCall(f"it has {len(call.query)} rows and the batch {current.batch}, as with tiled attention")
+                raise UnknownCall(
+                    f"it has {len(call.query)} rows and the batch {current.batch}, as with tiled attention"
+                )
             if self.family.name == UNET:
                 return self._in_unet(call, signpost, current)
             return self._in_transformer(call, current)
@@ -205,7 +207,9 @@ class Tracker:
         if signpost is None:
             raise UnknownCall("it comes from no transformer block, or from one whose attention another node replaced")
         if call.seqlen_k != signpost.keys:
-            raise UnknownCall(f"{signpost.layer} has {call.seqlen_k} keys, not {signpost.keys}: another node changed them")
+            raise UnknownCall(
+                f"{signpost.layer} has {call.seqlen_k} keys, not {signpost.keys}: another node changed them"
+            )
         if signpost.kind == "self":
             height, width = call.options["transformer_options"]["activations_shape"][-2:]
             if call.seqlen_k != height * width:

@@ -1,4 +1,4 @@
-"""Where the image attends to the words of the prompt, for models with the text of CLIP: Stable Diffusion 1, 2 and XL."""
+"""Where the image attends to the words of the prompt, in models with the text of CLIP, Stable Diffusion up to XL."""
 
 from __future__ import annotations
 
@@ -74,7 +74,9 @@ class PromptTokens:
         ids = [NO_TOKEN if isinstance(token, Tensor) else int(token) for token, _, _ in positions]
         return {
             "input_ids": ids,
-            "attention_mask": [int(word != 0 and token != NO_TOKEN) for token, (_, _, word) in zip(ids, positions)],
+            "attention_mask": [
+                int(word != 0 and token != NO_TOKEN) for token, (_, _, word) in zip(ids, positions, strict=True)
+            ],
         }
 
     def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
@@ -133,7 +135,9 @@ class WordMaps(Tap):
         """
         conditional = [name for name in current.branches if name.startswith("cond")]
         if current.context is None or "all" in current.branches or len(conditional) > 1:
-            raise ValueError(f"word maps: expected one conditional prompt in a pass, got the branches {current.branches}")
+            raise ValueError(
+                f"word maps: expected one conditional prompt in a pass, got the branches {current.branches}"
+            )
         if not conditional:
             return
         context = current.context[list(current.parts.rows_of("cond", current.batch))]

@@ -1,7 +1,7 @@
 """Stand-ins for the parts of ComfyUI that the nodes touch, written from its interface: `test_real.py` compares them.
 
-The attention function and its override, patches before attn1 and attn2, wrappers around samplings and passes, the clone of
-a ModelPatcher, a UNet and a transformer with random weights, and a CLIP.
+The attention function and its override, patches before attn1 and attn2, wrappers around samplings and passes, the clone
+of a ModelPatcher, and a UNet and a transformer with random weights.
 """
 
 from __future__ import annotations
@@ -163,7 +163,9 @@ class Flux(nn.Module):
         h = torch.cat([self.text(context), *(self.enter(found) for found in tokens)], dim=1)
         for qkv in self.qkv:
             q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in qkv(h).chunk(3, -1))
-            h = h + attention(q, k, v, self.heads, skip_reshape=True, mask=None, transformer_options=transformer_options)
+            h = h + attention(
+                q, k, v, self.heads, skip_reshape=True, mask=None, transformer_options=transformer_options
+            )
         out = self.leave(h[:, context.shape[1] : context.shape[1] + image])
         padded = (height + height % 2, width + width % 2)
         return F.fold(out.mT, padded, 2, stride=2)[..., :height, :width]

@@ -34,7 +34,9 @@ def test_a_call_means_the_same_to_this_package(apart, kv_heads, mask):
     options = {"skip_reshape": apart, "enable_gqa": kv_heads != 3, "mask": bias, "skip_output_reshape": True}
     call = AttentionCall.of((q, k, v, 3), options)
     arguments = call.arguments()
-    ours = ea.attention(*arguments[:3], attn_mask=arguments.attn_mask, enable_gqa=arguments.enable_gqa, impl="reference")
+    ours = ea.attention(
+        *arguments[:3], attn_mask=arguments.attn_mask, enable_gqa=arguments.enable_gqa, impl="reference"
+    )
     torch.testing.assert_close(ours.out, stub.attention(q, k, v, 3, **options))
     assert (call.seqlen_q, call.seqlen_k, call.head_dim) == (5, 7, 4)
 
@@ -56,9 +58,7 @@ def test_a_boolean_mask_means_the_same():
     keep[:, 0] = True
     arguments = AttentionCall.of((q, k, v, 3, keep), {"skip_reshape": True}).arguments()
     ours = ea.attention(*arguments[:3], attn_mask=arguments.attn_mask)
-    torch.testing.assert_close(
-        ours.out, stub.attention(q, k, v, 3, keep, skip_reshape=True, skip_output_reshape=True)
-    )
+    torch.testing.assert_close(ours.out, stub.attention(q, k, v, 3, keep, skip_reshape=True, skip_output_reshape=True))
 
 
 def test_everything_but_the_query_is_passed_on_as_it_was_given():

@@ -109,7 +109,9 @@ def test_only_the_nodes_need_comfyui(path):
     imported = {
         name.split(".")[0]
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "") or ""])
+        for name in (
+            [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "") or ""]
+        )
         if isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and node.level == 0)
     }
     comfy = {name for name in imported if name.startswith("comfy")}

@@ -124,7 +124,7 @@ def test_the_table_and_the_figure():
     assert values.shape == (3, 2)
     cond = [row for row in found.rows() if row["branch"] == "cond" and row["kind"] == "self"]
     assert values[1, 1] == pytest.approx(cond[4]["relative"])
-    assert [tick.get_text() for tick in drawn.axes[0].get_yticklabels()][0] == "input_blocks.1.0.attn1"
+    assert drawn.axes[0].get_yticklabels()[0].get_text() == "input_blocks.1.0.attn1"
 
 
 def test_what_cannot_be_read_is_refused():

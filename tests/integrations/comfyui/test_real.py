@@ -22,9 +22,7 @@ from tests.integrations.comfyui.loading import FOLDER, part
 
 PATH = os.environ.get("COMFYUI_PATH")
 pytestmark = pytest.mark.skipif(not PATH, reason="COMFYUI_PATH is not set: ComfyUI itself is not tested")
-IDS = {
-    "EntropyAttnLogNScale", "EntropyAttnProbe", "EntropyAttnProbeRead", "EntropyAttnWordMaps", "EntropyAttnWordMapsOverlay"
-}  # fmt: skip
+IDS = {f"EntropyAttn{name}" for name in ("LogNScale", "Probe", "ProbeRead", "WordMaps", "WordMapsOverlay")}
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +32,6 @@ def comfy():
     from comfy.cli_args import args
 
     args.cpu = not torch.cuda.is_available()
-    import comfy.model_patcher
-    import comfy.sample
-    import comfy.sd
-    import comfy.supported_models
 
     return sys.modules["comfy"]
 
@@ -84,7 +78,7 @@ def patcher(comfy, config_class: str, unet_config: dict, seed: int = 0):
     with torch.no_grad():
         for name, parameter in model.diffusion_model.named_parameters():
             parameter.normal_(0.0, 0.02 if name.endswith("bias") else 1.0 / math.sqrt(max(parameter[0].numel(), 1)))
-        for name, buffer in model.diffusion_model.named_buffers():
+        for buffer in model.diffusion_model.buffers():
             buffer.normal_(0.0, 0.1)
     return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
 
@@ -282,16 +276,22 @@ def test_the_nodes_run_as_it_runs_them(comfy, tmp_path):
     linked.symlink_to(FOLDER)
     assert asyncio.run(nodes.load_custom_node(str(linked)))
     run = {name: nodes.NODE_CLASS_MAPPINGS[name] for name in IDS}
-    settings = {name: options["default"] for name, (_, options) in run["EntropyAttnLogNScale"].INPUT_TYPES()["required"].items()
-                if name != "model"}  # fmt: skip
+    inputs = run["EntropyAttnLogNScale"].INPUT_TYPES()["required"]
+    settings = {name: options["default"] for name, (_, options) in inputs.items() if name != "model"}
     (model,) = run["EntropyAttnLogNScale"].EXECUTE_NORMALIZED(model=unet(comfy), **settings).result
     model, probe = run["EntropyAttnProbe"].EXECUTE_NORMALIZED(model=model).result
-    model, positive, maps = run["EntropyAttnWordMaps"].EXECUTE_NORMALIZED(
-        model=model, clip=clip(comfy), text="a red circle", words="red"
-    ).result
+    model, positive, maps = (
+        run["EntropyAttnWordMaps"]
+        .EXECUTE_NORMALIZED(model=model, clip=clip(comfy), text="a red circle", words="red")
+        .result
+    )
     latent = sample(comfy, model, 4, (8, 12), positive=positive, negative=text(2))
-    image, table = run["EntropyAttnProbeRead"].EXECUTE_NORMALIZED(probe=probe, samples={"samples": latent}, kind="cross").result
-    overlays, _ = run["EntropyAttnWordMapsOverlay"].EXECUTE_NORMALIZED(
-        maps=maps, images=torch.rand(1, 64, 96, 3), strength=0.5
-    ).result
+    image, table = (
+        run["EntropyAttnProbeRead"].EXECUTE_NORMALIZED(probe=probe, samples={"samples": latent}, kind="cross").result
+    )
+    overlays, _ = (
+        run["EntropyAttnWordMapsOverlay"]
+        .EXECUTE_NORMALIZED(maps=maps, images=torch.rand(1, 64, 96, 3), strength=0.5)
+        .result
+    )
     assert image.ndim == 4 and len(table.splitlines()) == 1 + 2 * 2 * 14 and overlays.shape == (1, 64, 96, 3)

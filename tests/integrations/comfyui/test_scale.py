@@ -75,7 +75,7 @@ def test_self_and_cross_are_told_apart_where_their_lengths_are_equal():
 
 
 def by_hand(model, factor_of):
-    """The model with its attention computed in float64 by the formula, with these factors on the scale by number of keys."""
+    """The model with its attention computed in float64 by the formula: {number of keys: factor on the scale}."""
 
     def override(func, q, k, v, heads, **kwargs):
         apart = [t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v)]
@@ -247,5 +247,5 @@ def test_the_training_size_comes_from_the_class_of_the_model_or_has_to_be_given(
 def test_an_unknown_model_is_refused_by_name():
     model = stub.model()
     model.model.diffusion_model = torch.nn.Linear(1, 1)
-    with pytest.raises(ValueError, match="model: expected a denoiser of the class UNetModel .* got Linear"):
+    with pytest.raises(ValueError, match=r"model: expected a denoiser of the class UNetModel .* got Linear"):
         scaled(model, train_size=512)

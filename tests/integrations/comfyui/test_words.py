@@ -13,7 +13,14 @@ from tests.integrations.comfyui.loading import part
 
 words = part("words")
 
-VOCABULARY = ["<start>", "<end>", "!", *(f"{word}</w>" for word in "a red circle and blue square".split()), "squ", "are</w>"]
+VOCABULARY = [
+    "<start>",
+    "<end>",
+    "!",
+    *(f"{word}</w>" for word in "a red circle and blue square".split()),
+    "squ",
+    "are</w>",
+]
 BLOCK = 8  # positions of a block, of which two are marks
 
 
@@ -53,7 +60,7 @@ class Clip:
             blocks.append(block + [(self.pad, 1.0, 0)] * (BLOCK - len(block)))
         if not return_word_ids:
             blocks = [[entry[:2] for entry in block] for block in blocks]
-        return {name: blocks for name in self.names}
+        return dict.fromkeys(self.names, blocks)
 
     def encode_from_tokens_scheduled(self, tokens):
         seed = hash(str([entry for block in tokens[self.names[0]] for entry in block])) % 2**31
@@ -70,7 +77,7 @@ def encoded(text, clip=None):
 
 
 def expected_maps(positions, size, sigmas, branch=1, parts=2, **kwargs):
-    """Mean over steps, heads and layers of the first size, from an override of the test's own: (words, rows, columns)."""
+    """Mean over steps, heads and layers of the first size, from an override of the test's own."""
     model, found, grid = stub.model(), [], math.prod(size)
 
     def override(func, q, k, v, heads, **kwargs):
