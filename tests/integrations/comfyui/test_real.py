@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import importlib
 import inspect
 import math
 import os
@@ -32,7 +33,8 @@ def comfy():
     from comfy.cli_args import args
 
     args.cpu = not torch.cuda.is_available()
-
+    for name in ("model_patcher", "sample", "sd", "supported_models"):
+        importlib.import_module(f"comfy.{name}")
     return sys.modules["comfy"]
 
 
