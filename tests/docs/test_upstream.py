@@ -134,6 +134,12 @@ def test_with_the_patch_the_example_is_a_backend(name, tmp_path):
     assert run(code_of(f"{name}.md") + BACKEND, folder).strip() == "done"
 
 
+@pytest.mark.parametrize("name", [pytest.param("diffusers-modular-pooled", marks=of_the_pinned_release)])
+def test_with_the_patch_each_image_has_its_prompts_embedding(name, tmp_path):
+    folder = patched(UPSTREAM / f"{name}.patch", tmp_path)
+    assert run(code_of(f"{name}.md"), folder) == "[1.0, 1.0, 2.0, 2.0] [1.0, 1.0, 2.0, 2.0]\n"
+
+
 def test_without_the_patch_there_is_no_way():
     """When this fails, diffusers has opened its backends: offer one, and say so in docs/backends.md."""
     from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
@@ -148,6 +154,9 @@ def test_without_the_patch_there_is_no_way():
     ("name", "printed"),
     [
         pytest.param("diffusers-backend-leak.md", "_native_math\n_native_math\n", marks=of_the_pinned_release),
+        pytest.param(
+            "diffusers-modular-pooled.md", "[1.0, 1.0, 2.0, 2.0] [1.0, 2.0, 1.0, 2.0]\n", marks=of_the_pinned_release
+        ),
         ("transformers-attention-interface.md", "False\n"),
     ],
 )

@@ -72,13 +72,12 @@ def test_with_classifier_free_guidance_and_every_scheduler(scheduler):
     """The modular pipeline calls the UNet once for each branch, the other one once for both: sums are rounded apart."""
     pipe = make_xl()
     pipe.scheduler = make_scheduler(pipe, scheduler)
-    with ea.attach(pipe, TSAM(alpha=10.0)):
+    guidance = TSAM(alpha=3000.0)
+    with ea.attach(pipe, guidance):
         expected = draw(pipe, guidance_scale=5.0)
-    plain = draw(pipe, guidance_scale=5.0)
-    found = generate(modular(pipe, ea.GuidanceBlock(TSAM(alpha=10.0))))
-    scale = expected.abs().max()
-    assert (found - expected).abs().max() < 1e-4 * scale
-    assert (plain - expected).abs().max() > 1e-3 * scale
+    moved = (draw(pipe, guidance_scale=5.0) - expected).abs().max()
+    found = generate(modular(pipe, ea.GuidanceBlock(guidance)))
+    assert (found - expected).abs().max() < 1e-2 * moved and moved > 1e-3 * expected.abs().max()
 
 
 def test_alpha_zero_gives_exactly_the_unguided_image():
@@ -88,18 +87,22 @@ def test_alpha_zero_gives_exactly_the_unguided_image():
     assert len(found["guidance_losses"]) == 3 and all(loss > 0 for _, loss in found["guidance_losses"])
 
 
-def test_several_prompts_and_images_of_each():
-    pipe, prompts = make_xl(), ["ab c d", "e f g"]
-    with ea.attach(pipe, TSAM(alpha=10.0)) as handle:
-        expected = draw(pipe, prompts, guidance_scale=1.0, num_images_per_prompt=2)
-    found = generate(
-        modular(pipe, ea.GuidanceBlock(TSAM(alpha=10.0)), 1.0),
-        prompts,
-        num_images_per_prompt=2,
-        output=["latents", "guidance_losses"],
-    )
+@pytest.mark.parametrize(("prompts", "images"), [(["ab c d", "e f g"], 1), ("ab c d", 2)])
+def test_several_images(prompts, images):
+    """Not both at once, where the modular pipeline mixes pooled embeddings: docs/upstream/diffusers-modular-pooled.md."""
+    pipe, guidance = make_xl(), TSAM(alpha=10.0)
+    with ea.attach(pipe, guidance) as handle:
+        expected = draw(pipe, prompts, guidance_scale=1.0, num_images_per_prompt=images)
+    made = modular(pipe, ea.GuidanceBlock(guidance), 1.0)
+    found = generate(made, prompts, num_images_per_prompt=images, output=OUTPUTS)
     assert torch.equal(found["latents"], expected)
-    assert torch.equal(found["guidance_losses"][0][1], handle.losses[0][1]) and len(handle.losses[0][1]) == 4
+    assert torch.equal(found["guidance_losses"][0][1], handle.losses[0][1]) and len(handle.losses[0][1]) == 2
+
+
+def test_each_image_is_guided_by_its_own_prompt():
+    made = modular(make_xl(), ea.GuidanceBlock(TSAM(alpha=0.0, steps=(0,))), 1.0)
+    ((_, losses),) = generate(made, ["ab c d", "e f g"], num_images_per_prompt=2, output="guidance_losses")
+    assert losses[0] == losses[1] != losses[2] == losses[3]
 
 
 def test_a_call_may_bring_its_own_guidance():
@@ -167,10 +170,10 @@ def test_the_guided_pass_has_the_scale_of_an_apply():
     (plain,) = generate(made, output="guidance_losses")
     with ea.apply(made.unet, scale=Constant(3.0), layers="cross"):
         (sharp,) = generate(made, output="guidance_losses")
-    assert (plain[1] - sharp[1]).abs().max() > 1e-3
+    assert (plain[1] - sharp[1]).abs().max() > 1e-5
     with ea.apply(pipe, scale=Constant(3.0), layers="cross"), ea.attach(pipe, TSAM(alpha=0.0, steps=(0,))) as handle:
         draw(pipe)
-    torch.testing.assert_close(sharp[1], handle.losses[0][1])
+    torch.testing.assert_close(sharp[1], handle.losses[0][1], rtol=1e-6, atol=0)
 
 
 class Stop(Exception):
@@ -216,7 +219,7 @@ def test_it_is_first_in_every_loop_of_the_blocks():
     loops = loops_of(blocks)
     assert len(loops) == 4 and all(next(iter(loop.sub_blocks)) == "guidance" for loop in loops)
     assert {"guidance", "prompt"} <= set(blocks.input_names)
-    assert {"guidance_losses", "guidance_maps", "images"} <= set(blocks.output_names)
+    assert {"latents", "guidance_losses", "guidance_maps"} <= set(loops[0].intermediate_output_names)
     assert "GuidanceBlock" in repr(loops[0]) and "TSAM" in ea.GuidanceBlock().description
     alone = ea.GuidanceBlock().insert_into(StableDiffusionXLDenoiseStep())
     assert list(alone.sub_blocks) == ["guidance", "before_denoiser", "denoiser", "after_denoiser"]
