@@ -6,7 +6,13 @@ import warnings
 
 import pytest
 import torch
-from diffusers import ClassifierFreeGuidance, FluxAutoBlocks, ModularPipelineBlocks, StableDiffusionXLAutoBlocks
+from diffusers import (
+    ClassifierFreeGuidance,
+    FluxAutoBlocks,
+    ModularPipelineBlocks,
+    PNDMScheduler,
+    StableDiffusionXLAutoBlocks,
+)
 from diffusers.modular_pipelines import LoopSequentialPipelineBlocks
 from diffusers.modular_pipelines.stable_diffusion_xl.denoise import StableDiffusionXLDenoiseStep
 
@@ -56,9 +62,7 @@ def test_images_are_those_of_attach(guidance):
     pipe = make_xl()
     with ea.attach(pipe, guidance) as handle:
         expected = draw(pipe, guidance_scale=1.0)
-    found = generate(
-        modular(pipe, ea.GuidanceBlock(guidance), 1.0), output=["latents", "guidance_losses", "guidance_maps"]
-    )
+    found = generate(modular(pipe, ea.GuidanceBlock(guidance), 1.0), output=OUTPUTS)
     assert torch.equal(found["latents"], expected)
     assert not torch.equal(draw(pipe, guidance_scale=1.0), expected)
     assert [step for step, _ in found["guidance_losses"]] == [step for step, _ in handle.losses]
@@ -68,15 +72,17 @@ def test_images_are_those_of_attach(guidance):
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_with_classifier_free_guidance_and_every_scheduler(scheduler):
-    """The modular pipeline calls the UNet once for each branch, the other one once for both: sums are rounded apart."""
+def test_every_scheduler(scheduler):
+    """With classifier-free guidance sums are rounded apart: one call of the UNet for each branch, or one for both."""
     pipe = make_xl()
+    # PNDM makes one call more than there are steps, and the guider of diffusers does not guide that one.
+    strength = 1.0 if scheduler is PNDMScheduler else 5.0
     pipe.scheduler = make_scheduler(pipe, scheduler)
     guidance = TSAM(alpha=3000.0)
     with ea.attach(pipe, guidance):
-        expected = draw(pipe, guidance_scale=5.0)
-    moved = (draw(pipe, guidance_scale=5.0) - expected).abs().max()
-    found = generate(modular(pipe, ea.GuidanceBlock(guidance)))
+        expected = draw(pipe, guidance_scale=strength)
+    moved = (draw(pipe, guidance_scale=strength) - expected).abs().max()
+    found = generate(modular(pipe, ea.GuidanceBlock(guidance), strength))
     assert (found - expected).abs().max() < 1e-2 * moved and moved > 1e-3 * expected.abs().max()
 
 
@@ -89,7 +95,7 @@ def test_alpha_zero_gives_exactly_the_unguided_image():
 
 @pytest.mark.parametrize(("prompts", "images"), [(["ab c d", "e f g"], 1), ("ab c d", 2)])
 def test_several_images(prompts, images):
-    """Not both at once, where the modular pipeline mixes pooled embeddings: docs/upstream/diffusers-modular-pooled.md."""
+    """Not both at once, where diffusers mixes pooled embeddings: docs/upstream/diffusers-modular-pooled.md."""
     pipe, guidance = make_xl(), TSAM(alpha=10.0)
     with ea.attach(pipe, guidance) as handle:
         expected = draw(pipe, prompts, guidance_scale=1.0, num_images_per_prompt=images)
@@ -102,7 +108,9 @@ def test_several_images(prompts, images):
 def test_each_image_is_guided_by_its_own_prompt():
     made = modular(make_xl(), ea.GuidanceBlock(TSAM(alpha=0.0, steps=(0,))), 1.0)
     ((_, losses),) = generate(made, ["ab c d", "e f g"], num_images_per_prompt=2, output="guidance_losses")
-    assert losses[0] == losses[1] != losses[2] == losses[3]
+    # The losses of this model depend on the text far more than on the noise.
+    assert (losses[0] - losses[1]).abs() < 0.01 < 0.1 < (losses[1] - losses[2]).abs()
+    assert (losses[2] - losses[3]).abs() < 0.01
 
 
 def test_a_call_may_bring_its_own_guidance():
