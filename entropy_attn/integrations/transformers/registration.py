@@ -28,11 +28,14 @@ _MEANINGS = ("flash", "flex", "sdpa", "eager", "paged")
 
 
 class Registration:
-    """A name of this package's attention, as `register` returns it; `remove()`, or leaving it as a context manager,
-    undoes it.
+    """A name of an attention, as `register` returns it; `remove()`, or leaving it as a context manager, undoes it.
+
+    Args:
+        name: the name, for `attn_implementation=` and `set_attn_implementation`.
+        attention: the function, with the signature that the AttentionInterface of transformers has.
 
     Attributes:
-        name: the name, for `attn_implementation=` and `set_attn_implementation`.
+        name: as given.
         active: False once removed.
     """
 
@@ -46,6 +49,7 @@ class Registration:
 
     @property
     def active(self) -> bool:
+        """False once removed."""
         return self._active
 
     def use(self, model: PreTrainedModel) -> None:
