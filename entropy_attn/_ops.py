@@ -1,7 +1,7 @@
 """The namespace of torch's operators for attention.
 
-A file of its own, with the names that Hugging Face's kernel builder gives them: in a kernel of the Hub another file is in
-its place, with a namespace for each build, so that several can be loaded in one process (docs/hub-kernels.md).
+A file of its own, whose names are those of Hugging Face's kernel-builder: a kernel of the Hub has another file in its
+place, with a namespace for each build, so that one process can load several (docs/hub-kernels.md).
 """
 
 from __future__ import annotations

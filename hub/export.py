@@ -1,10 +1,10 @@
 """Write the package's attention call and its kernels as a kernel of Hugging Face's Hub.
 
-The folder has what kernel-builder builds and publishes (build.toml, flake.nix, CARD.md, benchmarks/, torch-ext/), and in
-build/ what it would build, so that `kernels.get_local_kernel` loads it at once.
+The folder has what kernel-builder builds and publishes (build.toml, flake.nix, CARD.md, benchmarks/, torch-ext/). Its
+build/ has what kernel-builder would make of that, so that `kernels.get_local_kernel` loads the folder at once.
 
     python -m hub.export build/hub
-    python -m hub.export build/hub --repo-id OWNER/entropy-attn    # also names the repository in build.toml and the card
+    python -m hub.export build/hub --repo-id OWNER/entropy-attn   # names the repository in build.toml and in the card
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import json
 import re
 import shutil
 import tempfile
-import tomllib  # Python 3.11
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2  # torch brings it
+import tomllib  # Python 3.11
 
 HUB = Path(__file__).parent
 ROOT = HUB.parent
@@ -71,7 +71,7 @@ def _write_sources(kernel: Path, repo_id: str | None) -> None:
 
 
 def _write_builds(kernel: Path, repo_id: str | None) -> None:
-    """What kernel-builder makes of the sources: a folder for each backend, which differ in the names of the operators."""
+    """What kernel-builder makes of the sources: a folder for each backend, with its own names of the operators."""
     settings = tomllib.loads((kernel / "build.toml").read_text(encoding="utf-8"))
     sources = kernel / "torch-ext" / "entropy_attn"
     contents = hashlib.sha256(json.dumps(_digests(sources), sort_keys=True).encode()).hexdigest()[:10]

@@ -1,7 +1,7 @@
 """Attention calls of diffusion models, for `kernels benchmark`: the fused kernels against torch.
 
-A line of its table is one call. Its `Ref(ms)` is what a user of torch would run for the same result: torch's attention for
-the output; for the entropy and the map, the matrix of all probabilities.
+A line of its table is one call. `Ref(ms)` is the time of what a user of torch would run for the same result: torch's
+attention for the output, and the matrix of all probabilities for the entropy and the map.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Calls:
-    """The calls of one shape. A map is that of the text: of all keys of cross-attention, or of the first of joint ones."""
+    """The calls of one shape. The keys of a map are the text: all keys of cross-attention, the first ones of joint."""
 
     seed = 0
     dtype = torch.float16

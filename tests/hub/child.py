@@ -2,8 +2,8 @@
 
     python -I -S child.py TASK KERNEL FOLDER PATH...
 
-`-S` leaves out site-packages and with it everything installed; PATHs are the folders of the packages that a task may import.
-A task reads its calls from FOLDER and writes its answers there: the oracle is in the package, so other processes compare.
+`-S` leaves out site-packages, and with it all that is installed; PATHs are folders of packages that a task may import.
+A task reads its calls from FOLDER and writes its answers there. The parent compares them: the oracle is in the package.
 """
 
 from __future__ import annotations
@@ -12,47 +12,55 @@ import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
-TASK, KERNEL, FOLDER = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).parent] + sys.argv[4:]
+TASK, KERNEL, FOLDER, *PATHS = sys.argv[1], *map(Path, sys.argv[2:])
+sys.path.extend(map(str, PATHS))
 
 if TASK != "beside":
     sys.modules["entropy_attn"] = None  # importing it raises, also where it lies beside torch
 
-import torch
-from kernels import get_local_kernel
+import torch  # noqa: E402
+
+from kernels import get_local_kernel  # noqa: E402
 
 
-def answer(attention, calls):
-    """Results and gradients of calls with every statistic, without the class of the results, which has another name."""
+def calls():
+    return torch.load(FOLDER / "calls.pt")
+
+
+def answer(attention, made):
+    """Results and gradients of calls with every statistic."""
     answers = []
-    for tensors, options, cotangents in calls:
+    for tensors, options, cotangents in made:
         tensors = [t.requires_grad_() for t in tensors]
         query, key, value, *scale = tensors
         given = {"scale": scale[0]} if scale else {}
         results = attention(query, key, value, return_lse=True, return_entropy=True, **given, **options)
-        answers.append((tuple(results), torch.autograd.grad(results, tensors, cotangents)))
+        answers.append((tuple(t.detach() for t in results), torch.autograd.grad(results, tensors, cotangents)))
     return answers
 
 
-def operators() -> set[str]:
-    return set(torch._C._dispatch_get_all_op_names())
+def operators() -> list[str]:
+    """Those of the package and of kernels of it."""
+    ours = ("entropy_attn::attention", "_entropy_attn_")
+    return sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith(ours))
 
 
 def alone() -> dict:
     """Every call; and what loading the kernel has done to the process."""
-    before = operators()
     kernel = get_local_kernel(KERNEL)
-    answers = answer(kernel.attention, torch.load(FOLDER / "calls.pt"))
-    files = [getattr(module, "__file__", None) for module in sys.modules.values()]
-    found = {Path(file).resolve() for file in files if file}
+    answers = answer(kernel.attention, calls())
+    files = {getattr(module, "__file__", None) for module in sys.modules.values()} - {None}
+    installed = [path.resolve() for path in PATHS]  # perhaps a virtual environment inside of the repository
     return {
         "id": kernel.__name__,
         "public": sorted(kernel.__all__),
         "answers": answers,
-        "operators": sorted(operators() - before),
-        "from the repository": sorted(
-            str(file) for file in found if file.is_relative_to(REPOSITORY) and file.suffix == ".py"
-        ),
+        "operators": operators(),
+        "from the repository": [
+            str(file)
+            for file in map(Path, sorted(files))
+            if file.is_relative_to(REPOSITORY) and not any(file.resolve().is_relative_to(path) for path in installed)
+        ],
     }
 
 
@@ -60,21 +68,18 @@ def beside() -> dict:
     """Every call by the kernel, and by the installed package in the same process."""
     import entropy_attn
 
-    first = answer(entropy_attn.attention, torch.load(FOLDER / "calls.pt"))
+    first = answer(entropy_attn.attention, calls())
     kernel = get_local_kernel(KERNEL)
-    answers = answer(kernel.attention, torch.load(FOLDER / "calls.pt"))
-    again = answer(entropy_attn.attention, torch.load(FOLDER / "calls.pt"))
-    namespaces = [entropy_attn.ops.operator._attention._namespace, sys.modules[f"{kernel.__name__}.ops.operator"]._attention._namespace]
-    return {"id": kernel.__name__, "answers": [first, answers, again], "namespaces": namespaces}
+    answers = [first, answer(kernel.attention, calls()), answer(entropy_attn.attention, calls())]
+    return {"id": kernel.__name__, "answers": answers, "operators": operators()}
 
 
 def twice() -> dict:
     """Every call by two kernels."""
     kernels = [get_local_kernel(path) for path in (KERNEL, FOLDER / "other")]
-    calls = [torch.load(FOLDER / "calls.pt") for _ in kernels]
     return {
         "ids": [kernel.__name__ for kernel in kernels],
-        "answers": [answer(kernel.attention, made) for kernel, made in zip(kernels, calls, strict=True)],
+        "answers": [answer(kernel.attention, calls()) for kernel in kernels],
     }
 
 
@@ -85,7 +90,7 @@ def compiled() -> dict:
     def entropy(query, key, value):
         return kernel.attention(query * 1.5, key, value, return_entropy=True, impl="triton").entropy.sum()
 
-    q, k, v = torch.load(FOLDER / "calls.pt")[0][0][:3]
+    q, k, v = calls()[0][0][:3]
     graph = torch.compile(entropy, backend="aot_eager", fullgraph=True)
     results = []
     for function in (entropy, graph):
