@@ -12,7 +12,7 @@ EMULATED := tests/kernels/test_forward.py tests/kernels/test_schedules.py tests/
             tests/kernels/test_autotune.py
 COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 
-.PHONY: help install demo test codegen emulate newest lint fix wheel-test gpu clean
+.PHONY: help install demo notebooks test codegen emulate newest lint fix wheel-test gpu clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,9 @@ demo: $(STAMP)  ## profile the embedded transformer and compare images: tables a
 	$(BIN)/entropy-attn profile --model shapes:transformer --out demo
 	$(BIN)/entropy-attn generate --model shapes:transformer --prompt "a green triangle and a red circle" --size 96x96 --steps 12 --scale logn,lognoroot,logn:strength=4 --compare --out demo/compare.png
 	@echo "Images are in $(CURDIR)/demo:" && ls demo
+
+notebooks: $(STAMP)  ## execute the notebooks and write what they show into them
+	$(BIN)/python -m docs.generate.notebooks
 
 test: $(STAMP)  ## run all tests: kernels in Triton's interpreter, compiled code for two GPUs, compiled code on an emulated card
 	TRITON_INTERPRET=1 $(PYTEST) tests --ignore=tests/codegen --ignore=tests/emulation; first=$$?; \
