@@ -24,6 +24,7 @@ IN_SDIST = (
     "docs/images/architecture.svg",
     "entropy_attn/kernels/forward/kernel.py",
     "examples/README.md",
+    "hub/build.toml",
     "kernels/README.md",
     "tests/gpu/conftest.py",
     "tests/support/oracle.py",

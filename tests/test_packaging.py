@@ -90,7 +90,8 @@ def test_the_description_is_self_contained():
 
 def test_a_source_distribution_has_the_files_that_its_tests_need():
     manifest = (ROOT / "MANIFEST.in").read_text()
-    for folder in ("tests", "benchmarks", "docs", "examples", "integrations", "kernels", "notebooks", ".ci"):
+    folders = ("tests", "benchmarks", "docs", "examples", "hub", "integrations", "kernels", "notebooks", ".ci")
+    for folder in folders:
         assert f"graft {folder}\n" in manifest
     for name in ("CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", "README.md"):
         assert name in manifest.splitlines()[0].split()

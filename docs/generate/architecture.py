@@ -17,6 +17,7 @@ IMAGE = DOCS / "images" / "architecture.svg"
 FLOORS: list[dict[str, str]] = [
     {"kernels": "Triton kernels, their launchers and configurations"},
     {
+        "_ops": "the namespace of torch's operators",
         "errors": "the package's exception",
         "display": "tables in notebooks",
         "validation": "checks of arguments and settings",
