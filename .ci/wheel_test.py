@@ -25,6 +25,7 @@ IN_SDIST = (
     "entropy_attn/kernels/forward/kernel.py",
     "examples/README.md",
     "kernels/README.md",
+    "mkdocs.yml",
     "tests/gpu/conftest.py",
     "tests/support/oracle.py",
 )

@@ -1,7 +1,7 @@
 """What mkdocs.yml adds to the pages of docs/. MkDocs calls the functions `on_...` while it builds the site.
 
-- README.md of the repository is the first page. Files outside docs/ that a page links to become pages too, or files beside
-  them, and so does what those link to: links work on the site as on a code host, where nothing of this is needed.
+- README.md of the repository is the first page. Files outside docs/ that a page links to become pages too, or files
+  beside them, and so does what those link to: links work as on a code host, where nothing of this is needed.
 - `<!-- help: profile -->` becomes the output of `entropy-attn profile --help`.
 - Formulas become MathML, which browsers draw by themselves: no script, no font, no request.
 """
@@ -26,6 +26,7 @@ FIRST = "README.md"
 OUTSIDE = "repository"  # the folder of the site for files that are not in docs/
 HELP_WIDTH = 100  # columns
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
+FORMULA = re.compile(r'<(?:div|span) class="arithmatex">\\([\[(])(.*?)\\[\])]</(?:div|span)>', re.DOTALL)
 LANGUAGES = {".py": "python", ".c": "c", ".toml": "toml", ".txt": "text"}  # of files that are shown as a page
 
 _origins: dict[str, str] = {}  # page of the site -> file of the repository
@@ -127,4 +128,4 @@ def on_page_content(html_text: str, **_: Any) -> str:
         latex = html.unescape(found[2])
         return convert(latex, display="block" if found[1] == "[" else "inline")
 
-    return re.sub(r'<(?:div|span) class="arithmatex">\\([\[(])(.*?)\\[\])]</(?:div|span)>', drawn, html_text, flags=re.S)
+    return FORMULA.sub(drawn, html_text)

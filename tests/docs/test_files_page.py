@@ -1,4 +1,4 @@
-"""docs/reference/files.md has the columns and keys of the files that commands really write: all of them, and no others."""
+"""docs/reference/files.md has all columns and keys of the files that commands really write, and no others."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ __all__ = ["networks", "tiny_clip"]
 PAGE: dict[str, list[list[str]]] = {}
 for title, rows in tables("docs/reference/files.md"):
     PAGE.setdefault(title, []).append([name for row in rows for name in re.findall(r"`([^`]+)`", row[0])])
+OF_A_PROFILE = ("entropy.csv", "heads.csv", "regimes.csv", "response.csv.gz", "layers.csv", "summary.json",
+                "hold-entropy.json")  # fmt: skip
 OF_HEADS = {"head"}, {"heads", "head_min", "head_max"}  # what --heads adds and what it drops
 OF_EACH_IMAGE = {"scale": "images.csv of evaluate scale", "guidance": "images.csv of evaluate guidance"}
 
@@ -65,9 +67,7 @@ def recorded():
     return recorders
 
 
-@pytest.mark.parametrize(
-    "name", ["entropy.csv", "heads.csv", "regimes.csv", "response.csv.gz", "layers.csv", "summary.json", "hold-entropy.json"]
-)  # fmt: skip
+@pytest.mark.parametrize("name", OF_A_PROFILE)
 def test_files_of_a_profile(name, profiled):
     if name.endswith(".json"):
         found = list(json.loads((profiled / name).read_text()))
@@ -82,8 +82,7 @@ def test_the_plan_of_a_profile(profiled):
 
 def test_every_file_of_a_profile_is_on_the_page(profiled):
     """The figures that it draws too."""
-    known = {"entropy.csv", "heads.csv", "regimes.csv", "response.csv.gz", "layers.csv", "summary.json",
-             "hold-entropy.json", "plan.json", "maps"}  # fmt: skip
+    known = {*OF_A_PROFILE, "plan.json", "maps"}
     figures = {name.rstrip("/") for name in page("Figures of a profile")}
     written = {path.name for path in profiled.iterdir()}
     assert written - known == figures and known <= written

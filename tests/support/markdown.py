@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ def anchors(document: str) -> set[str]:
     """What a link can have after its #: headings as code hosts name them, and ids in HTML."""
     tokens, text = _tokens(document), text_of(document)
     titles = ["".join(part.content for part in after.children or () if part.type in ("text", "code_inline"))
-              for token, after in zip(tokens, tokens[1:], strict=False) if token.type == "heading_open"]  # fmt: skip
+              for token, after in itertools.pairwise(tokens) if token.type == "heading_open"]  # fmt: skip
     return {slug(title) for title in titles} | set(re.findall(r'<a (?:id|name)="([^"]+)"', text))
 
 
