@@ -24,7 +24,7 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).parents[2]
 FIRST = "README.md"
 OUTSIDE = "repository"  # the folder of the site for files that are not in docs/
-HELP_WIDTH = 100  # columns
+HELP_WIDTH = 80  # columns that a page shows without scrolling
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)\s#]+)(#[^)\s]*)?(?=\))")
 FORMULA = re.compile(r'<(?:div|span) class="arithmatex">\\([\[(])(.*?)\\[\])]</(?:div|span)>', re.DOTALL)
 LANGUAGES = {".py": "python", ".c": "c", ".toml": "toml", ".txt": "text"}  # of files that are shown as a page
@@ -92,7 +92,7 @@ def _added(path: str, config: Any) -> File:
     suffix = Path(path).suffix
     if suffix in LANGUAGES:
         source = (ROOT / path).read_text(encoding="utf-8")
-        head = f"---\nsearch: {{exclude: true}}\n---\n\n# {path}\n\n"
+        head = f"---\nsearch: {{exclude: true}}\nhide: [navigation, toc]\n---\n\n# {path}\n\n"
         return File.generated(config, place(path), content=f"{head}~~~~~~{LANGUAGES[suffix]}\n{source}\n~~~~~~\n")
     if suffix == ".md":
         _origins[place(path)] = path

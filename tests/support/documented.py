@@ -12,7 +12,9 @@ NEEDED = ("pytorch_fid",)  # packages of others that a page is about; a block th
 # What makes the same calls small: steps, pixels, and the model of the reader
 SMALLER = (
     (r"num_inference_steps=\d+", "num_inference_steps=2"),
-    (r"\bsteps=(\d{2,})", "steps=2"),
+    (r'\bpipe\(("[^"]*")(?![^)]*num_inference_steps)', r"pipe(\1, num_inference_steps=2"),
+    (r"\bsteps=(?:[3-9]|\d{2,})\b", "steps=2"),
+    (r"(torch\.randn\(\d+, \d+, )\d{4,}", r"\g<1>256"),
     (r'\w+\.from_pretrained\("path/or/hub-id"[^)]*\)(?:\.to\("cuda"\))?', "_pipeline()"),
     (r"(?<=[(\s])(height|width)=\d{3,}", r"\1=48"),
     (r"\bsizes=\[[^]]*\d{3,}[^]]*\]", "sizes=[32, 48]"),
