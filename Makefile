@@ -43,7 +43,7 @@ emulate: $(STAMP)  ## run every configuration on emulated cards, with planted fa
 	$(PYTEST) $(EMULATED) --on sm_90
 
 docs: $(DOCS)  ## build the documentation site into site/, and check its links, its reference and that it requests nothing
-	$(BIN)/python -m mkdocs build --clean --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --clean --quiet
 	$(PYTEST) tests/site
 
 $(DOCS): $(STAMP)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tests.support.markdown import blocks
+from tests.support.markdown import ROOT, blocks
 
 NEEDED = ("pytorch_fid",)  # packages of others that a page is about; a block that imports one is only compiled
 # What makes the same calls small: steps, pixels, and the model of the reader
@@ -19,6 +19,7 @@ SMALLER = (
     (r"(?<=[(\s])(height|width)=\d{3,}", r"\1=48"),
     (r"\bsizes=\[[^]]*\d{3,}[^]]*\]", "sizes=[32, 48]"),
     (r'\.to\("cuda"\)', '.to("cpu")'),
+    (r'"(entropy_attn/shapes/\w+)"', rf'"{ROOT.as_posix()}/\1"'),
 )
 
 
