@@ -45,6 +45,7 @@ emulate: $(STAMP)  ## run every configuration on emulated cards, with planted fa
 docs: $(DOCS)  ## build the documentation site into site/, and check its links, its reference and that it requests nothing
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --clean --quiet
 	$(PYTEST) tests/site
+	@echo "Open site/index.html; its search needs a server: python -m http.server --directory site"
 
 $(DOCS): $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[docs]'

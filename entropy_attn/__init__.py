@@ -13,8 +13,8 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time a name is import
     from entropy_attn import scale as scale
     from entropy_attn import shapes as shapes
     from entropy_attn.errors import Unsupported as Unsupported
-    from entropy_attn.integrations.diffusers import apply as apply
-    from entropy_attn.integrations.guidance import attach as attach
+    from entropy_attn.integrations.diffusers.apply import apply as apply
+    from entropy_attn.integrations.guidance.attach import attach as attach
     from entropy_attn.ops.api import AttentionOutput as AttentionOutput
     from entropy_attn.ops.api import attention as attention
     from entropy_attn.ops.api import scaled_dot_product_attention as scaled_dot_product_attention

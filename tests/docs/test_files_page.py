@@ -127,7 +127,8 @@ def test_layers_of_a_model(tmp_path):
 
 
 def test_files_of_evaluate_scale(tmp_path):
-    run("evaluate", "scale", "--sizes", 64, "--scale", "off,logn", "--limit", 2, "--steps", 1, "--out", tmp_path)
+    run("evaluate", "scale", "--sizes", 64, "--scale", "off,logn", "--limit", 2, "--steps", 1, "--scenes", 1,
+        "--out", tmp_path)  # fmt: skip
     assert header(tmp_path / "scale.csv") == page("scale.csv")
     check_images(tmp_path, "scale", set(_metrics(tmp_path / "scale.csv")))
     check_runs(tmp_path)
@@ -141,10 +142,11 @@ def test_files_of_evaluate_cost(tmp_path, monkeypatch):
 
 
 def test_files_of_evaluate_guidance(tmp_path, networks):
-    captions = [{"id": "coco_1", "caption": "a red circle and a blue square"}]
-    question = {"id": "coco_1", "question": "what color?", "choices": ["red", "blue"], "answer": "red"}
+    captions = [{"id": name, "caption": f"a {name} circle and a green square"} for name in ("red", "blue")]
+    question = {"question": "what color?", "choices": ["red", "blue"], "element_type": "color"}
+    questions = [{**question, "id": each["id"], "answer": each["id"]} for each in captions]
     (tmp_path / "tifa.json").write_text(json.dumps(captions))
-    (tmp_path / "questions.json").write_text(json.dumps([{**question, "element_type": "color"}]))
+    (tmp_path / "questions.json").write_text(json.dumps(questions))
     out = tmp_path / "out"
     run("evaluate", "guidance", "--steps", 1, "--guidance", "tsam:alpha=2.5:steps=0..1", "--prompts",
         tmp_path / "tifa.json", "--questions", tmp_path / "questions.json", "--vqa", networks["vilt"],
