@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +65,7 @@ def test_command_lines_are_taken_by_their_programs(document, monkeypatch):
 def test_commands_within_a_line_are_right_as_far_as_they_go(document):
     for code in inline_code(document):
         if re.match(r"entropy-attn [a-z]", code) and not re.search(r"[…|]", code):
-            entropy_attn_command(code.split()[1:], whole=False)
+            entropy_attn_command(shlex.split(code)[1:], whole=False)
 
 
 def test_these_checks_find_errors(monkeypatch):

@@ -127,7 +127,7 @@ def test_layers_of_a_model(tmp_path):
 
 
 def test_files_of_evaluate_scale(tmp_path):
-    run("evaluate", "scale", "--sizes", 64, "--scale", "off,logn", "--limit", 2, "--steps", 1, "--scenes", 1,
+    run("evaluate", "scale", "--sizes", 64, "--scale", "off,logn", "--limit", 2, "--steps", 1, "--scenes", 2,
         "--out", tmp_path)  # fmt: skip
     assert header(tmp_path / "scale.csv") == page("scale.csv")
     check_images(tmp_path, "scale", set(_metrics(tmp_path / "scale.csv")))

@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("diffusers")
 pytest.importorskip("typer")
 
+import entropy_attn
 from tests.support.markdown import ROOT, documents, text_of
 
 PAGES = [document for document in documents() if document.startswith("docs/reference/")]
@@ -32,14 +33,24 @@ def named(path: str) -> object:
     return getattr(named(owner), name)
 
 
+def public(name: str) -> object:
+    """The object of a public name: an attribute first, where a module has the same name."""
+    value: object = entropy_attn
+    for at, part in enumerate(parts := name.split("."), start=1):
+        if not hasattr(value, part):
+            importlib.import_module(".".join(["entropy_attn", *parts[:at]]))
+        value = getattr(value, part)
+    return value
+
+
 def shows(entry: str, options: str, name: str) -> bool:
     """Whether an entry shows a public name: by this or another name, as a member of its class, or of a whole module."""
-    shown, value = named(entry), named(f"entropy_attn.{name}")
-    if entry == f"entropy_attn.{name}" or (shown is value and callable(value)):
+    shown, value = named(entry), public(name)
+    if shown is value and (callable(value) or entry == f"entropy_attn.{name}"):
         return True
     parts = name.split(".")
     owners = [".".join(parts[:end]) for end in range(1, len(parts))]
-    if not any(shown is named(f"entropy_attn.{owner}") for owner in owners):
+    if not any(shown is public(owner) for owner in owners):
         return False
     members = re.search(r"members: (?:false|\[(.*)\])", options)
     return parts[-1] in (members[1] or "").split(", ") if members else True

@@ -14,6 +14,7 @@ SMALLER = (
     (r"num_inference_steps=\d+", "num_inference_steps=2"),
     (r'\bpipe\(("[^"]*")(?![^)]*num_inference_steps)', r"pipe(\1, num_inference_steps=2"),
     (r"\bsteps=(?:[3-9]|\d{2,})\b", "steps=2"),
+    (r"\bscenes=\d+", "scenes=2"),
     (r"(torch\.randn\(\d+, \d+, )\d{4,}", r"\g<1>256"),
     (r'\w+\.from_pretrained\("path/or/hub-id"[^)]*\)(?:\.to\("cuda"\))?', "_pipeline()"),
     (r"(?<=[(\s])(height|width)=\d{3,}", r"\1=48"),
@@ -63,7 +64,7 @@ def entropy_attn_command(words: list[str], whole: bool = True) -> None:
 
     Args:
         words: after `entropy-attn`.
-        whole: False accepts a command without options that it needs.
+        whole: False accepts a command without options, or values of options, that it needs.
 
     Raises:
         LookupError: there is no such command.
@@ -84,7 +85,9 @@ def entropy_attn_command(words: list[str], whole: bool = True) -> None:
     except Exception as error:  # those of click, of which typer may have a copy
         if not hasattr(error, "format_message"):
             raise
-        if whole or type(error).__name__ not in ("MissingParameter", "NoArgsIsHelpError"):
+        unfinished = {"MissingParameter", "NoArgsIsHelpError"} & {type(error).__name__}
+        unfinished = unfinished or "requires an argument" in str(error)
+        if whole or not unfinished:
             raise ValueError(error.format_message()) from error
         return
     scales = given.get("scales") or given.get("scale") or ()
