@@ -26,6 +26,7 @@ IN_SDIST = (
     "examples/README.md",
     "hub/build.toml",
     "kernels/README.md",
+    "mkdocs.yml",
     "tests/gpu/conftest.py",
     "tests/support/oracle.py",
 )

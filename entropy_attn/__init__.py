@@ -14,8 +14,8 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time a name is import
     from entropy_attn import shapes as shapes
     from entropy_attn.errors import Unsupported as Unsupported
     from entropy_attn.integrations import transformers as transformers
-    from entropy_attn.integrations.diffusers import apply as apply
-    from entropy_attn.integrations.guidance import attach as attach
+    from entropy_attn.integrations.diffusers.apply import apply as apply
+    from entropy_attn.integrations.guidance.attach import attach as attach
     from entropy_attn.integrations.guidance.modular_block import GuidanceBlock as GuidanceBlock
     from entropy_attn.ops.api import AttentionOutput as AttentionOutput
     from entropy_attn.ops.api import attention as attention
