@@ -1,6 +1,7 @@
-"""Attention on several devices by diffusers' context parallelism: is it exact here, how long does it take, what is sent?
+"""Attention on several devices by diffusers' context parallelism: is it exact here, what does it take, what is sent?
 
-For every mode, one attention layer whose tokens are spread over the processes, with and without entropy, map and gradients:
+For every mode, one attention layer whose tokens are spread over the processes: its output alone, with entropy and map,
+and its gradients.
 
 - error: the largest difference of output, entropy and map (or gradients) from one device, in float64 and few tokens;
 - ms: the median time of a call with --tokens tokens, of the slowest process;

@@ -5,7 +5,7 @@ the L_r, chunk r holds w_r = exp(L_r - L) of its probability, and by the chain r
 
     H = sum_r w_r (H_r - ln w_r).
 
-The probability of a key is exp(logit - L). The w_r differ between heads, so a map is weighted before its mean over them.
+The probability of a key is exp(logit - L). The w_r differ between heads, so a map takes its mean over them last.
 """
 
 from __future__ import annotations

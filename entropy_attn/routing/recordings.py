@@ -135,7 +135,9 @@ class Recordings:
             return text[:, None] + torch.arange(queries, device=text.device)
         image, text_rows = rows_of(self.layer_call, self.info, self.shards)
         split = text_rows is not None and arguments.query.shape[-2] == image.stop - image.start
-        return slice(None) if split else image  # the call is of the image's queries alone where the text's are split off
+        return (
+            slice(None) if split else image
+        )  # the call is of the image's queries alone where the text's are split off
 
     def _refuse(self, reason: str) -> None:
         raise Unroutable(f"layer {self.layer_call.layer!r}", [reason])

@@ -209,9 +209,7 @@ def _attend(arguments: AttentionArguments, recordings: Recordings | None, shards
             "enable_gqa": arguments.enable_gqa,
         }
         tensors = arguments.query, arguments.key, arguments.value
-        result = ops.attention(
-            *tensors, return_entropy=recordings.entropy, map_keys=recordings.map_keys, **options
-        )
+        result = ops.attention(*tensors, return_entropy=recordings.entropy, map_keys=recordings.map_keys, **options)
         if recordings.response:
             response = response_and_variance(*tensors, **options)
     recordings.give(result, response, arguments)

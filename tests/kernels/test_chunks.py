@@ -48,5 +48,8 @@ def test_a_chunk_needs_the_whole_rows_results():
     calls = calls_of_chunks(q, k, v, (20, 20))
     grads = random_gradients(q, k, v, (0, 0), GRADS[:1])
     whole = summed_backward(calls, merged_forward(calls, attention_forward), attention_backward, **grads)
-    own = [attention_backward(call, *attention_forward(call)[:3], **grads, needs=(True,) * 3 + (False,))[0] for call in calls]
+    own = [
+        attention_backward(call, *attention_forward(call)[:3], **grads, needs=(True,) * 3 + (False,))[0]
+        for call in calls
+    ]
     assert not torch.allclose(whole[0], sum(own), rtol=1e-2, atol=1e-2)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +21,7 @@ class Finished(NamedTuple):
     seconds: float
 
 
-def torchrun(module: str, processes: int, *arguments: str, timeout: float = 240.0) -> Finished:
+def torchrun(module: str, processes: int, *arguments: str, timeout: float = 480.0) -> Finished:
     """Run `tests.spread.MODULE` in so many gloo processes that find each other on the loopback."""
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
@@ -35,16 +37,29 @@ def torchrun(module: str, processes: int, *arguments: str, timeout: float = 240.
         *("-m", f"tests.spread.{module}", *arguments),
     ]
     start = time.perf_counter()
-    done = subprocess.run(
+    process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        timeout=timeout, check=False,
+        start_new_session=True,
     )  # fmt: skip
-    return Finished(done.returncode, done.stdout, time.perf_counter() - start)
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # what torchrun has started too
+        output, _ = process.communicate()
+        raise AssertionError(f"{module} did not end within {timeout:.0f} s:\n{output}") from None
+    return Finished(process.returncode, output, time.perf_counter() - start)
 
 
-def results_of(module: str, processes: int, folder: Path) -> dict[str, Any]:
-    """{case: what it found}, as the module wrote it with `Report`."""
-    path = folder / "results.json"
-    done = torchrun(module, processes, str(path))
-    assert done.code == 0, done.output
+def results_of(module: str, processes: int, base: Path) -> dict[str, Any]:
+    """{case: what it found}, as the module wrote it with `Report`; run once for all workers of this test run.
+
+    base: `tmp_path_factory.getbasetemp()`.
+    """
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    path = shared / f"{module}.json"
+    with open(f"{path}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            done = torchrun(module, processes, str(path))
+            assert done.code == 0, done.output
     return json.loads(path.read_text())

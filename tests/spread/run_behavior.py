@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 import entropy_attn as ea
 from tests.spread.worker import Report, case, difference, flux, spread, start
+from tests.support.tiny_pipelines import PIPELINES
 
 LOGN = ea.scale.LogN(train_tokens=16)
 
@@ -56,7 +57,9 @@ def refusals(report: Report, rank: int, world: int) -> None:
     rows = {"joint_attention_kwargs": {"attention_mask": torch.ones(2, 1, 72 // world, 72 // world, dtype=torch.bool)}}
     ulysses, ring = {"ulysses_degree": world}, {"ring_degree": world}
     report.say("a mask in a ring", attempt(ring, **mask))
-    report.say("a mask in Ulysses", attempt(ulysses, record=[ea.EntropyRecorder(), ea.MapRecorder(tokens=(1,))], **mask))
+    report.say(
+        "a mask in Ulysses", attempt(ulysses, record=[ea.EntropyRecorder(), ea.MapRecorder(tokens=(1,))], **mask)
+    )
     report.say("a mask of rows", attempt(ulysses, **rows))
     report.say("heads", attempt(ulysses, heads=3))
     model, call = flux()()
@@ -71,6 +74,43 @@ def refusals(report: Report, rank: int, world: int) -> None:
     with ea.apply(model, scale=LOGN):
         report.say("different noise", said(lambda: model(**other)))
         report.say("same noise again", said(lambda: model(**call)))
+    with ea.apply(model, scale=LOGN, record=ea.EntropyRecorder() if rank else None):
+        report.say("different recorders", said(lambda: model(**call)))
+    with ea.apply(model, scale=ea.scale.Fixed(0.1 + rank)):
+        report.say("different scales", said(lambda: model(**call)))
+
+
+def pipeline(report: Report, world: int) -> None:
+    """Two steps of a whole pipeline, with a call for the prompt and one for the negative prompt in each."""
+    found = []
+    for config in (None, {"ulysses_degree": world}, {"ring_degree": world}):
+        pipe = PIPELINES["flux"].make()
+        entropy, maps = ea.EntropyRecorder(), ea.MapRecorder(tokens=(1, 2))
+        if config:
+            spread(pipe.transformer, **config)
+        with ea.apply(pipe, record=[entropy, maps]):
+            out = PIPELINES["flux"].run(pipe)
+        found.append((out, entropy.to_columns(), maps.maps()))
+    (out, columns, words), *others = found
+    for mode, (other_out, other_columns, other_words) in zip(("ulysses", "ring"), others, strict=True):
+        same = all(columns[name] == other_columns[name] for name in ("branch", "step", "layer", "scale", "seqlen_k"))
+        report.add(
+            f"pipeline, {mode}",
+            out=difference(out, other_out),
+            entropy=difference(columns["mean"], other_columns["mean"]),
+            map=difference(words, other_words),
+            different=not same or set(columns["branch"]) != {"cond", "uncond"} or max(columns["step"]) != 1,
+        )
+
+
+def compiled(report: Report, world: int) -> None:
+    """Layers of a spread sequence stay outside of the graphs."""
+    model, call = flux()()
+    with ea.apply(model, scale=LOGN):
+        expected = model(**call)[0]
+    spread(model, ulysses_degree=world)
+    with ea.apply(model, scale=LOGN):
+        report.add("compiled", out=difference(torch.compile(model, backend="eager")(**call)[0], expected))
 
 
 def models(report: Report, world: int) -> None:
@@ -109,6 +149,8 @@ def main() -> None:
         order(report, world)
         refusals(report, rank, world)
         models(report, world)
+        pipeline(report, world)
+        compiled(report, world)
     report.finish()
 
 

@@ -1,4 +1,4 @@
-"""A routed Flux in every mode of context parallelism against one process: output, entropies, maps, what policies see."""
+"""A routed Flux in every mode against one process: output, entropies, maps, and what policies see."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import entropy_attn as ea
-from tests.spread.worker import Make, Report, difference, flux, spread, start
+from tests.spread.worker import Kept, Make, Report, difference, flux, spread, start
 
 LABELS = ("layer", "kind", "step", "branch", "head", "seqlen_q", "seqlen_k", "scale")
 WORDS = (1, 2, 5)
@@ -24,8 +24,8 @@ def measure(make: Make, config: dict[str, Any] | None, scale: Any, rows: str) ->
         return scale(info)
 
     entropy, each, maps = ea.EntropyRecorder(), ea.EntropyRecorder(per_query=True), ea.MapRecorder(tokens=WORDS)
-    response = ea.ResponseRecorder()
-    record = [entropy, each, maps, response]
+    response, raw = ea.ResponseRecorder(), Kept(WORDS[::2])  # of the words from the first to the last
+    record = [entropy, each, maps, response, raw]
     with torch.no_grad(), ea.apply(model, scale=policy, record=record, layers="all", rows=rows):
         out = model(**call)[0]
     columns, answered = entropy.to_columns(), response.to_columns()
@@ -36,7 +36,8 @@ def measure(make: Make, config: dict[str, Any] | None, scale: Any, rows: str) ->
         "out": out,
         "entropy": [columns[name] for name in ("mean", "std", "min", "max")],
         "spatial": torch.stack([torch.as_tensor(spatial[layer]) for layer in spatial]),
-        "map": maps.maps(),
+        "map": torch.stack(raw.kept),  # not in the recorder's float32
+        "maps": maps.maps(),
         "response": [answered[name] for name in ("entropy", "response", "logit_std")],
     }
 
@@ -64,7 +65,6 @@ def main() -> None:
         (", a scale per head", flux(), per_head, "all", list(modes)),
         (", 81 + 7 tokens", flux(81, 7), logn, "all", ["ulysses anything", "ring anything"]),
         (", 7 heads", flux(64, 8, 7), per_head, "all", ["ulysses anything", "ring"]),
-        (", bfloat16", flux(dtype=torch.bfloat16), logn, "all", ["ulysses", "ring"]),
     ):
         one = measure(make, None, scale, rows)
         for name in names:
@@ -72,6 +72,11 @@ def main() -> None:
             numbers = {key: difference(one[key], found[key]) for key in one if key not in ("seen", "labels")}
             same = one["seen"] == found["seen"] and one["labels"] == found["labels"]
             report.add(name + options, **numbers, different=not same)
+    narrow, exact_results = flux(dtype=torch.bfloat16), measure(flux(), None, logn, "all")
+    for name, config in (("one device", None), ("ulysses", modes["ulysses"]), ("ring", modes["ring"])):
+        found = measure(narrow, config, logn, "all")
+        numbers = {key: difference(exact_results[key], found[key]) for key in ("out", "entropy", "spatial", "map")}
+        report.add(f"{name}, bfloat16", **numbers, different=exact_results["seen"] != found["seen"])
     report.finish()
 
 

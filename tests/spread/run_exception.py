@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 
 import entropy_attn as ea
@@ -15,11 +17,15 @@ def main() -> None:
 
     def policy(info: ea.CallInfo) -> None:
         if rank == 1 and info.layer.startswith("single"):
+            print(f"failed at {time.time()}", flush=True)
             raise RuntimeError("the policy of process 1 failed")
 
-    with ea.apply(model, scale=policy), torch.no_grad():
-        model(**call)
-    print(f"process {rank} waited for nothing")
+    try:
+        with ea.apply(model, scale=policy), torch.no_grad():
+            model(**call)
+    finally:
+        if rank == 0:
+            print(f"released at {time.time()}", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,33 +14,23 @@ from torch.distributed.device_mesh import init_device_mesh
 import entropy_attn as ea
 from entropy_attn.integrations.diffusers.context_parallel.private import templated_attention
 from entropy_attn.ops.reference import attention_reference
-from entropy_attn.recorders.base import Recorder, Request
-from tests.spread.worker import Make, Report, flux, spread, start
+from tests.spread.worker import Kept, Make, Report, flux, spread, start
 
 SCALE = 0.5
-
-
-class Kept(Recorder):
-    """Keeps what it requested, with the graph that leads to it."""
-
-    def __init__(self, request: Request):
-        super().__init__(("all",))
-        self.request, self.kept = request, []
-
-    def wants(self, info: ea.CallInfo, latent_size: tuple[int, int]) -> Request:
-        return self.request
-
-    def record(self, info: ea.CallInfo, scale: Any, measured: Tensor, branches: Any, latent_size: Any) -> None:
-        self.kept.append(measured)
 
 
 def weighted(t: Tensor) -> Tensor:
     return (t * torch.randn(t.shape, dtype=t.dtype, generator=torch.Generator().manual_seed(t.numel()))).sum()
 
 
-def gradients(make: Make, config: dict[str, Any] | None, statistics: bool) -> dict[str, Tensor]:
+def gradients(
+    make: Make, config: dict[str, Any] | None, statistics: bool, checkpointing: bool = False
+) -> dict[str, Tensor]:
     """Of latents, parameters and a scale per head, summed over the processes as of data-parallel training."""
     model, call = make()
+    if checkpointing:
+        model.enable_gradient_checkpointing()
+        model.train()
     latents = call["hidden_states"].requires_grad_()
     scales = torch.linspace(0.2, 0.5, model.config.num_attention_heads, dtype=latents.dtype, requires_grad=True)
     if config:
@@ -72,22 +62,27 @@ def relative(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str,
 # -- diffusers' templates with exact operators of float64, none of which is ours ---------------------------------------
 
 
-def exact_forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, *args: Any, **kw: Any) -> Any:
-    if kw.get("_save_ctx", True):
-        ctx.save_for_backward(query, key, value)
+def exact_forward(
+    ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, dropout: float, causal: bool, scale: Any, gqa: bool,
+    return_lse: bool, _save_ctx: bool = True, _parallel_config: Any = None,
+) -> Any:  # fmt: skip
+    out, lse = exact(query, key, value, mask)
+    if _save_ctx:
+        ctx.save_for_backward(query, key, value, out, lse)
+    return (out, lse) if return_lse else out
+
+
+def exact(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     heads_first = (t.transpose(1, 2) for t in (query, key, value))
-    out, lse, _, _ = attention_reference(*heads_first, attn_mask=attn_mask, scale=SCALE)
-    both = out.transpose(1, 2), lse.transpose(1, 2)
-    return both if args[4] else both[0]  # return_lse
+    out, lse, _, _ = attention_reference(*heads_first, attn_mask=mask, scale=SCALE)
+    return out.transpose(1, 2), lse.transpose(1, 2)
 
 
-def exact_backward(ctx: Any, grad: Tensor, *args: Any, query: Any = None, key: Any = None, value: Any = None, **kw: Any) -> Any:
-    if query is None:
-        query, key, value = ctx.saved_tensors
-        with torch.no_grad():
-            kw["out"], kw["lse"] = exact_forward(ctx, query, key, value, None, 0.0, False, SCALE, False, True, _save_ctx=False)
-    q, k, v, out, grad = (t.transpose(1, 2) for t in (query, key, value, kw["out"], grad))
-    p = (SCALE * q @ k.mT - kw["lse"].transpose(1, 2)[..., None]).exp()
+def exact_backward(ctx: Any, grad: Tensor, **given: Tensor) -> Any:
+    """given: by a ring, the tensors of its chunk and the results of the whole row."""
+    tensors = given.values() if given else ctx.saved_tensors
+    q, k, v, out, lse, grad = (t.transpose(1, 2) for t in (*tensors, grad))
+    p = (SCALE * q @ k.mT - lse[..., None]).exp()
     ds = p * (grad @ v.mT - (out * grad).sum(-1, keepdim=True))
     return tuple(t.transpose(1, 2) for t in (SCALE * ds @ k, SCALE * ds.mT @ q, p.mT @ grad))
 
@@ -97,24 +92,17 @@ def canaries(report: Report, rank: int, world: int) -> None:
     tokens, own = 12 * world, slice(12 * rank, 12 * (rank + 1))
     q, k, v, w = (torch.randn(1, tokens, 4, 8, dtype=torch.float64, generator=generator) for _ in range(4))
 
-    def run(ring: int, inputs: list[Tensor], mask: Tensor | None = None, return_lse: bool = False, scale: Any = SCALE) -> Any:
+    def run(ring: int, inputs: list[Tensor], mask: Any = None, return_lse: bool = False, scale: Any = SCALE) -> Any:
         mesh = init_device_mesh("cpu", (ring, world // ring), mesh_dim_names=("ring", "ulysses"))
-        config = ContextParallelConfig(
-            ring_degree=ring, ulysses_degree=world // ring, mesh=mesh, convert_to_fp32=False
-        )
+        config = ContextParallelConfig(ring_degree=ring, ulysses_degree=world // ring, mesh=mesh, convert_to_fp32=False)
         config.setup(rank, world, torch.device("cpu"), mesh)
         return templated_attention(
             *inputs, mask, 0.0, False, scale, False, return_lse, forward_op=exact_forward,
             backward_op=exact_backward, _parallel_config=SimpleNamespace(context_parallel_config=config),
         )  # fmt: skip
 
-    def whole(mask: Tensor | None, *inputs: Tensor) -> Tensor:
-        heads_first = (t.transpose(1, 2) for t in inputs)
-        return attention_reference(*heads_first, attn_mask=mask, scale=SCALE)[0].transpose(1, 2)
-
     leaves = [t.clone().requires_grad_() for t in (q, k, v)]
-    weighted_out = (whole(None, *leaves) * w).sum()
-    expected = torch.autograd.grad(weighted_out, leaves)
+    expected = torch.autograd.grad((exact(*leaves)[0] * w).sum(), leaves)
     mine = [t[:, own].clone().requires_grad_() for t in (q, k, v)]
     (run(world, mine) * w[:, own]).sum().backward()
     errors = [float((m.grad - e[:, own]).abs().max() / e.abs().max()) for m, e in zip(mine, expected, strict=True)]
@@ -123,13 +111,13 @@ def canaries(report: Report, rank: int, world: int) -> None:
     mask = torch.zeros(1, 1, 1, tokens, dtype=torch.float64)
     mask[..., 4:9] = -torch.inf  # keys of the first process alone
     parts = [t[:, own] for t in (q, k, v)]
-    masked = whole(mask, q, k, v)[:, own]
+    masked = exact(q, k, v, mask)[0][:, own]
     for name, ring in (("ring", world), ("ulysses", 1)):
         found = run(ring, parts, mask[..., own])
         report.add(f"a mask of keys, {name}", out=float((found - masked).abs().max()))
         mine = [t[:, own].clone().requires_grad_() for t in (q, k, v)]
         scale = torch.tensor(SCALE, dtype=torch.float64, requires_grad=True)
-        out, lse = run(ring, mine, return_lse=True, scale=scale)
+        lse = run(ring, mine, return_lse=True, scale=scale)[1]
         lse.sum().backward()
         report.add(
             f"lost gradients, {name}",
@@ -165,6 +153,8 @@ def main() -> None:
             for name, config in modes.items():
                 case = f"{name}{options}{', statistics' if statistics else ''}"
                 report.add(case, **relative(gradients(make, config, statistics), expected))
+    recomputed = gradients(flux(), {"ring_degree": world}, False, checkpointing=True)
+    report.add("gradient checkpointing", **relative(recomputed, gradients(flux(), None, False)))
     canaries(report, rank, world)
     report.finish()
 

@@ -17,7 +17,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    return results_of("run_exact", 4, tmp_path_factory.mktemp("exact"))
+    return results_of("run_exact", 4, tmp_path_factory.getbasetemp())
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -26,7 +26,7 @@ def test_as_on_one_device(found, case):
     assert not numbers["different"], "policies or recorders were told other layers, token counts or scales"
     assert numbers["out"] <= 1e-14
     assert max(numbers["entropy"], numbers["spatial"]) <= 1e-14
-    assert numbers["map"] <= 1e-14
+    assert max(numbers["map"], numbers["maps"]) <= 1e-14
     assert numbers["response"] <= 1e-12  # a difference of two entropies, divided by 0.04
 
 
@@ -37,8 +37,8 @@ def test_a_ring_that_rounds_its_output_does_not_round_the_statistics(found):
 
 
 @pytest.mark.parametrize("mode", ["ulysses", "ring"])
-def test_bfloat16(found, mode):
-    numbers = found[f"{mode}, bfloat16"]
+def test_bfloat16_is_no_worse_than_on_one_device(found, mode):
+    numbers, one = found[f"{mode}, bfloat16"], found["one device, bfloat16"]
     assert not numbers["different"]
-    assert numbers["out"] <= (2e-6 if mode == "ulysses" else 0.1)  # a ring rounds the output of each chunk
-    assert numbers["entropy"] <= (2e-6 if mode == "ulysses" else 0.03)
+    for name in ("out", "entropy", "spatial", "map"):
+        assert 0 < numbers[name] <= 2 * one[name], name

@@ -8,16 +8,13 @@ from tests.spread.launch import results_of
 
 pytestmark = pytest.mark.spread
 
-CASES = [
-    mode + statistics
-    for mode in ("ulysses", "ring", "ring and ulysses", "ulysses anything, 81 + 7 tokens", "ring anything, 81 + 7 tokens")
-    for statistics in ("", ", statistics")
-]
+MODES = ("ulysses", "ring", "ring and ulysses", "ulysses anything, 81 + 7 tokens", "ring anything, 81 + 7 tokens")
+CASES = [*(mode + statistics for mode in MODES for statistics in ("", ", statistics")), "gradient checkpointing"]
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    return results_of("run_gradients", 4, tmp_path_factory.mktemp("gradients"))
+    return results_of("run_gradients", 4, tmp_path_factory.getbasetemp())
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -17,6 +17,8 @@ from diffusers import ContextParallelConfig
 from diffusers.hooks import context_parallel as hooks
 from torch import Tensor, nn
 
+from entropy_attn.recorders.base import Recorder, Request
+from entropy_attn.scale import CallInfo
 from tests.support.tiny_denoisers import CASES
 
 Make = Callable[[], tuple[nn.Module, dict[str, Any]]]
@@ -40,6 +42,20 @@ def _padded_gather(part: Tensor, dim: int, group: Any) -> Tensor:
     parts = [torch.empty_like(part) for _ in lengths]
     dist.all_gather(parts, part, group=group)
     return torch.cat([each[:length] for each, length in zip(parts, lengths, strict=True)]).movedim(0, dim)
+
+
+class Kept(Recorder):
+    """Keeps what it requested as it was measured, with the graph that leads to it."""
+
+    def __init__(self, request: Request):
+        super().__init__(("all",))
+        self.request, self.kept = request, []
+
+    def wants(self, info: CallInfo, latent_size: tuple[int, int]) -> Request:
+        return self.request
+
+    def record(self, info: CallInfo, scale: Any, measured: Tensor, branches: Any, latent_size: Any) -> None:
+        self.kept.append(measured)
 
 
 class Report:

@@ -15,7 +15,9 @@ Forward = Callable[[AttentionCall], tuple[Tensor | None, ...]]
 Backward = Callable[..., tuple[Tensor | None, ...]]
 
 
-def calls_of_chunks(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], **options: Any) -> list[AttentionCall]:
+def calls_of_chunks(
+    query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], **options: Any
+) -> list[AttentionCall]:
     """One call for each chunk of the keys; a mask is of all of them."""
     mask = options.pop("attn_mask", None)
     masks = [None] * len(lengths) if mask is None else mask.split(list(lengths), -1)

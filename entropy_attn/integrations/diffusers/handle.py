@@ -219,11 +219,19 @@ class Handle:
             from entropy_attn.integrations.diffusers.context_parallel.same_inputs import check_same_inputs
             from entropy_attn.integrations.diffusers.context_parallel.shards import ContextParallel
         except ImportError as error:
-            reason = f"the context parallelism of this diffusers is none that is known ({error}): install diffusers 0.42"
+            reason = (
+                f"the context parallelism of this diffusers is none that is known ({error}): install diffusers 0.42"
+            )
             raise Unroutable(name, [reason]) from error
         shards = ContextParallel(parallel)
         if step == 0:
-            check_same_inputs(name, self._parameters, arguments, shards.layout.group)
+            settings = {
+                "scale": self.router.policy,
+                "record": [type(each) for each in self.recorders],
+                "rows": self.router.rows,
+                "gradients": torch.is_grad_enabled(),
+            }
+            check_same_inputs(name, self._parameters, arguments, settings, shards.layout.group)
         return shards
 
     @torch.compiler.disable

@@ -2,8 +2,8 @@
 
 Every device attends from its own queries, with all heads, to the keys of all devices. The backward pass gathers them
 again, so that between the passes each device keeps its part alone, and sums the gradients of each part where it is.
-Unlike diffusers' templates (0.42) it is differentiable in the log-sum-exp, the entropy and the scale, right for rings of
-more than two devices, and there for uneven parts. It holds no more than their ring, which gathers all keys too.
+Unlike the templates of diffusers 0.42 it is differentiable in the scale, and in the entropy and the map; it is right for
+rings of more than two devices, and takes uneven parts. It holds no more than their ring, which also gathers all keys.
 """
 
 from __future__ import annotations
@@ -85,7 +85,12 @@ class _Gathered(torch.autograd.Function):
         keys, values = (_whole(t, options) for t in (key, value))
         # Whatever this device needs: the others wait for its part.
         needs = [True, True, True, False, ctx.needs_input_grad[4]]
-        grads = (grad_out, None, grad_entropy if options.return_entropy else None, None if options.order is None else grad_map)
+        grads = (
+            grad_out,
+            None,
+            grad_entropy if options.return_entropy else None,
+            None if options.order is None else grad_map,
+        )
         dquery, dkeys, dvalues, _, dscale = torch.ops.entropy_attn.attention_backward(
             query, keys, values, mask, scale, *results, *grads, False, *options.map_keys, ctx.impl, needs
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,30 +14,35 @@ from torch import Tensor
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def check_same_inputs(denoiser: str, names: Sequence[str], arguments: Mapping[str, Any], group: Any) -> None:
-    """Compare a checksum of every tensor among the arguments of a call. Waits for the devices once.
+def check_same_inputs(
+    denoiser: str, names: Sequence[str], arguments: Mapping[str, Any], settings: Mapping[str, Any], group: Any
+) -> None:
+    """Compare a checksum of every tensor among the arguments of a call, and settings. Waits for the devices once.
 
     Args:
         denoiser: its class, for the message.
         names: of all arguments that there may be, the same on every device.
         arguments: those that are there.
+        settings: of the routing. With others a device would wait for what the rest does not send.
         group: the process group of the sequence.
 
     Raises:
-        ValueError: on every device, where one has another tensor.
+        ValueError: on every device, where one has another tensor or setting.
     """
     tensors = [arguments.get(name) for name in names]
     device = next(each.device for each in tensors if isinstance(each, Tensor))
-    sums = torch.stack([_checksum(each).to(device) for each in tensors])
+    checksums = [*map(_checksum, tensors), *map(_checksum_of_text, settings.values())]
+    sums = torch.stack([each.to(device) for each in checksums])
     extremes = torch.cat([sums, ~sums])  # ~x falls as x rises: one collective finds both ends
     dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=group)
     highest, lowest = extremes[: len(sums)], ~extremes[len(sums) :]
     if torch.equal(highest, lowest):
         return
-    different = [name for name, high, low in zip(names, highest.tolist(), lowest.tolist(), strict=True) if high != low]
+    pairs = zip([*names, *settings], highest.tolist(), lowest.tolist(), strict=True)
+    different = [name for name, high, low in pairs if high != low]
     raise ValueError(
         f"{denoiser}: {', '.join(different)}: expected the same on all devices that share a sequence, and it differs: "
-        "give every process the same prompts and settings, and a generator with the same seed"
+        "give every process the same prompts, recorders and settings, and a generator with the same seed"
     )
 
 
@@ -49,3 +56,8 @@ def _checksum(value: Any) -> Tensor:
     bits = flat.view(_BITS[flat.element_size()]).to(torch.int64)
     weights = torch.arange(1, 2 * len(bits) + 1, 2, device=bits.device)
     return (bits * weights).sum() + len(bits)
+
+
+def _checksum_of_text(value: Any) -> Tensor:
+    text = re.sub(r" at 0x[0-9a-f]+", "", repr(value))  # where in memory a function is differs between processes
+    return torch.tensor(zlib.crc32(text.encode()), dtype=torch.int64)

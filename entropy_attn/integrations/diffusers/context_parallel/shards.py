@@ -65,8 +65,8 @@ class ContextParallel(Shards):
             )
         if mask is not None and layout.ring > 1:
             reasons.append(
-                "it has a mask of keys, and diffusers' ring gives the keys of every device the mask of this one's; give "
-                "ulysses_degree instead of ring_degree"
+                "it has a mask of keys, and diffusers' ring gives the keys of every device the mask of this one's; "
+                "give ulysses_degree instead of ring_degree"
             )
         elif mask is not None and (mask.dim() != 4 or mask.shape[2] != 1 or mask.shape[3] != key.shape[2]):
             reasons.append(
