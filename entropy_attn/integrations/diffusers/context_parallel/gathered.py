@@ -2,8 +2,8 @@
 
 Every device attends from its own queries, with all heads, to the keys of all devices. The backward pass gathers them
 again, so that between the passes each device keeps its part alone, and sums the gradients of each part where it is.
-Unlike the templates of diffusers 0.42 it is differentiable in the scale, and in the entropy and the map; it is right for
-rings of more than two devices, and takes uneven parts. It holds no more than their ring, which also gathers all keys.
+Unlike the templates of diffusers 0.42 it is differentiable in the scale, the entropy and the map, is right for rings of
+more than two devices, and takes uneven parts. It holds no more than their ring, which gathers all keys too.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from entropy_attn.integrations.diffusers.context_parallel.layout import Layout
+from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.ops.autocast import as_autocast
-from entropy_attn.ops.choice import chosen_impl
+from entropy_attn.ops.choice import automatic
 from entropy_attn.routing.calls import AttentionArguments
 
 
@@ -67,7 +68,7 @@ class _Gathered(torch.autograd.Function):
         options: _Options,
     ) -> tuple[Tensor, Tensor, Tensor]:
         keys, values = (_whole(t, options) for t in (key, value))
-        ctx.options, ctx.impl = options, chosen_impl(query, keys, values, return_entropy=True)
+        ctx.options, ctx.impl = options, _impl(query, keys, values, mask, scale, options)
         out, lse, entropy, head_mean = torch.ops.entropy_attn.attention(
             query, keys, values, mask, scale, False, options.return_entropy, *options.map_keys, ctx.impl
         )
@@ -96,6 +97,18 @@ class _Gathered(torch.autograd.Function):
         )
         dkey, dvalue = (_part(t, options).to(key.dtype) for t in (dkeys, dvalues))
         return dquery, dkey, dvalue, None, dscale if needs[4] else None, None
+
+
+def _impl(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: Tensor | None, options: _Options
+) -> str:
+    """What `ops.attention` would take for this call on one device, where autograd records it."""
+    statistics: dict[str, Any] = {"return_lse": True, "return_entropy": options.return_entropy}
+    if options.order is not None:
+        statistics["map_keys"] = options.map_keys
+    with torch.enable_grad():
+        differentiated = query.detach().requires_grad_()
+        return automatic(AttentionCall(differentiated, keys, values, mask, scale=scale, **statistics)).name
 
 
 def _texts(text: slice, lengths: list[int], layout: Layout) -> list[slice]:

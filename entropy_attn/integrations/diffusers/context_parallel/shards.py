@@ -12,6 +12,7 @@ from entropy_attn.integrations.diffusers.context_parallel.gathered import attent
 from entropy_attn.integrations.diffusers.context_parallel.layout import Layout
 from entropy_attn.integrations.diffusers.context_parallel.templates import attention_by_templates
 from entropy_attn.ops.api import AttentionOutput
+from entropy_attn.ops.checks import check_scale
 from entropy_attn.ops.response import response_and_variance
 from entropy_attn.ops.split_keys import map_of_keys
 from entropy_attn.routing.calls import AttentionArguments, LayerCall
@@ -85,6 +86,7 @@ class ContextParallel(Shards):
         text: slice | None = None,
         text_range: tuple[int, int] | None = None,
     ) -> AttentionOutput:
+        check_scale(arguments.scale, arguments.query)  # the templates take parts of it
         if _needs_gradient(arguments):
             out, entropy, head_mean = attention_over_gathered(
                 arguments, self.layout, return_entropy=return_entropy, text=text, text_range=text_range

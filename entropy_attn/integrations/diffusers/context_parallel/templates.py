@@ -31,7 +31,7 @@ def attention_by_templates(
         arguments.query.transpose(1, 2),
         arguments.key.transpose(1, 2),
         arguments.value.transpose(1, 2),
-        arguments.attn_mask,
+        None if arguments.attn_mask is None else arguments.attn_mask.contiguous(),
         scale=arguments.scale,
         forward_op=local.forward,
         backward_op=_no_backward,
