@@ -37,11 +37,10 @@ def gradients(
         spread(model, **config)
     recorders = [Kept("entropy"), Kept((1, 4))] if statistics else None
     with ea.apply(model, scale=(lambda info: scales), record=recorders):
-        out = model(**call)[0]
-    loss = weighted(out)
-    for recorder in recorders or ():
-        loss = loss + sum(map(weighted, recorder.kept))
-    loss.backward()
+        loss = weighted(model(**call)[0])
+        for recorder in recorders or ():
+            loss = loss + sum(map(weighted, recorder.kept))
+        loss.backward()
     found = {"latents": latents.grad, "scales": scales.grad}
     found |= {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
     if config:

@@ -1,4 +1,4 @@
-"""What is refused of a spread sequence, without any process: the reasons, and layers that know nothing of the spread."""
+"""What is refused of a spread sequence, without any process: by its arguments, and by layers that ignore the spread."""
 
 from __future__ import annotations
 
