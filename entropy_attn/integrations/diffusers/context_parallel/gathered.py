@@ -35,7 +35,7 @@ def attention_over_gathered(
     """
     query, key, value = as_autocast(arguments.query, arguments.key, arguments.value)
     scale = arguments.scale
-    if isinstance(scale, float):
+    if scale is not None and not isinstance(scale, Tensor):
         scale = torch.tensor(scale, dtype=torch.float64)
     mask = None if arguments.attn_mask is None else layout.join(arguments.attn_mask, -1)
     lengths = layout.lengths(key.shape[2])
@@ -45,7 +45,7 @@ def attention_over_gathered(
         mask = None if mask is None else mask.index_select(-1, order)
     options = _Options(layout, lengths, order, return_entropy, map_keys)
     out, entropy, head_mean = _Gathered.apply(query, key, value, mask, scale, options)
-    return out, entropy if return_entropy else None, None if order is None else head_mean
+    return out, entropy if return_entropy else None, head_mean if options.has_map else None
 
 
 class _Options(NamedTuple):
@@ -54,6 +54,10 @@ class _Options(NamedTuple):
     order: Tensor | None  # of the gathered keys
     return_entropy: bool
     map_keys: tuple[int, int]  # in that order
+
+    @property
+    def has_map(self) -> bool:
+        return self.order is not None
 
 
 class _Gathered(torch.autograd.Function):
@@ -90,7 +94,7 @@ class _Gathered(torch.autograd.Function):
             grad_out,
             None,
             grad_entropy if options.return_entropy else None,
-            None if options.order is None else grad_map,
+            grad_map if options.has_map else None,
         )
         dquery, dkeys, dvalues, _, dscale = torch.ops.entropy_attn.attention_backward(
             query, keys, values, mask, scale, *results, *grads, False, *options.map_keys, ctx.impl, needs
@@ -104,7 +108,7 @@ def _impl(
 ) -> str:
     """What `ops.attention` would take for this call on one device, where autograd records it."""
     statistics: dict[str, Any] = {"return_lse": True, "return_entropy": options.return_entropy}
-    if options.order is not None:
+    if options.has_map:
         statistics["map_keys"] = options.map_keys
     with torch.enable_grad():
         differentiated = query.detach().requires_grad_()
