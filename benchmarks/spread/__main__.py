@@ -5,7 +5,7 @@ and its gradients.
 
 - error: the largest difference of output, entropy and map (or gradients) from one device, in float64 and few tokens;
 - ms: the median time of a call with --tokens tokens, of the slowest process;
-- MB: what each process receives in a call.
+- MB (bytes in the file): what each process receives in a call.
 
     torchrun --nproc-per-node 8 -m benchmarks.spread --tokens 65536 --csv spread.csv
     python -m benchmarks.spread          # starts two processes, or one for each GPU
@@ -180,9 +180,9 @@ def measure(args: argparse.Namespace, device: torch.device) -> list[dict[str, An
                 ms = milliseconds(lambda s=shards, a=arm: layer(s, own, a), args.rounds, device)  # type: ignore[misc]
             row = {"mode": mode, "processes": world, "device": device.type, "dtype": args.dtype, "tokens": args.tokens}
             row |= {"text": args.text, "heads": args.heads, "head_dim": args.head_dim, "computed": arm}
-            rows.append(row | {"error": f"{wrong:.1e}", "ms": f"{ms:.2f}", "MB": f"{received.bytes / 1e6:.2f}"})
+            rows.append(row | {"error": f"{wrong:.1e}", "ms": f"{ms:.2f}", "bytes": round(received.bytes)})
             if rank == 0:
-                print(f"{mode:18}{arm:15}{rows[-1]['error']:>10}{rows[-1]['ms']:>12}{rows[-1]['MB']:>12}", flush=True)
+                print(f"{mode:18}{arm:15}{wrong:>10.1e}{ms:>12.2f}{received.bytes / 1e6:>12.2f}", flush=True)
     return rows
 
 

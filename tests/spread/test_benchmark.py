@@ -32,7 +32,10 @@ def test_it_is_exact_and_counts_what_is_sent(tmp_path):
     assert {mode for mode, _ in rows} == {"ulysses", "ulysses anything", "ring", "ring anything"}
     for row in rows.values():
         assert float(row["error"]) <= 1e-12 and float(row["ms"]) > 0
-    part = 40 * 4 * 16 * 4 / 1e6  # one of query, key, value and output of this process, in MB
-    assert float(rows["ulysses", "output"]["MB"]) == pytest.approx(4 * part / 2, abs=5e-3)  # half of each
-    assert float(rows["ring", "output"]["MB"]) == pytest.approx(2 * part, abs=5e-3)  # the other's key and value
-    assert float(rows["ulysses", "entropy"]["MB"]) > float(rows["ulysses", "output"]["MB"])
+    sent = {key: int(row["bytes"]) for key, row in rows.items()}
+    part = 40 * 4 * 16 * 4  # bytes of query, key, value or output: 40 tokens of a process, 4 heads, 16 channels
+    assert sent["ulysses", "output"] == 4 * part / 2  # half of each comes from the other
+    assert sent["ring", "output"] == 2 * part  # the other's key and value
+    assert sent["ulysses", "entropy"] - sent["ulysses", "output"] == 40 * 4 * 2 * 4 / 2  # entropy and log-sum-exp
+    assert sent["ring", "entropy"] == sent["ring", "output"]
+    assert sent["ring", "entropy, map"] - sent["ring", "entropy"] == 8 * 4 * 16 * 4  # keys of the other's text
