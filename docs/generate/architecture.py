@@ -17,10 +17,12 @@ IMAGE = DOCS / "images" / "architecture.svg"
 FLOORS: list[dict[str, str]] = [
     {"kernels": "Triton kernels, their launchers and configurations"},
     {
+        "_ops": "the namespace of torch's operators",
         "errors": "the package's exception",
         "display": "tables in notebooks",
         "validation": "checks of arguments and settings",
         "prompts": "from the words of a prompt to token positions",
+        "table_files": "tables as .csv and .json files",
     },
     {
         "ops": "one attention call: checks, choice of an implementation, autograd operator, reference",
@@ -53,8 +55,10 @@ FOLDERS = {
     "kernels/maps": "head-averaged maps of a range of keys",
     "kernels/common": "what the passes share: tiles, arguments, launch plans, supported calls",
     "integrations/diffusers": "`apply` and its handle: layers, processors, steps, branches, torch.compile",
+    "integrations/diffusers/context_parallel": "a sequence that diffusers has spread over devices",
     "integrations/diffusers/models": "the table of supported denoisers, one row each",
-    "integrations/guidance": "`attach`: the guided forward pass of a pipeline",
+    "integrations/guidance": "`attach` and `GuidanceBlock`: the guided forward pass of a pipeline",
+    "integrations/transformers": "a name for models of transformers; maps of text encoders",
     "evaluation/metrics": "similarities of CLIP, and TIFA's questions",
     "bench/implementations": "one file per kind of implementation that is compared",
 }

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from entropy_attn.errors import Unsupported
-from entropy_attn.kernels.common.call import AttentionCall
-from entropy_attn.ops.autocast import as_autocast
-from entropy_attn.ops.checks import ROW_STATISTICS, asked_statistics, check_range, check_scale, checked_call
-from entropy_attn.ops.choice import (
+from ..errors import Unsupported
+from ..kernels.common.call import AttentionCall
+from ..validation import require_bool
+from .autocast import as_autocast
+from .checks import ROW_STATISTICS, asked_statistics, check_range, check_scale, checked_call
+from .choice import (
     AUTO,
     IMPLS,
     TORCH,
@@ -25,11 +26,10 @@ from entropy_attn.ops.choice import (
     may_choose,
     takes_shapes,
 )
-from entropy_attn.ops.implementations import IMPLEMENTATIONS
-from entropy_attn.ops.key_groups import KeyValues, checked_key_groups, named_tensors
-from entropy_attn.ops.sdpa import torch_attention
-from entropy_attn.ops.tensor_kinds import as_causal, is_plain, without_class
-from entropy_attn.validation import require_bool
+from .implementations import IMPLEMENTATIONS
+from .key_groups import KeyValues, checked_key_groups, named_tensors
+from .sdpa import torch_attention
+from .tensor_kinds import as_causal, is_plain, without_class
 
 
 class AttentionOutput(NamedTuple):

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from entropy_attn.kernels.common import support
-from entropy_attn.kernels.common.call import AllResults, AttentionCall, Results
-from entropy_attn.ops.operator import run_fused, run_sdpa
-from entropy_attn.ops.reference import all_results
-from entropy_attn.ops.sdpa import attention_sdpa_all
+from ..kernels.common import support
+from ..kernels.common.call import AllResults, AttentionCall, Results
+from .operator import run_fused, run_sdpa
+from .reference import all_results
+from .sdpa import attention_sdpa_all
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entropy_attn.kernels.common.call import AllResults, AttentionCall
-from entropy_attn.ops.checks import check_range
-from entropy_attn.ops.tensor_kinds import is_plain, may_read
+from ..kernels.common.call import AllResults, AttentionCall
+from .checks import check_range
+from .tensor_kinds import is_plain, may_read
 
 _DIMS = (2, 2, 2, 1, 2, 2, 2)  # of the queries: a map has no heads
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from entropy_attn.kernels.common.call import AllResults, AttentionCall
+from ..kernels.common.call import AllResults, AttentionCall
 
 
 def softmax_scale(scale: float | Tensor | None, query: Tensor) -> float | Tensor:

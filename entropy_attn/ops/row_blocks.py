@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from entropy_attn.errors import Unsupported
-from entropy_attn.kernels.common.call import AllResults
-from entropy_attn.ops.tensor_kinds import may_read
+from ..errors import Unsupported
+from ..kernels.common.call import AllResults
+from .tensor_kinds import may_read
 
 # Scores of one block. CPU: 1 MiB in float32 stays in the cache of a core. Elsewhere: enough to fill the device.
 BLOCK_SCORES_CPU = 1 << 18
