@@ -21,6 +21,7 @@ FLOORS: list[dict[str, str]] = [
         "display": "tables in notebooks",
         "validation": "checks of arguments and settings",
         "prompts": "from the words of a prompt to token positions",
+        "runs": "finished runs in a folder, and the processes that divide them",
     },
     {
         "ops": "one attention call: checks, choice of an implementation, autograd operator, reference",

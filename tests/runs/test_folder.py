@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from entropy_attn.evaluation.store import PLAN, RunFolder, finished_runs, plan_hash
+from entropy_attn.runs.folder import PLAN, RunFolder, finished_runs, plan_hash
 
 NAMES = ["a", "b=1.5", "c"]
 FACTS = {"model": "m", "steps": 2}
@@ -50,7 +50,7 @@ def test_a_run_that_fails_leaves_nothing(tmp_path, failure):
 def test_a_killed_process_leaves_whole_runs(tmp_path):
     code = (
         "import sys, time, pathlib\n"
-        "from entropy_attn.evaluation.store import RunFolder\n"
+        "from entropy_attn.runs.folder import RunFolder\n"
         f"store = RunFolder(pathlib.Path(sys.argv[1]), {FACTS!r}, {NAMES!r})\n"
         "def make(name, folder):\n"
         "    (folder / 'text').write_text(name)\n"
