@@ -107,8 +107,8 @@ def evaluate_guidance(
         metrics: what is measured.
         out: the folder; what another call has finished there is not made again.
         words_of: the words that the methods get; they are looked up in every prompt before any work.
-        on_run: called after each run of this process, and for each that was there, with "stage: name", its seconds (None
-            if it was there), the number of finished runs, the number of runs.
+        on_run: called for each run that was there, and after each run of this process, with "stage: name", its seconds
+            (None if it was there), the number of finished runs, the number of runs.
         processes: those that share the runs; each makes the same call, with its own pipeline, and gets the result.
 
     Raises:
