@@ -71,7 +71,8 @@ def read_profile(folder: Path, argument: str = "RUN") -> ProfileFolder:
     missing = [key for key in KEYS if key not in summary]
     if missing:
         raise ValueError(
-            f"{argument}: expected the summary of a profile in {SUMMARY}, but {str(folder)!r} has no {missing[0]!r} there"
+            f"{argument}: expected the summary of a profile in {SUMMARY}, but that in {str(folder)!r} has no "
+            f"{missing[0]!r}"
         )
     entropy = folder / ("entropy.csv.gz" if summary["heads"] else "entropy.csv")
     regimes = folder / "regimes.csv"
