@@ -111,7 +111,8 @@ class Processes:
             arrived.wait()
             dist.all_gather_object(found, (failure and _line(failure), value), group=self.group)
         except RuntimeError as error:
-            raise OtherProcessFailed(f"one of {self.count} processes has ended: {_line(error)}") from failure or error
+            if failure is None:
+                raise OtherProcessFailed(f"one of {self.count} processes has ended: {_line(error)}") from error
         if failure is not None:
             raise failure
         for rank, (line, _) in enumerate(found):

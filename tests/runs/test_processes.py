@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +17,7 @@ from tests.runs import work
 from tests.runs.work import NAMES, PLAN
 from tests.support.processes import launch
 
+ROOT = Path(__file__).parents[2]
 DEAREST_FIRST = sorted(NAMES, key=work.size_of, reverse=True)
 
 
@@ -73,6 +78,17 @@ def test_a_killed_process_loses_the_run_that_it_was_at(tmp_path):
     resumed = launch(work.write, tmp_path, count=3)
     assert sorted(name for made, _ in resumed for name in made) == sorted(second[1:])
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == sorted(NAMES)
+
+
+def test_torchrun_starts_a_killed_process_again(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+    options = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2", "--max-restarts", "1"]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "tests.runs.work", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
+    assert done.returncode == 0 and "exitcode: -9" in done.stderr, done.stderr
+    made = [int(line.split()[3]) for line in done.stdout.splitlines() if line.startswith("process")]
+    assert len(made) == 2 and 5 <= sum(made) <= 11  # process 1 left at least its own 5, process 0 made at least one
+    RunFolder(tmp_path, PLAN, NAMES).complete(lambda name, folder: pytest.fail(name))
 
 
 def test_an_exception_in_one_process_is_one_in_all_when_their_runs_are_made(tmp_path):

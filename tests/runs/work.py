@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import signal
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -154,3 +155,25 @@ def command(rank: int, arguments: list[str]) -> tuple[int, str, str]:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(arguments)
     return code, out.getvalue(), err.getvalue()
+
+
+def command_with_a_kill(rank: int, arguments: list[str]) -> tuple[int, str, str]:
+    """The same; process 1 is killed in its second run."""
+    from entropy_attn.profiling import call
+
+    run_once, begun = call.run_once, []
+
+    def run(*given: Any) -> Any:
+        begun.append(given)
+        if (rank, len(begun)) == (1, 2):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return run_once(*given)
+
+    call.run_once = run
+    return command(rank, arguments)
+
+
+if __name__ == "__main__":  # under torchrun: process 1 is killed once in its second run, and started again
+    number, begun_once = int(os.environ["RANK"]), os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+    done = (be_killed if begun_once else write)(number, Path(sys.argv[1]))
+    print(f"process {number} made {len(done[0])} of {len(NAMES)}", flush=True)
