@@ -41,8 +41,7 @@ EXAMPLE = (
     "  entropy-attn profile --sizes 128 --scale off --scale check/hold-entropy.json --out held\n\n"
     "  entropy-attn profile --scale off --scale logn:strength=0.5 --scale power:p=0.25 --scale yarn:steps=0..10\n\n"
     "  entropy-attn profile --sizes 64,128 --heads --explore --out profile\n\n"
-    "  entropy-attn profile --model ./sdxl --sizes 1024,2048 --offload model --vae-tiling --out sdxl --resume\n\n"
-    "  torchrun --nproc-per-node 8 -m entropy_attn profile --model ./sdxl --sizes 1024,2048 --out sdxl --resume\n"
+    "  entropy-attn profile --model ./sdxl --sizes 1024,2048 --offload model --vae-tiling --out sdxl --resume\n"
 )
 
 
@@ -127,6 +126,7 @@ def profile(
 
 profile.__doc__ = (
     f"Measure attention entropy at several image sizes under several scale policies; write tables and figures."
+    "\n\nStarted with `torchrun --nproc-per-node N -m entropy_attn profile`, N processes divide the runs."
     f"\n\n{EXAMPLE}"
 )
 
