@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,9 +24,11 @@ from rich.table import Table
 
 from benchmarks.common import ROOT, add_csv, add_json, module_command, new_parser, positive, write_outputs
 from entropy_attn.bench.machine import cpu_name
+from entropy_attn.bench.timing import resident_peak
 
 Shape = tuple[int, int]  # tokens, head dim
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
+NO_PEAK = "this benchmark reads peak memory from /proc, which this system does not have: use Linux"
 COMPILED = "compiled"  # its memory is that of the compiler
 
 
@@ -54,8 +55,8 @@ class Comparison:
         args = self._parse()
         if args.worker:
             return self._worker(args)
-        if not Path("/proc/self/clear_refs").exists():
-            raise SystemExit("this benchmark reads peak memory from /proc, which this system does not have: use Linux")
+        if resident_peak(lambda: None) is None:
+            raise SystemExit(NO_PEAK)
         cases = [(n, dtype, shape) for n in args.threads for dtype in args.dtypes for shape in args.shapes]
         steps = track(cases, "measuring", console=Console(stderr=True), transient=True)
         rows = [self._measure(args, *case) for case in steps]
@@ -123,10 +124,10 @@ class Comparison:
         torch.set_num_threads(*args.threads)
         way(*self.make_inputs(args, (64, shape[1]), dtype))  # loads libraries before the measurement
         inputs = self.make_inputs(args, shape, dtype)
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak (Linux)
-        before = resident_mib("VmRSS")
-        way(*inputs)
-        print(resident_mib("VmHWM") - before)
+        measured = resident_peak(lambda: way(*inputs))
+        if measured is None:
+            raise SystemExit(NO_PEAK)
+        print(measured[1])
 
     def _table(self, rows: list[dict]) -> Table:
         first, ours = rows[0], next(iter(self.ways))
@@ -171,11 +172,6 @@ def check_errors(truth: dict[str, torch.Tensor], ours: dict[str, torch.Tensor], 
         rounding = 2 * torch.finfo(ours[what].dtype).eps * max(1.0, exact.abs().max().item())
         if not error <= 2 * allowed + rounding:
             raise SystemExit(f"wrong result, nothing is measured: {what} has an error of {error:.3g}")
-
-
-def resident_mib(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def _shape(text: str) -> Shape:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv as csv_files
 import sys
 import warnings
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from entropy_attn.cli.parsing import check_at_least, check_dtype, parse_device, parse_scale, parse_size
 from entropy_attn.cli.tables import Column, output_width, print_table, say
+from entropy_attn.table_files import write_table
 
 COLUMNS = (
     Column("layers", fold=True),
@@ -85,10 +85,7 @@ def model_report(request: ModelRequest, csv: Path | None = None) -> dict[str, An
     refused = [{"reason": reason, "layers": names} for reason, names in refusals(found)]
     rows = [layer.to_row() for layer in found]
     if csv is not None:
-        with csv.open("w", newline="", encoding="utf-8") as file:
-            writer = csv_files.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(csv, list(rows[0]), [list(row.values()) for row in rows])
     served = any(row["refused"] is None for row in rows)
     return report | {"served": served, "size": list(size), "refused": refused, "layers": rows}
 

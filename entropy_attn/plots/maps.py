@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -108,7 +107,7 @@ def draw_maps(
     color_bar(
         figure,
         grid.ravel(),
-        ListedColormap(heat.color_table() / 255),
+        heat.color_map(),
         "attention to the word" if common_scale else "attention to the word / its highest",
         limits=limits[0] if common_scale else (0.0, 1.0),
         shrink=min(1.0, 2.2 / (lines * aspect) if lines > 1 else 0.9),

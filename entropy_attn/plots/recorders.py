@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
@@ -122,7 +121,7 @@ def maps_of_words(rows: Mapping[str, torch.Tensor], labels: Sequence[str], image
     lines = bands * len(rows)
     figure = new_sheet(CELL * columns + 1.7, (CELL * aspect + 0.4) * lines, title)
     grid: Any = figure.subplots(lines, columns, squeeze=False)
-    colors = ListedColormap(heat.color_table() / 255)
+    colors = heat.color_map()
     of_rows = [maps.flatten(1).amax(1).float().cpu() for maps in rows.values()]
     highest = torch.stack(of_rows).nan_to_num(0.0).amax(0).tolist()
     for axis in grid.ravel():

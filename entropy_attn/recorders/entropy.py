@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import functools
-import json
 import math
 from collections import defaultdict
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from entropy_attn.recorders.base import Recorder, Request
 from entropy_attn.recorders.shown import NOTHING, as_frame, by_layer, figures
 from entropy_attn.recorders.transfer import kept_scale, scales_of, to_host
 from entropy_attn.scale import CallInfo, token_grid
+from entropy_attn.table_files import write_table
 from entropy_attn.validation import require_bool
 
 COLUMNS = (
@@ -216,19 +215,7 @@ class EntropyRecorder(Recorder):
         Raises:
             ValueError: the path has another ending.
         """
-        path = Path(path)
-        if path.suffix not in (".csv", ".json"):
-            raise ValueError(f"path: expected a name that ends in .csv or .json, got {str(path)!r}")
-        columns = self.to_columns()
-        rows = zip(*columns.values(), strict=True)
-        with path.open("w", newline="", encoding="utf-8") as file:
-            if path.suffix == ".csv":
-                writer = csv.writer(file)
-                writer.writerow(COLUMNS)
-                writer.writerows(rows)
-            else:
-                json.dump([dict(zip(COLUMNS, row, strict=True)) for row in rows], file, indent=1)
-        return path
+        return write_table(Path(path), COLUMNS, zip(*self.to_columns().values(), strict=True))
 
     def picture_layers(self) -> dict[str, str]:
         """The recorded layers that attend to the image, without those of text alone.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from entropy_attn.table_files import ENDINGS, write_table
 
 COLUMNS = ("step", "branch", "picture", "token", "row", "column", "attention")
 
@@ -38,14 +38,8 @@ def save_maps(
         else:
             arrays |= {"maps": stacked, "steps": np.array(list(maps))}
         np.savez_compressed(path, **arrays)
-    elif path.suffix == ".csv":
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            writer.writerows(_rows(maps, branches, tokens))
-    elif path.suffix == ".json":
-        rows = [dict(zip(COLUMNS, row, strict=True)) for row in _rows(maps, branches, tokens)]
-        path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    elif path.suffix in ENDINGS:
+        write_table(path, COLUMNS, _rows(maps, branches, tokens))
     else:
         raise ValueError(f"path: expected a name that ends in .npz, .csv or .json, got {str(path)!r}")
     return path

@@ -8,19 +8,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-# Matplotlib's inferno at eleven points: even in lightness, so that it reads the same in gray and to the color-blind.
-_INFERNO = (
-    (0, 0, 4), (22, 11, 57), (66, 10, 104), (106, 23, 110), (147, 38, 103), (188, 55, 84), (221, 81, 58),
-    (243, 120, 25), (252, 165, 10), (246, 215, 70), (252, 255, 164),
-)  # fmt: skip
-COLORS = 256
+from entropy_attn.errors import naming_the_extra
+
+# Even in lightness, so that it reads the same in gray and to the color-blind.
+COLORS = "inferno"
 MODES = ("bicubic", "bilinear", "nearest")
 
 
-def color_table() -> np.ndarray:
-    """The colors from low to high, (COLORS, 3) in 0..255."""
-    known, wanted = np.linspace(0.0, 1.0, len(_INFERNO)), np.linspace(0.0, 1.0, COLORS)
-    return np.stack([np.interp(wanted, known, channel) for channel in np.array(_INFERNO, dtype=float).T], axis=-1)
+def color_map() -> Any:
+    """Matplotlib's color map of the name COLORS."""
+    with naming_the_extra("colors of a map"):
+        from matplotlib import colormaps
+    return colormaps[COLORS]
 
 
 def enlarge(values: torch.Tensor, size: tuple[int, int], mode: str = "bicubic") -> torch.Tensor:
@@ -58,7 +57,7 @@ def overlay(
     if not low <= high:
         raise ValueError(f"limits: expected (low, high) with low <= high, got {limits!r}")
     relative = np.clip((heat - low) / max(high - low, 1e-12), 0.0, 1.0)
-    colors = color_table()[np.round(relative * (COLORS - 1)).astype(int)]
+    colors = 255.0 * color_map()(relative)[..., :3]
     if strength < 1.0:
         gray = np.asarray(image.convert("L").convert("RGB"), dtype=float)
         colors = strength * colors + (1.0 - strength) * gray

@@ -87,7 +87,7 @@ def test_a_notebook_shows_the_rows_of_the_summary(recorded, which):
 
 
 def test_the_pixels_of_a_small_map_are_those_of_the_map():
-    from entropy_attn.recorders.overlay import COLORS, color_table
+    from entropy_attn.recorders.overlay import color_map
     from entropy_attn.recorders.shown import THUMBNAIL, thumbnail
 
     markup = thumbnail(torch.tensor([[0.0, 0.5], [0.25, 1.0]]))
@@ -97,8 +97,8 @@ def test_the_pixels_of_a_small_map_are_those_of_the_map():
     data = base64.b64decode(markup.partition("base64,")[2].rstrip('">'))
     pixels = np.asarray(Image.open(io.BytesIO(data)))
     assert pixels.shape == (THUMBNAIL, THUMBNAIL, 3)
-    table = np.round(color_table())
-    assert (pixels[0, 0] == table[0]).all() and (pixels[-1, -1] == table[COLORS - 1]).all()
+    lowest, highest = (np.round(255 * np.array(color_map()(value)[:3])) for value in (0.0, 1.0))
+    assert (pixels[0, 0] == lowest).all() and (pixels[-1, -1] == highest).all()
 
 
 @pytest.mark.parametrize("make", [ea.EntropyRecorder, ea.ResponseRecorder, ea.MapRecorder])
