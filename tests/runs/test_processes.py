@@ -96,7 +96,7 @@ def test_an_exception_in_one_process_is_one_in_all_when_their_runs_are_made(tmp_
     lost = Processes(1, 2).share(NAMES, work.size_of)[1]
     assert first[0][:2] == ("OtherProcessFailed", f"process 1 of 2: ValueError: no {lost}") and not first[0][2]
     assert second[0] == ("ValueError", f"no {lost}", [f"process 1 of 2: ValueError: no {lost}; waiting for the others"])
-    assert max(first[1], second[1]) < 30 and not first[2] and not second[2]
+    assert max(first[1], second[1]) < 120 and not first[2] and not second[2]
     assert finished_runs(tmp_path) == (7, 12)  # all of the first process, one of the second
 
 
