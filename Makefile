@@ -3,6 +3,7 @@ PYTHON  ?= python3
 VENV    := .venv
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
+DOCS    := $(VENV)/.installed-docs
 # One process per core, one thread each.
 PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 RESULTS ?= benchmarks/results
@@ -12,7 +13,7 @@ EMULATED := tests/kernels/test_forward.py tests/kernels/test_schedules.py tests/
             tests/kernels/test_autotune.py
 COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 
-.PHONY: help install demo test codegen emulate newest lint fix wheel-test gpu clean
+.PHONY: help install demo notebooks test docs codegen emulate newest lint fix wheel-test gpu clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,8 +32,11 @@ demo: $(STAMP)  ## profile the embedded transformer and compare images: tables a
 	$(BIN)/entropy-attn generate --model shapes:transformer --prompt "a green triangle and a red circle" --size 96x96 --steps 12 --scale logn,lognoroot,logn:strength=4 --compare --out demo/compare.png
 	@echo "Images are in $(CURDIR)/demo:" && ls demo
 
+notebooks: $(STAMP)  ## execute the notebooks and write what they show into them
+	$(BIN)/python -m docs.generate.notebooks
+
 test: $(STAMP)  ## run all tests: kernels in Triton's interpreter, compiled code for two GPUs, compiled code on an emulated card
-	TRITON_INTERPRET=1 $(PYTEST) tests --ignore=tests/codegen --ignore=tests/emulation; first=$$?; \
+	TRITON_INTERPRET=1 $(PYTEST) tests --ignore=tests/codegen --ignore=tests/emulation --ignore=tests/site; first=$$?; \
 	$(PYTEST) tests/codegen tests/emulation && exit $$first
 
 emulate: $(STAMP)  ## run every configuration on emulated cards, with planted faults and random calls: an hour
@@ -40,6 +44,15 @@ emulate: $(STAMP)  ## run every configuration on emulated cards, with planted fa
 	$(BIN)/python -m tests.emulation.mutants --out $(RESULTS)/mutants.csv
 	$(BIN)/python -m tests.emulation.fuzz --num 200 --variations 9 --work 5e6
 	$(PYTEST) $(EMULATED) --on sm_90
+
+docs: $(DOCS)  ## build the documentation site into site/, and check its links, its reference and that it requests nothing
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --clean --quiet
+	$(PYTEST) tests/site
+	@echo "Open site/index.html; its search needs a server: python -m http.server --directory site"
+
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[docs]'
+	touch $@
 
 codegen: $(STAMP)  ## compile every configuration of the kernels for every GPU: 15 minutes
 	$(PYTEST) tests/codegen --every-row
@@ -69,4 +82,4 @@ gpu:  ## test and measure on the GPU of this machine, into gpu-results/; GPU='--
 	$(PYTHON) -m benchmarks.gpu --commit '$(COMMIT)' $(GPU)
 
 clean:  ## remove .venv and everything that was built or drawn
-	rm -rf $(VENV) .mypy_cache .ruff_cache .newest .newest-triton demo build dist *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .newest .newest-triton demo site build dist *.egg-info

@@ -24,7 +24,9 @@ IN_SDIST = (
     "docs/images/architecture.svg",
     "entropy_attn/kernels/forward/kernel.py",
     "examples/README.md",
+    "hub/build.toml",
     "kernels/README.md",
+    "mkdocs.yml",
     "tests/gpu/conftest.py",
     "tests/support/oracle.py",
 )

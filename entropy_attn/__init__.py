@@ -13,8 +13,10 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time a name is import
     from entropy_attn import scale as scale
     from entropy_attn import shapes as shapes
     from entropy_attn.errors import Unsupported as Unsupported
-    from entropy_attn.integrations.diffusers import apply as apply
-    from entropy_attn.integrations.guidance import attach as attach
+    from entropy_attn.integrations import transformers as transformers
+    from entropy_attn.integrations.diffusers.apply import apply as apply
+    from entropy_attn.integrations.guidance.attach import attach as attach
+    from entropy_attn.integrations.guidance.modular_block import GuidanceBlock as GuidanceBlock
     from entropy_attn.ops.api import AttentionOutput as AttentionOutput
     from entropy_attn.ops.api import attention as attention
     from entropy_attn.ops.api import scaled_dot_product_attention as scaled_dot_product_attention
@@ -39,6 +41,7 @@ _EXPORTS: dict[str, tuple[str, str | None]] = {
     "AttentionOutput": ("ops.api", "AttentionOutput"),
     "CallInfo": ("scale", "CallInfo"),
     "EntropyRecorder": ("recorders.entropy", "EntropyRecorder"),
+    "GuidanceBlock": ("integrations.guidance.modular_block", "GuidanceBlock"),
     "MapRecorder": ("recorders.maps", "MapRecorder"),
     "ResponseRecorder": ("recorders.response", "ResponseRecorder"),
     "TSAMStableDiffusionPipeline": ("pipelines.tsam", "TSAMStableDiffusionPipeline"),
@@ -52,6 +55,7 @@ _EXPORTS: dict[str, tuple[str, str | None]] = {
     "scale": ("scale", None),
     "scaled_dot_product_attention": ("ops.api", "scaled_dot_product_attention"),
     "shapes": ("shapes", None),
+    "transformers": ("integrations.transformers", None),
     "unsupported_reasons": ("ops.api", "unsupported_reasons"),
 }
 
@@ -59,6 +63,7 @@ __all__ = [
     "AttentionOutput",
     "CallInfo",
     "EntropyRecorder",
+    "GuidanceBlock",
     "MapRecorder",
     "ResponseRecorder",
     "TSAMStableDiffusionPipeline",
@@ -73,6 +78,7 @@ __all__ = [
     "scale",
     "scaled_dot_product_attention",
     "shapes",
+    "transformers",
     "unsupported_reasons",
 ]
 

@@ -62,9 +62,9 @@ class Text:
         ends = {choice.positions[-1] for choice in self.words}
         found: set[int] = set()
         for wanted in spellings - {()}:
-            for start in starts:
-                positions = tuple(range(start, start + len(wanted)))
-                if positions[-1] in ends and tuple(self.ids[p] for p in positions) == wanted:
+            for first in range(len(self.real) - len(wanted) + 1):
+                positions = self.real[first : first + len(wanted)]  # a long text may have marks between two words
+                if positions[0] in starts and positions[-1] in ends and tuple(self.ids[p] for p in positions) == wanted:
                     found.update(positions)
         if not found:
             words = ", ".join(repr(choice.label) for choice in self.words) or "none"

@@ -104,16 +104,16 @@ def test_the_page_of_the_architecture_is_up_to_date():
     assert architecture.IMAGE.read_text(encoding="utf-8") == architecture.image(), remedy
 
 
-@pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
-)
+DOCUMENTS = ["README.md", "CONTRIBUTING.md"]
+DOCUMENTS += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_paths_that_documents_name_exist(document):
     text = re.sub(r"```.*?```", "", (ROOT / document).read_text(encoding="utf-8"), flags=re.DOTALL)
     path = r"(?:[\w.-]+/)+[\w.-]*\.(?:py|md|csv|svg|png|toml)"
     for name in re.findall(rf"(?<=`)({path})(?=`)", text):
         assert any((folder / name).exists() for folder in (ROOT, PACKAGE, ROOT / "docs")), name
-    for name in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
-        assert (ROOT / document).parent.joinpath(name).exists(), name
 
 
 def test_kernels_is_a_link_and_no_package():
@@ -140,6 +140,7 @@ def test_importing_the_package_needs_no_optional_one():
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/performance.md", ".ci/run"])
 def test_make_targets_in_documents_exist(document):
+    """Also within a line of text; tests/docs/test_code_blocks.py checks the blocks of all documents."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     text = (ROOT / document).read_text()
     lines = re.findall(r"(?:^|`)make ([a-z -]+)", text, re.MULTILINE)

@@ -39,7 +39,8 @@ def test_metadata_is_complete():
 
 def test_all_is_for_users():
     (everything,) = EXTRAS["all"]
-    assert set(re.search(r"\[(.*)\]", everything)[1].split(",")) == set(EXTRAS) - {"all", "dev", "independent", "peers"}
+    others = {"all", "dev", "docs", "independent", "peers"}
+    assert set(re.search(r"\[(.*)\]", everything)[1].split(",")) == set(EXTRAS) - others
     assert not {"pytest", "hypothesis", "ruff"} & {
         name for extra in EXTRAS if extra != "dev" for name in names(EXTRAS[extra])
     }
@@ -90,7 +91,8 @@ def test_the_description_is_self_contained():
 
 def test_a_source_distribution_has_the_files_that_its_tests_need():
     manifest = (ROOT / "MANIFEST.in").read_text()
-    for folder in ("tests", "benchmarks", "docs", "examples", "kernels", ".ci"):
+    folders = ("tests", "benchmarks", "docs", "examples", "hub", "integrations", "kernels", "notebooks", ".ci")
+    for folder in folders:
         assert f"graft {folder}\n" in manifest
     for name in ("CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt", "README.md"):
         assert name in manifest.splitlines()[0].split()

@@ -26,6 +26,31 @@ def test_find(tokenizer, word: str, positions: tuple):
     assert Text("ab c c", tokenizer).find(word).positions == positions
 
 
+class InBlocks:
+    """A tokenizer whose texts are blocks of three tokens with marks of their own, as for a long prompt in ComfyUI."""
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name):
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, text, add_special_tokens=True, **options):
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        if add_special_tokens:
+            start, end = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
+            ids = [token for at in range(0, len(ids), 3) for token in (start, *ids[at : at + 3], end)]
+        marks = {self._tokenizer.bos_token_id, self._tokenizer.eos_token_id}
+        return {"input_ids": ids, "attention_mask": [int(token not in marks) for token in ids]}
+
+
+@pytest.mark.parametrize(("word", "positions"), [("ab", (3, 6)), ("c ab", (2, 3, 6)), ("c", (1, 2, 7))])
+def test_find_where_marks_stand_in_a_word(tokenizer, word: str, positions: tuple):
+    text = Text("c c ab c", InBlocks(tokenizer))
+    assert text.real == (1, 2, 3, 6, 7)
+    assert text.find(word).positions == positions
+
+
 @pytest.mark.parametrize("word", ["b", "a", "x", "abc", "c ab", "ab c c c"])
 def test_the_error_of_a_missing_word_lists_the_words(tokenizer, word: str):
     with pytest.raises(ValueError, match=rf"'{word}' is not in the prompt 'ab c c', whose words are 'ab', 'c', 'c'"):

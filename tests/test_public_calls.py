@@ -287,11 +287,24 @@ CALLS = {
         "pipe",
         {"pipe": [WRONG, None], "guidance": [WRONG, None, "tsam", ea.guidance.TSAM], "prompt": [WRONG, 3, [], [3]]},
     ),
+    "GuidanceBlock": (ea.GuidanceBlock, {}, {"guidance": [WRONG, None, "tsam", ea.guidance.TSAM]}),
+    "transformers.register": (
+        ea.transformers.register,
+        {},
+        {"name": [WRONG, None, 3, "", "sdpa", "my_flash", "a-b", "Mine"], "scale": [*POLICY, ea.scale.LogN()]},
+    ),
 }  # fmt: skip
 # Other names of the same objects.
 ALIASES = {"guidance.attach": "attach", "scale.CallInfo": "CallInfo"}
 # Classes of diffusers, or tested in another file.
-ELSEWHERE = {"TSAMStableDiffusionPipeline", "TSAMStableDiffusionXLPipeline", "profile", "scale.EntropyAdaptive"}
+ELSEWHERE = {
+    "TSAMStableDiffusionPipeline",
+    "TSAMStableDiffusionXLPipeline",
+    "profile",
+    "scale.EntropyAdaptive",
+    "transformers.text_attention_maps",
+    "transformers.text_self_attention_maps",
+}
 # Results and types: records that are made in every call and in compiled code, an exception, and type aliases.
 RESULTS = {
     "AttentionOutput",
@@ -301,7 +314,9 @@ RESULTS = {
     "scale.Kind",
     "scale.Policy",
     "scale.Scale",
+    "transformers.Registration",
 }
+MODULES = ("scale", "guidance", "shapes", "transformers")
 # Torch's function, whose errors describe the problem without the name of the argument.
 IN_TORCHS_WORDS = {"scaled_dot_product_attention"}
 CASES = [
@@ -349,14 +364,14 @@ def test_valid_values_are_accepted(name, pipe):
         CALLS[name][0](*given["policies"])
         return
     made = CALLS[name][0](**given)
-    if name in ("apply", "attach"):
+    if name in ("apply", "attach", "transformers.register"):
         made.remove()
 
 
 def test_every_public_callable_and_parameter_is_tested():
-    public = {name: getattr(ea, name) for name in ea.__all__ if name not in ("scale", "guidance", "shapes")}
-    for module in (ea.scale, ea.guidance, ea.shapes):
-        public |= {f"{module.__name__.split('.')[1]}.{name}": getattr(module, name) for name in module.__all__}
+    public = {name: getattr(ea, name) for name in ea.__all__ if name not in MODULES}
+    for module in (getattr(ea, name) for name in MODULES):
+        public |= {f"{module.__name__.split('.')[-1]}.{name}": getattr(module, name) for name in module.__all__}
     assert ea.guidance.attach is ea.attach
     callables = {name: value for name, value in public.items() if callable(value)}
     assert all(public[alias] is public[name] for alias, name in ALIASES.items())

@@ -22,6 +22,7 @@ MODULES = {
     "": ea,
     "scale.": ea.scale,
     "guidance.": ea.guidance,
+    "transformers.": ea.transformers,
     "shapes.": ea.shapes,
     "shapes.scenes.": scenes,
     "shapes.checker.": checker,

@@ -17,6 +17,7 @@ IMAGE = DOCS / "images" / "architecture.svg"
 FLOORS: list[dict[str, str]] = [
     {"kernels": "Triton kernels, their launchers and configurations"},
     {
+        "_ops": "the namespace of torch's operators",
         "errors": "the package's exception",
         "display": "tables in notebooks",
         "validation": "checks of arguments and settings",
@@ -56,7 +57,8 @@ FOLDERS = {
     "kernels/common": "what the passes share: tiles, arguments, launch plans, supported calls",
     "integrations/diffusers": "`apply` and its handle: layers, processors, steps, branches, torch.compile",
     "integrations/diffusers/models": "the table of supported denoisers, one row each",
-    "integrations/guidance": "`attach`: the guided forward pass of a pipeline",
+    "integrations/guidance": "`attach` and `GuidanceBlock`: the guided forward pass of a pipeline",
+    "integrations/transformers": "a name for models of transformers; maps of text encoders",
     "evaluation/metrics": "similarities of CLIP, and TIFA's questions",
     "bench/implementations": "one file per kind of implementation that is compared",
 }

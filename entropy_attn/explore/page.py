@@ -62,14 +62,25 @@ class Section:
 
 def write(out: Path, sections: Sequence[Section]) -> Path:
     """Write the page."""
-    import altair
     import vl_convert
 
-    version = ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
     bundle: Any = vl_convert.javascript_bundle  # its stub requires the snippet, which is optional
-    library = bundle(vl_version=version)
+    library = bundle(vl_version=_library_version())
     out.write_text(render(sections, library), encoding="utf-8")
     return out
+
+
+def still(section: Section) -> bytes:
+    """The chart as the page opens with it, as a PNG file."""
+    import vl_convert
+
+    return vl_convert.vegalite_to_png(section.spec, vl_version=_library_version())
+
+
+def _library_version() -> str:
+    import altair
+
+    return ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 
 
 def render(sections: Sequence[Section], library: str) -> str:

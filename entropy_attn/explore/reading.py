@@ -48,6 +48,19 @@ class ProfileFolder:
     def policies(self) -> list[str]:
         return list(self.summary["policies"])
 
+    def __repr__(self) -> str:
+        sizes, layers = len(self.summary["sizes"]), self.summary["layers_measured"]
+        return f"<ProfileFolder: {sizes} sizes, scales {', '.join(self.policies)}, {layers} layers>"
+
+    def _repr_png_(self) -> bytes:
+        from entropy_attn.explore.needs import require
+
+        require()
+        from entropy_attn.explore.page import still
+        from entropy_attn.explore.profile_views import profile_section
+
+        return still(profile_section(self))
+
 
 def read_profile(folder: Path, argument: str = "RUN") -> ProfileFolder:
     """Read a folder that `entropy-attn profile --out` or `ea.profile(out=...)` wrote.

@@ -50,6 +50,19 @@ class WordMaps:
             if not np.isfinite(values).all():
                 raise ValueError(f"maps: expected finite values, got NaN or infinity at {step}")
 
+    def __repr__(self) -> str:
+        words, rows, columns = next(iter(self.maps.values())).shape
+        return f"<WordMaps: {self.title}, {words} words of {rows}x{columns} tokens, steps {', '.join(self.maps)}>"
+
+    def _repr_png_(self) -> bytes:
+        from entropy_attn.explore.needs import require
+
+        require()
+        from entropy_attn.explore.page import still
+        from entropy_attn.explore.word_views import words_section
+
+        return still(words_section(self))
+
 
 def read_maps(path: Path, argument: str = "RUN") -> list[WordMaps]:
     """The maps of a .csv or .npz file, those of each image by themselves; of several branches, "cond".

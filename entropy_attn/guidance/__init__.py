@@ -16,7 +16,7 @@ from entropy_attn.guidance.tsam import TSAM, tsam_loss
 from entropy_attn.guidance.update import input_correction, step_size, update_latents
 
 if TYPE_CHECKING:
-    from entropy_attn.integrations.guidance import attach as attach
+    from entropy_attn.integrations.guidance.attach import attach as attach
 
 __all__ = [
     "CONFORM",

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from entropy_attn.errors import Unsupported
-from entropy_attn.ops.autocast import as_autocast
-from entropy_attn.ops.checks import check_scale, checked_call
-from entropy_attn.ops.choice import (
+from ..errors import Unsupported
+from ..validation import require_bool
+from .autocast import as_autocast
+from .checks import check_scale, checked_call
+from .choice import (
     AUTO,
     IMPLS,
     TORCH,
@@ -23,10 +24,9 @@ from entropy_attn.ops.choice import (
     may_choose,
     takes_shapes,
 )
-from entropy_attn.ops.implementations import IMPLEMENTATIONS
-from entropy_attn.ops.sdpa import torch_attention
-from entropy_attn.ops.tensor_kinds import as_causal, is_plain, without_class
-from entropy_attn.validation import require_bool
+from .implementations import IMPLEMENTATIONS
+from .sdpa import torch_attention
+from .tensor_kinds import as_causal, is_plain, without_class
 
 
 class AttentionOutput(NamedTuple):

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from entropy_attn.kernels.common.tracing import constant_in_graphs
+from ..kernels.common.tracing import constant_in_graphs
 
 
 @constant_in_graphs  # older torch cannot trace the question

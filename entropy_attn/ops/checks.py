@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entropy_attn.kernels.common.call import AttentionCall
-from entropy_attn.ops.autocast import as_autocast
-from entropy_attn.ops.tensor_kinds import is_plain, traced
+from ..kernels.common.call import AttentionCall
+from .autocast import as_autocast
+from .tensor_kinds import is_plain, traced
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

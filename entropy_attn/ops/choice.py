@@ -10,13 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from entropy_attn.errors import Unsupported
-from entropy_attn.kernels.common.call import AttentionCall
-from entropy_attn.kernels.common.support import call_target
-from entropy_attn.kernels.forward.measured import card_name, measured, table
-from entropy_attn.ops.autocast import as_autocast
-from entropy_attn.ops.implementations import IMPLEMENTATIONS, SDPA, TRITON, Implementation
-from entropy_attn.ops.tensor_kinds import is_plain, subclass_reasons, transform_reasons
+from ..errors import Unsupported
+from ..kernels.common.call import AttentionCall
+from ..kernels.common.support import call_target
+from ..kernels.forward.measured import card_name, measured, table
+from .autocast import as_autocast
+from .implementations import IMPLEMENTATIONS, SDPA, TRITON, Implementation
+from .tensor_kinds import is_plain, subclass_reasons, transform_reasons
 
 AUTO = "auto"
 IMPLS = (AUTO, *IMPLEMENTATIONS)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from entropy_attn.kernels.backward.launch import attention_backward
-from entropy_attn.kernels.common.call import AttentionCall, Results
-from entropy_attn.kernels.forward.launch import attention_forward
-from entropy_attn.kernels.maps.launch import attention_forward_with_map
+from ..kernels.backward.launch import attention_backward
+from ..kernels.common.call import AttentionCall, Results
+from ..kernels.forward.launch import attention_forward
+from ..kernels.maps.launch import attention_forward_with_map
 
 
 def attention_fused(call: AttentionCall) -> Results:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from entropy_attn.kernels.common import support
-from entropy_attn.kernels.common.call import AttentionCall, Results
-from entropy_attn.ops.operator import run_fused, run_sdpa
-from entropy_attn.ops.reference import attention_reference
+from ..kernels.common import support
+from ..kernels.common.call import AttentionCall, Results
+from .operator import run_fused, run_sdpa
+from .reference import attention_reference
 
 
 @dataclass(frozen=True)

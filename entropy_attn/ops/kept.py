@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entropy_attn.ops.row_blocks import LOG_ZERO, first_order_only, is_differentiated, scaled_product
-from entropy_attn.ops.tensor_kinds import in_transform, may_read
+from .row_blocks import LOG_ZERO, first_order_only, is_differentiated, scaled_product
+from .tensor_kinds import in_transform, may_read
 
 # Per call. The largest layers of Stable Diffusion at 512 px need 10 MiB an image; a backward pass needs it twice.
 KEPT_BYTES = 32 << 20

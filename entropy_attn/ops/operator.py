@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from entropy_attn.errors import Unsupported
-from entropy_attn.kernels.common.arguments import allocate_like
-from entropy_attn.kernels.common.call import AttentionCall, Results
-from entropy_attn.ops.fused import attention_fused, attention_fused_backward
-from entropy_attn.ops.sdpa import attention_sdpa, attention_sdpa_backward
-from entropy_attn.ops.tensor_kinds import traced
+from .._ops import add_op_namespace_prefix
+from ..errors import Unsupported
+from ..kernels.common.arguments import allocate_like
+from ..kernels.common.call import AttentionCall, Results
+from .fused import attention_fused, attention_fused_backward
+from .sdpa import attention_sdpa, attention_sdpa_backward
+from .tensor_kinds import traced
 
 
 class Computation(NamedTuple):
@@ -90,7 +91,7 @@ def _on_the_host(scale: float | Tensor | None) -> float | Tensor | None:
     return scale
 
 
-@torch.library.custom_op("entropy_attn::attention", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("attention"), mutates_args=())
 def _attention(
     query: Tensor,
     key: Tensor,
@@ -171,7 +172,7 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     return *results, None, None, None, None, None
 
 
-@torch.library.custom_op("entropy_attn::attention_backward", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("attention_backward"), mutates_args=())
 def _attention_backward(
     query: Tensor,
     key: Tensor,

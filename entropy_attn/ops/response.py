@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entropy_attn.ops.api import attention
-from entropy_attn.ops.autocast import no_autocast
-from entropy_attn.ops.reference import softmax_scale
+from .api import attention
+from .autocast import no_autocast
+from .reference import softmax_scale
 
 STEP = 0.02  # half the distance of the two scales, in ln(scale); benchmarks/results/response.csv has the errors
 BLOCK_SCORES = 1 << 25  # of the logits that are held at once, where a mask differs between rows

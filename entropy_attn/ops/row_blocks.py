@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entropy_attn.errors import Unsupported
-from entropy_attn.ops.tensor_kinds import may_read
+from ..errors import Unsupported
+from .tensor_kinds import may_read
 
 # Scores of one block. CPU: 1 MiB in float32 stays in the cache of a core. Elsewhere: enough to fill the device.
 BLOCK_SCORES_CPU = 1 << 18

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from entropy_attn.kernels.common.call import AttentionCall, Results
-from entropy_attn.ops.autocast import no_autocast
-from entropy_attn.ops.kept import attention_kept, keeps_probabilities
-from entropy_attn.ops.reference import softmax_scale
-from entropy_attn.ops.row_blocks import attention_row_blocks, row_gradients
+from ..kernels.common.call import AttentionCall, Results
+from .autocast import no_autocast
+from .kept import attention_kept, keeps_probabilities
+from .reference import softmax_scale
+from .row_blocks import attention_row_blocks, row_gradients
 
 
 def attention_sdpa(call: AttentionCall) -> Results:

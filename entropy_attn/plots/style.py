@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import math
 import re
 import textwrap
@@ -25,14 +27,23 @@ MAX_PANELS = 3  # side by side in one row
 MAX_PANEL_WIDTH = 10.0  # inches
 NAME_WIDTH = 18  # characters of a row's name in a line
 DPI = 150
+NOTEBOOK_DPI = 80
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
     """A figure outside pyplot's global state, so that the caller's figures and settings stay as they are."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
+    # IPython learns to show figures only when pyplot is imported. A subclass would do, but loggers know them by type.
+    figure._repr_png_ = functools.partial(_png, figure)  # type: ignore[attr-defined]
     figure.suptitle(title, fontsize=13)
     return figure
+
+
+def _png(figure: Figure) -> bytes:
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=NOTEBOOK_DPI)
+    return data.getvalue()
 
 
 def new_sheet(width: float, height: float, title: str, subtitle: str = "") -> Figure:

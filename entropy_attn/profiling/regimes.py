@@ -45,7 +45,7 @@ COLUMNS = (
 
 
 def regimes(response: pd.DataFrame, entropy: pd.DataFrame, plan: ProfilePlan) -> pd.DataFrame:
-    """One row for each size and layer; docs/profile.md explains the columns.
+    """One row for each size and layer; docs/reference/files.md explains the columns.
 
     Args:
         response: rows of `Profile.response`, of the model's default scale.

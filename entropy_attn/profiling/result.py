@@ -46,7 +46,7 @@ class Profile:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """Slopes, changes from the training size and mean entropies, as plain values; see docs/profile.md."""
+        """Slopes, changes from the training size and mean entropies, as plain values; see docs/reference/files.md."""
         from entropy_attn.profiling.summary import summarize
 
         return summarize(self)

@@ -14,7 +14,7 @@ from entropy_attn.profiling.result import Profile
 
 
 def summarize(result: Profile) -> dict[str, Any]:
-    """`Profile.summary`; docs/profile.md explains each key."""
+    """`Profile.summary`; docs/reference/files.md explains each key."""
     plan = result.plan
     means = changes(layer_means(result.entropy), plan)
     lines = slopes(means)

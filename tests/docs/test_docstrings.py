@@ -26,6 +26,7 @@ PUBLIC = public_callables(
         "": ea,
         "scale.": ea.scale,
         "guidance.": ea.guidance,
+        "transformers.": ea.transformers,
         "shapes.": ea.shapes,
         "shapes.scenes.": scenes,
         "shapes.checker.": checker,

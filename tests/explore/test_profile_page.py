@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("altair", reason="needs the extra [explore]")
 pytest.importorskip("vl_convert", reason="needs the extra [explore]")
@@ -121,6 +123,14 @@ def test_the_page_is_small_whole_and_valid(folder, tmp_path):
     (spec,) = specs.values()
     altair.Chart.from_dict(spec, validate=True)
     assert {"heads", "steps", "tokens", "slopes", "maps"} == set(spec["datasets"])
+
+
+def test_a_notebook_shows_the_page_as_it_opens(folder):
+    read = read_profile(folder)
+    with Image.open(io.BytesIO(read._repr_png_())) as image:
+        assert image.format == "PNG" and min(image.size) > 400
+        assert len(image.convert("RGB").resize((200, 200)).getcolors(maxcolors=40_000)) > 20
+    assert re.fullmatch(r"<ProfileFolder: \d+ sizes, scales off, logn, \d+ layers>", repr(read))
 
 
 def test_a_prompt_cannot_leave_its_place(invented, tmp_path):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from entropy_attn.explore import WordMaps, read_maps
 from entropy_attn.recorders.map_files import save_maps
@@ -90,6 +92,14 @@ def test_a_file_that_is_no_archive_or_is_absent_is_refused(tmp_path):
 def test_maps_that_cannot_be_shown_are_refused(words, maps, said):
     with pytest.raises(ValueError, match=f"maps: .*{said}"):
         WordMaps("title", words, maps)
+
+
+def test_a_notebook_shows_the_page_as_it_opens():
+    pytest.importorskip("vl_convert", reason="needs the extra [explore]")
+    maps = WordMaps("title", ("a", "b"), {"mean": np.eye(4)[None].repeat(2, 0), "3": np.ones((2, 4, 4))})
+    with Image.open(io.BytesIO(maps._repr_png_())) as image:
+        assert image.format == "PNG" and min(image.size) > 400
+    assert repr(maps) == "<WordMaps: title, 2 words of 4x4 tokens, steps mean, 3>"
 
 
 def test_rows_hold_every_value_and_tell_equal_words_apart():

@@ -10,12 +10,13 @@ import pytest
 import entropy_attn as ea
 
 PUBLIC = {
-    "AttentionOutput", "CallInfo", "EntropyRecorder", "MapRecorder", "ResponseRecorder", "TSAMStableDiffusionPipeline",
-    "TSAMStableDiffusionXLPipeline", "Unsupported", "__version__", "apply", "attach", "attention", "guidance",
-    "profile", "scale", "scaled_dot_product_attention", "shapes", "unsupported_reasons",
+    "AttentionOutput", "CallInfo", "EntropyRecorder", "GuidanceBlock", "MapRecorder", "ResponseRecorder",
+    "TSAMStableDiffusionPipeline", "TSAMStableDiffusionXLPipeline", "Unsupported", "__version__", "apply", "attach",
+    "attention", "guidance", "profile", "scale", "scaled_dot_product_attention", "shapes", "transformers",
+    "unsupported_reasons",
 }  # fmt: skip
 PIPELINES = {"TSAMStableDiffusionPipeline", "TSAMStableDiffusionXLPipeline"}
-NEED_DIFFUSERS = {"apply", "attach", "profile", "shapes"} | PIPELINES
+NEED_DIFFUSERS = {"GuidanceBlock", "apply", "attach", "profile", "shapes", "transformers"} | PIPELINES
 
 
 def test_public_names():
@@ -30,6 +31,8 @@ def test_public_names_that_need_a_model_library():
     pytest.importorskip("diffusers")
     assert callable(ea.apply)
     assert callable(ea.attach)
+    assert callable(ea.GuidanceBlock)
+    assert callable(ea.transformers.register)
     assert callable(ea.TSAMStableDiffusionPipeline.from_pipe)
     assert callable(ea.shapes.load_pipeline)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 
 import pandas as pd
@@ -13,6 +14,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("diffusers")
 
 from entropy_attn import plots
+from entropy_attn.plots.style import NOTEBOOK_DPI
 from entropy_attn.profiling import changes, layer_means
 from entropy_attn.scale import Constant, LogN, Power
 from tests.support.figures import FIGURES
@@ -31,6 +33,13 @@ def test_every_figure_is_written_and_not_empty(invented, tmp_path):
         with Image.open(path) as image:
             assert image.format == "PNG" and min(image.size) > 300
             assert len(image.convert("RGB").resize((200, 200)).getcolors(maxcolors=40_000)) > 20
+
+
+def test_a_notebook_shows_a_figure_without_pyplot(invented):
+    figure = plots.entropy_against_tokens(layer_means(invented.entropy), "shapes")
+    with Image.open(io.BytesIO(figure._repr_png_())) as image:
+        assert image.format == "PNG"
+        assert image.size == tuple(round(inches * NOTEBOOK_DPI) for inches in figure.get_size_inches())
 
 
 def test_one_line_per_layer_and_the_spread_of_their_slopes(invented):

@@ -16,9 +16,10 @@ A `Lumina2Pipeline` of {parameters:.1f} M parameters in its denoiser, trained fo
 scenes and captions of `entropy_attn.shapes.scenes` and on no other data. It loads with plain diffusers:
 
 ```python
+import torch
 from diffusers import DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained("entropy_attn/shapes/transformer")
+pipe = DiffusionPipeline.from_pretrained("entropy_attn/shapes/transformer", dtype=torch.float32)
 image = pipe("a red circle and a blue square", height=64, width=64, guidance_scale=4.0).images[0]
 ```
 

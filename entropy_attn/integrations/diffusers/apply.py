@@ -69,8 +69,8 @@ def apply(
             lists the reasons.
         RuntimeError: the denoiser is routed by an enclosing `with apply(...)` block.
 
-        While the pipeline runs, routed calls raise `Unroutable` for arguments and processors that cannot be served, and
-        `UnknownParts`, a `ValueError`, where a recorder needs `branches` to be stated.
+    While the pipeline runs, routed calls raise `Unroutable` for arguments and processors that cannot be served, and
+    `UnknownParts`, a `ValueError`, where a recorder needs `branches` to be stated.
     """
     denoiser, pipe = resolve_target(pipe_or_denoiser)
     selection = LayerSelection(layers)

@@ -112,8 +112,8 @@ def attach(
             has another kind of guidance.
         RuntimeError: the pipeline is guided already.
 
-        While the pipeline runs, a call raises ValueError (or `UnknownParts`, which is one) where the prompt, or its
-        part of the batch, is not known, no layer has `map_size`, or the embeddings are longer than the prompt's tokens.
+    While the pipeline runs, a call raises ValueError (or `UnknownParts`, which is one) where the prompt, or its
+    part of the batch, is not known, no layer has `map_size`, or the embeddings are longer than the prompt's tokens.
     """
     guidance = as_guidance(guidance)
     check_guided(pipe)

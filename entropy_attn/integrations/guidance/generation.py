@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,17 +20,15 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from entropy_attn.guidance.descent import Descent
 from entropy_attn.guidance.method import Guidance, Prompt
-from entropy_attn.guidance.update import input_correction, step_size
-from entropy_attn.integrations.diffusers.apply import plain_routing
 from entropy_attn.integrations.diffusers.generation import GenerationTracker, TrackedCall
 from entropy_attn.integrations.diffusers.models import model_of
 from entropy_attn.integrations.diffusers.pipeline_calls import run_of
 from entropy_attn.integrations.diffusers.prompt_hook import add_prompt_hook
 from entropy_attn.integrations.diffusers.row_texts import Encoded
-from entropy_attn.integrations.guidance.forward import conditional, cross_attention_maps, map_layers
+from entropy_attn.integrations.guidance.forward import conditional
 from entropy_attn.integrations.guidance.prompts import prompts_of
+from entropy_attn.integrations.guidance.updates import LatentUpdates, with_sample
 from entropy_attn.recorders.base import Parts, UnknownParts
 
 
@@ -75,10 +72,11 @@ class Generation:
     """
 
     def __init__(self, pipe: DiffusionPipeline, guidance: Guidance, prompt: list[str] | None):
-        self.pipe: Any = pipe  # this and the next three are None once closed
+        self.pipe: Any = pipe  # this, the scheduler's methods and the latents are None once closed
         self.guidance = guidance
-        self.routing: Any = plain_routing(pipe.unet)
-        self._texts = None if prompt is None else prompts_of(pipe, prompt, guidance.needs_text_attention)
+        self._updates = LatentUpdates(pipe.unet, guidance)
+        if prompt is not None:
+            self._updates.texts = prompts_of(pipe, prompt, guidance.needs_text_attention)
         self._scale: Any = pipe.scheduler.scale_model_input
         self._step: Any = pipe.scheduler.step
         # Pipelines inspect these signatures for the arguments that a scheduler takes.
@@ -86,7 +84,6 @@ class Generation:
         self.scheduler_step = _signed(self._scheduler_step, self._step)
         self._tracker = GenerationTracker(model_of(pipe.unet), pipe)
         self._parameters = tuple(inspect.signature(type(pipe.unet).forward).parameters)[1:]
-        self._descent: Descent | None = None
         self._scaled: tuple[Tensor, Any, Any] | None = None  # latents that were scaled and not denoised yet
         self._updated: Tensor | None = None  # latents that were denoised and not stepped from yet
         self._latest_step = -1
@@ -94,39 +91,35 @@ class Generation:
 
     @property
     def losses(self) -> list[tuple[int, Tensor]]:
-        return [] if self._descent is None else self._descent.losses
+        return self._updates.losses
 
     @property
     def maps(self) -> Tensor | None:
-        return None if self._descent is None else self._descent.maps
+        return self._updates.maps
 
     @property
     def prompts(self) -> list[Prompt]:
-        return [] if self._descent is None else self._descent.prompts
+        return self._updates.prompts
 
     def close(self) -> None:
         """Release the pipeline and its latents; the results stay."""
-        self.pipe = self.routing = self._scale = self._step = self._scaled = self._updated = None
+        self._updates.close()
+        self.pipe = self._scale = self._step = self._scaled = self._updated = None
 
     def add_text(self, encoded: Encoded) -> None:
         """The pipeline encoded a text."""
         if self._tracker.add_text(encoded) != "cond":
             return
-        if self._texts is None and encoded.prompts is not None:
+        updates = self._updates
+        if updates.texts is None and encoded.prompts is not None:
             prompts: Any = encoded.prompts  # of these pipelines, one text each
-            self._texts = prompts_of(self.pipe, prompts, self.guidance.needs_text_attention)
-        if self._texts is None:
+            updates.texts = prompts_of(self.pipe, prompts, self.guidance.needs_text_attention)
+        if updates.texts is None:
             raise ValueError(
                 "the prompt is not known, so neither are its words: call the pipeline with a text, or give the text of "
                 "the embeddings with attach(pipe, guidance, prompt=...), guidance_prompt=... of a T-SAM pipeline"
             )
-        for text in self._texts:
-            if not self.guidance.applies_to(text):
-                warnings.warn(
-                    f"guidance={type(self.guidance).__name__}: the prompt {text.text.prompt!r} has too few words to be "
-                    f"guided ({len(text)}); its loss is zero",
-                    stacklevel=2,
-                )
+        updates.warn_of_short_texts()
 
     def _scale_model_input(self, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not self._busy:
@@ -151,7 +144,7 @@ class Generation:
         call = self._tracker.begin_call(dict(zip(self._parameters, args, strict=False)) | kwargs)
         step, again = call.step, call.step == self._latest_step
         self._latest_step = step
-        if step not in self.guidance.steps or not any(map(self.guidance.applies_to, self._texts or ())):
+        if not self._updates.due(step):
             return None
         part, parts = self._conditional_part(call, again)
         images = len(args[0] if args else kwargs["sample"]) // parts
@@ -161,16 +154,19 @@ class Generation:
                 f"{parts * images}"
             )
         latents = latents[:images] if len(latents) == images else latents[part * images :][:images]
+        steps = max(getattr(self.pipe, "num_timesteps", 0) or len(self.pipe.scheduler.timesteps), step + 1)
+
+        def scale(sample: Tensor) -> Tensor:
+            return self._scale(sample, *scaling[0], **scaling[1])
+
         self._busy = True
         try:
             half = conditional(args, images, part, parts)
             options = conditional(kwargs, images, part, parts)
-            updated = self._guide(latents, step, scaling, half, options).to(latents.dtype)
-            sample = self._scale(torch.cat([updated] * parts), *scaling[0], **scaling[1])
+            self._updated = self._updates.update(latents, step, steps, scale, half, options)
+            return with_sample(args, kwargs, scale(torch.cat([self._updated] * parts)))
         finally:
             self._busy = False
-        self._updated = updated
-        return _with_sample(args, kwargs, sample)
 
     def _conditional_part(self, call: TrackedCall, again: bool) -> tuple[int, int]:
         """Index of the prompt's part of the batch, and the number of equal parts. again: not the step's first call."""
@@ -180,48 +176,6 @@ class Generation:
             return _conditional_part(call.parts())
         except UnknownParts as unknown:
             raise UnknownParts(f"{type(self.pipe).__name__} cannot be guided: of its UNet, {unknown}") from None
-
-    def _guide(self, latents: Tensor, step: int, scaling: list, args: tuple, kwargs: dict[str, Any]) -> Tensor:
-        def scale(sample: Tensor) -> Tensor:
-            return self._scale(sample, *scaling[0], **scaling[1])
-
-        if self._descent is None:
-            self._descent = Descent(self.guidance, self._by_image(len(latents)))
-        steps = max(getattr(self.pipe, "num_timesteps", 0) or len(self.pipe.scheduler.timesteps), step + 1)
-        alpha = step_size(self.guidance.alpha, step, steps, self.guidance.step_range)
-        dtype = (args[0] if args else kwargs["sample"]).dtype
-        height, width = latents.shape[-2:]
-        size, layers = map_layers(self.routing, (height, width), self.guidance.map_size)
-        length = self._check_length(args, kwargs)
-
-        def maps_of(wide: Tensor) -> Tensor:
-            call = _with_sample(args, kwargs, scale(wide).to(dtype))
-            return cross_attention_maps(self.routing, layers, size, step, length, call)
-
-        return self._descent.step(latents, step, alpha * input_correction(scale, latents), maps_of)
-
-    @property
-    def _known_texts(self) -> list[Prompt]:
-        if self._texts is None:
-            raise RuntimeError("the UNet was called before the pipeline encoded a prompt")
-        return self._texts
-
-    def _by_image(self, batch: int) -> list[Prompt]:
-        # Pipelines repeat each prompt for its images before they go on to the next.
-        if batch % len(self._known_texts):
-            raise ValueError(
-                f"{batch} images are generated from {len(self._known_texts)} prompts: give one prompt per image"
-            )
-        return [text for text in self._known_texts for _ in range(batch // len(self._known_texts))]
-
-    def _check_length(self, args: tuple, kwargs: dict[str, Any]) -> int:
-        states = args[2] if len(args) > 2 else kwargs["encoder_hidden_states"]
-        if states.shape[1] != len(self._known_texts[0].text):
-            raise ValueError(
-                f"the prompt embeddings have {states.shape[1]} positions, the tokenizer's text "
-                f"{len(self._known_texts[0].text)}: embeddings of longer prompts cannot be guided"
-            )
-        return states.shape[1]
 
 
 def _conditional_part(parts: Parts) -> tuple[int, int]:
@@ -239,11 +193,3 @@ def _signed(function: Callable[..., Any], like: Callable[..., Any]) -> Callable[
         return function(*args, **kwargs)
 
     return signed
-
-
-def _with_sample(args: tuple, kwargs: dict[str, Any], sample: Tensor) -> tuple[tuple, dict[str, Any]]:
-    """The UNet's call with other latents; channels that an inpainting pipeline appends to them stay."""
-    given = args[0] if args else kwargs["sample"]
-    if given.shape[1] > sample.shape[1]:
-        sample = torch.cat([sample, given[:, sample.shape[1] :]], dim=1)
-    return ((sample, *args[1:]), kwargs) if args else (args, {**kwargs, "sample": sample})
