@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from entropy_attn.runs.rendezvous import new_store
 from entropy_attn.validation import expected
 
 WAIT = timedelta(days=30)  # for the slowest process; that one has ended is noticed at once
@@ -141,7 +142,7 @@ def launched() -> Iterator[Processes]:
         yield ALONE
         return
     if not exists:
-        dist.init_process_group("gloo")
+        _make_group()
     group = None
     try:
         # A group of its own: the default one may be NCCL's, and has a shorter limit of time
@@ -152,6 +153,12 @@ def launched() -> Iterator[Processes]:
             dist.destroy_process_group()
         elif group is not None:
             dist.destroy_process_group(group)
+
+
+def _make_group() -> None:
+    store, rank, count = next(dist.rendezvous("env://"))
+    store = new_store(store, rank, count, dist.constants.default_pg_timeout)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=count)
 
 
 def _line(error: BaseException) -> str:
