@@ -10,7 +10,7 @@ RESULTS ?= benchmarks/results
 # The tests of the kernels that also run on an emulated card.
 EMULATED := tests/kernels/test_forward.py tests/kernels/test_schedules.py tests/kernels/test_addresses.py \
             tests/kernels/test_backward.py tests/kernels/test_maps.py tests/kernels/test_properties.py \
-            tests/kernels/test_autotune.py
+            tests/kernels/test_autotune.py tests/kernels/test_chunks.py
 COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 
 .PHONY: help install demo notebooks test docs codegen emulate newest lint fix wheel-test gpu clean

@@ -56,6 +56,7 @@ FOLDERS = {
     "kernels/maps": "head-averaged maps of a range of keys",
     "kernels/common": "what the passes share: tiles, arguments, launch plans, supported calls",
     "integrations/diffusers": "`apply` and its handle: layers, processors, steps, branches, torch.compile",
+    "integrations/diffusers/context_parallel": "a sequence that diffusers has spread over devices",
     "integrations/diffusers/models": "the table of supported denoisers, one row each",
     "integrations/guidance": "`attach` and `GuidanceBlock`: the guided forward pass of a pipeline",
     "integrations/transformers": "a name for models of transformers; maps of text encoders",

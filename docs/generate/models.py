@@ -44,7 +44,7 @@ encoded. They refuse a first call whose parts they cannot tell; `EntropyRecorder
 - Attention without torch's `scaled_dot_product_attention`: `AttnProcessor`, sliced and xformers attention, and the
   dispatcher's backends that are not torch's (flash, sage, flex, xformers, …). The message says how to set one that is
   served.
-- Models whose sequence is spread over devices (context parallel), because no device sees N.
+- With a sequence spread over devices (context parallelism): what [many-gpus.md](many-gpus.md#what-is-refused) lists.
 - A model that `torch.compile` has wrapped already: apply to the model itself, then compile it.
 {refused}
 """

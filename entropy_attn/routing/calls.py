@@ -6,12 +6,15 @@ import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from torch import Tensor
 
 from entropy_attn.recorders.base import Parts
 from entropy_attn.scale import CallInfo, Kind, training_tokens
+
+if TYPE_CHECKING:
+    from entropy_attn.routing.shards import Shards
 
 _training_tokens = functools.lru_cache(maxsize=4096)(training_tokens)  # the same few in every call
 
@@ -52,6 +55,7 @@ class DenoiserCall:
         train_tokens: the same number at the training size; None where it differs by layer, or is not known.
         reference_tokens: how many of the image tokens belong to reference images; they come last.
         batch: rows of the latents; None if they are not known.
+        shards: how the tokens are spread over devices; None where one device has all of them.
     """
 
     step: int
@@ -61,6 +65,7 @@ class DenoiserCall:
     train_tokens: int | None = None
     reference_tokens: int = 0
     batch: int | None = None
+    shards: Shards | None = None
 
 
 @dataclass(frozen=True)
@@ -170,12 +175,23 @@ def describe(
     )
 
 
-def rows_of(layer_call: LayerCall, info: CallInfo) -> tuple[slice, slice | None]:
-    """The queries of the image and those of the text in joint attention; all of them and None otherwise."""
-    text = info.seqlen_q - (info.seqlen_k - info.text_tokens)
+def rows_of(layer_call: LayerCall, info: CallInfo, shards: Shards | None = None) -> tuple[slice, slice | None]:
+    """The queries of the image and those of the text in joint attention; all of them and None otherwise.
+
+    shards: of the queries, among whose part on this device the rows are counted.
+    """
+    image = info.seqlen_k - info.text_tokens
+    text = info.seqlen_q - image
     if layer_call.kind != "joint" or text <= 0:
         return slice(None), None
+    if shards is not None:
+        image, text = shards.own(image), shards.own(text)
     if layer_call.text == "first":
-        return slice(text, None), slice(0, text)
-    image = info.seqlen_q - text
-    return slice(0, image), slice(image, None)
+        return slice(text, text + image), slice(0, text)
+    return slice(0, image), slice(image, image + text)
+
+
+def text_keys_of(layer_call: LayerCall, info: CallInfo, keys: int, shards: Shards) -> slice:
+    """The keys of the text among the `keys` of this device."""
+    text = shards.own(info.text_tokens)
+    return slice(keys - text, keys) if layer_call.text == "last" else slice(0, text)

@@ -13,6 +13,7 @@ from entropy_attn.errors import Unroutable
 from entropy_attn.ops.api import AttentionOutput
 from entropy_attn.recorders.base import Parts, Recorder, unknown_rows
 from entropy_attn.routing.calls import AttentionArguments, DenoiserCall, LayerCall, rows_of
+from entropy_attn.routing.shards import Shards
 from entropy_attn.scale import CallInfo
 
 Wanted = Literal["entropy", "response"] | tuple[int, int]
@@ -28,6 +29,7 @@ class Recordings:
         recordable: False for a layer that is called outside of a pass. The requests are computed all the same, because
             gradient checkpointing has to recompute what the first call computed, but they are not recorded.
         requests: each recorder with its request.
+        shards: how the queries are spread over devices. Recorders get those of all devices, on every device.
     """
 
     layer_call: LayerCall
@@ -35,6 +37,7 @@ class Recordings:
     denoiser_call: DenoiserCall
     recordable: bool
     requests: tuple[tuple[Recorder, Wanted], ...]
+    shards: Shards | None = None
 
     @property
     def entropy(self) -> bool:
@@ -67,6 +70,11 @@ class Recordings:
             self._refuse(f"dropout_p={arguments.dropout_p}: attention is recorded without dropout only")
         if not self.recordable:
             return
+        if self.layer_call.ragged and self.shards is not None:
+            self._refuse(
+                "its images begin at different positions of the sequence, which is spread over devices: apply without "
+                "record, or run the model on one device"
+            )
         if self.layer_call.ragged and mask is not None and (mask.dtype != torch.bool or mask.shape[-2] != 1):
             self._refuse(
                 f"its mask of {mask.dtype} and shape {tuple(mask.shape)} does not tell where the image of each sample "
@@ -101,26 +109,35 @@ class Recordings:
     ) -> Tensor:
         if isinstance(request, str):
             assert result.entropy is not None  # it was asked for
-            entropy = _rows(result.entropy, rows, 2)
+            entropy = self._of_image(result.entropy, rows, 2)
             if request == "entropy":
                 return entropy
             assert response is not None
-            return torch.cat([entropy.unsqueeze(-1), _rows(response, rows, 2)], dim=-1)
+            return torch.cat([entropy.unsqueeze(-1), self._of_image(response, rows, 2)], dim=-1)
         assert result.map is not None and self.text_range is not None
         first = self.text_range[0]
-        return _rows(result.map[..., request[0] - first : request[1] - first], rows, 1)
+        return self._of_image(result.map[..., request[0] - first : request[1] - first], rows, 1)
+
+    def _of_image(self, values: Tensor, rows: slice | Tensor, dim: int) -> Tensor:
+        """The values of the generated image's queries, whose dimension is `dim`."""
+        found = _rows(values, rows, dim)
+        if self.shards is not None:
+            found = self.shards.whole(found, dim)
+        return found.narrow(dim, 0, self.info.picture_queries)  # those of reference images come last
 
     def _image_rows(self, arguments: AttentionArguments) -> slice | Tensor:
-        """The queries of the generated image; their indices (B, queries) if they begin elsewhere in each sample."""
-        queries, mask = self.info.picture_queries, arguments.attn_mask
+        """The queries of the image; their indices (B, queries) if they begin elsewhere in each sample."""
+        mask = arguments.attn_mask
         if self.layer_call.ragged and mask is not None:  # without a mask, all texts have the same length
             # The image follows its text, and what is masked follows the image. Nothing here waits for the device.
+            queries = self.info.picture_queries
             text = mask.expand(len(arguments.query), 1, 1, -1).flatten(1).sum(1) - queries
             return text[:, None] + torch.arange(queries, device=text.device)
-        first = 0
-        if arguments.query.shape[-2] == self.info.seqlen_q:
-            first = rows_of(self.layer_call, self.info)[0].start or 0
-        return slice(first, first + queries)
+        image, text_rows = rows_of(self.layer_call, self.info, self.shards)
+        split = text_rows is not None and arguments.query.shape[-2] == image.stop - image.start
+        return (
+            slice(None) if split else image
+        )  # the call is of the image's queries alone where the text's are split off
 
     def _refuse(self, reason: str) -> None:
         raise Unroutable(f"layer {self.layer_call.layer!r}", [reason])

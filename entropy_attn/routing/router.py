@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -23,8 +24,10 @@ from entropy_attn.routing.calls import (
     Rows,
     describe,
     rows_of,
+    text_keys_of,
 )
 from entropy_attn.routing.recordings import Recordings
+from entropy_attn.routing.shards import Shards
 from entropy_attn.scale import CallInfo, Policy, TokenRatio, needs_train_tokens, resolve_scale
 from entropy_attn.validation import require_one_of, require_policy
 
@@ -85,39 +88,60 @@ class Router:
         """Whether calls of this thread are recorded now."""
         return bool(self._recorders_now())
 
-    def attention(self, layer_call: LayerCall, arguments: AttentionArguments, *, record: bool = True) -> torch.Tensor:
-        """Attention in place of torch's scaled_dot_product_attention; record=False hides the call from recorders."""
+    def attention(
+        self,
+        layer_call: LayerCall,
+        arguments: AttentionArguments,
+        *,
+        record: bool = True,
+        spread_keys: bool = False,
+    ) -> torch.Tensor:
+        """Attention in place of torch's scaled_dot_product_attention.
+
+        record: False hides the call from recorders.
+        spread_keys: the keys are one device's part of those that the queries attend to.
+        """
         query, key = arguments.query, arguments.key
-        info = self._describe(layer_call, query.shape[-2], key.shape[-2], query.shape[-3], query.shape[-1])
+        seqlen_q, seqlen_k = query.shape[-2], key.shape[-2]
+        call = self._denoiser_call()
+        shards, of_keys = None if call is None else call.shards, None
+        if shards is not None or spread_keys:
+            shards = _checked(shards, layer_call, arguments, spread_keys)
+        if shards is not None:  # policies and recorders are told of all tokens
+            seqlen_q = shards.total(seqlen_q)
+            if spread_keys:
+                of_keys, seqlen_k = shards, shards.total(seqlen_k)
+        heads, head_dim = query.shape[-3], query.shape[-1]
+        info = describe(layer_call, seqlen_q, seqlen_k, heads, head_dim, call, self.train_size, self._halvings)
         chosen = resolve_scale(self.policy, info) if self.layers.takes(info) else None
-        recordings = self._recordings(layer_call, info) if record else None
+        recordings = self._recordings(layer_call, info, shards) if record else None
         if chosen is None:
-            return _attend(arguments, recordings)
+            return _attend(arguments, recordings, of_keys)
         if isinstance(chosen, torch.Tensor):
             chosen = chosen.to(query.device, non_blocking=True)  # or the host would wait for the device
         scaled = arguments._replace(scale=chosen)
-        image_rows, text_rows = rows_of(layer_call, info) if self.rows == "image" else (slice(None), None)
+        image_rows, text_rows = rows_of(layer_call, info, shards) if self.rows == "image" else (slice(None), None)
         if text_rows is None:
-            return _attend(scaled, recordings)
+            return _attend(scaled, recordings, of_keys)
         if (layer_call.ragged and arguments.attn_mask is not None) or arguments.is_causal:
             reason = "is causal" if arguments.is_causal else "has images that begin at different positions"
             raise Unroutable(f"layer {layer_call.layer!r}", [f"rows='image': it {reason}; give rows='all'"])
-        image = _attend(scaled.of_rows(image_rows), recordings)
-        text = _attend(arguments.of_rows(text_rows), None)
+        image = _attend(scaled.of_rows(image_rows), recordings, of_keys)
+        text = _attend(arguments.of_rows(text_rows), None, of_keys)
         return torch.cat([text, image] if layer_call.text == "first" else [image, text], dim=-2)
 
     def scale_of(
         self, layer_call: LayerCall, seqlen_q: int, seqlen_k: int, num_heads: int, head_dim: int
     ) -> float | torch.Tensor | None:
         """The policy's scale for an attention call of this thread; None keeps the model's default scale."""
-        info = self._describe(layer_call, seqlen_q, seqlen_k, num_heads, head_dim)
+        call = self._denoiser_call()
+        info = describe(layer_call, seqlen_q, seqlen_k, num_heads, head_dim, call, self.train_size, self._halvings)
         return resolve_scale(self.policy, info) if self.layers.takes(info) else None
 
-    def _describe(self, layer_call: LayerCall, seqlen_q: int, seqlen_k: int, num_heads: int, head_dim: int) -> CallInfo:
-        call = getattr(self._running, "call", None) or self._latest
-        return describe(layer_call, seqlen_q, seqlen_k, num_heads, head_dim, call, self.train_size, self._halvings)
+    def _denoiser_call(self) -> DenoiserCall | None:
+        return getattr(self._running, "call", None) or self._latest
 
-    def _recordings(self, layer_call: LayerCall, info: CallInfo) -> Recordings | None:
+    def _recordings(self, layer_call: LayerCall, info: CallInfo, shards: Shards | None) -> Recordings | None:
         """What the recorders request of this call; None if there is nothing to record."""
         recorders = self._recorders_now()
         if not recorders:
@@ -131,39 +155,63 @@ class Router:
             recorder.observe(info, call.latent_size)
             if (request := recorder.wants(info, call.latent_size)) is not None:
                 requests.append((recorder, request))
-        return Recordings(layer_call, info, call, running is not None, tuple(requests)) if requests else None
+        if not requests:
+            return None
+        return Recordings(layer_call, info, call, running is not None, tuple(requests), shards)
 
     def _recorders_now(self) -> tuple[Recorder, ...]:
         return getattr(self._running, "recorders", None) or self.recorders
 
 
-def _attend(arguments: AttentionArguments, recordings: Recordings | None) -> torch.Tensor:
-    """Attention, and what is recorded of it."""
-    if recordings is None:
-        return ops.scaled_dot_product_attention(*arguments)
-    recordings.check(arguments)
-    result = ops.attention(
-        arguments.query,
-        arguments.key,
-        arguments.value,
-        attn_mask=arguments.attn_mask,
-        is_causal=arguments.is_causal,
-        scale=arguments.scale,
-        enable_gqa=arguments.enable_gqa,
-        return_entropy=recordings.entropy,
-        map_keys=recordings.map_keys,
-    )
-    response = None
-    if recordings.response:
-        response = response_and_variance(
-            arguments.query,
-            arguments.key,
-            arguments.value,
-            attn_mask=arguments.attn_mask,
-            is_causal=arguments.is_causal,
-            scale=arguments.scale,
-            enable_gqa=arguments.enable_gqa,
+def _checked(
+    shards: Shards | None, layer_call: LayerCall, arguments: AttentionArguments, spread_keys: bool
+) -> Shards | None:
+    """How the queries of a call are spread over devices; None for text of which every device has all.
+
+    Raises:
+        Unroutable: it would not be computed as on one device.
+    """
+    if shards is None:
+        reason = "its tokens are spread over devices, and it is called outside of its denoiser: call the denoiser"
+    elif spread_keys:
+        shards.check(layer_call, arguments)
+        return shards
+    elif layer_call.kind == "cross":  # to a text of which every device has all
+        return shards
+    elif layer_call.text == "all":  # such a text, to itself
+        return None
+    else:
+        reason = (
+            "its processor attends to the tokens of one device alone, though they are spread over several; set one of "
+            "diffusers' own before enable_parallelism"
         )
+    raise Unroutable(f"layer {layer_call.layer!r}", [reason])
+
+
+def _attend(arguments: AttentionArguments, recordings: Recordings | None, shards: Shards | None) -> torch.Tensor:
+    """Attention, and what is recorded of it. shards: how the keys are spread over devices."""
+    if recordings is None:
+        return ops.scaled_dot_product_attention(*arguments) if shards is None else shards.attention(arguments).out
+    recordings.check(arguments)
+    response = None
+    if shards is not None:
+        text, text_range = None, recordings.text_range
+        if text_range is not None:
+            text = text_keys_of(recordings.layer_call, recordings.info, arguments.key.shape[-2], shards)
+        result = shards.attention(arguments, return_entropy=recordings.entropy, text=text, text_range=text_range)
+        if recordings.response:
+            response = shards.response(arguments)
+    else:
+        options: dict[str, Any] = {
+            "attn_mask": arguments.attn_mask,
+            "is_causal": arguments.is_causal,
+            "scale": arguments.scale,
+            "enable_gqa": arguments.enable_gqa,
+        }
+        tensors = arguments.query, arguments.key, arguments.value
+        result = ops.attention(*tensors, return_entropy=recordings.entropy, map_keys=recordings.map_keys, **options)
+        if recordings.response:
+            response = response_and_variance(*tensors, **options)
     recordings.give(result, response, arguments)
     return result.out
 

@@ -8,9 +8,10 @@ from diffusers import DiffusionPipeline, ModelMixin, UNet2DConditionModel
 
 from entropy_attn.errors import Unroutable
 from entropy_attn.integrations.diffusers.branches import check_guidance
-from entropy_attn.integrations.diffusers.handle import Handle, check_parallel, handle_of
+from entropy_attn.integrations.diffusers.handle import Handle, handle_of
 from entropy_attn.integrations.diffusers.layers import refusal_of
 from entropy_attn.integrations.diffusers.models import layer_halvings
+from entropy_attn.integrations.diffusers.private import parallel_config_of
 from entropy_attn.integrations.diffusers.prompt_hook import text_parts
 from entropy_attn.integrations.diffusers.target import latent_train_size, resolve_target
 from entropy_attn.recorders.base import Recorder
@@ -64,9 +65,8 @@ def apply(
             can serve; `train_size` is no size, or no multiple of the pixels of a latent cell; the policy needs the
             training size, or the number of text tokens at training, which is not known; `rows` is unknown; a recorder
             needs `branches`, because the pipeline has another kind of guidance.
-        Unroutable: a `RuntimeError`. The denoiser is none of docs/models.md, or compiled, or spread over devices; the
-            pipeline has two denoisers; a layer's processor or attention backend does not end in torch's attention. It
-            lists the reasons.
+        Unroutable: a `RuntimeError`. The denoiser is none of docs/models.md, or compiled; the pipeline has two
+            denoisers; a layer's processor or attention backend does not end in torch's attention. It lists the reasons.
         RuntimeError: the denoiser is routed by an enclosing `with apply(...)` block.
 
     While the pipeline runs, routed calls raise `Unroutable` for arguments and processors that cannot be served, and
@@ -95,7 +95,17 @@ def apply(
 
 
 def plain_routing(denoiser: UNet2DConditionModel) -> Handle:
-    """A routing that keeps every scale, checked but not installed: for `Handle.isolated_pass`."""
+    """A routing that keeps every scale, checked but not installed: for `Handle.isolated_pass`.
+
+    Raises:
+        Unroutable: the denoiser cannot be routed, or its sequence is spread over devices.
+    """
+    if parallel_config_of(denoiser) is not None:
+        reason = (
+            "its sequence is spread over devices (context parallel), so each has the gradient of some of the latents "
+            "only; guide on one device"
+        )
+        raise Unroutable(type(denoiser).__name__, [reason])
     selection = LayerSelection()
     handle = Handle(denoiser, None, Router(None, selection, None, None))
     _check_layers(handle, selection)
@@ -107,7 +117,6 @@ def _check_layers(handle: Handle, selection: LayerSelection) -> None:
     model = type(handle.denoiser).__name__
     if not handle.layers:
         raise Unroutable(model, ["it has no attention layer"])
-    check_parallel(handle.denoiser)
     for name, module in handle.modules.items():
         if (reason := refusal_of(module)) is not None:
             raise Unroutable(f"layer {name!r} of {model}", [reason])

@@ -22,13 +22,14 @@ from entropy_attn.integrations.diffusers.layers import kind_of, layer_call_of, r
 from entropy_attn.integrations.diffusers.models import LayerRule, model_of
 from entropy_attn.integrations.diffusers.module_calls import unwrap_call, wrap_call, wrapper_of
 from entropy_attn.integrations.diffusers.pipeline_calls import follow, unfollow
-from entropy_attn.integrations.diffusers.private import AttentionLayer, is_context_parallel
+from entropy_attn.integrations.diffusers.private import AttentionLayer, parallel_config_of
 from entropy_attn.integrations.diffusers.processors import COPY, SwappedProcessor, forget_copy, has_copy
 from entropy_attn.integrations.diffusers.prompt_hook import add_prompt_hook
 from entropy_attn.integrations.diffusers.row_texts import Encoded
 from entropy_attn.recorders.base import Parts, Recorder
 from entropy_attn.routing.calls import DenoiserCall, LayerCall
 from entropy_attn.routing.router import Router
+from entropy_attn.routing.shards import Shards
 from entropy_attn.scale import Kind
 
 _ALL = Parts(("all",))
@@ -186,7 +187,6 @@ class Handle:
     def _call_denoiser(
         self, denoiser: ModelMixin, call: Callable[..., Any], args: tuple, kwargs: dict[str, Any]
     ) -> Any:
-        check_parallel(self.denoiser)
         self._make_copies()  # processors may have been exchanged
         arguments = dict(zip(self._parameters, args, strict=False)) | kwargs
         config = self.denoiser.config
@@ -201,13 +201,38 @@ class Handle:
             train_tokens = self.model.image_tokens(config, self.router.train_size, image.frames)
         latents = arguments.get(self.model.latents)
         batch = None if latents is None else len(latents)
-        running = DenoiserCall(step, image.size, parts, image.tokens, train_tokens, image.references, batch)
+        parallel = parallel_config_of(self.denoiser)  # context parallelism may have been enabled since
+        shards = None if parallel is None else self._shards(parallel, arguments, step)
+        running = DenoiserCall(step, image.size, parts, image.tokens, train_tokens, image.references, batch, shards)
         with self.router.denoiser_call(running):
             result = call(*args, **kwargs)
         if isolated is None:
             for recorder in self.recorders:
                 recorder.check_call()
         return result
+
+    @torch.compiler.disable
+    def _shards(self, parallel: Any, arguments: dict[str, Any], step: int) -> Shards:
+        """How the tokens of this call are spread over devices."""
+        name = type(self.denoiser).__name__
+        try:
+            from entropy_attn.integrations.diffusers.context_parallel.same_inputs import check_same_inputs
+            from entropy_attn.integrations.diffusers.context_parallel.shards import ContextParallel
+        except ImportError as error:
+            reason = (
+                f"the context parallelism of this diffusers is none that is known ({error}): install diffusers 0.42"
+            )
+            raise Unroutable(name, [reason]) from error
+        shards = ContextParallel(parallel)
+        if step == 0:
+            settings = {
+                "scale": self.router.policy,
+                "record": [type(each) for each in self.recorders],
+                "rows": self.router.rows,
+                "gradients": torch.is_grad_enabled(),
+            }
+            check_same_inputs(name, self._parameters, arguments, settings, shards.layout.group)
+        return shards
 
     @torch.compiler.disable
     def _step_and_parts(self, arguments: dict[str, Any]) -> tuple[int, Parts]:
@@ -224,7 +249,8 @@ class Handle:
         if not torch.compiler.is_compiling():
             name = self._names[module]
             return run_layer(self.router, name, module, self.rules[name], call, args, kwargs)
-        if self._traceable and module.__dict__[COPY][1] is not None:
+        traceable = self._traceable and parallel_config_of(self.denoiser) is None
+        if traceable and module.__dict__[COPY][1] is not None:
             return trace_layer(self._number, self._by_call, module, call, args, kwargs)
         return self._call_untraced(module, call, args, kwargs)
 
@@ -243,10 +269,3 @@ def handle_of(denoiser: nn.Module) -> Handle | None:
     """The routing of this denoiser."""
     handle = getattr(wrapper_of(denoiser), "__self__", None)
     return handle if isinstance(handle, Handle) else None
-
-
-def check_parallel(denoiser: ModelMixin) -> None:
-    if is_context_parallel(denoiser):
-        raise Unroutable(
-            type(denoiser).__name__, ["its sequence is spread over devices (context parallel), so no device sees N"]
-        )

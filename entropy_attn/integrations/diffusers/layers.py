@@ -54,23 +54,24 @@ class _Attend:
         self.text_keys = text_keys
         self.count = self.recorded = 0
 
-    def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, *args: Any, spread_keys: bool = False, **kwargs: Any) -> torch.Tensor:
+        """spread_keys: see `Router.attention`; the other arguments are torch's."""
         arguments = AttentionArguments(*args, **kwargs)
         call = self.calls(self.count)
         self.count += 1
         if not self.watching:
-            return self.router.attention(call or self.first, arguments, record=False)
+            return self.router.attention(call or self.first, arguments, record=False, spread_keys=spread_keys)
         if self.text_keys is not None:
             key = arguments.key
             if key.shape != self.text_keys.shape or not torch.allclose(key, self.text_keys, rtol=1e-2, atol=1e-3):
-                return self.router.attention(self.first, arguments, record=False)
+                return self.router.attention(self.first, arguments, record=False, spread_keys=spread_keys)
             call = self.first
             if self.recorded:
                 raise Unroutable(f"layer {call.layer!r}", [self.several()])
         if call is None:
             raise Unroutable(f"layer {self.first.layer!r}", [self.several()])
         self.recorded += 1
-        return self.router.attention(call, arguments)
+        return self.router.attention(call, arguments, spread_keys=spread_keys)
 
     @property
     def first(self) -> LayerCall:

@@ -33,8 +33,8 @@ __all__ = [
     "config_of_single_file",
     "dispatch_attention_fn",
     "dtype_argument",
-    "is_context_parallel",
     "other_processors",
+    "parallel_config_of",
 ]
 
 # What every attention layer of diffusers is one of.
@@ -74,10 +74,10 @@ def backend_of(processor: Any) -> AttentionBackendName | None:
     return processor._attention_backend or active_backend()
 
 
-def is_context_parallel(denoiser: Any) -> bool:
-    """Whether the sequence of this model is spread over devices."""
+def parallel_config_of(denoiser: Any) -> Any:
+    """diffusers' `ParallelConfig` of a model whose sequence is spread over devices; None of any other."""
     config = getattr(denoiser, "_parallel_config", None)
-    return getattr(config, "context_parallel_config", None) is not None
+    return None if getattr(config, "context_parallel_config", None) is None else config
 
 
 def config_of_single_file(weights: Mapping[str, Any]) -> str:

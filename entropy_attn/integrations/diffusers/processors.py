@@ -154,9 +154,12 @@ def _dispatch(
     """Stands in for diffusers' dispatcher, whose tensors are (batch, tokens, heads, head dim)."""
     if backend is None:
         backend = active_backend()
-    if parallel_config is not None or backend not in TORCH_BACKENDS:
-        what = "attention over several devices" if parallel_config is not None else f"attention backend {backend!r}"
-        raise Unroutable(what, ["it is not torch's scaled_dot_product_attention; set_attention_backend('native')"])
+    if backend not in TORCH_BACKENDS:
+        reason = "it is not torch's scaled_dot_product_attention; set_attention_backend('native')"
+        raise Unroutable(f"attention backend {backend!r}", [reason])
+    if parallel_config is not None and (attention_kwargs or backend in PICKED_BACKENDS):
+        reason = "with its sequence spread over devices, attention takes no attention_kwargs and no picked kernel"
+        raise Unroutable(f"attention backend {backend!r}", [f"{reason}; set_attention_backend('native')"])
     if attention_kwargs or backend in PICKED_BACKENDS:
         with AttentionCalls(_attend):
             return dispatch_attention_fn(
@@ -171,6 +174,9 @@ def _dispatch(
                 attention_kwargs,
                 backend=backend,
             )
+    if attn_mask is not None and attn_mask.shape == (query.shape[0], key.shape[1]):
+        attn_mask = attn_mask[:, None, None]  # of the keys, as diffusers' backends read it
     query, key, value = (tensor.permute(0, 2, 1, 3) for tensor in (query, key, value))
-    out = _attend(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    spread = {} if parallel_config is None else {"spread_keys": True}
+    out = _attend(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, **spread)
     return out.permute(0, 2, 1, 3)

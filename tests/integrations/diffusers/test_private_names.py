@@ -144,14 +144,6 @@ def test_denoisers_have_the_attributes_that_routing_reads(name: str):
             assert dispatched == (model.route == "dispatch"), f"{key} has another route"
 
 
-def test_parallel_models_can_be_recognized():
-    from diffusers import ModelMixin
-    from diffusers.models._modeling_parallel import ParallelConfig
-
-    assert ModelMixin._parallel_config is None
-    assert "context_parallel_config" in inspect.signature(ParallelConfig).parameters
-
-
 def test_schedulers_count_their_steps():
     """This distinguishes the branches of pipelines that call the denoiser once per branch."""
     from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler

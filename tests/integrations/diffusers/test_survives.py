@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import re
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -218,19 +217,6 @@ def test_perturbed_attention_guidance():
         key: type(each) for key, each in processors.items()
     }
     assert PAGCFGIdentitySelfAttnProcessor2_0 not in map(type, processors.values())
-
-
-def test_a_context_parallel_model_is_refused():
-    denoiser = CASES["flux"].make()
-    parallel = SimpleNamespace(context_parallel_config=object())
-    denoiser._parallel_config = parallel
-    with pytest.raises(RuntimeError, match=r"FluxTransformer2DModel: its sequence is spread over devices"):
-        apply(denoiser, scale=None)
-    del denoiser._parallel_config
-    with apply(denoiser, scale=None):
-        denoiser._parallel_config = parallel
-        with pytest.raises(RuntimeError, match=r"context parallel"):
-            denoise("flux", denoiser)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -268,3 +269,13 @@ def test_the_maps_are_those_that_a_recorder_sees():
     assert len(recorder.layers) > 1 and handle.maps.shape == (2, 24, 16, 77)
     expected = recorder.maps()[recorder.branch_names.index("cond")].permute(0, 2, 3, 1)
     torch.testing.assert_close(handle.maps, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_spread_sequence_is_refused():
+    pipe = make_text_pipe()
+    expected = draw(pipe)
+    pipe.unet._parallel_config = SimpleNamespace(context_parallel_config=object())
+    with ea.attach(pipe, TSAM()), pytest.raises(RuntimeError, match=r"UNet2DConditionModel: .* guide on one device"):
+        draw(pipe)
+    del pipe.unet._parallel_config
+    assert torch.equal(draw(pipe), expected)

@@ -1,0 +1,1 @@
+"""A denoiser whose tokens diffusers' context parallelism has spread over devices."""
