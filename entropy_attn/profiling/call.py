@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from entropy_attn.integrations.diffusers.models import find_model
-from entropy_attn.integrations.diffusers.private import is_context_parallel
+from entropy_attn.integrations.diffusers.private import parallel_config_of
 from entropy_attn.integrations.diffusers.target import denoiser_of
 from entropy_attn.pipelines.sampling import takes_prompt
 from entropy_attn.pipelines.sizes import fixed_size, size_multiple, train_size
@@ -127,7 +127,7 @@ def profile(
         require_bool(name, value)
         if value and out is None:
             raise ValueError(expected("out", f"the folder of the profile with {name}=True", out))
-    if distributed and is_context_parallel(denoiser_of(pipe)):
+    if distributed and parallel_config_of(denoiser_of(pipe)) is not None:
         raise ValueError(
             "distributed: expected False with a denoiser that is itself spread over the processes, because of "
             "enable_parallelism, got True"

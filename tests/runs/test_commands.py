@@ -135,7 +135,7 @@ def test_distributed_needs_a_folder_and_a_pipeline_of_its_own(tiny_pipe, tmp_pat
         ea.profile(tiny_pipe, **plan, out=tmp_path, distributed=2)
     from entropy_attn.profiling import call
 
-    monkeypatch.setattr(call, "is_context_parallel", lambda denoiser: True)
+    monkeypatch.setattr(call, "parallel_config_of", lambda denoiser: "ring")
     with pytest.raises(ValueError, match="distributed: expected False with a denoiser that is itself spread"):
         ea.profile(tiny_pipe, **plan, out=tmp_path, distributed=True)
     assert not list(tmp_path.iterdir())
