@@ -2,9 +2,9 @@
 
 torchrun's agent keeps one store as long as it lives, and starts killed processes again with the same address and port,
 while `init_process_group` expects a new store at each attempt: it finds the keys of the processes that are gone, and
-connects to their sockets (seen with torch 2.13; see issue 135712 of pytorch). So does a second group of the same processes.
-`TORCHELASTIC_RESTART_COUNT` does not tell attempts apart, because the agent of each node has its own count (same issue).
-Therefore the processes agree on a prefix that no other attempt has.
+connects to their sockets (seen with torch 2.13; see issue 135712 of pytorch). So does a second group of the same
+processes. `TORCHELASTIC_RESTART_COUNT` does not tell attempts apart, because the agent of each node has its own count
+(same issue). Therefore the processes agree on a prefix that no other attempt has.
 """
 
 from __future__ import annotations
