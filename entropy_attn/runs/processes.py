@@ -7,6 +7,7 @@ the CPU, whatever the runs compute on.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import time
 import warnings
@@ -156,9 +157,19 @@ def launched() -> Iterator[Processes]:
 
 
 def _make_group() -> None:
-    store, rank, count = next(dist.rendezvous("env://"))
+    names = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")
+    store, rank, count = _meeting_place(*map(os.environ.get, names))
     store = new_store(store, rank, count, dist.constants.default_pg_timeout)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count)
+
+
+@functools.cache
+def _meeting_place(*launcher: str | None) -> tuple[Any, int, int]:
+    """(store, rank, count). The first process may serve the store: if it closed it after each use, another process that
+    is already at the next one could reach the one that is about to close.
+    """
+    store, rank, count = next(dist.rendezvous("env://"))
+    return store, rank, count
 
 
 def _line(error: BaseException) -> str:

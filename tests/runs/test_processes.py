@@ -127,13 +127,16 @@ def test_a_folder_that_is_not_shared_is_refused(tmp_path):
 
 
 def test_groups_do_not_outlive_their_use():
+    for found in launch(work.several_times):
+        assert found == [(0, "x"), False] * 5 + [2, True]
+
+
+def test_a_group_of_accelerate_is_used():
     pytest.importorskip("accelerate")
     import torch
 
-    first, second = launch(work.several_times)
     alone = 1 if not torch.accelerator.is_available() else 2
-    for rank, found in enumerate((first, second)):
-        assert found == [(0, "x"), False, (0, "x"), False, 2, True, (alone, 2, True)], rank
+    assert launch(work.after_accelerate) == [(alone, 2, True)] * 2
 
 
 def test_another_number_of_processes_than_the_group_has_is_refused():
