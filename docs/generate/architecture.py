@@ -22,6 +22,7 @@ FLOORS: list[dict[str, str]] = [
         "display": "tables in notebooks",
         "validation": "checks of arguments and settings",
         "prompts": "from the words of a prompt to token positions",
+        "runs": "finished runs in a folder, and the processes that divide them",
         "table_files": "tables as .csv and .json files",
     },
     {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -10,7 +11,16 @@ EXIT_INTERRUPTED = 130
 
 
 class Refused(Exception):
-    """The command cannot be carried out; the message is for the user."""
+    """The command cannot be carried out; the message is for the user.
+
+    Args:
+        message: one line; empty if another process says it.
+        during_runs: whether runs may have been finished before.
+    """
+
+    def __init__(self, message: str, during_runs: bool = False):
+        super().__init__(message)
+        self.during_runs = during_runs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,11 +50,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _refuse(error.format_message())
         else:
             raise
-    if code == EXIT_INTERRUPTED:
+    if code == EXIT_INTERRUPTED and rank() == 0:
         print("entropy-attn: interrupted", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 
+def is_one_of_several() -> bool:
+    """Whether torchrun or `accelerate launch` has started several processes."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def rank() -> int:
+    """The number of this process among them, from 0; 0 of a process that is alone."""
+    return int(os.environ.get("RANK", "0")) if is_one_of_several() else 0
+
+
 def _refuse(message: str) -> int:
-    print("entropy-attn: error: " + " ".join(message.split()), file=sys.stderr)
+    if message:
+        of = f"process {rank()}: " if rank() else ""
+        print(f"entropy-attn: {of}error: {' '.join(message.split())}", file=sys.stderr)
     return EXIT_REFUSED

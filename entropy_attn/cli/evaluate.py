@@ -16,7 +16,8 @@ evaluate = typer.Typer(name="evaluate", cls=Group, rich_markup_mode=None, no_arg
 def _evaluate() -> None:
     """Evaluate images of many prompts: metrics with intervals, paired by prompt and noise.
 
-    An evaluation that was interrupted continues when the same command is given again.
+    An evaluation that was interrupted continues when the same command is given again. Started with `torchrun
+    --nproc-per-node N -m entropy_attn evaluate`, N processes divide it.
 
     Examples:
 

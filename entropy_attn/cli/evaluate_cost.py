@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from entropy_attn.cli import is_one_of_several
 from entropy_attn.cli.evaluate_options import default_sizes, kept
 from entropy_attn.cli.loading import Loading
 from entropy_attn.cli.option_groups import takes_options
@@ -62,6 +63,8 @@ def cost(
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows of cost.csv as JSON.")] = False,
 ) -> None:
     with kept_in(out, kept), refusals(loading):
+        if is_one_of_several():
+            raise ValueError("evaluate cost: expected one process, because others would change its times, got several")
         check_at_least("--steps", steps, 1)
         check_at_least("--repeats", repeats, 1)
         check_at_least("--guidance-scale", guidance_scale, 0)

@@ -142,7 +142,9 @@ def guidance(
     ] = 80.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows of the tables as JSON.")] = False,
 ) -> None:
-    with kept_in(out, kept), refusals(loading, options.batch):
+    from entropy_attn.runs.processes import launched
+
+    with kept_in(out, kept), refusals(loading, options.batch), launched() as processes:
         sampled = options.parse(loading.model)
         metric_options.check()
         shapes = is_embedded(loading.model) if metric_options.shapes is None else metric_options.shapes
@@ -156,8 +158,9 @@ def guidance(
         check_at_least("--oracle-alpha", oracle_alpha, 0)
         pixels = None if size is None else parse_size(size)
         output_folder(out)
-        result, files, about = _run(loading, sampled, metric_options, found, methods, shapes, pixels, oracle_alpha, out)
-    _print(result, files, about, out, as_json)
+        evaluated = _run(loading, sampled, metric_options, found, methods, shapes, pixels, oracle_alpha, out, processes)
+    if evaluated:
+        _print(*evaluated, out, as_json)
 
 
 guidance.__doc__ = (
@@ -203,7 +206,9 @@ def _run(
     size: tuple[int, int] | None,
     oracle_alpha: float,
     out: Path,
-) -> tuple[Any, dict[str, Path], dict[str, Any]]:
+    processes: Any,
+) -> tuple[Any, dict[str, Path], dict[str, Any]] | None:
+    """The result, {name: path} of all files, and what it ran on; None except in the first process."""
     pipe, running_on = loading.load()
     from entropy_attn.evaluation.guidance import evaluate_guidance
     from entropy_attn.evaluation.guidance_plan import GuidancePlan, arms
@@ -232,7 +237,9 @@ def _run(
     metrics = metric_options.load(prompts, shapes, running_on["device"])
     needs_words = any(not isinstance(example, TSAM) for example in methods.values())
     with run_progress() as (_, on_run):
-        result = evaluate_guidance(pipe, plan, metrics, out, words_of if needs_words else None, on_run)
+        result = evaluate_guidance(pipe, plan, metrics, out, words_of if needs_words else None, on_run, processes)
+    if not processes.is_first:
+        return None
     title = Path(loading.model).name or loading.model
     head = {"device": running_on["device"], "dtype": running_on["dtype"]}
     return result, write_report(result, out, title, head), {**running_on, "versions": versions()}

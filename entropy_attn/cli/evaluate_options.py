@@ -89,7 +89,7 @@ def default_sizes(pipe: Any) -> list[Size]:
 
 def kept(out: Path) -> str | None:
     """What an interrupted evaluation has left in its folders."""
-    from entropy_attn.evaluation.store import finished_runs
+    from entropy_attn.runs.folder import finished_runs
 
     folders = [path for path in (out, *sorted(out.glob("*"))) if path.is_dir()]
     counts = {path: found for path in folders if (found := finished_runs(path)) and found[0]}

@@ -68,7 +68,9 @@ def scale(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows of scale.csv as JSON.")] = False,
 ) -> None:
-    with kept_in(out, kept), refusals(loading, options.batch):
+    from entropy_attn.runs.processes import launched
+
+    with kept_in(out, kept), refusals(loading, options.batch), launched() as processes:
         sampled = options.parse(loading.model)
         chosen = {name: parse_scale(name) for name in parse_list("--scale", ",".join(scales or [DEFAULT_SCALES]))}
         shapes = is_embedded(loading.model) if shapes is None else shapes
@@ -78,11 +80,12 @@ def scale(
             "prompts": sampled.prompts(_prompts(prompts, shapes)),
         }
         output_folder(out)
-        result, files, about = _run(
+        found = _run(
             loading, sampled, given, out, {"real": real, "features": features, "side": side, "clip": clip},
-            shapes, (SHAPES_SCENES if shapes else 0) if scenes is None else scenes,
+            shapes, (SHAPES_SCENES if shapes else 0) if scenes is None else scenes, processes,
         )  # fmt: skip
-    _print(result, files, about, out, as_json)
+    if found:
+        _print(*found, out, as_json)
 
 
 scale.__doc__ = (
@@ -112,7 +115,9 @@ def _run(
     paths: dict[str, Any],
     shapes: bool,
     scenes: int,
-) -> tuple[Any, dict[str, Path], dict[str, Any]]:
+    processes: Any,
+) -> tuple[Any, dict[str, Path], dict[str, Any]] | None:
+    """The result, {name: path} of all files, and what it ran on; None except in the first process."""
     pipe, running_on = loading.load()
     from entropy_attn.evaluation.features import Features
     from entropy_attn.evaluation.scale import Metrics, evaluate_scale
@@ -130,8 +135,10 @@ def _run(
     clip = None if paths["clip"] is None else Clip(paths["clip"], device)
     metrics = Metrics(paths["real"], features, clip, shapes, scenes)
     with run_progress() as (_, on_run):
-        result = evaluate_scale(pipe, plan, metrics, out, on_run)
+        result = evaluate_scale(pipe, plan, metrics, out, on_run, processes)
     facts = {**running_on, "versions": versions()}
+    if not processes.is_first:
+        return None
     title = Path(loading.model).name or loading.model
     head = {"device": running_on["device"], "dtype": running_on["dtype"]}
     return result, write_report(result, out, title, head), facts

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from entropy_attn.cli import is_one_of_several
 from entropy_attn.cli.parsing import DTYPES, check_choice, check_dtype, parse_device
 
 OFFLOADS = ("model", "sequential")
@@ -15,7 +16,7 @@ MODEL_HELP = (
     "'shapes' (the embedded model) or 'shapes:NAME' (one of them by name), a diffusers folder, a Hub id, or a single "
     ".safetensors file."
 )
-DEVICE_HELP = "auto, cpu, cuda or cuda:INDEX."
+DEVICE_HELP = "auto, cpu, cuda or cuda:INDEX. Without an index, each process of torchrun has its own GPU."
 DTYPE_HELP = (
     f"One of {', '.join(DTYPES)}. auto is the dtype in which the checkpoint was published; on a GPU, a 16-bit one."
 )
@@ -71,6 +72,8 @@ class Loading:
         device = parse_device(self.device)
         if self.offload is not None and not device.startswith("cuda"):
             raise ValueError(f"--offload {self.offload}: expected a CUDA device to move weights off, got {device}")
+        if device.startswith("cuda") and is_one_of_several():
+            torch.cuda.set_device(device)  # else every process also has a context on the first device
         loras = [_lora(text) for text in self.lora or ()]
         quiet_libraries()
         with warnings.catch_warnings():

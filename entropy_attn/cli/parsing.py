@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Sequence
 from typing import Any
+
+from entropy_attn.cli import is_one_of_several
 
 Size = tuple[int, int]  # (height, width)
 
@@ -135,7 +138,10 @@ def parse_arguments(pairs: list[str]) -> dict[str, Any]:
 
 
 def parse_device(device: str) -> str:
-    """The device by its name in torch; it exists on this machine."""
+    """The device by its name in torch; it exists on this machine.
+
+    Without an index, each process of torchrun or `accelerate launch` has the device of its number on its machine.
+    """
     import torch
 
     if device == "auto":
@@ -146,8 +152,16 @@ def parse_device(device: str) -> str:
         raise ValueError(f"--device: expected auto, cpu, cuda or cuda:INDEX, got {device!r}") from error
     if kind not in ("cpu", "cuda"):
         raise ValueError(f"--device: expected auto, cpu, cuda or cuda:INDEX, got {device!r}")
-    index, count = torch.device(device).index or 0, torch.cuda.device_count()
-    if kind == "cuda" and index >= count:
+    count = torch.cuda.device_count()
+    if device == "cuda" and is_one_of_several():
+        number = int(os.environ.get("LOCAL_RANK", "0"))
+        if number >= count:
+            raise ValueError(
+                f"--device: expected a CUDA device for each process of this machine, got LOCAL_RANK={number} and "
+                f"{count} visible: start fewer processes, or give each the first one that it sees, with cuda:0"
+            )
+        return f"cuda:{number}"
+    if kind == "cuda" and (torch.device(device).index or 0) >= count:
         raise ValueError(f"--device: expected one of the {count} CUDA devices of this machine, got {device!r}")
     return device
 

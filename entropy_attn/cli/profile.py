@@ -76,16 +76,20 @@ def profile(
             "such a step makes three calls of attention for one. 0 for none."
         ),
     ] = 3,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the unfinished profile in --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep the finished runs of the same profile in --out, and make the others.")
+    ] = False,
     explore: Annotated[
         bool, typer.Option("--explore", help="Also write explore.html to --out, a page to look at in a browser.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON instead of tables.")] = False,
 ) -> None:
     from entropy_attn.profiling.plan import DEFAULT_PROMPTS
+    from entropy_attn.runs.processes import launched
     from entropy_attn.shapes.names import embedded
 
-    with kept_in(out, _finished), refusals(loading, len(prompt or DEFAULT_PROMPTS)):
+    images = len(prompt or DEFAULT_PROMPTS)
+    with kept_in(out, _finished), refusals(loading, images), launched() as processes:
         check_at_least("--steps", steps, 1)
         check_at_least("--guidance-scale", guidance_scale, 0)
         check_at_least("--regime-steps", regime_steps, 0)
@@ -111,16 +115,18 @@ def profile(
             from entropy_attn.explore import require
 
             require()
-        summary, files = _run(loading, plan, out, resume)
-        if explore:
+        found = _run(loading, plan, out, resume, processes)
+        if found and explore:
             from entropy_attn.explore import read_profile, write_page
 
-            files["explore"] = write_page(out / "explore.html", [read_profile(out, "--out")])
-    _print(summary, files, out, as_json)
+            found[1]["explore"] = write_page(out / "explore.html", [read_profile(out, "--out")])
+    if found:
+        _print(*found, out, as_json)
 
 
 profile.__doc__ = (
     f"Measure attention entropy at several image sizes under several scale policies; write tables and figures."
+    "\n\nStarted with `torchrun --nproc-per-node N -m entropy_attn profile`, N processes divide the runs."
     f"\n\n{EXAMPLE}"
 )
 
@@ -134,8 +140,10 @@ def _parse_sizes(text: str | None) -> list[Size] | None:
     return sizes
 
 
-def _run(loading: Loading, plan: dict[str, Any], out: Path, resume: bool) -> tuple[dict[str, Any], dict[str, Path]]:
-    """The summary, as it is written to summary.json, and {name: path} of all files."""
+def _run(
+    loading: Loading, plan: dict[str, Any], out: Path, resume: bool, processes: Any
+) -> tuple[dict[str, Any], dict[str, Path]] | None:
+    """What summary.json says, and {name: path} of all files; None except in the first process."""
     pipe, running_on = loading.load(anything=True)
     from entropy_attn import profiling
 
@@ -145,11 +153,14 @@ def _run(loading: Loading, plan: dict[str, Any], out: Path, resume: bool) -> tup
             **plan,
             out=out,
             resume=resume,
+            distributed=processes.count > 1,
             title=Path(loading.model).name or loading.model,
             about={name: value for name, value in running_on.items() if name not in MAY_CHANGE},
             on_step=on_step,
             on_run=on_run,
         )
+    if not processes.is_first:
+        return None
     summary = {**running_on, "versions": versions(), **result.summary}
     result.files["summary"].write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return summary, result.files
@@ -159,22 +170,20 @@ def _print(summary: dict[str, Any], files: dict[str, Path], out: Path, as_json: 
     if as_json:
         print(json.dumps({**summary, "files": {name: str(path) for name, path in files.items()}}, indent=2))
         return
-    from entropy_attn.profiling.store import MAPS, PICTURES
+    from entropy_attn.runs.folder import RUNS
 
     print_report(summary)
     print(f"\nWritten to {out.resolve()}:")
     for path in files.values():
         print(f"  {path.name}")
-    for folder in (MAPS, *([PICTURES] if summary["pictures"] else [])):
-        if (out / folder).is_dir():
-            print(f"  {folder}/")
+    print(f"  {RUNS}/")
 
 
 def _finished(out: Path) -> str | None:
     """What an interrupted profile has left in its folder."""
-    from entropy_attn.profiling.store import unfinished
+    from entropy_attn.profiling.store import finished
 
-    counts = unfinished(out)
-    if counts is None or not counts[0]:
+    counts = finished(out)
+    if counts is None or not 0 < counts[0] < counts[1]:
         return None
     return f"{counts[0]} of {counts[1]} runs are kept in {out}; --resume continues from there"

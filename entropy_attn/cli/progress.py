@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from entropy_attn.cli import EXIT_INTERRUPTED, Refused
+from entropy_attn.cli import EXIT_INTERRUPTED, Refused, rank
 
 
 def progress_bar() -> Any:
@@ -25,9 +25,12 @@ def progress_bar() -> Any:
 def run_progress(work: str = "sampling") -> Iterator[tuple[Any, Any]]:
     """(on_step, on_run) for work that is made of runs: a bar on a terminal, a plain line for each run elsewhere.
 
-    `on_step` takes the run, or is None; `on_run` takes the run, its seconds (None if it was finished before), its
-    number from 1, and the number of runs.
+    `on_step` takes the run, or is None; `on_run` takes the run, its seconds (None if it was finished before), the
+    number of finished runs, and the number of runs. Of several processes, the first one shows its own.
     """
+    if rank() > 0:
+        yield None, None
+        return
     if not sys.stderr.isatty():
         yield None, _line
         return
@@ -56,9 +59,10 @@ def kept_in(out: Path, kept: Callable[[Path], str | None]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        # The line break puts it below the ^C of the terminal
-        print(f"\nentropy-attn: interrupted; {kept(out) or f'no run was finished in {out}'}", file=sys.stderr)
+        if rank() == 0:
+            # The line break puts it below the ^C of the terminal
+            print(f"\nentropy-attn: interrupted; {kept(out) or f'no run was finished in {out}'}", file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None
     except Refused as error:
-        left = kept(out) if "out of device memory" in str(error) else None
+        left = kept(out) if error.during_runs and str(error) else None
         raise Refused(f"{error}; {left}") if left else error from None

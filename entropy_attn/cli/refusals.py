@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 
-from entropy_attn.cli import Refused
+from entropy_attn.cli import Refused, rank
 from entropy_attn.cli.loading import Loading
 
 
@@ -22,6 +22,7 @@ def refusals(loading: Loading | None = None, images: int = 1) -> Iterator[None]:
     import torch
 
     from entropy_attn import Unsupported
+    from entropy_attn.runs.processes import OtherProcessFailed
 
     try:
         with warnings.catch_warnings():
@@ -36,4 +37,7 @@ def refusals(loading: Loading | None = None, images: int = 1) -> Iterator[None]:
             raise
         raise Refused(f"this needs {error.name}: pip install 'entropy-attn[cli,diffusers]'") from error
     except torch.OutOfMemoryError as error:
-        raise Refused((loading or Loading()).out_of_memory(images)) from error
+        raise Refused((loading or Loading()).out_of_memory(images), during_runs=True) from error
+    except OtherProcessFailed as error:
+        # Once for all of those that did not fail
+        raise Refused(str(error) if rank() == 0 else "", during_runs=True) from error

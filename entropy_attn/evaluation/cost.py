@@ -17,14 +17,13 @@ import torch
 
 from entropy_attn.evaluation.cost_clock import generation_time, gpu_peak_mib, peak_in_new_process
 from entropy_attn.evaluation.sampling import Settings, noise_seed
-from entropy_attn.evaluation.store import RunFolder
 from entropy_attn.pipelines import check_size, sample, train_size
 from entropy_attn.pipelines.multidiffusion import multidiffusion, multidiffusion_reason
 from entropy_attn.profiling.plan import described, size_name
+from entropy_attn.runs.folder import OnRun, RunFolder
 from entropy_attn.validation import expected, require_int
 
 Size = tuple[int, int]
-OnRun = Callable[[str, "float | None", int, int], None]
 
 RESAMPLED, MULTIDIFFUSION = "resampled", "MultiDiffusion"
 WARMUP_STEPS = 2

@@ -22,17 +22,17 @@ from entropy_attn.evaluation.metrics.clip import Similarities
 from entropy_attn.evaluation.metrics.questions import Question, judged
 from entropy_attn.evaluation.sampling import load_image, sample_arm, save_images
 from entropy_attn.evaluation.shapes_captions import shapes_scores
-from entropy_attn.evaluation.store import RunFolder
 from entropy_attn.pipelines import call_options, check_guided, check_size
 from entropy_attn.pipelines.captioner import Captioner
 from entropy_attn.pipelines.vqa import VQA, SentenceEncoder
 from entropy_attn.prompts import Text
+from entropy_attn.runs.folder import Make, OnRun, RunFolder
+from entropy_attn.runs.processes import ALONE, Processes
 from entropy_attn.shapes.scenes import parse_caption
 from entropy_attn.validation import expected
 
 FULL, MINIMUM, TEXT, TIFA = "CLIP full prompt", "CLIP minimum object", "text-text", "TIFA"
 SHAPES_METRICS = ("presence", "binding", "exact count")
-OnRun = Callable[[str, "float | None", int, int], None]
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ def evaluate_guidance(
     out: Path,
     words_of: WordsOf | None = None,
     on_run: OnRun | None = None,
+    processes: Processes = ALONE,
 ) -> GuidanceResult:
     """Make what is missing in the folder, and compute all metrics.
 
@@ -106,7 +107,9 @@ def evaluate_guidance(
         metrics: what is measured.
         out: the folder; what another call has finished there is not made again.
         words_of: the words that the methods get; they are looked up in every prompt before any work.
-        on_run: called after each run, with "stage: name", its seconds (None if it was there), its number, the number.
+        on_run: called for each run that was there, and after each run of this process, with "stage: name", its seconds
+            (None if it was there), the number of finished runs, the number of runs.
+        processes: those that share the runs; each makes the same call, with its own pipeline, and gets the result.
 
     Raises:
         ValueError: the pipeline cannot be guided or make an image of the plan, a prompt lacks what a metric or a method
@@ -118,22 +121,27 @@ def evaluate_guidance(
     scores: dict[str, dict[tuple[int, int], dict[str, float]]] = {arm: {} for arm in plan.arms}
     for part in parts.values():
         scores[part.arm] |= {(index, part.seed): {} for index in part.indices}
-    images = RunFolder(out / "images", plan.described(), list(parts))
 
-    def complete(stage: str, store: RunFolder, maker: Callable[[Part, Path, Path], Mapping[str, Any] | None]) -> None:
-        result.stores[stage] = store
+    def complete(
+        stage: str, facts: Mapping[str, Any], make: Make, cost: Callable[[str], Any] | None = None
+    ) -> RunFolder:
+        store = result.stores[stage] = RunFolder(out / stage, facts, list(parts), processes=processes)
         seen = None if on_run is None else lambda name, *rest: on_run(f"{stage}: {name}", *rest)
-        store.complete(lambda name, folder: maker(parts[name], folder, images.path(name)), seen)
+        store.complete(make, seen, cost)
+        return store
+
+    images = complete("images", plan.described(), lambda name, folder: _sample(pipe, plan, parts[name], folder),
+                      cost=lambda name: (plan.is_guided(parts[name]), len(parts[name].indices)))  # fmt: skip
 
     def add(stage: str, maker: Callable[[Part, list[Any]], Mapping[int, Any]]) -> dict[str, dict[str, Any]]:
         """Complete a stage that reads images, and return what it found: {run: {index: found}}."""
-        store = RunFolder(out / stage, {"images": images.hash, **metrics.about.get(stage, {})}, list(parts))
 
-        def measure(part: Part, _: Path, folder: Path) -> Mapping[str, Any]:
-            found = maker(part, [load_image(folder, index) for index in part.indices])
+        def measure(name: str, _: Path) -> Mapping[str, Any]:
+            part = parts[name]
+            found = maker(part, [load_image(images.path(name), index) for index in part.indices])
             return {"found": {str(index): value for index, value in found.items()}}
 
-        complete(stage, store, measure)
+        store = complete(stage, {"images": images.hash, **metrics.about.get(stage, {})}, measure)
         return {name: store.read(name)["found"] for name in parts}
 
     def join(found: Mapping[str, Mapping[str, Any]], values: Callable[[Any], Mapping[str, float]]) -> None:
@@ -142,7 +150,6 @@ def evaluate_guidance(
             for index, value in each.items():
                 scores[part.arm][int(index), part.seed] |= values(value)
 
-    complete("images", images, lambda part, folder, _: _sample(pipe, plan, part, folder))
     if metrics.shapes:
         for name, part in parts.items():
             for index in part.indices:

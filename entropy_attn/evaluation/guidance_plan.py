@@ -8,9 +8,9 @@ from typing import Any
 
 from entropy_attn.evaluation.prompt_sets import PromptSet
 from entropy_attn.evaluation.sampling import Arm, Settings, batches
-from entropy_attn.evaluation.scale_plan import slugs
 from entropy_attn.guidance import Guidance, RandomDirection
 from entropy_attn.profiling.plan import described, size_name
+from entropy_attn.runs.folder import slugs
 from entropy_attn.validation import expected
 
 OFF, OTHER_SEED, RANDOM, ORACLE = "off", "another seed", "random direction", "oracle map"
@@ -80,6 +80,10 @@ class GuidancePlan:
         if isinstance(arm.guidance, RandomDirection):
             return replace(arm, guidance=replace(arm.guidance, seed=part.seed))
         return arm
+
+    def is_guided(self, part: Part) -> bool:
+        """Whether the images of a part are guided, which takes gradients."""
+        return self.arms[part.arm].guidance is not None
 
     def described(self) -> dict[str, Any]:
         """The plan as plain values, for plan.json and for comparing plans."""

@@ -12,7 +12,8 @@ Each stage keeps its runs in a separate folder, so metrics can be added to image
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,17 +27,17 @@ from entropy_attn.evaluation.sampling import Arm, batches, load_image, sample_ar
 from entropy_attn.evaluation.scale_metrics import Row, distance_rows, loss_rows, score_rows, with_holm
 from entropy_attn.evaluation.scale_plan import Part, ScalePlan
 from entropy_attn.evaluation.shapes_captions import shapes_scores
-from entropy_attn.evaluation.store import RunFolder
 from entropy_attn.pipelines import call_options, check_size
 from entropy_attn.pipelines.clip import Clip
 from entropy_attn.profiling.layers import measured_layers
 from entropy_attn.profiling.plan import size_name
+from entropy_attn.runs.folder import Make, OnRun, RunFolder
+from entropy_attn.runs.processes import ALONE, Processes
 from entropy_attn.shapes.scenes import parse_caption
 from entropy_attn.validation import expected
 
 # {(size, policy, prompt, seed): {metric: score}}
 ImageScores = dict[tuple[tuple[int, int], str, int, int], dict[str, float]]
-OnRun = Callable[[str, "float | None", int, int], None]
 REAL_BATCH, SCENE_BATCH = 32, 8
 
 
@@ -83,7 +84,14 @@ class ScaleResult:
     stores: dict[str, RunFolder] = field(default_factory=dict)
 
 
-def evaluate_scale(pipe: Any, plan: ScalePlan, metrics: Metrics, out: Path, on_run: OnRun | None = None) -> ScaleResult:
+def evaluate_scale(
+    pipe: Any,
+    plan: ScalePlan,
+    metrics: Metrics,
+    out: Path,
+    on_run: OnRun | None = None,
+    processes: Processes = ALONE,
+) -> ScaleResult:
     """Make what is missing in the folder, and compute all metrics.
 
     Args:
@@ -91,7 +99,9 @@ def evaluate_scale(pipe: Any, plan: ScalePlan, metrics: Metrics, out: Path, on_r
         plan: what is compared.
         metrics: what is measured.
         out: the folder; what another call has finished there is not made again.
-        on_run: called after each run, with "stage: name", its seconds (None if it was there), its number, the number.
+        on_run: called for each run that was there, and after each run of this process, with "stage: name", its seconds
+            (None if it was there), the number of finished runs, the number of runs.
+        processes: those that share the runs; each makes the same call, with its own pipeline, and gets the result.
 
     Raises:
         ValueError: the pipeline cannot make an image of the plan, or the folder has another evaluation.
@@ -99,21 +109,27 @@ def evaluate_scale(pipe: Any, plan: ScalePlan, metrics: Metrics, out: Path, on_r
     """
     check(pipe, plan, metrics)
     result, parts = ScaleResult(plan), plan.parts()
-    images = RunFolder(out / "images", plan.described(), list(parts))
-    result.stores["images"] = images
 
-    def make(stage: str, store: RunFolder, maker: Callable[[str, Path], Any]) -> None:
-        result.stores[stage] = store
+    def make(
+        stage: str,
+        facts: Mapping[str, Any],
+        names: Iterable[str],
+        maker: Make,
+        cost: Callable[[str], int] | None = None,
+    ) -> RunFolder:
+        store = result.stores[stage] = RunFolder(out / stage, facts, list(names), processes=processes)
         seen = None if on_run is None else lambda name, *rest: on_run(f"{stage}: {name}", *rest)
-        store.complete(maker, seen)
+        store.complete(maker, seen, cost)
+        return store
 
-    make("images", images, lambda name, folder: _sample(pipe, plan, parts[name], folder))
+    images = make("images", plan.described(), parts, lambda name, folder: _sample(pipe, plan, parts[name], folder),
+                  cost=lambda name: math.prod(parts[name].size) * len(parts[name].indices))  # fmt: skip
     scores: ImageScores = {key: {} for key in _image_keys(plan)}
     if metrics.shapes:
         _check_shapes(plan, parts, images, scores)
     if metrics.clip is not None:
         clip = metrics.clip
-        make("clip", RunFolder(out / "clip", {"images": images.hash, "clip": _identity(clip)}, list(parts)),
+        make("clip", {"images": images.hash, "clip": _identity(clip)}, parts,
              lambda name, folder: _clip_scores(clip, plan, parts[name], images.path(name), folder))  # fmt: skip
         for name, part in parts.items():
             for index, cosine in result.stores["clip"].read(name)["cosines"].items():
@@ -126,14 +142,14 @@ def evaluate_scale(pipe: Any, plan: ScalePlan, metrics: Metrics, out: Path, on_r
         files, network = real_files(metrics.real), metrics.features
         facts = {**network.described(), "real": names_hash(files, metrics.real), "real_images": len(files)}
         lots = {f"{lot[0]:06d}": lot for lot in batches(range(len(files)), REAL_BATCH)}
-        make("real", RunFolder(out / "real", facts, list(lots)),
+        make("real", facts, lots,
              lambda name, folder: _save(folder, network([open_image(files[i]) for i in lots[name]])))  # fmt: skip
-        make("features", RunFolder(out / "features", {**network.described(), "images": images.hash}, list(parts)),
+        make("features", {**network.described(), "images": images.hash}, parts,
              lambda name, folder: _save(folder, network(_images_of(images.path(name), parts[name]))))  # fmt: skip
         _add_distances(result, parts)
     _add_scores(result, scores)
     if metrics.scenes:
-        _add_losses(pipe, plan, metrics.scenes, out, make, result)
+        _add_losses(pipe, plan, metrics.scenes, make, result)
     order = {(size_name(size), policy): None for size in plan.sizes for policy in plan.policies}
     ranks = {key: number for number, key in enumerate(order)}
     result.rows = with_holm(sorted(result.rows, key=lambda row: ranks[row["size"], row["policy"]]))
@@ -234,7 +250,7 @@ def _add_distances(result: ScaleResult, parts: Mapping[str, Part]) -> None:
         result.notes += notes
 
 
-def _add_losses(pipe: Any, plan: ScalePlan, scenes: int, out: Path, make: Any, result: ScaleResult) -> None:
+def _add_losses(pipe: Any, plan: ScalePlan, scenes: int, make: Any, result: ScaleResult) -> None:
     lots = {f"{size_name(size)}-{lot[0]:06d}": (size, lot)
             for size in plan.sizes for lot in batches(range(scenes), SCENE_BATCH)}  # fmt: skip
     described = plan.described()
@@ -249,8 +265,7 @@ def _add_losses(pipe: Any, plan: ScalePlan, scenes: int, out: Path, make: Any, r
         found = denoising_losses(pipe, plan.policies, captions[chosen], images[chosen], first=lot[0])
         np.save(folder / "losses.npy", np.stack([found[policy] for policy in policies]))
 
-    make("loss", RunFolder(out / "loss", facts, list(lots)), losses)
-    store = result.stores["loss"]
+    store = make("loss", facts, lots, losses, cost=lambda name: math.prod(lots[name][0]))
     for size in plan.sizes:
         chosen = [np.load(store.path(name) / "losses.npy") for name, (of, _) in lots.items() if of == size]
         of_policy = dict(zip(policies, np.concatenate(chosen, axis=-1), strict=True))

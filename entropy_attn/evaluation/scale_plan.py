@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from entropy_attn.evaluation.sampling import Settings, batches
 from entropy_attn.profiling.plan import described, size_name
+from entropy_attn.runs.folder import slugs
 from entropy_attn.scale import Fixed
 from entropy_attn.validation import expected
 
@@ -95,11 +95,3 @@ class ScalePlan:
             "arguments": {name: described(value) for name, value in settings.arguments.items()},
             **self.about,
         }
-
-
-def slugs(names: Iterable[str]) -> dict[str, str]:
-    """{name: the same without characters that files cannot have}, different for different names."""
-    names = list(names)
-    found = {name: re.sub(r"[^\w.=+-]+", "_", name)[:60] for name in names}
-    several = [name for name in names if list(found.values()).count(found[name]) > 1]
-    return found | {name: f"{found[name]}_{names.index(name)}" for name in several}

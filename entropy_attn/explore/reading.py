@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from entropy_attn.profiling.store import LEDGER, read_table, unfinished
+from entropy_attn.profiling.store import finished, read_step_maps, read_table
+from entropy_attn.runs.folder import PLAN
 
 SUMMARY = "summary.json"
 KEYS = ("policies", "sizes", "heads", "steps", "seeds", "prompts", "guidance_scale", "training_size", "notes",
@@ -28,7 +29,7 @@ class ProfileFolder:
         heads: the rows of heads.csv.
         regimes: the rows of regimes.csv; None where they were not measured.
         maps: {policy: {layer: array (steps, rows, columns)}}, entropies in nats at the largest size, NaN at a step
-            without the layer; empty for a profile of an older version, which kept none.
+            without the layer.
     """
 
     folder: Path
@@ -67,22 +68,25 @@ def read_profile(folder: Path, argument: str = "RUN") -> ProfileFolder:
     Raises:
         ValueError: there is no finished profile; the message begins with `argument`.
     """
-    if not (folder / LEDGER).is_file():
+    if not (folder / PLAN).is_file():
         raise ValueError(f"{argument}: expected a folder written by `entropy-attn profile`, got {str(folder)!r}")
-    ledger = _json(folder / LEDGER, argument)
-    left = unfinished(folder)
-    if left is not None:
+    counts = finished(folder)
+    if counts is None:
         raise ValueError(
-            f"{argument}: expected a finished profile, got {left[0]} of {left[1]} runs in {str(folder)!r}: "
+            f"{argument}: expected the plan of a profile in {PLAN}, got that of something else in {str(folder)!r}"
+        )
+    if counts[0] < counts[1]:
+        raise ValueError(
+            f"{argument}: expected a finished profile, got {counts[0]} of {counts[1]} runs in {str(folder)!r}: "
             "continue it with profile --resume"
         )
     summary = _json(folder / SUMMARY, argument)
-    for name, found, keys in ((LEDGER, ledger, ("finished", "plan")), (SUMMARY, summary, KEYS)):
-        missing = [key for key in keys if key not in found]
-        if missing:
-            raise ValueError(
-                f"{argument}: expected the plan of a profile in {name}, but {str(folder)!r} has no {missing[0]!r} there"
-            )
+    missing = [key for key in KEYS if key not in summary]
+    if missing:
+        raise ValueError(
+            f"{argument}: expected the summary of a profile in {SUMMARY}, but that in {str(folder)!r} has no "
+            f"{missing[0]!r}"
+        )
     entropy = folder / ("entropy.csv.gz" if summary["heads"] else "entropy.csv")
     regimes = folder / "regimes.csv"
     for needed in (entropy, folder / "heads.csv"):
@@ -94,7 +98,7 @@ def read_profile(folder: Path, argument: str = "RUN") -> ProfileFolder:
         read_table(entropy),
         read_table(folder / "heads.csv"),
         read_table(regimes) if regimes.is_file() else None,
-        _maps(folder, ledger),
+        _maps(folder, list(summary["policies"])),
     )
 
 
@@ -105,11 +109,10 @@ def _json(path: Path, argument: str) -> dict[str, Any]:
         raise ValueError(f"{argument}: expected a readable {path.name}, got {str(path)!r}: {error}") from error
 
 
-def _maps(folder: Path, ledger: dict[str, Any]) -> dict[str, dict[str, np.ndarray]]:
-    found = {}
-    for run in ledger["finished"]:
-        name = run.get("step_maps")
-        if name is not None:
-            with np.load(folder / name) as file:
-                found[run["policy"]] = {layer: values.astype(np.float32) for layer, values in file.items()}
-    return found
+def _maps(folder: Path, policies: list[str]) -> dict[str, dict[str, np.ndarray]]:
+    found = read_step_maps(folder)
+    return {
+        policy: {layer: values.astype(np.float32) for layer, values in found[policy].items()}
+        for policy in policies
+        if policy in found
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,21 @@ from typing import Any
 import pandas as pd
 
 from entropy_attn.integrations.diffusers.models import find_model
+from entropy_attn.integrations.diffusers.private import parallel_config_of
 from entropy_attn.integrations.diffusers.target import denoiser_of
 from entropy_attn.pipelines.sampling import takes_prompt
 from entropy_attn.pipelines.sizes import fixed_size, size_multiple, train_size
+from entropy_attn.profiling.files import save_all
 from entropy_attn.profiling.layers import Measured
+from entropy_attn.profiling.notes import notes
 from entropy_attn.profiling.plan import DEFAULT_PROMPTS, ProfilePlan, Run, Size, described
 from entropy_attn.profiling.result import Profile, RunResult
 from entropy_attn.profiling.run import check_plan, run_once
-from entropy_attn.profiling.store import Store
+from entropy_attn.profiling.store import OnRun, Store
+from entropy_attn.runs.processes import ALONE, launched
 from entropy_attn.scale import Fixed, Policy
 from entropy_attn.scale.parsing import parse_scale
+from entropy_attn.validation import expected, require_bool
 
 SIZE_FACTORS = (0.5, 0.75, 1.0, 1.5, 2.0)
 
@@ -41,6 +47,7 @@ def profile(
     out: str | Path | None = None,
     figures: bool = True,
     resume: bool = False,
+    distributed: bool = False,
     title: str | None = None,
     about: Mapping[str, Any] | None = None,
     on_step: Callable[[Run], None] | None = None,
@@ -78,12 +85,17 @@ def profile(
         out: folder to write into, created if it is missing; None writes nothing. Each run is written as soon as it is
             finished, so an interruption or failure loses only the run in progress.
         figures: draw figures into `out`; needs matplotlib.
-        resume: continue the unfinished profile of the same plan in `out`.
+        resume: keep the runs of the same plan that are finished in `out`, whatever number of processes made them, and
+            make the others. If False, a finished profile in `out` is replaced, and an unfinished one refused.
+        distributed: divide the runs between the processes of torchrun or `accelerate launch`, all of which make this
+            call with the same arguments and their own pipeline, and share `out`. Each gets the whole result; the first
+            one writes the files. A failure in one process is raised in all, when the others have made their runs. If
+            False, each process that makes the call makes all runs.
         title: name of the model in figures; None is the class name of the pipeline.
         about: further facts for plan.json; `resume` requires them to be the same.
         on_step: called with the run after each denoising step.
-        on_run: called with (run, seconds, number of this run, number of runs) after each run; `seconds` is None for a
-            run that was finished before.
+        on_run: called with (run, seconds, number of finished runs, number of runs) for each run that was finished
+            before, for which `seconds` is None, and after each run of this process.
 
     Returns:
         A `Profile` with data frames, images, maps and `summary`. Entropies are those of the image's queries, in nats.
@@ -92,6 +104,7 @@ def profile(
         TypeError: an argument has the wrong type.
         ValueError: an argument, a size, a policy or the plan in `out` cannot be used; the message names it.
         ea.Unsupported: the pipeline cannot be routed.
+        RuntimeError: with `distributed`, another process has failed or ended.
         ImportError: pandas is missing, or matplotlib if figures are drawn.
     """
     plan = make_plan(
@@ -110,39 +123,43 @@ def profile(
         regime_steps=regime_steps,
         about=about,
     )
-    if resume and out is None:
-        raise ValueError("out: expected the folder of the profile to resume, got None")
+    for name, value in (("resume", resume), ("distributed", distributed)):
+        require_bool(name, value)
+        if value and out is None:
+            raise ValueError(expected("out", f"the folder of the profile with {name}=True", out))
+    if distributed and parallel_config_of(denoiser_of(pipe)) is not None:
+        raise ValueError(
+            "distributed: expected False with a denoiser that is itself spread over the processes, because of "
+            "enable_parallelism, got True"
+        )
     measured = check_plan(pipe, plan)
     if out is not None and figures:
         import matplotlib  # noqa: F401  (if it is missing, fail now and not at the end)
-    response = not measured.crosses and any(map(plan.measures_regime, plan.runs()))
-    store = None if out is None else Store(Path(out), plan, resume, response)
-    kept: list[RunResult] = []
-    runs = list(plan.runs())
-    for number, run in enumerate(runs, start=1):
-        if store is not None and run in store:
-            seconds = None
-        else:
-            result = run_once(pipe, plan, run, measured, on_step)
-            seconds = result.seconds
-            if store is None:
-                kept.append(result)
-            else:
-                store.add(run, result)
-        if on_run is not None:
-            on_run(run, seconds, number, len(runs))
-    if store is None:
-        tables = {
-            name: _joined([getattr(result, name) for result in kept]) for name in ("entropy", "heads", "response")
-        }
-    else:
-        tables, kept = store.read()
-    found = _assemble(plan, runs, tables, kept, measured)
-    if store is not None:
-        from entropy_attn.profiling.files import save_all
 
-        save_all(found, store, title or type(pipe).__name__, figures)
+    def make(run: Run) -> RunResult:
+        return run_once(pipe, plan, run, measured, on_step)
+
+    if out is None:
+        return _in_memory(plan, measured, make, on_run)
+    response = not measured.crosses and any(map(plan.measures_regime, plan.runs()))
+    with launched() if distributed else contextlib.nullcontext(ALONE) as processes:
+        store = Store(Path(out), plan, resume, response, processes)
+        store.complete(make, on_run)
+        found = _assemble(plan, *store.read(), measured)
+        found.files = processes.from_first(lambda: save_all(found, store, title or type(pipe).__name__, figures))
     return found
+
+
+def _in_memory(
+    plan: ProfilePlan, measured: Measured, make: Callable[[Run], RunResult], on_run: OnRun | None
+) -> Profile:
+    runs, kept = list(plan.runs()), []
+    for number, run in enumerate(runs, start=1):
+        kept.append(make(run))
+        if on_run is not None:
+            on_run(run, kept[-1].seconds, number, len(runs))
+    tables = {name: _joined([getattr(result, name) for result in kept]) for name in ("entropy", "heads", "response")}
+    return _assemble(plan, tables, kept, measured)
 
 
 def make_plan(
@@ -226,54 +243,19 @@ def _policy_name(policy: Any) -> str:
     return "off" if policy in (None, Fixed()) else described(policy)
 
 
-def _assemble(
-    plan: ProfilePlan, runs: list[Run], tables: dict[str, pd.DataFrame], kept: list[RunResult], measured: Measured
-) -> Profile:
-    # Runs are made in the order of the plan, so those of a resumed profile are in that order, too.
+def _assemble(plan: ProfilePlan, tables: dict[str, pd.DataFrame], kept: list[RunResult], measured: Measured) -> Profile:
+    """`kept` is in the order of the plan."""
+    runs = list(plan.runs())
     timed = pd.DataFrame([{**run.keys, "seconds": each.seconds} for run, each in zip(runs, kept, strict=True)])
     pairs = list(zip(runs, kept, strict=True))
     pictures = {(run.size, run.policy, run.seed): each.pictures for run, each in pairs if each.pictures}
     maps = {run.policy: dict(each.maps) for run, each in pairs if each.maps is not None}
-    notes = _notes(plan, measured)
     response = tables.get("response")
     if response is not None and response.empty:
         response = None
-    return Profile(plan, tables["entropy"], timed, pictures, maps, tables["heads"], response, notes)
+    return Profile(plan, tables["entropy"], timed, pictures, maps, tables["heads"], response, notes(plan, measured))
 
 
 def _joined(tables: list[pd.DataFrame]) -> pd.DataFrame:
     some = [table for table in tables if not table.empty]
     return pd.concat(some, ignore_index=True) if some else pd.DataFrame()
-
-
-def _notes(plan: ProfilePlan, measured: Measured) -> list[str]:
-    notes = [f"{_layers(names)}: not measured, {reason}" for reason, names in _by_reason(measured.unmeasured).items()]
-    if measured.crosses:
-        notes.append(
-            "the entropies are those of cross-attention: its keys are the text, so N does not grow with the image"
-        )
-    if plan.regime_steps > 0 and measured.crosses:
-        notes.append("regimes not measured: the keys of cross-attention are the text, at every size the same")
-    elif plan.regime_steps > 0 and plan.baseline is None:
-        notes.append("regimes not measured: the model's default scale, 'off', is not among the scales")
-    if plan.reference is None:
-        notes.append("not compared with the training size, which the model does not state")
-    elif plan.reference not in [tuple(size) for size in plan.sizes]:
-        height, width = plan.reference
-        notes.append(f"not compared with the training size, {height}x{width} px, which is not among the sizes")
-    elif plan.baseline is None:
-        notes.append(
-            "compared with the same policy at the training size, because the model's default scale was not run"
-        )
-    return notes
-
-
-def _by_reason(reasons: Mapping[str, str | None]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for layer, reason in reasons.items():
-        found.setdefault(reason or "for an unknown reason", []).append(layer)
-    return found
-
-
-def _layers(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more layers"

@@ -10,25 +10,28 @@ from entropy_attn.profiling.analysis import changes, layer_means
 from entropy_attn.profiling.regimes import policy_file
 from entropy_attn.profiling.result import Profile
 from entropy_attn.profiling.rows import rounded
-from entropy_attn.profiling.store import LEDGER, RESPONSE, Store
+from entropy_attn.profiling.store import RESPONSE, Store
+from entropy_attn.runs.folder import PLAN
 
 COLUMNS = ["policy", "size", "height", "width", "layer", "kind", "tokens", "ln_tokens", "entropy", "change"]
 
 
-def save_all(found: Profile, store: Store, title: str, figures: bool) -> None:
-    """Write summary.json, layers.csv and the figures; `found.files` gets the paths of all files."""
+def save_all(found: Profile, store: Store, title: str, figures: bool) -> dict[str, Path]:
+    """Write the tables, summary.json and the figures: {name: path} of all files."""
+    store.write_tables()
     layers = changes(layer_means(found.entropy), found.plan)[COLUMNS]
     for column in ("ln_tokens", "entropy", "change"):
         layers[column] = rounded(layers[column])
     table, digest = store.folder / "layers.csv", store.folder / "summary.json"
     layers.to_csv(table, index=False)
     digest.write_text(json.dumps(found.summary, indent=2) + "\n", encoding="utf-8")
-    found.files |= _save_regimes(found, store, title)
-    found.files |= {**store.tables, "layers": table, "summary": digest, "plan": store.folder / LEDGER}
+    files = _save_regimes(found, store, title)
+    files |= {**store.tables, "layers": table, "summary": digest, "plan": store.folder / PLAN}
     if figures:
         from entropy_attn.plots import save_figures
 
-        found.files |= save_figures(found, title, store.folder)
+        files |= save_figures(found, title, store.folder)
+    return files
 
 
 def _save_regimes(found: Profile, store: Store, title: str) -> dict[str, Path]:

@@ -38,7 +38,7 @@ def _run(arguments):
 def test_profile_writes_everything(profiled):
     out, _ = profiled
     tables = {"entropy.csv", "heads.csv", "layers.csv", "response.csv.gz", "regimes.csv"}
-    tables |= {"hold-entropy.json", "summary.json", "plan.json", "pictures", "maps"}
+    tables |= {"hold-entropy.json", "summary.json", "plan.json", "runs"}
     assert {path.name for path in out.iterdir()} == {*tables, *(f"{name}.png" for name in FIGURES)}
     table = pd.read_csv(out / "entropy.csv")
     assert {"size", "policy", "seed", "layer", "mean", "seqlen_k", "scale"} <= set(table.columns)

@@ -59,7 +59,6 @@ PROFILE, GENERATE = ["profile", "--model", "MODEL"], ["generate", "--model", "MO
         ([*PROFILE, "--dtype", "int8"], "--dtype: expected one of auto, float32, float16, bfloat16, got 'int8'"),
         ([*PROFILE, "--out", "FILE/below"], "--out: expected a folder that can be written to, got 'FILE/below'"),
         ([*PROFILE, "--sizes", "1048576"], "size 1048576x1048576 needs at least"),
-        ([*PROFILE, "--resume"], "has no plan.json"),
         ([*PROFILE, "--argument", "x"], "--argument: expected NAME=VALUE, such as num_frames=9, got 'x'"),
         ([*PROFILE, "--argument", "num_frames=9"], "got 'num_frames'"),
         ([*PROFILE, "--offload", "disk"], "--offload: expected one of model, sequential, got 'disk'"),

@@ -29,11 +29,14 @@ WITH_PYTHON = [document for document in DOCUMENTS if blocks(document, "python")]
 WITH_COMMANDS = [document for document in DOCUMENTS if any(commands(document))]
 ELSEWHERE = {"docs/guidance.md"}  # test_guidance_pages.py runs it, and looks at what it writes
 ON_AN_EMULATED_CARD = {"tests/emulation/README.md"}  # its calls take minutes; tests/emulation has the same lines
+# Scripts for torchrun, with a GPU for each process; tests/spread and tests/runs make their calls in processes on a CPU
+ON_SEVERAL_GPUS = {"docs/many-gpus.md", "docs/many-gpus-sweeps.md"}
+NOT_RUN = ELSEWHERE | ON_AN_EMULATED_CARD | ON_SEVERAL_GPUS
 # Programs of the system, whose arguments are files
 OTHERS = {"cd", "cp", "git", "mkdir", "rm", "export"}
 
 
-@pytest.mark.parametrize("document", sorted(set(WITH_PYTHON) - ELSEWHERE - ON_AN_EMULATED_CARD))
+@pytest.mark.parametrize("document", sorted(set(WITH_PYTHON) - NOT_RUN))
 def test_python_runs(document, tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_blocks(document, tiny_model)
@@ -114,6 +117,27 @@ def _python(words: list[str], monkeypatch) -> None:
                 runpy.run_path(str(ROOT / name), run_name="__main__")
 
 
+def _torchrun(words: list[str], monkeypatch) -> None:
+    from torch.distributed.run import get_args_parser
+
+    _launched(get_args_parser().parse_args(words), monkeypatch)
+
+
+def _accelerate(words: list[str], monkeypatch) -> None:
+    launch = pytest.importorskip("accelerate.commands.launch")
+    if words[0] != "launch":
+        raise ValueError(f"expected accelerate launch, got {words[0]}")
+    _launched(launch.launch_command_parser().parse_args(words[1:]), monkeypatch)
+
+
+def _launched(given: argparse.Namespace, monkeypatch) -> None:
+    """The options of the launcher are its own; the rest is the program that it starts."""
+    if given.module and given.training_script == "entropy_attn":
+        entropy_attn_command(given.training_script_args)
+    else:
+        _python([*(["-m"] if given.module else []), given.training_script, *given.training_script_args], monkeypatch)
+
+
 def _make(words: list[str], _) -> None:
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     wrong = [word for word in words if "=" not in word and word not in targets]
@@ -129,7 +153,8 @@ def _pip(words: list[str], _) -> None:
             raise ValueError(f"expected extras of pyproject.toml, got {names}")
 
 
-CHECKS = {"entropy-attn": _entropy_attn, "python": _python, "make": _make, "pip": _pip}
+CHECKS = {"entropy-attn": _entropy_attn, "python": _python, "torchrun": _torchrun, "accelerate": _accelerate,
+          "make": _make, "pip": _pip}  # fmt: skip
 
 
 def test_packages_that_only_a_page_needs_are_not_installed():
@@ -137,4 +162,4 @@ def test_packages_that_only_a_page_needs_are_not_installed():
     assert not [name for name in NEEDED if importlib.util.find_spec(name)]
     text = "".join(block.text for document in WITH_PYTHON for block in blocks(document, "python"))
     assert all(name in text for name in NEEDED)
-    assert Path(ROOT / "README.md").is_file() and set(WITH_PYTHON) >= ELSEWHERE | ON_AN_EMULATED_CARD
+    assert Path(ROOT / "README.md").is_file() and set(WITH_PYTHON) >= NOT_RUN

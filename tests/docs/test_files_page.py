@@ -82,13 +82,21 @@ def test_the_plan_of_a_profile(profiled):
 
 def test_every_file_of_a_profile_is_on_the_page(profiled):
     """The figures that it draws too."""
-    known = {*OF_A_PROFILE, "plan.json", "maps"}
-    figures = {name.rstrip("/") for name in page("Figures of a profile")}
+    known = {*OF_A_PROFILE, "plan.json", "runs"}
     written = {path.name for path in profiled.iterdir()}
-    assert written - known == figures and known <= written
-    first = np.load(next(path for path in (profiled / "maps").glob("*.npz") if "steps" not in path.name))
-    steps = np.load(next((profiled / "maps").glob("*-steps.npz")))
-    assert {first[layer].ndim for layer in first} == {2} and {steps[layer].ndim for layer in steps} == {3}
+    assert written - known == set(page("Figures of a profile")) and known <= written
+
+
+def test_runs_of_a_profile(profiled):
+    runs = list((profiled / "runs").iterdir())
+    assert len(runs) == 4
+    for run in runs:
+        assert set(json.loads((run / "run.json").read_text())) == set(page("runs of a profile", 1))
+    largest = profiled / "runs" / "64x64-off-seed0"
+    named = set(page("runs of a profile"))
+    assert {path.name for path in largest.iterdir()} | {"prompt1.png"} == named  # there is one prompt
+    whole, steps = np.load(largest / "maps.npz"), np.load(largest / "steps.npz")
+    assert {whole[layer].ndim for layer in whole} == {2} and {steps[layer].ndim for layer in steps} == {3}
     assert {steps[layer].dtype for layer in steps} == {np.dtype("float16")}
 
 

@@ -27,9 +27,10 @@ from entropy_attn.evaluation.features import Features
 from entropy_attn.evaluation.sampling import Settings
 from entropy_attn.evaluation.scale import Metrics, evaluate_scale
 from entropy_attn.evaluation.scale_metrics import loss_rows, score_rows, with_holm
-from entropy_attn.evaluation.scale_plan import ScalePlan, slugs
+from entropy_attn.evaluation.scale_plan import ScalePlan
 from entropy_attn.evaluation.statistics import mcnemar
 from entropy_attn.pipelines.clip import Clip
+from entropy_attn.runs.folder import slugs
 
 PROMPTS = ["a", "b", "c d", "e", "f", "g", "h"]
 

@@ -29,7 +29,7 @@ def save_profile(found, folder, heads=True):
             rows = rows[rows[name] == value]
         return rows
 
-    for run in found.plan.runs():
+    def result(run):
         rows = of(found.entropy, run)
         if not heads:
             keys = dict(run.keys)
@@ -37,7 +37,9 @@ def save_profile(found, folder, heads=True):
         maps = found.maps[run.policy] if found.plan.keeps_map(run) else None
         steps = maps and {layer: np.stack([values * (1 - 0.1 * step) for step in range(found.plan.steps)])
                           for layer, values in maps.items()}  # fmt: skip
-        store.add(run, RunResult(rows, of(found.heads, run), of(found.response, run), 1.0, [], maps, steps))
+        return RunResult(rows, of(found.heads, run), of(found.response, run), 1.0, [], maps, steps)
+
+    store.complete(result)
     save_all(found, store, "shapes", figures=False)
     return folder
 

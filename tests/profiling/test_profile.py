@@ -82,13 +82,13 @@ def test_pictures_and_maps(measured):
 
 def test_the_maps_of_single_steps_are_kept_and_their_mean_is_the_map(measured):
     result = measured[0]
-    ledger = json.loads(result.files["plan"].read_text())
-    kept = [entry for entry in ledger["finished"] if entry["step_maps"] is not None]
-    assert [(entry["size"], entry["seed"]) for entry in kept] == [("32x48", 0)] * 2
-    for entry in kept:
-        with np.load(result.files["plan"].parent / entry["step_maps"]) as file:
+    kept = sorted((result.files["plan"].parent / "runs").glob("*/steps.npz"))
+    runs = [json.loads((path.parent / "run.json").read_text()) for path in kept]
+    assert [(run["size"], run["seed"]) for run in runs] == [("32x48", 0)] * 2
+    for path, run in zip(kept, runs, strict=True):
+        with np.load(path) as file:
             steps = {layer: values.astype(np.float32) for layer, values in file.items()}
-        maps = result.maps[entry["policy"]]
+        maps = result.maps[run["policy"]]
         assert list(steps) == list(maps)
         for layer, values in steps.items():
             assert values.shape == (2, *maps[layer].shape)
@@ -211,7 +211,7 @@ def test_an_empty_plan_is_refused(change):
         ),
         ({"arguments": {"height": 9}}, ValueError, "which the plan sets, got 'height'"),
         ({"negative_prompt": "b", "guidance_scale": 1.0}, ValueError, "guidance_scale: expected more than 1"),
-        ({"resume": True}, ValueError, "out: expected the folder of the profile to resume, got None"),
+        ({"resume": True}, ValueError, "out: expected the folder of the profile with resume=True, got None"),
         ({"scales": {"mine": lambda info: 1 / 0}}, ZeroDivisionError, "division"),
     ],
 )

@@ -16,7 +16,7 @@ pytest.importorskip("diffusers")
 
 import entropy_attn as ea
 from entropy_attn.cli import main
-from entropy_attn.profiling import store
+from entropy_attn.runs.folder import PLAN as PLAN_FILE
 
 PLAN = {"sizes": [16, 32], "scales": ["off", "logn"], "prompts": ["a"], "steps": 1, "figures": False}
 
@@ -41,14 +41,16 @@ def interrupted(tiny_pipe, tmp_path):
 
 
 def test_finished_runs_are_in_the_folder_and_the_others_are_run_later(tiny_pipe, interrupted, tmp_path_factory):
-    table = pd.read_csv(interrupted / "entropy.csv")
-    assert list(dict.fromkeys(table["size"] + table["policy"])) == ["16x16off", "16x16logn"]
-    assert len(list((interrupted / "pictures").iterdir())) == 2
-    with (interrupted / "entropy.csv").open("a") as file:  # as if the process had been killed while it wrote
-        file.write("32x32,32,32,off,0,down_bl")
+    assert sorted(path.name for path in (interrupted / "runs").iterdir()) == ["16x16-logn-seed0", "16x16-off-seed0"]
+    for run in (interrupted / "runs").iterdir():
+        assert {"entropy.csv", "heads.csv", "prompt0.png", "run.json"} <= {path.name for path in run.iterdir()}
+    half = interrupted / "runs" / ".32x32-off-seed0.elsewhere.7"  # as if another process had been killed
+    half.mkdir()
+    (half / "entropy.csv").write_text("32x32,32,32,off,0,down_bl")
     runs = []
     resumed = ea.profile(tiny_pipe, **PLAN, out=interrupted, resume=True, on_run=lambda *run: runs.append(run))
     assert [seconds is None for _, seconds, _, _ in runs] == [True, True, False, False]
+    assert [number for _, _, number, _ in runs] == [1, 2, 3, 4] and not half.exists()
     complete = ea.profile(tiny_pipe, **PLAN, out=tmp_path_factory.mktemp("complete"))
     for name in ("entropy", "heads"):
         pd.testing.assert_frame_equal(getattr(resumed, name), getattr(complete, name), rtol=1e-4)
@@ -77,23 +79,44 @@ def test_without_a_folder_the_numbers_are_the_same(tiny_pipe, tmp_path):
     ],
 )
 def test_another_plan_is_refused(tiny_pipe, interrupted, change, message):
-    before = (interrupted / "entropy.csv").read_bytes()
+    before = sorted(interrupted.rglob("*"))
     with pytest.raises(ValueError, match=message):
         ea.profile(tiny_pipe, **{**PLAN, **change}, out=interrupted, resume=True)
-    assert (interrupted / "entropy.csv").read_bytes() == before
+    assert sorted(interrupted.rglob("*")) == before
 
 
-def test_a_folder_without_a_plan_and_one_with_an_interrupted_profile(tiny_pipe, interrupted, tmp_path_factory):
-    with pytest.raises(ValueError, match=r"resume: expected a profile in .*, but it has no plan\.json"):
-        ea.profile(tiny_pipe, **PLAN, out=tmp_path_factory.mktemp("empty"), resume=True)
-    with pytest.raises(ValueError, match=r"interrupted profile, with 2 of 4 runs finished: resume it"):
+def test_an_interrupted_profile_is_not_replaced(tiny_pipe, interrupted):
+    with pytest.raises(
+        ValueError, match=r"interrupted profile, with 2 of 4 runs finished: resume it, use another folder"
+    ):
         ea.profile(tiny_pipe, **PLAN, out=interrupted)
-    (interrupted / "heads.csv").unlink()
-    with pytest.raises(ValueError, match=r"heads\.csv' is missing, or shorter"):
-        ea.profile(tiny_pipe, **PLAN, out=interrupted, resume=True)
-    (interrupted / store.LEDGER).write_text("{")
-    with pytest.raises(ValueError, match=r"plan\.json' is not the plan of a profile"):
-        ea.profile(tiny_pipe, **PLAN, out=interrupted, resume=True)
+    (interrupted / PLAN_FILE).write_text("{")
+    for resume in (True, False):
+        with pytest.raises(ValueError, match=r"plan\.json' is not the plan of a profile"):
+            ea.profile(tiny_pipe, **PLAN, out=interrupted, resume=resume)
+    assert len(list((interrupted / "runs").iterdir())) == 2
+
+
+def test_the_same_call_with_resume_begins_and_continues(tiny_pipe, tmp_path):
+    plan = {**PLAN, "sizes": [16], "scales": ["off"]}
+    times = [ea.profile(tiny_pipe, **plan, out=tmp_path, resume=True).runs["seconds"].item() for _ in range(2)]
+    assert times[0] == times[1]
+
+
+def test_a_finished_profile_is_replaced_as_a_whole(tiny_pipe, tmp_path):
+    first = ea.profile(tiny_pipe, **{**PLAN, "sizes": [16, 24]}, heads=True, out=tmp_path)
+    assert first.files["entropy"].name == "entropy.csv.gz"
+    second = ea.profile(tiny_pipe, **{**PLAN, "sizes": [16]}, out=tmp_path)
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"16x16-off-seed0", "16x16-logn-seed0"}
+    assert not (tmp_path / "entropy.csv.gz").exists() and set(pd.read_csv(second.files["entropy"])["size"]) == {"16x16"}
+    assert second.runs["seconds"].iloc[0] != first.runs["seconds"].iloc[0]
+
+
+def test_a_folder_of_something_else_is_left_alone(tiny_pipe, tmp_path):
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"out: expected a folder without runs/, or with its plan.json"):
+        ea.profile(tiny_pipe, **PLAN, out=tmp_path)
+    assert (tmp_path / "runs" / "mine").is_dir()
 
 
 def test_ctrl_c_keeps_finished_runs_and_reports_them(tiny_model, tmp_path, capsys):
@@ -137,11 +160,11 @@ def test_ctrl_c_keeps_finished_runs_and_reports_them(tiny_model, tmp_path, capsy
     finally:
         process.kill()
     assert process.returncode == 130 and "Traceback" not in rest, rest
-    finished = len(json.loads((out / store.LEDGER).read_text())["finished"])
+    kept = [json.loads((run / "run.json").read_text()) for run in (out / "runs").iterdir()]
+    finished = len(kept)
     said = f"entropy-attn: interrupted; {finished} of 30 runs are kept in {out}; --resume continues from there"
     assert 1 <= finished < 30 and said in rest.splitlines()
-    table = pd.read_csv(out / "entropy.csv")
-    assert set(table["seed"]) == set(range(finished))
+    assert {run["seed"] for run in kept} == set(range(finished))
 
 
 def test_out_of_memory_reports_the_kept_runs_and_suggests_options(tiny_model, tmp_path, monkeypatch, capsys):

@@ -42,7 +42,8 @@ def size_of(folder, heads: bool) -> float:
     by_head = _finished(_head_means(table[table["kind"] == "self"]), run)
     store = Store(folder, plan, resume=False)
     rows = _finished(table if heads else over_heads(table), run)
-    store.add(run, RunResult(rows, by_head, pd.DataFrame(), 1.0, [], None))
+    store.complete(lambda run: RunResult(rows, by_head, pd.DataFrame(), 1.0, [], None))
+    store.write_tables()
     each = {name: path.stat().st_size for name, path in store.tables.items()}
     return SIZES * POLICIES * (STEPS * each["entropy"] + each["heads"]) / 1e6
 

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 
 from entropy_attn.evaluation.sampling import batches
-from entropy_attn.evaluation.scale_plan import slugs
 from entropy_attn.evaluation.shapes_captions import shapes_scores
-from entropy_attn.evaluation.store import RunFolder
 from entropy_attn.pipelines import sample
 from entropy_attn.pipelines.sizes import call_parameters
 from entropy_attn.profiling.plan import size_name
+from entropy_attn.runs.folder import RunFolder, slugs
 
 BATCH = 20
 LONGEST = 32  # tokens; the pipeline of Lumina 2 pads captions to 256, which changes nothing and takes half of the time

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from entropy_attn.evaluation.store import PLAN, RunFolder, finished_runs, plan_hash
+from entropy_attn.runs.folder import PLAN, RunFolder, finished_runs, plan_hash
 
 NAMES = ["a", "b=1.5", "c"]
 FACTS = {"model": "m", "steps": 2}
@@ -50,7 +50,7 @@ def test_a_run_that_fails_leaves_nothing(tmp_path, failure):
 def test_a_killed_process_leaves_whole_runs(tmp_path):
     code = (
         "import sys, time, pathlib\n"
-        "from entropy_attn.evaluation.store import RunFolder\n"
+        "from entropy_attn.runs.folder import RunFolder\n"
         f"store = RunFolder(pathlib.Path(sys.argv[1]), {FACTS!r}, {NAMES!r})\n"
         "def make(name, folder):\n"
         "    (folder / 'text').write_text(name)\n"
@@ -121,10 +121,16 @@ def test_refusals(tmp_path):
     assert finished_runs(tmp_path) is None and finished_runs(tmp_path / "none") is None
 
 
-def test_a_process_makes_its_part(tmp_path):
-    store = RunFolder(tmp_path, FACTS, NAMES)
-    store.complete(write, only=["c"])
-    assert store.missing() == ["a", "b=1.5"]
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").touch()
+    with pytest.raises(ValueError, match=r"out: expected a folder without runs/, or with its plan.json, got "):
+        RunFolder(tmp_path, FACTS, NAMES)
+    (tmp_path / "runs" / "mine").unlink()
+    RunFolder(tmp_path, FACTS, NAMES, "profile")
+    with pytest.raises(ValueError, match=r"plan\.json' is not the plan of an evaluation: remove it, or use"):
+        RunFolder(tmp_path, FACTS, NAMES)
+    assert finished_runs(tmp_path) is None and finished_runs(tmp_path, "profile") == (0, 3)
 
 
 def test_hash_is_that_of_the_values():

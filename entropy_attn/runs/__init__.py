@@ -1,0 +1,1 @@
+"""The finished runs of a plan in a folder, and the processes that divide them between each other."""
