@@ -13,7 +13,7 @@ EMULATED := tests/kernels/test_forward.py tests/kernels/test_schedules.py tests/
             tests/kernels/test_autotune.py tests/kernels/test_chunks.py
 COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 
-.PHONY: help install demo notebooks test docs codegen emulate newest lint fix wheel-test gpu clean
+.PHONY: help install demo notebooks test slow docs codegen emulate newest lint fix wheel-test gpu clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,9 @@ docs: $(DOCS)  ## build the documentation site into site/, and check its links, 
 $(DOCS): $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[docs]'
 	touch $@
+
+slow: $(STAMP)  ## run the tests that take minutes: profiles and evaluations by several processes
+	$(PYTEST) tests -m slow
 
 codegen: $(STAMP)  ## compile every configuration of the kernels for every GPU: 15 minutes
 	$(PYTEST) tests/codegen --every-row

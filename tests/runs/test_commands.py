@@ -23,6 +23,8 @@ PLAN = {"sizes": [24, 32], "scales": ["off", "logn"], "prompts": ["a", "b"], "st
         "figures": False}  # fmt: skip
 COMMAND = ["profile", "--sizes", "24,32", "--scale", "off,logn", "--prompt", "a", "--prompt", "b",
            "--steps", "2", "--device", "cpu"]  # fmt: skip
+pytestmark = pytest.mark.slow
+
 TABLES = ("entropy.csv", "heads.csv", "response.csv.gz", "layers.csv", "regimes.csv", "hold-entropy.json")
 
 
