@@ -27,7 +27,7 @@ __all__ = ["tiny_model"]
 DOCUMENTS = documents()
 WITH_PYTHON = [document for document in DOCUMENTS if blocks(document, "python")]
 WITH_COMMANDS = [document for document in DOCUMENTS if any(commands(document))]
-# Other tests run these: test_guidance_pages.py, test_coming_from.py, tests/notebooks, tests/hub; those of key groups, of
+# Other tests run these: test_guidance_pages.py, test_coming_from.py, tests/notebooks, tests/hub; of key groups, of
 # GuidanceBlock and of transformers.register; and test_upstream.py, in processes of its own, because the faults that it
 # shows change the process
 ELSEWHERE = {"docs/guidance.md", "docs/coming-from.md", "notebooks/README.md", "docs/hub-kernels.md", "docs/scale.md"}
