@@ -54,7 +54,7 @@ $(DOCS): $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[docs]'
 	touch $@
 
-slow: $(STAMP)  ## run the tests that take minutes: profiles and evaluations by several processes
+slow: $(STAMP)  ## run the tests that take minutes, which `make test` leaves out
 	$(PYTEST) tests -m slow
 
 codegen: $(STAMP)  ## compile every configuration of the kernels for every GPU: 15 minutes

@@ -129,12 +129,14 @@ def test_the_patches_apply_to_the_pinned_release(patch, tmp_path):
         compile(path.read_text(), path.name, "exec")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param("diffusers-attention-backend", marks=of_the_pinned_release)])
 def test_with_the_patch_the_example_is_a_backend(name, tmp_path):
     folder = patched(UPSTREAM / f"{name}.patch", tmp_path)
     assert run(code_of(f"{name}.md") + BACKEND, folder).strip() == "done"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param("diffusers-modular-pooled", marks=of_the_pinned_release)])
 def test_with_the_patch_each_image_has_its_prompts_embedding(name, tmp_path):
     folder = patched(UPSTREAM / f"{name}.patch", tmp_path)
@@ -151,6 +153,7 @@ def test_without_the_patch_there_is_no_way():
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "printed"),
     [

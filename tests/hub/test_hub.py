@@ -179,6 +179,7 @@ def test_it_computes_beside_the_package(kernel, tmp_path):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_two_versions_compute_in_one_process(kernel, other, tmp_path):
     torch.save(calls("triton")[:1], tmp_path / "calls.pt")
     found = child("twice", kernel, tmp_path)
@@ -187,6 +188,7 @@ def test_two_versions_compute_in_one_process(kernel, other, tmp_path):
     torch.testing.assert_close(*found["answers"], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_compiled_graph_has_it_as_one_operator(kernel, tmp_path):
     torch.save(calls("triton"), tmp_path / "calls.pt")
     eager, graph = child("compiled", kernel, tmp_path)["answers"]
@@ -199,6 +201,7 @@ def test_on_a_cpu_the_kernels_need_the_interpreter(kernel, tmp_path):
         child("alone", kernel, tmp_path, interpret=False)
 
 
+@pytest.mark.slow
 def test_the_example_of_the_card_runs(kernel, tmp_path):
     assert child("card", kernel, tmp_path)["shapes"] == [(2, 8, 1024, 40), (2, 8, 1024), (2, 1024, 77)]
 
@@ -209,6 +212,7 @@ def test_the_card_is_complete(kernel):
     assert all(f"`{name}" in card for name in PUBLIC)
 
 
+@pytest.mark.slow
 def test_the_benchmark_compares_calls_of_real_models(kernel, tmp_path):
     from entropy_attn.bench.workloads import workloads
 

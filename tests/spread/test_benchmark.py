@@ -12,7 +12,7 @@ import pytest
 from benchmarks.spread.__main__ import ARMS
 from tests.spread.launch import ROOT
 
-pytestmark = pytest.mark.spread
+pytestmark = [pytest.mark.spread, pytest.mark.slow]
 
 
 def test_it_is_exact_and_counts_what_is_sent(tmp_path):
