@@ -150,10 +150,15 @@ def attention(
         return_lse, return_entropy = return_lse or "lse" in asked, return_entropy or "entropy" in asked
         of_rows = asked & ROW_STATISTICS
     if of_rows or key_scale is not None or key_bias is not None or key_rows is not None:
-        return _full_attention(
+        arguments = (
             impl, query, key, value, attn_mask, is_causal, scale, enable_gqa, return_lse, return_entropy, map_keys,
             key_scale, key_bias, key_rows, of_rows, mass_keys,
         )  # fmt: skip
+        if torch.compiler.is_compiling():
+            from .untraced import untraced
+
+            return untraced(_full_attention, *arguments)
+        return _full_attention(*arguments)
     if attn_mask is not None:
         attn_mask, is_causal = as_causal(attn_mask, is_causal, query, key)
     if not torch.compiler.is_compiling() and not is_plain(query, key, value, attn_mask, scale):
@@ -338,7 +343,6 @@ def _full_call(
     return call, []
 
 
-@torch.compiler.disable(reason="entropy_attn: key groups and statistics of rows are no operator of a graph yet")
 def _full_attention(impl: str, *arguments: Any) -> AttentionOutput:
     call, reasons = _full_call(impl, *arguments)
     if call is None:

@@ -47,7 +47,7 @@ def check_large_masks(impl: str, device: str, dtype: torch.dtype, keys: int) -> 
         atol = 2e-3 if dtype == torch.float16 else 2e-6
         if row.endswith("half"):  # next to 7e4, float32 represents a logit to a hundredth
             atol = 2e-2
-        for name, a, t in zip(("out", "lse", "entropy", "map"), r, truth, strict=True):
+        for name, a, t in zip(("out", "lse", "entropy", "map"), r[:4], truth, strict=True):
             a, t = (x.select(1 if name == "map" else 2, i).to(a.dtype) for x in (a, t))
             where = f"{row}, {name}: "
             torch.testing.assert_close(a, t, rtol=1e-6, atol=atol, msg=lambda text, where=where: where + text)
@@ -99,7 +99,7 @@ def check_nan(impl: str, device: str, keys: int, sources: tuple[str, ...] = SOUR
                 options = {"attn_mask": mask, "scale": scale}
                 r = ea.attention(q, k, v, **options, **STATISTICS, map_keys=map_keys, impl=impl)
                 truth = attention_reference(q, k, v, **options, map_keys=map_keys)
-                for name, a, t in zip(("out", "lse", "entropy", "map"), r, truth, strict=True):
+                for name, a, t in zip(("out", "lse", "entropy", "map"), r[:4], truth, strict=True):
                     if a is not None:
                         torch.testing.assert_close(
                             a, t.to(a.dtype), rtol=1e-4, atol=1e-5, equal_nan=True,
