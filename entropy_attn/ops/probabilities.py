@@ -65,9 +65,10 @@ def probabilities(
     query, key = as_autocast(query, key)
     factors, bias, group_rows = _tables(query, key, logits)
     all_heads, wide = query.shape[1], lse.dtype
-    chosen = slice(None) if heads is None else torch.tensor(list(heads), device=query.device)
+    every = heads is None or list(heads) == list(range(all_heads))
+    chosen = slice(None) if every else torch.tensor(list(heads or ()), device=query.device)
     query, lse = (_picked(_picked(t, 1, chosen), 2, rows) for t in (query, lse))
-    key = _of_heads(_picked(key, 2, keys).to(wide), all_heads, heads)
+    key = _of_heads(_picked(key, 2, keys).to(wide), all_heads, None if every else heads)
     factor = softmax_scale(logits.scale, query)
     if isinstance(factor, Tensor):
         factor = factor if factor.dim() == 0 else _picked(factor, 0, chosen)
