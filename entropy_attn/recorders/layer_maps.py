@@ -44,8 +44,8 @@ class LayerMapRecorder(RecordedLayerMaps, Recorder):
     DeepFloyd IF and layers of cross-attention have no rows of text. Layers are refused whose tokens are spread over
     devices (context parallelism), and Lumina 2 with prompts of different lengths in a batch.
 
-    Sources: the maps from text to image of Kim et al., "Seg4Diff", arXiv 2509.18096; from chosen places, Hertz et al.,
-    "Prompt-to-Prompt", ICLR 2023, arXiv 2208.01626, figure of self-attention.
+    Source of the four blocks of joint attention, and of layers that align words with regions: Kim et al., "Seg4Diff:
+    Unveiling Open-Vocabulary Segmentation in Text-to-Image Diffusion Transformers", arXiv 2509.18096.
 
     Args:
         rows: the queries: "image" for each token of it, "text" for every token that is a word, words of the prompt or
@@ -103,6 +103,14 @@ class LayerMapRecorder(RecordedLayerMaps, Recorder):
         self._start(self._text.prompts)
 
     def attach(self, parts: tuple[TextPart, ...]) -> None:
+        """`apply` was called with this recorder.
+
+        Args:
+            parts: the parts of the text that layers attend to, one for each tokenizer.
+
+        Raises:
+            ValueError: words were chosen, and where they are in the text is not known.
+        """
         if self._groups.selection is not None and self._groups.selection.needs_text:
             if not any(part.tokenizer is not None for part in parts):
                 raise ValueError(
@@ -225,7 +233,11 @@ class LayerMapRecorder(RecordedLayerMaps, Recorder):
                 held.add(maps)
 
     def check_call(self) -> None:
-        """Raise after the first call, rather than after the last, if there will be no map."""
+        """Raise after the first call, rather than after the last, if there will be no map.
+
+        Raises:
+            ValueError: no layer has the chosen rows and keys.
+        """
         if self._seen_steps and not self._grids and (self.steps is None or self._seen_steps & self.steps):
             raise ValueError(self._why_no_maps())
 

@@ -227,6 +227,46 @@ def test_words_and_branches_of_a_pipeline(setting: tuple):
     torch.testing.assert_close(stacked, matching.maps()[0, 0], rtol=1e-4, atol=1e-6)
 
 
+def test_prompts_of_a_batch_have_the_word_at_different_positions():
+    make, options, grid, text, _ = SD3
+    prompts, image = ["c", "ab c"], slice(0, math.prod(grid))
+    with Whole() as seen:
+        generate(make(), prompts, options)
+    calls = [call for call in seen.calls if call.shape[-1] == math.prod(grid) + text]
+    pipe, recorder, every = make(), LayerMapRecorder("c", "image"), LayerMapRecorder("text", "image")
+    with apply(pipe, scale=None, record=[recorder, every]):
+        generate(pipe, prompts, options)
+    for number, positions in enumerate([(1, 7), (3, 9)]):
+        words = [math.prod(grid) + position for position in positions]
+        for at, layer in enumerate(recorder.layers):
+            mean = torch.stack([call[2 + number, :, words][..., image].mean((0, 1)) for call in calls[at::2]]).mean(0)
+            found = recorder.maps(number)[layer][0, 0]
+            torch.testing.assert_close(found, mean.unflatten(0, grid).float(), rtol=1e-4, atol=1e-6)
+    assert every.labels(0) == ("c",) * 2 and every.labels(1) == ("a", "b", "c") * 2
+    assert every.maps(1)[every.layers[0]].shape == (1, 6, *grid)
+    with pytest.raises(ValueError, match="the prompts have different numbers of words"):
+        every.save("maps.npz")
+
+
+def test_queries_of_the_image_alone():
+    """The keys of DeepFloyd IF are text and image, the text first; its queries are of the image."""
+    size = CASES["if"].sizes[0]
+    to_text, received, from_text = (
+        LayerMapRecorder(*ask) for ask in (("image", (4, 1)), ("image",) * 2, ((1,), "image"))
+    )
+    routed("if", size, to_text, received)
+    assert to_text.layers == received.layers
+    for layer, matrix in whole("if", size).items():
+        queries, keys = matrix.shape[-2:]
+        grid = received.maps()[layer].shape[-2:]
+        expected = matrix[:, :, :, [4, 1]].mean(1, keepdim=True).mT
+        torch.testing.assert_close(to_text.maps(1)[layer], on(grid, expected)[1], rtol=1e-4, atol=1e-6)
+        expected = matrix[..., keys - queries :].mean(1, keepdim=True).sum(2, keepdim=True)
+        torch.testing.assert_close(received.maps(1)[layer], on(grid, expected)[1], rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="it has no rows of text, which is attended to and does not attend"):
+        routed("if", size, from_text)
+
+
 @pytest.mark.parametrize("name", ["flux", "sd3"])
 def test_a_scale_for_the_rows_of_the_image_alone(name: str):
     """rows="image" splits the call in two: the rows of text keep the default scale."""
@@ -355,12 +395,17 @@ def test_files(unet_recorders, tmp_path):
         assert np.array_equal(arrays[layer][0, 1], maps.numpy())
     apart = unet_recorders["apart"]
     table = pd.read_csv(apart.save(tmp_path / "maps.csv"))
-    assert set(table["head"]) == {"mean"} and set(table["step"]) == {0, 1} and set(table["branch"]) == {"uncond", "cond"}
+    assert (
+        set(table["head"]) == {"mean"} and set(table["step"]) == {0, 1} and set(table["branch"]) == {"uncond", "cond"}
+    )
     layer = apart.layers[2]
     rows = table[(table["layer"] == layer) & (table["step"] == 1) & (table["branch"] == "uncond")]
     rows = rows[rows["picture"] == 1].sort_values(["row", "column"])
     maps = apart.maps(1, step=1, branch="uncond")[layer]
     assert np.allclose(rows["attention"], maps.flatten(), rtol=1e-6)
+    held = apart._sums.pop((layer, 1, "uncond"))  # as if guidance had been off at this step
+    assert apart.maps(1, step=1, branch="uncond")[layer].isnan().all()
+    apart._sums[layer, 1, "uncond"] = held
     stacked = np.load(apart.save(tmp_path / "steps.npz"))
     assert stacked["steps"].tolist() == [0, 1]
     assert np.array_equal(stacked[layer][1, 0, 1], maps.numpy())
@@ -447,7 +492,7 @@ def test_words_at_unknown_positions_and_video_are_refused():
     case = CASES["cogvideox"]
     with (
         apply(denoiser_of("cogvideox"), scale=None, record=LayerMapRecorder((1,), "image")),
-        pytest.raises(ValueError, match="keys are no image for latents .* and in video"),
+        pytest.raises(ValueError, match=r"keys are no image for latents .* and in video"),
     ):
         run("cogvideox", case.sizes[0])
 
@@ -461,6 +506,32 @@ def test_tokens_that_are_spread_over_devices_are_refused():
     recordings = Recordings(call, info, DenoiserCall(0, (2, 3), batch=1), True, (), spread, ((recorder, request),))
     with pytest.raises(Unroutable, match="LayerMapRecorder: its queries and keys are spread over devices"):
         recordings.check(AttentionArguments(tensor, tensor, tensor))
+
+
+def test_gradient_checkpointing():
+    net, recorder, expected = CASES["flux"].make(), LayerMapRecorder((2,), "image"), LayerMapRecorder((2,), "image")
+    routed("flux", (12, 8), expected)
+    with apply(net, scale=None, record=recorder, train_size=(12, 8)):
+        net.train().enable_gradient_checkpointing()
+        net(**CASES["flux"].call(12, 8), return_dict=False)[0].square().sum().backward()
+    for layer, maps in recorder.maps(1).items():
+        torch.testing.assert_close(maps, expected.maps(1)[layer], rtol=1e-4, atol=1e-6)
+    assert {sums.calls for sums in recorder._sums.values()} == {1}  # what is computed anew is not recorded
+
+
+def test_a_place_looks_at_its_own_object():
+    """In the last layer of the embedded model: a place on the circle at the circle, one on the square at the square."""
+    pipe = ea.shapes.load_pipeline()
+    recorder = LayerMapRecorder([(0.8, 0.25), (0.3, 0.69)], "image", layers=r"up_blocks\.2\.attentions\.1")
+    with apply(pipe, scale=None, record=recorder):
+        pipe(
+            "a red circle and a blue square", num_inference_steps=10, output_type="latent",
+            generator=torch.Generator().manual_seed(3),
+        )  # fmt: skip
+    ((layer, maps),) = recorder.maps().items()
+    assert layer.endswith("attn1") and maps.shape == (1, 2, 16, 16)
+    circle, square = maps[0, :, 2:6, 11:15].mean((-2, -1)), maps[0, :, 8:14, 2:8].mean((-2, -1))
+    assert circle[0] > 2 * square[0] and square[1] > 2 * circle[1]
 
 
 @pytest.mark.parametrize("rows", ["all", "image"])
