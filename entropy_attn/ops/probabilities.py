@@ -20,7 +20,7 @@ from .reference import softmax_scale
 
 BLOCK_SCORES = 1 << 24  # of the logits that are held at once
 
-Tokens = slice | Tensor  # a range, or indices (tokens,) on the query's device
+Tokens = slice | Tensor  # a range, indices (tokens,), or (B, tokens) of each sample, on the query's device
 
 
 class Logits(NamedTuple):
@@ -53,7 +53,7 @@ def probabilities(
         key: (B, Hkv, Nk, D), with H a multiple of Hkv.
         lse: (B, H, Nq), the log-sum-exp of the rows over all keys.
         logits: the other arguments of the call that `lse` is of.
-        rows: the queries, R of them.
+        rows: the queries, R of them; the same of every sample where `logits` has `key_rows`.
         keys: the keys, M of them.
         heads: each of these heads by itself; None is one mean over all.
         row_weights: (groups, R): sums of rows with these weights, in place of the rows.
@@ -78,7 +78,9 @@ def probabilities(
         mask = mask[(None,) * (4 - mask.dim())]
         mask = _picked(_picked(_picked(mask, 1, chosen), 2, rows), 3, keys)
     factors, bias = (None if t is None else _picked(_picked(t, 1, chosen), 3, keys) for t in (factors, bias))
-    group_rows = None if group_rows is None else _picked(group_rows, 0, rows)
+    if group_rows is not None:
+        assert isinstance(rows, slice) or rows.dim() == 1
+        group_rows = group_rows[rows]
     of_rows, of_keys = (None if each is None else each.to(query.device, wide) for each in (row_weights, key_weights))
     found: list[Tensor] = []
     batch, counted, count = lse.shape
@@ -148,4 +150,10 @@ def _picked(t: Tensor, dim: int, tokens: Tokens) -> Tensor:
     """Some of a dimension; all of one that is broadcast."""
     if t.dim() == 4 and t.shape[dim] == 1:
         return t
-    return t[(slice(None),) * dim + (tokens,)]
+    if isinstance(tokens, slice) or tokens.dim() == 1:
+        return t[(slice(None),) * dim + (tokens,)]
+    shape = [len(tokens), *[1] * (t.dim() - 1)]
+    shape[dim] = tokens.shape[1]
+    wanted = [len(tokens), *t.shape[1:]]
+    index = tokens.reshape(shape).expand([*wanted[:dim], tokens.shape[1], *wanted[dim + 1 :]])
+    return t.expand(wanted).gather(dim, index)

@@ -41,8 +41,8 @@ class LayerMapRecorder(RecordedLayerMaps, Recorder):
     place.
 
     With reference images, in Flux Kontext or Qwen-Image-Edit, rows and maps are of the generated image alone.
-    DeepFloyd IF and layers of cross-attention have no rows of text. Layers are refused whose tokens are spread over
-    devices (context parallelism), and Lumina 2 with prompts of different lengths in a batch.
+    DeepFloyd IF and layers of cross-attention have no rows of text. In Lumina 2, a position behind the text of its
+    sample is NaN. Layers are refused whose tokens are spread over devices (context parallelism).
 
     Source of the four blocks of joint attention, and of layers that align words with regions: Kim et al., "Seg4Diff:
     Unveiling Open-Vocabulary Segmentation in Text-to-Image Diffusion Transformers", arXiv 2509.18096.

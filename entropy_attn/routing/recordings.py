@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -127,11 +128,6 @@ class Recordings:
                 f"{recorder}: its queries and keys are spread over devices (context parallel); run the model on one "
                 "device, or record with a MapRecorder"
             )
-        if self.layer_call.ragged and arguments.attn_mask is not None:
-            self._refuse(
-                f"{recorder}: its images begin at different positions of the sequence; give prompts of the same "
-                "length, or one at a time"
-            )
         if arguments.is_causal:
             self._refuse(f"{recorder}: it is causal, so its rows have different keys")
 
@@ -168,22 +164,40 @@ class Recordings:
     def _probabilities(
         self, lse: Tensor, block: Probabilities, arguments: AttentionArguments, groups: KeyArguments | None
     ) -> Tensor:
-        device = arguments.query.device
+        device, starts = arguments.query.device, self._image_starts(arguments)
         of_call = Logits(arguments.scale, arguments.attn_mask, *(groups or ()))
-        return probabilities(
+        found = probabilities(
             arguments.query.detach(),
             arguments.key.detach(),
             lse.detach(),
             of_call,
-            rows=_indices(block.rows, self._first_row(block.rows), self.info.picture_queries, device),
-            keys=_indices(block.keys, self._first_key(block.keys), self.info.picture_keys, device),
+            rows=_indices(block.rows, self._first_row(block.rows, starts), self.info.picture_queries, device),
+            keys=_indices(block.keys, self._first_key(block.keys, starts), self.info.picture_keys, device),
             heads=block.heads,
             row_weights=block.rows.weights,
             key_weights=block.keys.weights,
         )
+        if starts is not None:  # positions behind the text of a sample are none of its text
+            for tokens, dim in ((block.rows, 2), (block.keys, 3)):
+                if tokens.part == "text" and tokens.positions is not None:
+                    shape = [len(starts), 1, 1, 1]
+                    shape[dim] = len(tokens.positions)
+                    positions = torch.tensor(tokens.positions).to(device, non_blocking=True)
+                    found = found.masked_fill((positions >= starts[:, None]).reshape(shape), math.nan)
+        return found
 
-    def _first_row(self, rows: Tokens) -> int:
+    def _image_starts(self, arguments: AttentionArguments) -> Tensor | None:
+        """Where the image of each sample begins, (B,), if that differs between them. Nothing waits for the device."""
+        mask = arguments.attn_mask
+        if not self.layer_call.ragged or mask is None:  # without a mask, all texts have the same length
+            return None
+        # The image follows its text, and what is masked follows the image.
+        return mask.expand(len(arguments.query), 1, 1, -1).flatten(1).sum(1) - self.info.picture_queries
+
+    def _first_row(self, rows: Tokens, starts: Tensor | None) -> int | Tensor:
         """Where the queries of the image or the text begin in the call."""
+        if starts is not None:
+            return starts if rows.part == "image" else 0
         if self.queries != "all":
             return 0
         image, text = rows_of(self.layer_call, self.info)
@@ -192,8 +206,10 @@ class Recordings:
         assert text is not None  # or a recorder would not request it
         return int(text.start)
 
-    def _first_key(self, keys: Tokens) -> int:
+    def _first_key(self, keys: Tokens, starts: Tensor | None) -> int | Tensor:
         """Where the keys of the image or the text begin."""
+        if starts is not None:
+            return starts if keys.part == "image" else 0
         text = self.info.text_tokens
         last = self.layer_call.text == "last"
         if keys.part == "text":
@@ -226,12 +242,8 @@ class Recordings:
 
     def _image_rows(self, arguments: AttentionArguments) -> slice | Tensor:
         """The queries of the image; their indices (B, queries) if they begin elsewhere in each sample."""
-        mask = arguments.attn_mask
-        if self.layer_call.ragged and mask is not None:  # without a mask, all texts have the same length
-            # The image follows its text, and what is masked follows the image. Nothing here waits for the device.
-            queries = self.info.picture_queries
-            text = mask.expand(len(arguments.query), 1, 1, -1).flatten(1).sum(1) - queries
-            return text[:, None] + torch.arange(queries, device=text.device)
+        if (starts := self._image_starts(arguments)) is not None:
+            return starts[:, None] + torch.arange(self.info.picture_queries, device=starts.device)
         image, text_rows = rows_of(self.layer_call, self.info, self.shards)
         split = text_rows is not None and arguments.query.shape[-2] == image.stop - image.start
         return (
@@ -242,9 +254,12 @@ class Recordings:
         raise Unroutable(f"layer {self.layer_call.layer!r}", [reason])
 
 
-def _indices(tokens: Tokens, first: int, picture: int, device: torch.device) -> slice | Tensor:
+def _indices(tokens: Tokens, first: int | Tensor, picture: int, device: torch.device) -> slice | Tensor:
     """Where the tokens are, of a part that begins at `first`; `picture`: tokens of the generated image."""
     positions = tokens.positions
+    if isinstance(first, Tensor):
+        assert positions is None
+        return first[:, None] + torch.arange(picture, device=device)
     if positions is None:
         assert tokens.part == "image"
         return slice(first, first + picture)

@@ -90,6 +90,18 @@ def test_parts_are_those_of_the_whole_matrix(case: str, block: int, monkeypatch)
     torch.testing.assert_close(found[:, 0], matrix[:, :, 2:9, 1:8].mean(1).float(), rtol=2e-5, atol=1e-6)
 
 
+def test_rows_and_keys_of_each_sample():
+    q, k, v = tensors(2)
+    rows, keys = torch.tensor([[3, 4, 5], [0, 12, 2]]), torch.tensor([[1, 2], [9, 0]])
+    for mask in (bool_mask(), torch.linspace(-2, 1, NK)):
+        matrix = whole(q, k, None, mask, 1.0, 0.0)
+        lse = attention(q, k, v, enable_gqa=True, return_lse=True, attn_mask=mask).lse
+        found = probabilities(q, k, lse, Logits(attn_mask=mask), rows=rows, keys=keys, heads=HEADS)
+        for sample in range(B):
+            expected = matrix[sample][list(HEADS)][:, rows[sample]][..., keys[sample]]
+            torch.testing.assert_close(found[sample], expected.float(), rtol=2e-5, atol=1e-6)
+
+
 def test_no_rows_and_one_key():
     q, k, v = tensors(nk=1)
     lse = attention(q, k, v, return_lse=True).lse

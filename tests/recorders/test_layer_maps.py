@@ -171,26 +171,40 @@ def test_every_joint_model(name: str):
     )
 
 
-def test_one_text_length_of_lumina2_and_others_are_refused():
+@pytest.mark.parametrize("lengths", [(6, 6), (6, 4)])
+def test_lumina2(lengths: tuple[int, int]):
     """The image follows the text of its sample. Without a mask all texts have the same length."""
     size, grid = (12, 8), (6, 4)
-    everything = {"encoder_attention_mask": torch.ones(2, 6, dtype=torch.bool)}
-    recorders = LayerMapRecorder((4, 1), "image"), LayerMapRecorder([BOX], "image", layers="^layers")
+    options = {"encoder_attention_mask": torch.arange(6) < torch.tensor(lengths)[:, None]}
+    recorders = (
+        LayerMapRecorder((4, 1), "image"),
+        LayerMapRecorder("image", (4, 1), heads=(1,)),
+        LayerMapRecorder([BOX], "image", layers="^layers", heads="each"),
+        LayerMapRecorder("image", "image", layers="^layers"),
+    )
     with Whole() as seen:
-        run("lumina2", size, **everything)
+        run("lumina2", size, **options)
     with apply(denoiser_of("lumina2"), scale=None, record=recorders):
-        run("lumina2", size, **everything)
+        run("lumina2", size, **options)
     joint = [each for each in seen.calls if each.shape[-1] == 24 + 6]
-    assert len(joint) == len(recorders[0].layers) == len(recorders[1].layers) == 2
+    assert len(joint) == 2 and {recorder.layers for recorder in recorders} == {("layers.0.attn", "layers.1.attn")}
+    box = torch.zeros(grid, dtype=torch.float64)
+    box[:3, 1:] = 1 / 9
     for number, layer in enumerate(recorders[0].layers):
-        expected = on(grid, joint[number][:, :, [4, 1]][..., 6:].mean(1, keepdim=True))
-        torch.testing.assert_close(recorders[0].maps(1)[layer], expected[1], rtol=1e-4, atol=1e-6)
-    for recorder in recorders:
-        with (
-            apply(denoiser_of("lumina2"), scale=None, record=LayerMapRecorder(recorder._rows.given, "image")),
-            pytest.raises(Unroutable, match="LayerMapRecorder: its images begin at different positions"),
-        ):
-            run("lumina2", size)
+        for sample, length in enumerate(lengths):
+            matrix, image = joint[number][sample], slice(length, length + 24)
+            expected = [
+                on(grid, matrix[:, [4, 1], image].mean(0, keepdim=True)),
+                on(grid, matrix[1:, image, :][..., [4, 1]].mT),
+                on(grid, box.flatten() @ matrix[:, image, image]).unsqueeze(1),
+                on(grid, matrix[:, image, image].mean(0, keepdim=True).sum(1, keepdim=True)),
+            ]
+            for recorder, maps in zip(recorders, expected, strict=True):
+                found = recorder.maps(sample)[layer]
+                if length == 4 and recorder.labels() == ("4", "1"):  # position 4 is none of this text
+                    assert found[:, 0].isnan().all()
+                    found, maps = found[:, 1:], maps[:, 1:]
+                torch.testing.assert_close(found, maps, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("setting", [FLUX, SD3], ids=["flux", "sd3"])
