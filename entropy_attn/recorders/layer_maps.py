@@ -35,9 +35,9 @@ class LayerMapRecorder(RecordedLayerMaps, Recorder):
     - `rows="image", keys="image"`: how much attention each place receives, the sum of its column over all queries of
       the image. In self-attention its mean is 1.
 
-    Words of several tokens, and regions, are the mean over their tokens, of rows and of keys. Each call of a layer is
-    computed as without the recorder; its map costs the products of the chosen queries, keys and heads in addition. The
-    mean over the denoising steps stays on the device: one float32 for each layer, image, head, word or region and
+    Words of several tokens, and regions, are the mean over their tokens, of rows and of keys. Each call of a layer
+    returns its log-sum-exp too, from which a map follows by the products of the chosen queries, keys and heads alone.
+    The mean over the denoising steps stays on the device: one float32 for each layer, image, head, word or region and
     place.
 
     With reference images, in Flux Kontext or Qwen-Image-Edit, rows and maps are of the generated image alone.
