@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 import entropy_attn as ea
 from entropy_attn.errors import Unroutable
 from entropy_attn.integrations.diffusers import apply
+from entropy_attn.plots.layer_maps import layer_sheet
 from entropy_attn.recorders.base import Probabilities, Tokens
 from entropy_attn.recorders.layer_maps import LayerMapRecorder
 from entropy_attn.recorders.maps import MapRecorder
@@ -454,6 +455,10 @@ def test_the_figure_has_a_row_for_each_layer(unet_recorders):
         recorder.plot(layers="nothing")
     with pytest.raises(TypeError, match="image: expected a PIL image or None"):
         recorder.plot("image.png")
+    with pytest.raises(ValueError, match="expected at least one of each"):
+        layer_sheet({}, ["a"], "nothing")
+    with pytest.raises(ValueError, match=r"layers\['a'\]: expected shape \(2, h, w\), got \(1, 4, 4\)"):
+        layer_sheet({"a": torch.rand(1, 4, 4)}, ["x", "y"], "too few")
 
 
 def test_a_second_generation_and_reset():
