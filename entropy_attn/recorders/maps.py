@@ -35,7 +35,8 @@ class MapRecorder(RecordedMaps, Recorder):
             the mean of their maps, as in DAAM (arXiv 2210.04885); several words in a row ("red circle") count as one.
             Stable Diffusion 3 has every word twice, in CLIP's text (the first 77 positions) and in T5's: a word is
             the mean of both. The positions of words are known for pipelines of Stable Diffusion 1, 2, XL and 3, of
-            LDM, of Flux and of Lumina 2; for others give positions.
+            LDM, of Flux and of Lumina 2; for others give positions. A position behind the text of an image, which
+            Lumina 2 has in batches of prompts of different lengths, gives a map of NaN.
         size: (rows, columns), in tokens, of the layers to average. None is the size that most cross-attention layers
             have; if several sizes have as many, the one nearest to a quarter of the latent's sides, which is
             (H / 32, W / 32) for an image of H x W pixels in Stable Diffusion. The first step settles it: until then,

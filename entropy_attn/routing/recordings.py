@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -145,9 +146,11 @@ class Recordings:
         """
         if not self.recordable:
             return
-        rows = self._image_rows(arguments) if self.requests else slice(None)
+        if self.requests:
+            starts = self._image_starts(arguments)
+            rows = self._image_rows(arguments, starts)
         for recorder, request in self.requests:
-            self._record(recorder, self._measured(result, response, request, rows), arguments)
+            self._record(recorder, self._measured(result, response, request, rows, starts), arguments)
         for recorder, block in self.blocks:
             assert result.lse is not None  # it was asked for
             self._record(recorder, self._probabilities(result.lse, block, arguments, groups), arguments)
@@ -177,13 +180,10 @@ class Recordings:
             row_weights=block.rows.weights,
             key_weights=block.keys.weights,
         )
-        if starts is not None:  # positions behind the text of a sample are none of its text
+        if starts is not None:
             for tokens, dim in ((block.rows, 2), (block.keys, 3)):
                 if tokens.part == "text" and tokens.positions is not None:
-                    shape = [len(starts), 1, 1, 1]
-                    shape[dim] = len(tokens.positions)
-                    positions = torch.tensor(tokens.positions).to(device, non_blocking=True)
-                    found = found.masked_fill((positions >= starts[:, None]).reshape(shape), math.nan)
+                    found = _of_own_text(found, tokens.positions, starts, dim)
         return found
 
     def _image_starts(self, arguments: AttentionArguments) -> Tensor | None:
@@ -217,7 +217,12 @@ class Recordings:
         return 0 if last else text
 
     def _measured(
-        self, result: AttentionOutput, response: Tensor | None, request: Wanted, rows: slice | Tensor
+        self,
+        result: AttentionOutput,
+        response: Tensor | None,
+        request: Wanted,
+        rows: slice | Tensor,
+        starts: Tensor | None,
     ) -> Tensor:
         if isinstance(request, str):
             assert result.entropy is not None  # it was asked for
@@ -231,7 +236,8 @@ class Recordings:
             return torch.cat([entropy.unsqueeze(-1), self._of_image(response, rows, 2)], dim=-1)
         assert result.map is not None and self.text_range is not None
         first = self.text_range[0]
-        return self._of_image(result.map[..., request[0] - first : request[1] - first], rows, 1)
+        found = self._of_image(result.map[..., request[0] - first : request[1] - first], rows, 1)
+        return found if starts is None else _of_own_text(found, range(*request), starts, 2)
 
     def _of_image(self, values: Tensor, rows: slice | Tensor, dim: int) -> Tensor:
         """The values of the generated image's queries, whose dimension is `dim`."""
@@ -240,9 +246,9 @@ class Recordings:
             found = self.shards.whole(found, dim)
         return found.narrow(dim, 0, self.info.picture_queries)  # those of reference images come last
 
-    def _image_rows(self, arguments: AttentionArguments) -> slice | Tensor:
+    def _image_rows(self, arguments: AttentionArguments, starts: Tensor | None) -> slice | Tensor:
         """The queries of the image; their indices (B, queries) if they begin elsewhere in each sample."""
-        if (starts := self._image_starts(arguments)) is not None:
+        if starts is not None:
             return starts[:, None] + torch.arange(self.info.picture_queries, device=starts.device)
         image, text_rows = rows_of(self.layer_call, self.info, self.shards)
         split = text_rows is not None and arguments.query.shape[-2] == image.stop - image.start
@@ -252,6 +258,14 @@ class Recordings:
 
     def _refuse(self, reason: str) -> None:
         raise Unroutable(f"layer {self.layer_call.layer!r}", [reason])
+
+
+def _of_own_text(found: Tensor, positions: Sequence[int], starts: Tensor, dim: int) -> Tensor:
+    """NaN for positions of the text, along `dim`, that are behind the text of a sample: there its image begins."""
+    at = torch.tensor(positions).to(starts.device, non_blocking=True)
+    shape = [len(starts), *[1] * (found.dim() - 1)]
+    shape[dim] = len(positions)
+    return found.masked_fill((at >= starts[:, None]).reshape(shape), math.nan)
 
 
 def _indices(tokens: Tokens, first: int | Tensor, picture: int, device: torch.device) -> slice | Tensor:
