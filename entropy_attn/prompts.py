@@ -154,6 +154,11 @@ class JoinedText:
         return tuple((start, start + len(text)) for start, text in self._texts)
 
     @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompt of each of these parts."""
+        return tuple(text.prompt for _, text in self._texts)
+
+    @property
     def words(self) -> list[Choice]:
         """The words of every part; a word that several parts have is there several times."""
         return [_shifted(choice, start) for start, text in self._texts for choice in text.words]

@@ -229,7 +229,10 @@ class SynGen(Guidance):
         Raises:
             ImportError: `pairs` is None, and spaCy or its model is not installed.
         """
-        return parsed_pairs(prompt.text.prompt) if self.pairs is None else tuple(self.pairs)
+        if self.pairs is not None:
+            return tuple(self.pairs)
+        written = prompt.text.prompt
+        return parsed_pairs(written if isinstance(written, str) else written[0])
 
     def loss(self, maps: Tensor, prompt: Prompt) -> Tensor:
         """The loss of one image (arXiv 2306.08877).

@@ -76,7 +76,8 @@ def guidance_sheet(
     aspect = pictures[0].height / pictures[0].width
     upper = bands * len(runs) * (cell * aspect + 0.04) + 0.18 * bands + 0.3
     lower = PANEL + 0.75
-    figure = new_sheet(width, upper + lower, prompt.text.prompt if title is None else title, subtitle)
+    written = prompt.text.prompt if isinstance(prompt.text.prompt, str) else " / ".join(prompt.text.prompt)
+    figure = new_sheet(width, upper + lower, written if title is None else title, subtitle)
     above, below = figure.subfigures(2, 1, height_ratios=(upper, lower), squeeze=False)[:, 0]
     rows = {}
     for (name, run), image in zip(runs.items(), pictures, strict=True):
