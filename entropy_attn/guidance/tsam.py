@@ -121,10 +121,7 @@ class TSAM(Guidance):
         if prompt.attention is None:
             raise ValueError(expected("prompt.attention", "the text encoder's self-attention (s, s)", None))
         positions = list(prompt.tokens)
-        rows = prompt.attention[positions][:, positions]
-        if self.variant == "released":  # S is normalized over k <= i; of CLIP's causal attention nothing is cut off
-            rows = rows.tril()
-        return sharpen(rows, self.gamma, self.variant)
+        return sharpen(prompt.attention[positions][:, positions], self.gamma, self.variant)
 
     def image_matrix(self, maps: Tensor, prompt: Prompt) -> Tensor:
         """S of a prompt.

@@ -17,7 +17,7 @@ from diffusers.modular_pipelines import LoopSequentialPipelineBlocks
 from diffusers.modular_pipelines.stable_diffusion_xl.denoise import StableDiffusionXLDenoiseStep
 
 import entropy_attn as ea
-from entropy_attn.guidance import CONFORM, TSAM, AttendAndExcite, Custom, SynGen
+from entropy_attn.guidance import CONFORM, JEDI, TSAM, AttendAndExcite, Custom, SynGen
 from entropy_attn.scale import Constant
 from tests.integrations.guidance.test_guided_pipelines import add_ip_adapter
 from tests.support.guided_pipes import SCHEDULERS, draw, footprint, make_scheduler, make_xl
@@ -29,6 +29,7 @@ METHODS = [
     AttendAndExcite(tokens=("ab", "d"), alpha=10.0),
     CONFORM(groups=[("ab", "c"), ("d",)], alpha=10.0),
     SynGen(pairs=[("ab", "c")], alpha=10.0),
+    JEDI(groups=[("ab", "c"), ("d",)], layers="up_blocks"),
 ]
 
 
