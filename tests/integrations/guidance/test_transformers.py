@@ -432,3 +432,24 @@ def test_what_an_editing_pipeline_appends_to_the_latents_stays():
     assert torch.equal(changed["hidden_states"], expected) and changed["a"] == 1
     (positional,), _ = with_latents((given,), {}, latents + 1000.0, "hidden_states")
     assert torch.equal(positional, expected)
+
+
+CLASSES = {"sd3": ea.TSAMStableDiffusion3Pipeline, "flux": ea.TSAMFluxPipeline}
+
+
+@SETTINGS
+def test_the_pipeline_classes_equal_their_parents_with_attached_guidance(setting, tmp_path):
+    parent, options = setting[0](), setting[1]
+    expected = generate(parent, PROMPT, options)
+    pipe = CLASSES[name_of(setting)].from_pipe(parent)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.transformer is parent.transformer
+    before = footprint(parent)
+    assert torch.equal(generate(pipe, PROMPT, options, guidance=None), expected) and pipe.last_guidance is None
+    assert torch.equal(generate(pipe, PROMPT, options, guidance=TSAM(alpha=0.0)), expected)
+    guided = generate(pipe, PROMPT, options)  # T-SAM is the default
+    assert not torch.equal(guided, expected) and len(pipe.last_guidance.losses) == 2
+    with ea.attach(parent, TSAM()):
+        assert torch.equal(generate(parent, PROMPT, options), guided)
+    assert footprint(parent) == before
+    assert f'"_class_name": "{type(parent).__name__}"' in pipe.to_json_string()
