@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import (
     ClassifierFreeGuidance,
-    FluxAutoBlocks,
+    FluxKontextAutoBlocks,
     ModularPipelineBlocks,
     PNDMScheduler,
     StableDiffusionXLAutoBlocks,
@@ -263,8 +263,8 @@ def test_refusals():
     for wrong in (None, StableDiffusionXLAutoBlocks, modular(make_xl())):
         with pytest.raises(TypeError, match="blocks: expected ModularPipelineBlocks"):
             block.insert_into(wrong)
-    with pytest.raises(ValueError, match=r"blocks: expected at least one .* of stable-diffusion-xl, got Flux"):
-        block.insert_into(FluxAutoBlocks())
+    with pytest.raises(ValueError, match=r"at least one .* of stable-diffusion-xl or .* or flux, got FluxKontextDen"):
+        block.insert_into(FluxKontextAutoBlocks())
     with pytest.raises(ValueError, match="got GuidanceBlock"):
         block.insert_into(ea.GuidanceBlock())
     blocks = block.insert_into(StableDiffusionXLAutoBlocks())
