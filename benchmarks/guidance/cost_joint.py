@@ -6,8 +6,8 @@ Every way updates the same latents of one image by the same loss (T-SAM's) on th
 ones, in an `SD3Transformer2DModel` with random weights: 1,024 image tokens, and two texts of 77.
 
 - `ours`: the maps of these layers come from the attention call; the pass stops after the last of them.
-- `eager`: every layer's attention is softmax(QK^T)V with the probabilities in memory, as in the processors that
-  guidance methods bring; the whole forward pass.
+- `eager`: every layer's attention is softmax(QK^T)V with the probabilities in memory, computed like those of diffusers'
+  Attend-and-Excite; the whole forward pass.
 - `chosen`: torch's fused attention, and the probabilities of these layers alone beside it; the whole forward pass.
 
 The weights are frozen in all three, so that no graph keeps anything for them; `--weights-in-graph` leaves them in the
@@ -19,7 +19,6 @@ Memory is what a step adds to the peak resident set of a new process.
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import subprocess
 import sys
@@ -93,9 +92,16 @@ class EagerMaps(TorchFunctionMode):
         if self.only is not None and number not in self.only:
             self.maps.append(None)
             return func(*args, **kwargs)
-        probabilities = torch.softmax(query @ key.mT / math.sqrt(query.shape[-1]), dim=-1)
+        probabilities = scores_of(query, key).softmax(-1)
         self.maps.append(probabilities.mean(1)[:, : self.image, self.image :])
         return probabilities @ value if self.only is None else func(*args, **kwargs)
+
+
+def scores_of(query: Tensor, key: Tensor) -> Tensor:
+    """QK^T / sqrt(d) in one product, as `Attention.get_attention_scores` of diffusers has it."""
+    flat, other = query.flatten(0, 1), key.flatten(0, 1)
+    empty = query.new_empty(len(flat), query.shape[-2], key.shape[-2])
+    return torch.baddbmm(empty, flat, other.mT, beta=0, alpha=query.shape[-1] ** -0.5).unflatten(0, query.shape[:2])
 
 
 def our_step(model: SD3Transformer2DModel, text: dict[str, Tensor], of: Prompt) -> Step:
