@@ -453,3 +453,20 @@ def test_the_pipeline_classes_equal_their_parents_with_attached_guidance(setting
         assert torch.equal(generate(parent, PROMPT, options), guided)
     assert footprint(parent) == before
     assert f'"_class_name": "{type(parent).__name__}"' in pipe.to_json_string()
+
+
+@SETTINGS
+def test_the_sheet_shows_the_words_of_every_text(setting):
+    pytest.importorskip("matplotlib")
+    from PIL import Image
+
+    from entropy_attn.plots.guidance import guidance_sheet
+
+    pipe = setting[0]()
+    with ea.attach(pipe, TSAM()) as handle:
+        generate(pipe, "ab c", setting[1], **({"prompt_3": "ab d"} if setting is SD3 else {}))
+    figure = guidance_sheet(handle, [Image.new("RGB", (16, 24))])
+    shown = [
+        text.get_text() for axis in figure.axes for text in (axis.title, axis.yaxis.label, *axis.get_yticklabels())
+    ]
+    assert shown.count("c") >= 1 and ("d" in shown) == (setting is SD3)
