@@ -221,6 +221,11 @@ class TransformerGeneration(Generation):
     """One call of a pipeline around a transformer, which is called with the latents as they are."""
 
     def __init__(self, pipe: DiffusionPipeline, guidance: Guidance, prompt: list[str] | None):
+        if getattr(denoiser_of(pipe), "is_cache_enabled", False):
+            raise ValueError(
+                f"{type(pipe).__name__} cannot be guided while its transformer has a cache, whose contents the guided "
+                "pass would change: disable_cache() first"
+            )
         super().__init__(pipe, guidance, prompt)
         self.intercepted = {"step": _signed(self._scheduler_step, self._step)}
         self._given: Tensor | None = None  # the latents that `_updated` replace at this step

@@ -470,3 +470,16 @@ def test_the_sheet_shows_the_words_of_every_text(setting):
         text.get_text() for axis in figure.axes for text in (axis.title, axis.yaxis.label, *axis.get_yticklabels())
     ]
     assert shown.count("c") >= 1 and ("d" in shown) == (setting is SD3)
+
+
+def test_a_cache_is_refused():
+    from diffusers import FirstBlockCacheConfig
+
+    pipe = FLUX[0]()
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    with ea.attach(pipe, TSAM()), pytest.raises(ValueError, match=r"FluxPipeline cannot be guided while .* a cache"):
+        generate(pipe, PROMPT, FLUX[1])
+    pipe.transformer.disable_cache()
+    with ea.attach(pipe, TSAM()) as handle:
+        generate(pipe, PROMPT, FLUX[1])
+    assert len(handle.losses) == 2
