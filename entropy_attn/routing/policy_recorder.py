@@ -29,7 +29,7 @@ class PolicyRecorder(Recorder):
         super().__init__(None if getattr(policy, "needs_branches", False) else ("all",))
         self.policy: Any = policy
         self.layers = layers
-        self._learns = hasattr(policy, "learn")
+        self.learns = hasattr(policy, "learn")
 
     def __repr__(self) -> str:
         return f"<recorder of {self.policy!r}>"
@@ -43,7 +43,7 @@ class PolicyRecorder(Recorder):
             self.policy.begin(prompts)
 
     def wants(self, info: CallInfo, latent_size: tuple[int, int]) -> Request:
-        return "variance" if self._learns and self.layers.takes(info) and self.policy.wants_statistics(info) else None
+        return "variance" if self.learns and self.layers.takes(info) and self.policy.wants_statistics(info) else None
 
     def record(
         self,

@@ -78,6 +78,7 @@ def apply(
     router = Router(scale, selection, record, size, rows, layer_halvings(denoiser))
     handle = Handle(denoiser, pipe, router)
     _check_layers(handle, selection)
+    handle.check_heads()
     if scale is not None and selection.layers == "self" and not _attends_to_images(handle):
         raise ValueError(
             f"layers='self' with {type(denoiser).__name__}: none of its routed layers has image tokens among its keys; "
