@@ -10,7 +10,7 @@ pytest.importorskip("diffusers")
 from entropy_attn.evaluation.methods import METHODS, guidance_for, nouns, pairs, words_of_phrases, words_of_shapes
 from entropy_attn.evaluation.oracle_map import OracleMap, layout
 from entropy_attn.guidance import CONFORM, JEDI, TSAM, AttendAndExcite, Prompt, SynGen
-from entropy_attn.prompts import Text
+from entropy_attn.prompts import JoinedText, Text, TextPart
 from entropy_attn.shapes import load_pipeline
 from entropy_attn.shapes.scenes import Kind
 
@@ -105,3 +105,10 @@ def test_the_oracles_loss_is_the_share_outside(prompt):
     maps[..., 7] = 1.0  # everywhere
     inside = regions[Kind("blue", "square")].float().mean().item()
     assert OracleMap().loss(maps, prompt).item() == pytest.approx((1 - inside) / 4, abs=1e-6)
+
+
+def test_the_oracle_map_is_for_the_text_of_one_encoder(tokenizer, maps):
+    parts = [TextPart(tokenizer, 77), TextPart(tokenizer, None)]
+    text = JoinedText(CAPTION, parts, 154)
+    with pytest.raises(ValueError, match="expected the text of one encoder"):
+        OracleMap().loss(maps, Prompt(text, text.real, parts=text.ranges))
