@@ -11,11 +11,16 @@ import entropy_attn as ea
 
 PUBLIC = {
     "AttentionOutput", "CallInfo", "EntropyRecorder", "GuidanceBlock", "LayerMapRecorder", "MapRecorder",
-    "ResponseRecorder", "TSAMStableDiffusionPipeline", "TSAMStableDiffusionXLPipeline", "Unsupported", "__version__",
-    "apply", "attach", "attention", "guidance", "profile", "scale", "scaled_dot_product_attention", "shapes",
-    "transformers", "unsupported_reasons",
+    "ResponseRecorder", "TSAMFluxPipeline", "TSAMStableDiffusion3Pipeline", "TSAMStableDiffusionPipeline",
+    "TSAMStableDiffusionXLPipeline", "Unsupported", "__version__", "apply", "attach", "attention", "guidance",
+    "profile", "scale", "scaled_dot_product_attention", "shapes", "transformers", "unsupported_reasons",
 }  # fmt: skip
-PIPELINES = {"TSAMStableDiffusionPipeline", "TSAMStableDiffusionXLPipeline"}
+PIPELINES = {
+    "TSAMFluxPipeline",
+    "TSAMStableDiffusion3Pipeline",
+    "TSAMStableDiffusionPipeline",
+    "TSAMStableDiffusionXLPipeline",
+}
 NEED_DIFFUSERS = {"GuidanceBlock", "apply", "attach", "profile", "shapes", "transformers"} | PIPELINES
 
 
