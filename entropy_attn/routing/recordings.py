@@ -107,7 +107,7 @@ class Recordings:
         """
         if not self.recordable:
             return
-        scale = self.info.head_dim**-0.5 if arguments.scale is None else arguments.scale
+        scale: float | Tensor = self.info.head_dim**-0.5 if arguments.scale is None else arguments.scale
         rows = self._image_rows(arguments)
         for recorder, request in self.requests:
             measured = self._measured(result, response, request, rows)
@@ -116,7 +116,9 @@ class Recordings:
                 measured, branches = parts.sort(measured), parts.names
             else:
                 branches = (parts.name_of(self.layer_call.sample, self.layer_call.samples),)
-            recorder.record(self.info, scale, measured, branches, self.denoiser_call.latent_size)
+            of_rows = isinstance(scale, Tensor) and scale.dim() == 2 and self.layer_call.sample is None
+            used = parts.sort(scale) if of_rows else scale  # type: ignore[arg-type]
+            recorder.record(self.info, used, measured, branches, self.denoiser_call.latent_size)
 
     def _measured(
         self, result: AttentionOutput, response: Tensor | None, request: Wanted, rows: slice | Tensor

@@ -10,7 +10,7 @@ from entropy_attn.errors import Unroutable
 from entropy_attn.integrations.diffusers.branches import check_guidance
 from entropy_attn.integrations.diffusers.handle import Handle, handle_of
 from entropy_attn.integrations.diffusers.layers import refusal_of
-from entropy_attn.integrations.diffusers.models import layer_halvings
+from entropy_attn.integrations.diffusers.models import layer_blocks, layer_halvings
 from entropy_attn.integrations.diffusers.private import parallel_config_of
 from entropy_attn.integrations.diffusers.prompt_hook import text_parts
 from entropy_attn.integrations.diffusers.target import latent_train_size, resolve_target
@@ -75,7 +75,7 @@ def apply(
     denoiser, pipe = resolve_target(pipe_or_denoiser)
     selection = LayerSelection(layers)
     size = latent_train_size(denoiser, pipe, train_size)
-    router = Router(scale, selection, record, size, rows, layer_halvings(denoiser))
+    router = Router(scale, selection, record, size, rows, layer_halvings(denoiser), layer_blocks(denoiser))
     handle = Handle(denoiser, pipe, router)
     _check_layers(handle, selection)
     if scale is not None and selection.layers == "self" and not _attends_to_images(handle):

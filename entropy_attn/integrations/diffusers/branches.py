@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from diffusers import DiffusionPipeline
 
@@ -27,8 +28,8 @@ def parts_for(recorders: Sequence[Recorder], call: TrackedCall) -> Parts:
         for recorder in recorders:
             if recorder.branches is None and isinstance(recorder, PolicyRecorder):
                 raise UnknownParts(
-                    f"scale={recorder.policy!r}: which rows are of the prompt is not known: {unknown}. Give the policy "
-                    "branch=None, for all rows"
+                    f"scale={recorder.policy!r}: which rows are of the prompt is not known: {unknown}. "
+                    f"{_other_policy(recorder.policy)}"
                 ) from None
             if recorder.branches is None:
                 name = type(recorder).__name__
@@ -49,7 +50,7 @@ def check_guidance(pipe: DiffusionPipeline | None, recorders: Sequence[Recorder]
         if pipe is None and isinstance(recorder, PolicyRecorder) and recorder.branches is None:
             raise ValueError(
                 f"scale={recorder.policy!r}: needs the pipeline, to know which rows are of the prompt; apply to the "
-                "pipeline, or give the policy branch=None"
+                f"pipeline. {_other_policy(recorder.policy)}"
             )
     for name in OTHER_GUIDANCE:
         for recorder in recorders:
@@ -58,9 +59,16 @@ def check_guidance(pipe: DiffusionPipeline | None, recorders: Sequence[Recorder]
             if isinstance(recorder, PolicyRecorder):
                 raise ValueError(
                     f"scale={recorder.policy!r}: {type(pipe).__name__} has {name}, so which rows are of the prompt is "
-                    "not known; give the policy branch=None, for all rows"
+                    f"not known. {_other_policy(recorder.policy)}"
                 )
             raise ValueError(
                 f"record={recorder!r}: {type(pipe).__name__} has {name}, so its batch may have more than two "
                 f"parts; give {type(recorder).__name__}(branches=...) their names, in order"
             )
+
+
+def _other_policy(policy: Any) -> str:
+    """What to give instead of a policy for some of the rows."""
+    if getattr(policy, "gives_key_groups", False):
+        return "Give the policy branch=None, for all rows"
+    return "Give a policy for all rows, without needs_branches"

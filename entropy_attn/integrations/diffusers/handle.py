@@ -26,7 +26,7 @@ from entropy_attn.integrations.diffusers.private import AttentionLayer, parallel
 from entropy_attn.integrations.diffusers.processors import COPY, SwappedProcessor, forget_copy, has_copy
 from entropy_attn.integrations.diffusers.prompt_hook import add_prompt_hook
 from entropy_attn.integrations.diffusers.row_texts import Encoded
-from entropy_attn.integrations.diffusers.steps import scheduler_timestep
+from entropy_attn.integrations.diffusers.steps import scheduler_sigma, scheduler_timestep
 from entropy_attn.recorders.base import Parts, Recorder
 from entropy_attn.routing.calls import DenoiserCall, LayerCall
 from entropy_attn.routing.router import Router
@@ -59,8 +59,8 @@ class Handle:
         self._names = {module: name for name, module in self.modules.items()}
         self._number = number_of(self)
         self._by_call = any(rule.kind == "call" for rule in self.rules.values())
-        # Records, calls that are split, and key groups stay outside of the graphs of torch.compile.
-        self._traceable = not router.recorders and router.rows == "all" and not router.gives_key_groups
+        # Records, calls that are split, key groups and scales of samples stay outside of the graphs of torch.compile.
+        self._traceable = not router.recorders and router.rows == "all" and not router.untraceable
         self._parameters = tuple(inspect.signature(type(denoiser).forward).parameters)[1:]
         self._pipe = weakref.ref(pipe) if pipe is not None else lambda: None
         null_label = getattr(denoiser.config, "num_embeds_ada_norm", None)
@@ -202,13 +202,21 @@ class Handle:
             train_tokens = self.model.image_tokens(config, self.router.train_size, image.frames)
         latents = arguments.get(self.model.latents)
         batch = None if latents is None else len(latents)
-        timestep = None
-        if self.router.needs_timestep:
-            timestep = scheduler_timestep(self._pipe(), arguments.get(self.model.timestep), self.model.timesteps)
+        timestep, sigma = self._time(arguments)
         parallel = parallel_config_of(self.denoiser)  # context parallelism may have been enabled since
         shards = None if parallel is None else self._shards(parallel, arguments, step)
         running = DenoiserCall(
-            step, image.size, parts, image.tokens, train_tokens, image.references, batch, timestep, shards
+            step,
+            image.size,
+            parts,
+            image.tokens,
+            train_tokens,
+            image.references,
+            batch,
+            timestep,
+            sigma,
+            self._generation.num_steps,
+            shards,
         )
         with self.router.denoiser_call(running):
             result = call(*args, **kwargs)
@@ -240,10 +248,17 @@ class Handle:
             check_same_inputs(name, self._parameters, arguments, settings, shards.layout.group)
         return shards
 
+    @torch.compiler.disable  # else a graph would be made for every value
+    def _time(self, arguments: dict[str, Any]) -> tuple[float | None, float | None]:
+        """The scheduler's timestep and sigma, each if a policy asks for it and it is known."""
+        at = self._pipe(), arguments.get(self.model.timestep), self.model.timesteps
+        timestep = scheduler_timestep(*at) if self.router.needs_timestep else None
+        return timestep, scheduler_sigma(*at) if self.router.needs_sigma else None
+
     @torch.compiler.disable
     def _step_and_parts(self, arguments: dict[str, Any]) -> tuple[int, Parts]:
         """The step, and the branches of this call for the recorders."""
-        call = self._generation.begin_call(arguments)
+        call = self._generation.begin_call(arguments, self.router.needs_num_steps)
         if not self.recorders:
             return call.step, _ALL
         if call.unknown_prompt:
