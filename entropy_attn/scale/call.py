@@ -174,10 +174,8 @@ def resolve_scale(policy: Policy | None, info: CallInfo) -> Scale:
 
 def _checked(scale: object, policy: Policy, info: CallInfo) -> float | torch.Tensor | None:
     if isinstance(scale, torch.Tensor):
-        allowed = (
-            [(), (info.num_heads,)] if info.batch is None else [(), (info.num_heads,), (info.batch, info.num_heads)]
-        )
-        if scale.is_floating_point() and tuple(scale.shape) in allowed:
+        per_sample = info.batch is not None and tuple(scale.shape) == (info.batch, info.num_heads)
+        if scale.is_floating_point() and (per_sample or tuple(scale.shape) in ((), (info.num_heads,))):
             return scale
         got = f"a tensor of {scale.dtype} and shape {tuple(scale.shape)}"
         error: type[Exception] = ValueError if scale.is_floating_point() else TypeError
@@ -188,7 +186,8 @@ def _checked(scale: object, policy: Policy, info: CallInfo) -> float | torch.Ten
             return float(scale)
         got = repr(scale)
         error = ValueError if isinstance(scale, float) else TypeError
-    per_sample = "" if info.batch is None else f" or ({info.batch}, {info.num_heads})"
+    heads = f"({info.num_heads},)"
+    shapes = f"() or {heads}" if info.batch is None else f"(), {heads} or ({info.batch}, {info.num_heads})"
     if info.batch is None and isinstance(scale, torch.Tensor) and scale.dim() == 2:
         got += (
             "; a scale for each sample is no part of a graph of torch.compile: give the policy an attribute "
@@ -196,5 +195,5 @@ def _checked(scale: object, policy: Policy, info: CallInfo) -> float | torch.Ten
         )
     raise error(
         f"scale of policy {policy!r} for layer {info.layer!r}: expected None, KeyGroups, a finite number, or a "
-        f"floating-point tensor of shape () or ({info.num_heads},){per_sample}, got {got}"
+        f"floating-point tensor of shape {shapes}, got {got}"
     )

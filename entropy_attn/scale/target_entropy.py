@@ -91,11 +91,11 @@ class TargetEntropy(Settings):
             variance: (B, H, queries), of the logits under the softmax.
         """
         spread = variance.mean(dim=2)
-        if self.per == "layer":
-            spread = spread.mean(dim=1, keepdim=True).expand_as(spread)
         factor = torch.as_tensor(scale, dtype=spread.dtype, device=spread.device) * math.sqrt(info.head_dim)
         # V at the default scale, of each head
         of_default = (spread / factor.square().clamp(min=torch.finfo(spread.dtype).tiny)).mean(dim=0)
+        if self.per == "layer":
+            of_default = of_default.mean().expand_as(of_default)
         history = self._history.setdefault(_key(info), {})
         calls = history.setdefault(info.step, [])
         calls.append(of_default)
