@@ -161,7 +161,7 @@ def test_scales_and_grouped_heads(scale, heads_kv, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(2, 2), (2, 1), (1, 2)], ids=str)
 def test_scales_of_samples(shape, dtype):
-    scale = torch.linspace(-0.5, 0.6, shape[0] * shape[1]).view(shape).mT.contiguous().mT.to(DEVICE)
+    scale = torch.linspace(0.0, -0.6, shape[0] * shape[1]).view(shape).mT.contiguous().mT.to(DEVICE)
     q, k, v = make_qkv(2, 2, 20, 30, 16, heads_kv=1, dtype=dtype)
     mask = random_mask("added", (20, 30), dtype) if dtype == DTYPES[0] else None
     assert check(q, k, v, scale=scale, attn_mask=mask)[3].shape == shape
