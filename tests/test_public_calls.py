@@ -47,7 +47,7 @@ CALL = {
     "query": TENSOR, "key": TENSOR, "value": TENSOR,
     "attn_mask": [WRONG, "mask", torch.zeros(3, 3, dtype=torch.bool), torch.zeros(4, 4, dtype=torch.long)],
     "is_causal": [WRONG, "yes"],
-    "scale": [WRONG, "0.5", NAN, INF, torch.zeros(3), torch.zeros(2, dtype=torch.long)],
+    "scale": [WRONG, "0.5", NAN, INF, torch.zeros(3), torch.zeros(3, 2), torch.zeros(2, dtype=torch.long)],
     "enable_gqa": [WRONG, "yes"],
 }  # fmt: skip
 STATISTICS = {

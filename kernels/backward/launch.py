@@ -122,7 +122,7 @@ class BackwardCall:
         return describable_rows(call.key, value), describable_rows(call.query, self.grad_out)
 
     @functools.cached_property
-    def scaling(self) -> tuple[Tensor | None, float, int]:
+    def scaling(self) -> tuple[Tensor | None, float, int, int | None]:
         call = self.call
         return scale_arguments(call.scale, call.query.shape[3], call.mask)
 
@@ -169,7 +169,7 @@ class BackwardCall:
             self.dv.zero_()
         if parts is None or not isinstance(call.scale, Tensor):
             return None
-        return parts.sum((0, 2) if call.scale.dim() else (0, 1, 2)).to(call.scale.dtype)
+        return parts.sum(2).sum_to_size(call.scale.shape).to(call.scale.dtype)
 
     def launch(
         self, config: BackwardConfig, rows: Rows, parts: Tensor | None, sums: KeySums, varying: tuple[Any, ...]

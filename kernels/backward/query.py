@@ -81,7 +81,7 @@ def attention_backward_query(
         v_h = head_of(v, off_b, off_h_kv, IN_EIGHTS)
     if MASK != NO_MASK:
         mask = head_of(mask, off_b, off_h)
-    factor = head_factor(scale, off_h, MASK)
+    factor = head_factor(scale, off_b, off_h, MASK)
     up, down = powers(rows.bound, off_bh // group)
     RESCALE: tl.constexpr = rows.bound is not None
     NEED_DSCALE: tl.constexpr = dscale_ptr is not None

@@ -129,7 +129,7 @@ def attention_backward_rows(
         k_h = head_of(k, off_b, off_h_kv, IN_EIGHTS)
         if MASK != NO_MASK:
             mask = head_of(mask, off_b, off_h)
-        factor = head_factor(scale, off_h, MASK)
+        factor = head_factor(scale, off_b, off_h, MASK)
         q_i = load_chunks(head_of(q, off_b, off_h, IN_EIGHTS), start_m, seqlen_q, D, BLOCK_M, True, WIDE)
         end_n = seqlen_k
         if IS_CAUSAL:

@@ -14,6 +14,7 @@ from ..common.tiles import (
     VANISHED,
     by_query,
     head_factor,
+    head_scale,
     in_base_2,
     in_nats,
     masked_scores,
@@ -132,24 +133,23 @@ def powers_of(bound):
 
 
 @triton.jit
-def largest_scale(scale, off_h_kv, group, MASK: tl.constexpr):
+def largest_scale(scale, off_b, off_h_kv, group, MASK: tl.constexpr):
     """The scale in nats; of a tensor the largest of the heads that are summed."""
     if scale.ptr is None:
         return in_nats(scale.factor, MASK)
     else:
         largest = 0.0
         for i in tl.range(0, group):
-            each = tl.load(scale.ptr + (off_h_kv * group + i) * scale.stride).to(tl.float32)
-            largest = tl.maximum(largest, tl.abs(each))
+            largest = tl.maximum(largest, tl.abs(head_scale(scale, off_b, off_h_kv * group + i)))
         return largest
 
 
 @triton.jit
-def head_factors(scale, largest, up, off_h, num_heads, MASK: tl.constexpr, HAS_MAP: tl.constexpr):
+def head_factors(scale, largest, up, off_b, off_h, num_heads, MASK: tl.constexpr, HAS_MAP: tl.constexpr):
     """Scales of a tensor differ among the heads that are summed, so they go into the sum, relative to the largest."""
-    scores = head_factor(scale, off_h, MASK)
+    scores = head_factor(scale, off_b, off_h, MASK)
     if scale.ptr is not None:
-        sm_scale = tl.load(scale.ptr + off_h * scale.stride).to(tl.float32)
+        sm_scale = head_scale(scale, off_b, off_h)
         up = up * tl.where(largest > 0.0, sm_scale / tl.where(largest > 0.0, largest, 1.0), 0.0)
     up_map = up
     if HAS_MAP:

@@ -92,7 +92,11 @@ def broadcast(mask: Tensor | None) -> Strided:
     """A mask of four axes: a size of 1 broadcasts by stride 0, and nothing is expanded or copied."""
     if mask is None:
         return Strided(None)
-    return Strided(mask, *(0 if n == 1 else stride for n, stride in zip(mask.shape, mask.stride(), strict=True)))
+    return Strided(mask, *broadcast_strides(mask))
+
+
+def broadcast_strides(t: Tensor) -> tuple[int, ...]:
+    return tuple(0 if n == 1 else stride for n, stride in zip(t.shape, t.stride(), strict=True))
 
 
 def lengths(query: Tensor, key: Tensor) -> Lengths:
@@ -132,16 +136,17 @@ def mask_kind(mask: Tensor | None) -> int:
 
 def scale_arguments(
     scale: float | Tensor | None, head_dim: int, mask: Tensor | None
-) -> tuple[Tensor | None, float, int]:
+) -> tuple[Tensor | None, float, int, int | None]:
     """What a `Scale` holds. A tensor stays on the device, as reading it would wait for the GPU.
 
     A plain tuple, since calls with a plan make it too, and a NamedTuple takes the host longer. The factor brings
     products to the unit of the scores: base 2, or quarters of a nat beside a mask that is added.
     """
     if isinstance(scale, Tensor):
-        return scale, 0.0, scale.stride(0) if scale.dim() else 0
+        *of_samples, stride = broadcast_strides(scale) or (0,)
+        return scale, 0.0, stride, (of_samples[0] or None) if of_samples else None
     unit = 0.25 if mask is not None and mask_kind(mask) == ADDED_MASK else LOG2E
     factor = (1.0 / math.sqrt(head_dim) if scale is None else scale) * unit
     if -LEAST_NORMAL < factor < LEAST_NORMAL:
         factor = 0.0  # as the GPU has what is below the normal float32 range; Triton's interpreter computes in float64
-    return None, factor, 0
+    return None, factor, 0, None

@@ -39,11 +39,12 @@ class Described(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """The scale of the scores: a number for each head in memory, or the same for all as an argument."""
+    """The scale of the scores: a number for each head, or sample and head, in memory, or the same as an argument."""
 
     ptr: Any  # None where `factor` has it
     factor: Any  # brings products to the unit of the scores
-    stride: Any
+    stride: Any  # of heads
+    stride_b: Any  # None where samples share it
 
 
 class Lengths(NamedTuple):

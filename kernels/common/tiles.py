@@ -136,13 +136,22 @@ def score_offsets(rows, cols, stride_m, stride_n, TRANSPOSED: tl.constexpr, WIDE
 
 
 @triton.jit
-def head_factor(scale, off_h, MASK: tl.constexpr):
+def head_factor(scale, off_b, off_h, MASK: tl.constexpr):
     """What brings a head's products to the unit of the scores: the argument does; a scale in memory is multiplied."""
     if scale.ptr is None:
         return scale.factor
     else:
         unit = QUARTER if MASK == ADDED_MASK else LOG2E
-        return tl.load(scale.ptr + off_h * scale.stride).to(tl.float32) * unit
+        return head_scale(scale, off_b, off_h) * unit
+
+
+@triton.jit
+def head_scale(scale, off_b, off_h):
+    """The scale of a head, of one sample where samples have their own, from memory."""
+    ptr = scale.ptr + off_h * scale.stride
+    if scale.stride_b is not None:
+        ptr += tl.cast(off_b, tl.int64) * scale.stride_b
+    return tl.load(ptr).to(tl.float32)
 
 
 @triton.jit

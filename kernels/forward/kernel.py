@@ -198,8 +198,8 @@ def attention_forward_pointers(
         head_of(k, off_b, off_h_kv, IN_EIGHTS),
         head_of(v, off_b, off_h_kv, IN_EIGHTS),
         head_of(out, off_b, off_h, IN_EIGHTS),
-        lse_ptr, entropy_ptr, mask, head_factor(scale, off_h, MASK), off_bh.to(tl.int64) * lengths.seqlen_q, block,
-        lengths.seqlen_q, lengths.seqlen_k,
+        lse_ptr, entropy_ptr, mask, head_factor(scale, off_b, off_h, MASK), off_bh.to(tl.int64) * lengths.seqlen_q,
+        block, lengths.seqlen_q, lengths.seqlen_k,
         D, V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, SCALE_SIGN, LSE_IN_TWO, TAIL_STAGES,
         DESCRIPTORS=False, SCHEDULE=PLAIN, FULL_BLOCKS=False, WIDE=WIDE,
     )  # fmt: skip
@@ -224,8 +224,8 @@ def attention_forward_descriptors(
         Described((k0, k1, k2), off_b, off_h_kv),  # Triton's launcher finds no descriptor inside of a tuple
         Described((v0, v1, v2), off_b, off_h_kv),
         head_of(out, off_b, off_h, IN_EIGHTS),
-        lse_ptr, entropy_ptr, mask, head_factor(scale, off_h, MASK), off_bh.to(tl.int64) * lengths.seqlen_q, block,
-        lengths.seqlen_q, lengths.seqlen_k,
+        lse_ptr, entropy_ptr, mask, head_factor(scale, off_b, off_h, MASK), off_bh.to(tl.int64) * lengths.seqlen_q,
+        block, lengths.seqlen_q, lengths.seqlen_k,
         D, V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, SCALE_SIGN, LSE_IN_TWO, TAIL_STAGES,
         DESCRIPTORS=True, SCHEDULE=SCHEDULE, FULL_BLOCKS=FULL_BLOCKS, WIDE=WIDE,
     )  # fmt: skip

@@ -97,7 +97,7 @@ class ForwardCall:
         }
 
     @functools.cached_property
-    def scaling(self) -> tuple[Tensor | None, float, int]:
+    def scaling(self) -> tuple[Tensor | None, float, int, int | None]:
         call = self.call
         return scale_arguments(call.scale, call.query.shape[3], call.mask)
 

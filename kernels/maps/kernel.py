@@ -44,7 +44,7 @@ def _map_program(num_heads, heads_per_program, seqlen_q, key_blocks, BLOCK_M: tl
 
 @triton.jit
 def _head_scores(
-    q, k, mask, scale, off_h, start_m, start_n, seqlen_q, seqlen_k,
+    q, k, mask, scale, off_b, off_h, start_m, start_n, seqlen_q, seqlen_k,
     D: tl.constexpr, BLOCK_M: tl.constexpr, N0: tl.constexpr, N1: tl.constexpr,
     MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr, IS_CAUSAL: tl.constexpr, CHECK_KEYS: tl.constexpr,
     WIDE: tl.constexpr,
@@ -59,7 +59,7 @@ def _head_scores(
         if N1 > 0:
             k_i = load_chunk(k, i, start_n + N0, seqlen_k, D, N1, CHECK_KEYS, WIDE)  # [N1, width]
             s1 = tl.dot(q_i, tl.trans(k_i), s1, input_precision=PRECISION)  # [BLOCK_M, N1]
-    factor = head_factor(scale, off_h, MASK)
+    factor = head_factor(scale, off_b, off_h, MASK)
     z0 = masked_scores(s0, factor, mask, start_m, start_n, seqlen_q, seqlen_k, BLOCK_M, N0, MASK, MASK_PER_QUERY,
                        IS_CAUSAL, IS_CAUSAL or (CHECK_KEYS and N1 == 0), WIDE)  # fmt: skip
     z1 = s1
@@ -127,7 +127,7 @@ def attention_short_keys(
             mask_h = head_of(mask, off_b, off_h)
         z0, z1 = _head_scores(
             head_in_batch(q_b, off_h), head_in_batch(k_b, off_h_kv),
-            mask_h, scale, off_h, start_m, 0, seqlen_q, seqlen_k,
+            mask_h, scale, off_b, off_h, start_m, 0, seqlen_q, seqlen_k,
             D, BLOCK_M, N0, N1, MASK, MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, WIDE,
         )  # fmt: skip
 
@@ -197,7 +197,7 @@ def attention_map(
             mask_h = head_of(mask, off_b, off_h)
         z, _ = _head_scores(
             head_in_batch(q_b, off_h), head_in_batch(k_b, off_h // group),
-            mask_h, scale, off_h, start_m, start_n, seqlen_q, seqlen_k,
+            mask_h, scale, off_b, off_h, start_m, start_n, seqlen_q, seqlen_k,
             D, BLOCK_M, BLOCK_N, 0, MASK, MASK_PER_QUERY, IS_CAUSAL, True, WIDE,
         )  # fmt: skip  # [BLOCK_M, BLOCK_N]
         row = (off_b.to(tl.int64) * num_heads + tl.cast(off_h, tl.int64)) * seqlen_q + offs_m  # [BLOCK_M]

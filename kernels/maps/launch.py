@@ -128,7 +128,7 @@ class MapCall:
         return first_launch(kernel, programs, arguments, compile_options(config, self.target), varying)
 
     @functools.cached_property
-    def scaling(self) -> tuple[Tensor | None, float, int]:
+    def scaling(self) -> tuple[Tensor | None, float, int, int | None]:
         call = self.call
         return scale_arguments(call.scale, call.query.shape[3], call.mask)
 

@@ -180,6 +180,12 @@ def test_scale_s_gradient_and_heads_inside_tokens(target, head_dim, part):
     assert_good(built, target)
 
 
+@pytest.mark.parametrize("part", ["query", "key"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_scale_of_each_sample_and_head(target, part):
+    assert_good(compiled(target, 64, part, scale=torch.ones(2, HEADS)), target)
+
+
 @pytest.mark.parametrize("target, head_dim, part", cases(dtype=torch.float32, has_mask=True, has_map=True))
 def test_float32(target, head_dim, part):
     """Exact products use matrix instructions on AMD and FMA on NVIDIA."""

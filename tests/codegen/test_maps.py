@@ -108,6 +108,12 @@ def test_options_of_one_pass(target, head_dim):
 
 
 @pytest.mark.parametrize("target", TARGETS)
+def test_a_scale_of_each_sample_and_head(target):
+    assert check(target, 64, scale=torch.ones(2, HEADS)).one_pass
+    assert not check(target, 64, **JOINT, scale=torch.ones(2, HEADS)).one_pass
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_one_pass_without_statistics(target):
     check(target, 64, statistics=False)
 
