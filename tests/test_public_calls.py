@@ -122,6 +122,26 @@ CALLS = {
             "otherwise": POLICY,
         },
     ),
+    "scale.DyPE": (ea.scale.DyPE, {}, {**RATIO, "exponent": [WRONG, -1, NAN, INF, "2", True, None]}),
+    "scale.Schedule": (
+        ea.scale.Schedule,
+        {"policy": ea.scale.LogN(), "between": (5.0, 0.5)},
+        {
+            "policy": [*POLICY, None],
+            "between": [WRONG, None, 5.0, (5.0,), (0.5, 5.0), (1.0, 1.0), (NAN, 0.5), ("5", 0.5), (True, 0.5)],
+            "of": [WRONG, "noise", None],
+            "otherwise": POLICY,
+        },
+    ),
+    "scale.OfBranch": (
+        ea.scale.OfBranch,
+        {"policy": ea.scale.LogN(), "branch": "uncond"},
+        {
+            "policy": [*POLICY, None, ea.scale.TACA()],
+            "branch": [WRONG, "all", None],
+            "otherwise": [*POLICY, ea.scale.TACA()],
+        },
+    ),
     "scale.Layers": (
         ea.scale.Layers,
         {"policies": {"mid": ea.scale.LogN()}},
