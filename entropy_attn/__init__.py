@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # for type checkers and editors; at run time a name is imported on first use
     from entropy_attn import guidance as guidance
+    from entropy_attn import mix as mix
     from entropy_attn import scale as scale
     from entropy_attn import shapes as shapes
     from entropy_attn.errors import Unsupported as Unsupported
@@ -51,6 +52,7 @@ _EXPORTS: dict[str, tuple[str, str | None]] = {
     "attach": ("integrations.guidance", "attach"),
     "attention": ("ops.api", "attention"),
     "guidance": ("guidance", None),
+    "mix": ("mix", None),
     "profile": ("profiling", "profile"),
     "scale": ("scale", None),
     "scaled_dot_product_attention": ("ops.api", "scaled_dot_product_attention"),
@@ -74,6 +76,7 @@ __all__ = [
     "attach",
     "attention",
     "guidance",
+    "mix",
     "profile",
     "scale",
     "scaled_dot_product_attention",

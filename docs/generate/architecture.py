@@ -29,7 +29,10 @@ FLOORS: list[dict[str, str]] = [
         "ops": "one attention call: checks, choice of an implementation, autograd operator, reference",
         "scale": "scale policies: which softmax scale a call gets",
     },
-    {"recorders": "entropies and attention maps of calls, summed on the device"},
+    {
+        "recorders": "entropies and attention maps of calls, summed on the device",
+        "mix": "two answers of a call made into one: ea.mix",
+    },
     {
         "routing": "one routed call: scale policy, attention, recorders",
         "guidance": "losses on maps and the update of the latents, with torch alone",

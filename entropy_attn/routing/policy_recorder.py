@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from entropy_attn.mix import Mix
 from entropy_attn.prompts import TextPart
 from entropy_attn.recorders.base import Prompt, Recorder, Request
 from entropy_attn.routing.calls import LayerSelection
@@ -22,6 +23,11 @@ def policy_recorders(policy: Policy | None, layers: LayerSelection) -> tuple[Rec
     )
 
 
+def mix_recorders(mix: Mix | None, layers: LayerSelection) -> tuple[Recorder, ...]:
+    """A recorder for a mix that asks for the branches of the batch."""
+    return () if mix is None or not mix.needs_branches else (PolicyRecorder(mix, layers, "mix"),)
+
+
 class PolicyRecorder(Recorder):
     """Stands between the router and a policy with the attribute `follows = True`, or `needs_branches = True`.
 
@@ -29,9 +35,11 @@ class PolicyRecorder(Recorder):
     and both of `wants_statistics(info)` and `learn(info, scale, entropy, variance)`, of the image queries of a call.
     """
 
-    def __init__(self, policy: Policy, layers: LayerSelection):
+    def __init__(self, policy: Policy | Mix, layers: LayerSelection, argument: Literal["scale", "mix"] = "scale"):
+        """argument: of `apply`, that the policy was given as."""
         super().__init__(None if getattr(policy, "needs_branches", False) else ("all",))
         self.policy: Any = policy
+        self.argument = argument
         self.layers = layers
         self._follows = getattr(policy, "follows", False)
         self._learns = self._follows and hasattr(policy, "learn")

@@ -1,4 +1,4 @@
-"""What happens to a routed attention call: the scale policy, the attention itself, the recorders.
+"""What happens to a routed attention call: the scale policy, the attention itself, the recorders, the mix.
 
 Nothing here knows a model library. An integration says which layer calls, and when the denoiser runs.
 """
@@ -8,14 +8,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from entropy_attn.errors import Unroutable
+from entropy_attn.mix import Mix
 from entropy_attn.ops import api as ops
 from entropy_attn.ops.response import response_and_variance
-from entropy_attn.recorders.base import Recorder, unknown_rows
+from entropy_attn.recorders.base import Parts, Recorder, unknown_rows
 from entropy_attn.routing.calls import (
     AttentionArguments,
     Blocks,
@@ -28,10 +29,11 @@ from entropy_attn.routing.calls import (
     text_keys_of,
 )
 from entropy_attn.routing.key_arguments import KeyArguments, key_arguments
-from entropy_attn.routing.policy_recorder import policy_recorders
+from entropy_attn.routing.mixing import Mixing
+from entropy_attn.routing.policy_recorder import mix_recorders, policy_recorders
 from entropy_attn.routing.recordings import Recordings
 from entropy_attn.routing.shards import Shards
-from entropy_attn.scale import CallInfo, KeyGroups, Policy, TokenRatio, needs_train_tokens, resolve_scale
+from entropy_attn.scale import CallInfo, KeyGroups, Policy, Scale, TokenRatio, needs_train_tokens, resolve_scale
 from entropy_attn.scale.call import any_policy
 from entropy_attn.validation import require_one_of, require_policy
 
@@ -52,24 +54,30 @@ class Router:
         rows: Rows = "all",
         halvings: Mapping[str, int] | None = None,
         blocks: Blocks | None = None,
+        mix: Mix | None = None,
     ):
         """See `apply`; train_size: (rows, columns) in latent cells.
 
         halvings: for each layer of a UNet, how often the latent has been halved where the layer attends to the image.
         blocks: the block of each layer, for `CallInfo`.
+        mix: what is done to the answers of calls; None for nothing.
         """
         _check_policy(policy, layers, train_size)
         self.policy = policy
         self.layers = layers
-        followers = policy_recorders(policy, layers)
+        self.mixing = None if mix is None else Mixing(mix)
+        followers = (*policy_recorders(policy, layers), *mix_recorders(mix, layers))
         self.recorders = (*_recorders(record), *followers)
         self.train_size = train_size
         require_one_of("rows", rows, ("all", "image"))
         self.rows = rows
-        self.needs_timestep, self.needs_sigma = any_policy(policy, "needs_timestep"), any_policy(policy, "needs_sigma")
-        self.needs_num_steps = any_policy(policy, "needs_num_steps")
+        self.needs_timestep, self.needs_sigma, self.needs_num_steps = (
+            any_policy(policy, name) or getattr(mix, name, False)
+            for name in ("needs_timestep", "needs_sigma", "needs_num_steps")
+        )
         # What such policies return is no part of a graph of torch.compile, whose scale has one number for each head.
-        self.untraceable = any_policy(policy, "gives_key_groups") or any_policy(policy, "gives_sample_scales")
+        untraceable = any_policy(policy, "gives_key_groups") or any_policy(policy, "gives_sample_scales")
+        self.untraceable = untraceable or mix is not None
         self._knows_branches = any(each.branches is None for each in followers)  # `apply` checks the pipeline for them
         self._halvings, self._blocks = halvings or {}, blocks
         self._running = threading.local()
@@ -138,18 +146,39 @@ class Router:
         )
         chosen = resolve_scale(self.policy, info) if self.layers.takes(info) else None
         recordings = self._recordings(layer_call, info, shards) if record else None
+        other = None if self.mixing is None else self.mixing.other(info)
+        if other is None:
+            return self._first_answer(layer_call, arguments, chosen, info, recordings, shards, of_keys)[0]
+        mixing = cast(Mixing, self.mixing)
+        groups, spread = isinstance(chosen, KeyGroups), shards is not None
+        mixing.check(layer_call, arguments, groups=groups, shards=spread, other=other)
+        out, scale = self._first_answer(layer_call, arguments, chosen, info, recordings, shards, of_keys)
+        parts = Parts(("all",)) if call is None else call.parts
+        return mixing.mixed(out, other, layer_call, arguments._replace(scale=scale), info, parts)
+
+    def _first_answer(
+        self,
+        layer_call: LayerCall,
+        arguments: AttentionArguments,
+        chosen: Scale,
+        info: CallInfo,
+        recordings: Recordings | None,
+        shards: Shards | None,
+        of_keys: Shards | None,
+    ) -> tuple[torch.Tensor, float | torch.Tensor | None]:
+        """The attention that the policy chose, recorded, and its scale."""
         if chosen is None:
-            return _attend(arguments, recordings, of_keys)
+            return _attend(arguments, recordings, of_keys), arguments.scale
         groups = None
         if isinstance(chosen, KeyGroups):
             groups = self._placed(chosen, layer_call, arguments, shards, info.branches)
             chosen = chosen.scale
         if isinstance(chosen, torch.Tensor):
-            chosen = chosen.to(query.device, non_blocking=True)  # or the host would wait for the device
+            chosen = chosen.to(arguments.query.device, non_blocking=True)  # or the host would wait for the device
         scaled = arguments if chosen is None else arguments._replace(scale=chosen)
         image_rows, text_rows = rows_of(layer_call, info, shards) if self.rows == "image" else (slice(None), None)
         if text_rows is None:
-            return _attend(scaled, recordings, of_keys, groups)
+            return _attend(scaled, recordings, of_keys, groups), scaled.scale
         if groups is not None:
             reason = "rows='image': KeyGroups say themselves which queries they are for; give rows='all'"
             raise Unroutable(f"layer {layer_call.layer!r}", [reason])
@@ -158,7 +187,8 @@ class Router:
             raise Unroutable(f"layer {layer_call.layer!r}", [f"rows='image': it {reason}; give rows='all'"])
         image = _attend(scaled.of_rows(image_rows), recordings, of_keys)
         text = _attend(arguments.of_rows(text_rows), None, of_keys)
-        return torch.cat([text, image] if layer_call.text == "first" else [image, text], dim=-2)
+        out = torch.cat([text, image] if layer_call.text == "first" else [image, text], dim=-2)
+        return out, scaled.scale
 
     def scale_of(
         self, layer_call: LayerCall, seqlen_q: int, seqlen_k: int, num_heads: int, head_dim: int

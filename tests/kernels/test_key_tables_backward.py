@@ -14,9 +14,9 @@ from entropy_attn.kernels.backward import launch as launch_backward
 from entropy_attn.kernels.backward.configs import BackwardConfig, TileConfig
 from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.kernels.forward import launch
-from tests.kernels.calls import DEVICE, DTYPES, random_mask
+from tests.kernels.calls import DEVICE, DTYPES
 from tests.support.oracle import make_qkv as make_qkv_on
-from tests.support.oracle_gradients import GRADS, assert_gradients_match, gradients, random_gradients, reference_outputs
+from tests.support.oracle_gradients import GRADS, assert_gradients_match, random_gradients
 
 make_qkv = functools.partial(make_qkv_on, device=DEVICE)
 SMALL = BackwardConfig(TileConfig(32, 16, 4, 1), TileConfig(16, 32, 4, 1))

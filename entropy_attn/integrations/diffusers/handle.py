@@ -27,6 +27,7 @@ from entropy_attn.integrations.diffusers.processors import COPY, SwappedProcesso
 from entropy_attn.integrations.diffusers.prompt_hook import add_prompt_hook
 from entropy_attn.integrations.diffusers.row_texts import Encoded
 from entropy_attn.integrations.diffusers.steps import scheduler_sigma, scheduler_timestep
+from entropy_attn.mix import Mix
 from entropy_attn.recorders.base import Parts, Recorder
 from entropy_attn.routing.calls import DenoiserCall, LayerCall
 from entropy_attn.routing.router import Router
@@ -59,7 +60,7 @@ class Handle:
         self._names = {module: name for name, module in self.modules.items()}
         self._number = number_of(self)
         self._by_call = any(rule.kind == "call" for rule in self.rules.values())
-        # Records, calls that are split, key groups and scales of samples stay outside of the graphs of torch.compile.
+        # Outside of the graphs of torch.compile: records, calls that are split or mixed, key groups, scales of samples.
         self._traceable = not router.recorders and router.rows == "all" and not router.untraceable
         self._parameters = tuple(inspect.signature(type(denoiser).forward).parameters)[1:]
         self._pipe = weakref.ref(pipe) if pipe is not None else lambda: None
@@ -82,6 +83,10 @@ class Handle:
     @property
     def recorders(self) -> tuple[Recorder, ...]:
         return self.router.recorders
+
+    @property
+    def mix(self) -> Mix | None:
+        return None if self.router.mixing is None else self.router.mixing.mix
 
     def remove(self) -> None:
         """Undo the routing: the denoiser, and the pipeline if it was followed, are as before. Does nothing twice."""
@@ -116,7 +121,8 @@ class Handle:
 
     def __repr__(self) -> str:
         state = f"{len(self.layers)} layers" if self._active else "removed"
-        return f"<Handle on {type(self.denoiser).__name__}, scale={self.router.policy!r}, {state}>"
+        mix = "" if self.mix is None else f", mix={self.mix!r}"
+        return f"<Handle on {type(self.denoiser).__name__}, scale={self.router.policy!r}{mix}, {state}>"
 
     def _repr_html_(self) -> str:
         kinds = Counter("self or cross" if rule.kind == "call" else rule.kind for rule in self.rules.values())
@@ -127,6 +133,8 @@ class Handle:
             "layers": ", ".join(f"{count} {kind}" for kind, count in kinds.items()),
             "recorders": ", ".join(recorders) or "none",
         }
+        if self.mix is not None:
+            values["mix"] = repr(self.mix)
         return facts(type(self).__name__, values, "routing" if self._active else "removed")
 
     # -- install and undo ---------------------------------------------------------------------------------------------
@@ -243,6 +251,7 @@ class Handle:
                 "scale": self.router.policy,
                 "record": [type(each) for each in self.recorders],
                 "rows": self.router.rows,
+                "mix": self.mix,
                 "gradients": torch.is_grad_enabled(),
             }
             check_same_inputs(name, self._parameters, arguments, settings, shards.layout.group)
