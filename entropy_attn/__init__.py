@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time a name is import
     from entropy_attn.integrations.diffusers.apply import apply as apply
     from entropy_attn.integrations.guidance.attach import attach as attach
     from entropy_attn.integrations.guidance.modular_block import GuidanceBlock as GuidanceBlock
+    from entropy_attn.integrations.guidance.weak_pass import WeakPassGuidance as WeakPassGuidance
     from entropy_attn.ops.api import AttentionOutput as AttentionOutput
     from entropy_attn.ops.api import attention as attention
     from entropy_attn.ops.api import scaled_dot_product_attention as scaled_dot_product_attention
@@ -48,6 +49,7 @@ _EXPORTS: dict[str, tuple[str, str | None]] = {
     "TSAMStableDiffusionPipeline": ("pipelines.tsam", "TSAMStableDiffusionPipeline"),
     "TSAMStableDiffusionXLPipeline": ("pipelines.tsam", "TSAMStableDiffusionXLPipeline"),
     "Unsupported": ("errors", "Unsupported"),
+    "WeakPassGuidance": ("integrations.guidance.weak_pass", "WeakPassGuidance"),
     "apply": ("integrations.diffusers", "apply"),
     "attach": ("integrations.guidance", "attach"),
     "attention": ("ops.api", "attention"),
@@ -71,6 +73,7 @@ __all__ = [
     "TSAMStableDiffusionPipeline",
     "TSAMStableDiffusionXLPipeline",
     "Unsupported",
+    "WeakPassGuidance",
     "__version__",
     "apply",
     "attach",

@@ -16,7 +16,15 @@ PUBLIC = {
     "unsupported_reasons",
 }  # fmt: skip
 PIPELINES = {"TSAMStableDiffusionPipeline", "TSAMStableDiffusionXLPipeline"}
-NEED_DIFFUSERS = {"GuidanceBlock", "apply", "attach", "profile", "shapes", "transformers"} | PIPELINES
+NEED_DIFFUSERS = {
+    "GuidanceBlock",
+    "WeakPassGuidance",
+    "apply",
+    "attach",
+    "profile",
+    "shapes",
+    "transformers",
+} | PIPELINES
 
 
 def test_public_names():

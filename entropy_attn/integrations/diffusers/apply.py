@@ -81,9 +81,9 @@ def apply(
     size = latent_train_size(denoiser, pipe, train_size)
     router = Router(scale, selection, record, size, rows, layer_halvings(denoiser), layer_blocks(denoiser), mix)
     handle = Handle(denoiser, pipe, router)
-    _check_layers(handle, selection)
+    check_layers(handle, selection)
     if router.mixing is not None:
-        _check_layers(handle, router.mixing.layers)
+        check_layers(handle, router.mixing.layers)
     if scale is not None and selection.layers == "self" and not _attends_to_images(handle):
         raise ValueError(
             f"layers='self' with {type(denoiser).__name__}: none of its routed layers has image tokens among its keys; "
@@ -114,11 +114,11 @@ def plain_routing(denoiser: UNet2DConditionModel) -> Handle:
         raise Unroutable(type(denoiser).__name__, [reason])
     selection = LayerSelection()
     handle = Handle(denoiser, None, Router(None, selection, None, None))
-    _check_layers(handle, selection)
+    check_layers(handle, selection)
     return handle
 
 
-def _check_layers(handle: Handle, selection: LayerSelection) -> None:
+def check_layers(handle: Handle, selection: LayerSelection) -> None:
     """Refuse now what would fail only while sampling."""
     model = type(handle.denoiser).__name__
     if not handle.layers:

@@ -162,6 +162,16 @@ class Handle:
             forget_copy(module)
             module.__dict__.pop(NUMBER, None)
 
+    def pause(self) -> None:
+        """Take the denoiser's wrapping away for a while; the pipeline stays followed."""
+        if self._active:
+            self._uninstall()
+
+    def resume(self) -> None:
+        """End of `pause`."""
+        if not self._active:
+            self._install()
+
     def _make_copies(self) -> None:
         for module in self.modules.values():
             has_copy(module)
