@@ -61,7 +61,7 @@ FOLDERS = {
     "integrations/diffusers": "`apply` and its handle: layers, processors, steps, branches, torch.compile",
     "integrations/diffusers/context_parallel": "a sequence that diffusers has spread over devices",
     "integrations/diffusers/models": "the table of supported denoisers, one row each",
-    "integrations/guidance": "`attach` and `GuidanceBlock`: the guided forward pass of a pipeline",
+    "integrations/guidance": "`attach` and `GuidanceBlock`: the guided forward pass of a pipeline; a guider",
     "integrations/transformers": "a name for models of transformers; maps of text encoders",
     "evaluation/metrics": "similarities of CLIP, and TIFA's questions",
     "bench/implementations": "one file per kind of implementation that is compared",

@@ -12,19 +12,13 @@ import entropy_attn as ea
 PUBLIC = {
     "AttentionOutput", "CallInfo", "EntropyRecorder", "GuidanceBlock", "MapRecorder", "ResponseRecorder",
     "TSAMStableDiffusionPipeline", "TSAMStableDiffusionXLPipeline", "Unsupported", "__version__", "apply", "attach",
-    "attention", "guidance", "profile", "scale", "scaled_dot_product_attention", "shapes", "transformers",
-    "unsupported_reasons",
+    "WeakPassGuidance", "attention", "guidance", "mix", "profile", "scale", "scaled_dot_product_attention", "shapes",
+    "transformers", "unsupported_reasons",
 }  # fmt: skip
 PIPELINES = {"TSAMStableDiffusionPipeline", "TSAMStableDiffusionXLPipeline"}
 NEED_DIFFUSERS = {
-    "GuidanceBlock",
-    "WeakPassGuidance",
-    "apply",
-    "attach",
-    "profile",
-    "shapes",
-    "transformers",
-} | PIPELINES
+    "GuidanceBlock", "WeakPassGuidance", "apply", "attach", "profile", "shapes", "transformers",
+} | PIPELINES  # fmt: skip
 
 
 def test_public_names():
@@ -40,6 +34,7 @@ def test_public_names_that_need_a_model_library():
     assert callable(ea.apply)
     assert callable(ea.attach)
     assert callable(ea.GuidanceBlock)
+    assert callable(ea.WeakPassGuidance)
     assert callable(ea.transformers.register)
     assert callable(ea.TSAMStableDiffusionPipeline.from_pipe)
     assert callable(ea.shapes.load_pipeline)

@@ -73,11 +73,8 @@ class WeakPassGuidance(BaseGuidance):
         enabled: bool = True,
     ):
         require_bool("enabled", enabled)
-        for name, share in (("start", start), ("stop", stop), ("weak_start", weak_start), ("weak_stop", weak_stop)):
-            require_number(name, share, least=0.0)
-        for name, first, last in (("stop", start, stop), ("weak_stop", weak_start, weak_stop)):
-            if not (first < 1.0 and first <= last <= 1.0):
-                raise ValueError(expected(name, f"a number from the start {first} to 1, with a start below 1", last))
+        _check_window("", start, stop)
+        _check_window("weak_", weak_start, weak_stop)
         super().__init__(start, stop, enabled)
         if mix is None and scale is None:
             raise ValueError("mix, scale: expected at least one of them, got None and None")
@@ -226,3 +223,12 @@ class WeakPassGuidance(BaseGuidance):
     def _take_off(self) -> None:
         if self._routing is not None:
             self._routing.take_off()
+
+
+def _check_window(prefix: str, start: float, stop: float) -> None:
+    require_number(f"{prefix}start", start, least=0.0)
+    require_number(f"{prefix}stop", stop, least=0.0)
+    if not start < 1.0:
+        raise ValueError(expected(f"{prefix}start", "a number from 0 to below 1", start))
+    if not start <= stop <= 1.0:
+        raise ValueError(expected(f"{prefix}stop", f"a number from {prefix}start={start} to 1", stop))
