@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time a name is import
     from entropy_attn.pipelines.tsam import TSAMStableDiffusionXLPipeline as TSAMStableDiffusionXLPipeline
     from entropy_attn.profiling import profile as profile
     from entropy_attn.recorders.entropy import EntropyRecorder as EntropyRecorder
+    from entropy_attn.recorders.layer_maps import LayerMapRecorder as LayerMapRecorder
     from entropy_attn.recorders.maps import MapRecorder as MapRecorder
     from entropy_attn.recorders.response import ResponseRecorder as ResponseRecorder
     from entropy_attn.scale import CallInfo as CallInfo
@@ -44,6 +45,7 @@ _EXPORTS: dict[str, tuple[str, str | None]] = {
     "CallInfo": ("scale", "CallInfo"),
     "EntropyRecorder": ("recorders.entropy", "EntropyRecorder"),
     "GuidanceBlock": ("integrations.guidance.modular_block", "GuidanceBlock"),
+    "LayerMapRecorder": ("recorders.layer_maps", "LayerMapRecorder"),
     "MapRecorder": ("recorders.maps", "MapRecorder"),
     "ResponseRecorder": ("recorders.response", "ResponseRecorder"),
     "TSAMStableDiffusionPipeline": ("pipelines.tsam", "TSAMStableDiffusionPipeline"),
@@ -68,6 +70,7 @@ __all__ = [
     "CallInfo",
     "EntropyRecorder",
     "GuidanceBlock",
+    "LayerMapRecorder",
     "MapRecorder",
     "ResponseRecorder",
     "TSAMStableDiffusionPipeline",

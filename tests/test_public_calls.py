@@ -106,6 +106,20 @@ CALLS = {
             "branches": BRANCHES,
         },
     ),
+    "LayerMapRecorder": (
+        ea.LayerMapRecorder,
+        {"rows": "image", "keys": "image"},
+        {
+            "rows": [WRONG, "", [], [1.5], -1, ["cat", None], True, ["cat", (0.5, 0.5)], [(0.5, 1.5)], [(1, 0, 0, 1)]],
+            "keys": [WRONG, "", [], -1, ["a", "a"], [(0.5,)], [("a", "b")], [torch.zeros(2, 2)], [torch.ones(3)]],
+            "heads": [WRONG, "all", 3, (), (-1,), (0, 0), (1.5,)],
+            "layers": [WRONG, "", "(", 3],
+            "steps": [WRONG, 3, "01", [-1], [1.5], []],
+            "all_branches": FLAG,
+            "prompt": [WRONG, 3, [], [3]],
+            "branches": BRANCHES,
+        },
+    ),
     "scale.Fixed": (ea.scale.Fixed, {}, {"value": [WRONG, "1", NAN, INF, True]}),
     "scale.Constant": (
         ea.scale.Constant,

@@ -22,7 +22,7 @@ for one pipeline: each attention layer with its route, its tokens at a size, its
 the text comes first or last in the sequence. *text*: the text attends to itself; `layers="self"` excludes that. A
 pattern is a regular expression for the layer's name. In joint attention `LogN` counts the tokens of the image, or with
 `count_text_tokens=True` those of the text too, at both sizes. `rows="image"` gives the scale to the queries of the
-image only. Recorders see the queries of the image.
+image only. Recorders see the queries of the image; `LayerMapRecorder` can see those of the text.
 
 **Route.** *torch*: the attention processor calls torch's `scaled_dot_product_attention`. *dispatch*: it goes through
 diffusers' dispatcher, whose backend must be one of torch's (`native` is the default).

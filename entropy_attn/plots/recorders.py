@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from entropy_attn.plots.layer_maps import layer_sheet as layer_sheet
 from entropy_attn.plots.layers import layer_key, layer_styles, layer_ticks
 from entropy_attn.plots.maps import grid_of, map_sheet
 from entropy_attn.plots.style import (

@@ -11,12 +11,42 @@ import torch
 from entropy_attn.prompts import TextPart
 from entropy_attn.scale import CallInfo
 
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Some of the queries or keys of a call.
+
+    Attributes:
+        part: "image" for the generated image's, without text and reference images; "text" for the text's.
+        positions: indices within the part, sorted; None is all of it.
+        weights: (groups, tokens) with a weight for each of these tokens: sums of them are taken in their place.
+    """
+
+    part: Literal["image", "text"]
+    positions: tuple[int, ...] | None = None
+    weights: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Probabilities:
+    """A request for the probabilities of some keys for some queries, (B, heads or 1, rows, keys).
+
+    Attributes:
+        rows, keys: the queries and the keys.
+        heads: each of these by itself; None is one mean over all heads.
+    """
+
+    rows: Tokens
+    keys: Tokens
+    heads: tuple[int, ...] | None = None
+
+
 # "entropy" is (B, H, queries) in nats; a range (start, stop) of text positions is a map, (B, queries, stop - start).
 # "response" is (B, H, queries, 3): the entropy, -dH / d ln(scale), and the variance of the row's logits. It costs two
 # more calls of attention, and one covariance of the keys.
 # "variance" is (B, H, queries, 2): the entropy, and the variance of the row's logits under its own softmax.
 # In joint attention, where image and text both attend, the queries are those of the image alone.
-Request = Literal["entropy", "response", "variance"] | tuple[int, int] | None
+Request = Literal["entropy", "response", "variance"] | tuple[int, int] | Probabilities | None
 
 # A prompt is one text, or one text for each part where the parts differ.
 Prompt = str | tuple[str, ...]
@@ -137,8 +167,8 @@ class Recorder:
             latent_size: (rows, columns) of the image in latent cells.
 
         Returns:
-            "entropy", "response", "variance", a range (start, stop) of text positions for their map, or None for
-            nothing.
+            "entropy", "response", "variance", a range (start, stop) of text positions for their map, `Probabilities`,
+            or None for nothing.
         """
         raise NotImplementedError
 
@@ -156,8 +186,9 @@ class Recorder:
             info: the call.
             scale: the softmax scale that was used, a number or a tensor of shape (), (H,) or (B, H).
             measured: the entropy (B, H, queries) in nats, the response (B, H, queries, 3), entropy and variance
-                (B, H, queries, 2), or the map (B, queries, stop - start) of probabilities averaged over the heads;
-                float32, or float64 for float64 queries. In joint attention the queries are those of the image.
+                (B, H, queries, 2), the map (B, queries, stop - start) of probabilities averaged over the heads, or the
+                `Probabilities` (B, heads or 1, rows, keys); float32, or float64 for float64 queries. In joint attention
+                the queries are those of the image, except of `Probabilities`, which say theirs.
             branches: names of the equal parts of B, in order: those of this recorder, or those that were found out.
             latent_size: (rows, columns) of the image in latent cells.
         """

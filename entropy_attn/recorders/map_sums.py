@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
 from entropy_attn.validation import Size
 
 
-@dataclass
-class _Sum:
-    """The sum of `calls` maps, (images, image tokens, text positions)."""
+class RunningSum:
+    """The sum `total` of `calls` tensors of one shape, on the device of the first."""
 
-    total: torch.Tensor
-    calls: int = 0
+    def __init__(self, first: torch.Tensor):
+        with torch.inference_mode(False):  # or a later generation outside of it could not be added
+            self.total = torch.zeros(first.shape, dtype=torch.float32, device=first.device)
+        self.calls = 0
+        self.add(first)
+
+    def add(self, values: torch.Tensor) -> None:
+        """Add one more, without waiting for the device."""
+        self.total.add_(values.to(self.total.device, non_blocking=True))
+        self.calls += 1
+
+
+def mean_of(sums: Sequence[RunningSum]) -> torch.Tensor:
+    """The mean of all that was added to any of them."""
+    total = sums[0].total if len(sums) == 1 else torch.stack([held.total for held in sums]).sum(0)
+    return total / sum(held.calls for held in sums)
 
 
 def preferred_size(layers: Mapping[Size, Collection[str]], latent_size: Size, least: int = 1) -> Size:
@@ -36,7 +48,7 @@ class MapSums:
 
     def __init__(self, size: Size | None, apart: bool):
         self.apart = apart
-        self.held: dict[tuple[Size, int | None, str], _Sum] = {}
+        self.held: dict[tuple[Size, int | None, str], RunningSum] = {}
         self.layers: dict[Size, set[str]] = defaultdict(set)  # all that were called, of any size
         self._settled = size
         self._first_step: int | None = None
@@ -60,12 +72,10 @@ class MapSums:
     def add(self, size: Size, step: int, branch: str, maps: torch.Tensor) -> None:
         """Add the maps (images, image tokens, text positions) of one call."""
         key = (size, step if self.apart else None, branch)
-        if key not in self.held:
-            with torch.inference_mode(False):  # or a later generation outside of it could not be added
-                self.held[key] = _Sum(torch.zeros(maps.shape, dtype=torch.float32, device=maps.device))
-        held = self.held[key]
-        held.total.add_(maps.to(held.total.device, non_blocking=True))
-        held.calls += 1
+        if key in self.held:
+            self.held[key].add(maps)
+        else:
+            self.held[key] = RunningSum(maps)
 
     def size(self, latent_size: Size) -> Size:
         """The size whose maps are read."""
@@ -96,5 +106,4 @@ class MapSums:
         if not found:  # guidance was off at this step
             other = next(held for (at, _, _), held in self.held.items() if at == size)
             return torch.full_like(other.total, math.nan)
-        total = found[0].total if len(found) == 1 else torch.stack([held.total for held in found]).sum(0)
-        return total / sum(held.calls for held in found)
+        return mean_of(found)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -14,6 +13,7 @@ from entropy_attn.recorders.map_calls import SeenCalls
 from entropy_attn.recorders.map_sums import MapSums
 from entropy_attn.recorders.recorded_maps import Generation, RecordedMaps
 from entropy_attn.recorders.text_choices import TextChoices
+from entropy_attn.recorders.token_sides import image_grid
 from entropy_attn.scale import CallInfo, token_grid
 from entropy_attn.validation import Size, checked_prompt, checked_steps, checked_token_size, require_bool
 
@@ -35,7 +35,8 @@ class MapRecorder(RecordedMaps, Recorder):
             the mean of their maps, as in DAAM (arXiv 2210.04885); several words in a row ("red circle") count as one.
             Stable Diffusion 3 has every word twice, in CLIP's text (the first 77 positions) and in T5's: a word is
             the mean of both. The positions of words are known for pipelines of Stable Diffusion 1, 2, XL and 3, of
-            LDM, of Flux and of Lumina 2; for others give positions.
+            LDM, of Flux and of Lumina 2; for others give positions. A position behind the text of an image, which
+            Lumina 2 has in batches of prompts of different lengths, gives a map of NaN.
         size: (rows, columns), in tokens, of the layers to average. None is the size that most cross-attention layers
             have; if several sizes have as many, the one nearest to a quarter of the latent's sides, which is
             (H / 32, W / 32) for an image of H x W pixels in Stable Diffusion. The first step settles it: until then,
@@ -125,7 +126,7 @@ class MapRecorder(RecordedMaps, Recorder):
             return
         if self._generation is not None and latent_size != self._generation.latent_size:
             raise ValueError(_other_generation(f"latents of {self._generation.latent_size}", f"of {latent_size}"))
-        size = _image_grid(info.picture_queries, latent_size)
+        size = image_grid(info.picture_queries, latent_size)
         if size is None:
             self._seen.misfits[info.picture_queries] = latent_size
         else:
@@ -146,7 +147,7 @@ class MapRecorder(RecordedMaps, Recorder):
             return None
         if self.steps is not None and info.step not in self.steps:
             return None
-        size = _image_grid(info.picture_queries, latent_size)
+        size = image_grid(info.picture_queries, latent_size)
         return self._text.keys() if size is not None and self._sums.wants(size) else None
 
     @torch.no_grad()
@@ -199,15 +200,7 @@ class MapRecorder(RecordedMaps, Recorder):
 
 _GUIDED = ("uncond", "cond")
 
-
 _grid = functools.lru_cache(maxsize=1024)(token_grid)  # the same few in every call
-
-
-@functools.lru_cache(maxsize=1024)
-def _image_grid(queries: int, latent_size: Size) -> Size | None:
-    """(rows, columns) of an image with this many queries; None if they are no image of these latents."""
-    size = _grid(queries, latent_size)
-    return size if math.prod(size) == queries else None
 
 
 def _other_generation(held: str, given: str) -> str:

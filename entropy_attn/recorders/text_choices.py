@@ -10,7 +10,7 @@ from entropy_attn.prompts import Choice, JoinedText, TextPart, TokenSelection
 from entropy_attn.recorders.base import Prompt
 
 _PROMPT_UNKNOWN = (
-    "the prompt is not known, so neither are its words: call the pipeline with a text, or give MapRecorder(prompt=...)"
+    "the prompt is not known, so neither are its words: call the pipeline with a text, or give the recorder prompt=..."
 )
 _LONG = 512  # positions of the longest text that any of the pipelines takes
 
@@ -78,8 +78,12 @@ class TextChoices:
 
     def keys(self) -> tuple[int, int]:
         """The smallest range (start, stop) of positions with everything that was chosen in it."""
-        positions = [position for choices in self._of_prompts for choice in choices for position in choice.positions]
-        return min(positions), max(positions) + 1
+        positions = self.chosen()
+        return positions[0], positions[-1] + 1
+
+    def chosen(self) -> tuple[int, ...]:
+        """Every position that was chosen in any prompt, sorted."""
+        return tuple(sorted({at for choices in self._of_prompts for choice in choices for at in choice.positions}))
 
     def by_image(self, images: int) -> list[tuple[Choice, ...]]:
         """The choices for each image of a batch."""

@@ -42,7 +42,7 @@ class PolicyRecorder(Recorder):
         self.argument = argument
         self.layers = layers
         self._follows = getattr(policy, "follows", False)
-        self._learns = self._follows and hasattr(policy, "learn")
+        self.learns = self._follows and hasattr(policy, "learn")
 
     def __repr__(self) -> str:
         return f"<recorder of {self.policy!r}>"
@@ -56,7 +56,7 @@ class PolicyRecorder(Recorder):
             self.policy.begin(prompts)
 
     def wants(self, info: CallInfo, latent_size: tuple[int, int]) -> Request:
-        return "variance" if self._learns and self.layers.takes(info) and self.policy.wants_statistics(info) else None
+        return "variance" if self.learns and self.layers.takes(info) and self.policy.wants_statistics(info) else None
 
     def record(
         self,

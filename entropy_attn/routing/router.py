@@ -16,7 +16,7 @@ from entropy_attn.errors import Unroutable
 from entropy_attn.mix import Mix
 from entropy_attn.ops import api as ops
 from entropy_attn.ops.response import response_and_variance
-from entropy_attn.recorders.base import Parts, Recorder, unknown_rows
+from entropy_attn.recorders.base import Parts, Probabilities, Recorder, unknown_rows
 from entropy_attn.routing.calls import (
     AttentionArguments,
     Blocks,
@@ -31,7 +31,7 @@ from entropy_attn.routing.calls import (
 from entropy_attn.routing.key_arguments import KeyArguments, key_arguments
 from entropy_attn.routing.mixing import Mixing
 from entropy_attn.routing.policy_recorder import mix_recorders, policy_recorders
-from entropy_attn.routing.recordings import Recordings
+from entropy_attn.routing.recordings import Recordings, Wanted
 from entropy_attn.routing.shards import Shards
 from entropy_attn.scale import CallInfo, KeyGroups, Policy, Scale, TokenRatio, needs_train_tokens, resolve_scale
 from entropy_attn.scale.call import any_policy
@@ -185,8 +185,11 @@ class Router:
         if (layer_call.ragged and arguments.attn_mask is not None) or arguments.is_causal:
             reason = "is causal" if arguments.is_causal else "has images that begin at different positions"
             raise Unroutable(f"layer {layer_call.layer!r}", [f"rows='image': it {reason}; give rows='all'"])
-        image = _attend(scaled.of_rows(image_rows), recordings, of_keys)
-        text = _attend(arguments.of_rows(text_rows), None, of_keys)
+        of_image, of_text = recordings, None
+        if recordings is not None and recordings.blocks:
+            of_image, of_text = recordings.of_queries("image"), recordings.of_queries("text")
+        image = _attend(scaled.of_rows(image_rows), of_image, of_keys)
+        text = _attend(arguments.of_rows(text_rows), of_text, of_keys)
         out = torch.cat([text, image] if layer_call.text == "first" else [image, text], dim=-2)
         return out, scaled.scale
 
@@ -267,14 +270,18 @@ class Router:
         call = running or self._latest
         if call is None or not call.parts.names:  # a layer by itself, or a call that is no part of the generation
             return None
-        requests = []
+        requests: list[tuple[Recorder, Wanted]] = []
+        blocks: list[tuple[Recorder, Probabilities]] = []
         for recorder in recorders:
             recorder.observe(info, call.latent_size)
-            if (request := recorder.wants(info, call.latent_size)) is not None:
+            request = recorder.wants(info, call.latent_size)
+            if isinstance(request, Probabilities):
+                blocks.append((recorder, request))
+            elif request is not None:
                 requests.append((recorder, request))
-        if not requests:
+        if not requests and not blocks:
             return None
-        return Recordings(layer_call, info, call, running is not None, tuple(requests), shards)
+        return Recordings(layer_call, info, call, running is not None, tuple(requests), shards, tuple(blocks))
 
     def _recorders_now(self) -> tuple[Recorder, ...]:
         return getattr(self._running, "recorders", None) or self.recorders
@@ -340,6 +347,7 @@ def _attend(
             raise Unroutable(f"layer {recordings.info.layer!r}", [reason])
         result = ops.attention(
             *tensors,
+            return_lse=recordings.lse,
             return_entropy=recordings.entropy,
             map_keys=recordings.map_keys,
             statistics=("variance",) if recordings.variance else (),
@@ -347,7 +355,7 @@ def _attend(
         )
         if recordings.response:
             response = response_and_variance(*tensors, **options)
-    recordings.give(result, response, arguments)
+    recordings.give(result, response, arguments, groups)
     return result.out
 
 
@@ -375,7 +383,7 @@ def _recorders(record: Recorder | Sequence[Recorder] | None) -> tuple[Recorder, 
         return ()
     recorders = (record,) if isinstance(record, Recorder) else record
     if not isinstance(recorders, (tuple, list)) or not recorders or not all(isinstance(r, Recorder) for r in recorders):
-        raise TypeError(f"record: expected an EntropyRecorder, a MapRecorder, a list of them, or None, got {record!r}")
+        raise TypeError(f"record: expected a recorder, such as EntropyRecorder(), or a list, or None, got {record!r}")
     if len({id(recorder) for recorder in recorders}) < len(recorders):
         raise ValueError(f"record: expected each recorder once, got {record!r}")
     return tuple(recorders)

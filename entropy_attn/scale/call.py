@@ -95,6 +95,11 @@ class CallInfo:
         text = self.text_tokens if self.kind == "joint" and self.seqlen_q == self.seqlen_k else 0
         return self.seqlen_q - text - self.reference_tokens
 
+    @property
+    def picture_keys(self) -> int:
+        """Number of keys of the generated image, without text and reference images; 0 in cross-attention."""
+        return 0 if self.kind == "cross" else self.seqlen_k - self.text_tokens - self.reference_tokens
+
 
 Scale = float | torch.Tensor | KeyGroups | None
 Policy = Callable[[CallInfo], Scale]

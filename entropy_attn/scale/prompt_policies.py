@@ -14,11 +14,9 @@ from entropy_attn.prompts import TextPart
 from entropy_attn.scale.call import CallInfo
 from entropy_attn.scale.key_groups import KeyGroups
 from entropy_attn.scale.prompt_words import PromptWords, Words, checked_words
+from entropy_attn.scale.regions import Region, checked_region, on_grid
 from entropy_attn.scale.token_grid import token_grid
 from entropy_attn.validation import expected, require_number
-
-Box = tuple[float, float, float, float]  # left, top, right, bottom, as fractions of the width and the height
-Region = Box | torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +164,8 @@ class Regions(_OfPrompt):
 
     def __post_init__(self) -> None:
         given = _checked_mapping("regions", self.regions, "{words: region}")
-        object.__setattr__(self, "regions", {words: _checked_region(region) for words, region in given.items()})
+        regions = {words: checked_region("regions", region) for words, region in given.items()}
+        object.__setattr__(self, "regions", regions)
         require_number("inside", self.inside)
         if self.outside != -math.inf:
             require_number("outside", self.outside)
@@ -236,7 +235,7 @@ class Regions(_OfPrompt):
                 f"regions: the {queries} queries of layer {info.layer!r} are no grid of one image, so which of them "
                 "are in a region is not known"
             )
-        return torch.stack([_on_grid(region, grid).flatten() for region in self.regions.values()], dim=1)
+        return torch.stack([on_grid(region, grid).flatten() for region in self.regions.values()], dim=1)
 
     def _name(self) -> str:
         return "regions"
@@ -256,35 +255,3 @@ def _checked_mapping(name: str, given: object, what: str) -> dict[Words, Any]:
     if not given:
         raise ValueError(expected(name, f"{what} with at least one entry", given))
     return {checked_words(name, words): value for words, value in given.items()}
-
-
-def _checked_region(region: Any) -> Region:
-    what = "a box (left, top, right, bottom) in fractions from 0 to 1, or a tensor (rows, columns)"
-    if isinstance(region, torch.Tensor):
-        if region.dim() != 2 or not region.numel():
-            raise ValueError(f"regions: expected {what}, got a tensor of shape {tuple(region.shape)}")
-        mask = (region != 0).cpu()
-        if not mask.any():
-            raise ValueError(f"regions: expected {what}, got a mask without a cell that is not 0")
-        return mask
-    if not isinstance(region, (tuple, list)) or len(region) != 4:
-        raise TypeError(expected("regions", what, region))
-    for edge in region:
-        require_number("regions", edge)
-    left, top, right, bottom = region
-    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-        raise ValueError(expected("regions", what, region))
-    return left, top, right, bottom
-
-
-def _on_grid(region: Region, grid: tuple[int, int]) -> torch.Tensor:
-    """The cells of the grid whose centers are in the region; at least the one nearest to a small box's center."""
-    y, x = ((torch.arange(count) + 0.5) / count for count in grid)
-    if isinstance(region, torch.Tensor):
-        rows, columns = ((at * size).long() for at, size in zip((y, x), region.shape, strict=True))
-        return region[rows][:, columns]
-    left, top, right, bottom = region
-    found = ((y >= top) & (y < bottom))[:, None] & ((x >= left) & (x < right))
-    if not found.any():
-        found[int(grid[0] * (top + bottom) / 2), int(grid[1] * (left + right) / 2)] = True
-    return found

@@ -59,9 +59,10 @@ def profiled(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def recorded():
-    """A recorder of entropies, one of mean maps and one of the maps of each step."""
+    """A recorder of entropies, one of mean maps, one of the maps of each step, and the same of single layers."""
     pipe = ea.shapes.load_pipeline()
     recorders = ea.EntropyRecorder(), ea.MapRecorder(), ea.MapRecorder(steps=[0])
+    recorders += ea.LayerMapRecorder("image", "text"), ea.LayerMapRecorder("image", "image", steps=[0])
     with ea.apply(pipe, scale=None, record=recorders):
         pipe("a red circle", height=32, width=32, num_inference_steps=1)
     return recorders
@@ -107,12 +108,16 @@ def test_rows_of_heads(tmp_path):
 
 
 def test_files_of_recorders(recorded, tmp_path):
-    entropies, maps, by_step = recorded
+    entropies, maps, by_step, by_layer, layers_by_step = recorded
     assert header(entropies.save(tmp_path / "e.csv")) == page("The table of an EntropyRecorder")
     assert header(maps.save(tmp_path / "m.csv")) == page("maps.csv")
     assert set(json.loads(maps.save(tmp_path / "m.json").read_text())[0]) == set(page("maps.csv"))
     whole, steps = np.load(maps.save(tmp_path / "m.npz")), np.load(by_step.save(tmp_path / "s.npz"))
     assert set(steps) == set(page("maps.npz")) == {*whole, "steps"}
+    assert header(by_layer.save(tmp_path / "l.csv")) == page("The table of a LayerMapRecorder")
+    arrays = np.load(layers_by_step.save(tmp_path / "l.npz"))
+    assert set(arrays) == {*page("The arrays of a LayerMapRecorder"), *layers_by_step.layers}
+    assert arrays[layers_by_step.layers[0]].ndim == 7
     assert whole["maps"].ndim == 5 and steps["maps"].ndim == 6 and whole["maps"].dtype == np.float32
 
 

@@ -10,10 +10,10 @@ import pytest
 import entropy_attn as ea
 
 PUBLIC = {
-    "AttentionOutput", "CallInfo", "EntropyRecorder", "GuidanceBlock", "MapRecorder", "ResponseRecorder",
-    "TSAMStableDiffusionPipeline", "TSAMStableDiffusionXLPipeline", "Unsupported", "__version__", "apply", "attach",
-    "WeakPassGuidance", "attention", "guidance", "mix", "profile", "scale", "scaled_dot_product_attention", "shapes",
-    "transformers", "unsupported_reasons",
+    "AttentionOutput", "CallInfo", "EntropyRecorder", "GuidanceBlock", "LayerMapRecorder", "MapRecorder",
+    "ResponseRecorder", "TSAMStableDiffusionPipeline", "TSAMStableDiffusionXLPipeline", "Unsupported",
+    "WeakPassGuidance", "__version__", "apply", "attach", "attention", "guidance", "mix", "profile", "scale",
+    "scaled_dot_product_attention", "shapes", "transformers", "unsupported_reasons",
 }  # fmt: skip
 PIPELINES = {"TSAMStableDiffusionPipeline", "TSAMStableDiffusionXLPipeline"}
 NEED_DIFFUSERS = {
@@ -54,7 +54,7 @@ import entropy_attn as ea, torch
 q = torch.randn(1, 2, 5, 16)
 ea.attention(q, q, q, return_entropy=True)
 ea.scaled_dot_product_attention(q, q, q)
-ea.scale.LogN(), ea.CallInfo, ea.EntropyRecorder, ea.MapRecorder
+ea.scale.LogN(), ea.CallInfo, ea.EntropyRecorder, ea.MapRecorder, ea.LayerMapRecorder
 assert "torch._inductor" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -81,6 +81,15 @@ def test_words_and_rows_of_a_batch_of_different_lengths(pipe):
     assert set(rows[rows["kind"] == "joint"]["seqlen_q"]) == {image}
 
 
+def test_a_position_behind_the_text_of_a_sample_is_none_of_the_image(pipe):
+    """Where the longer text has its sixth token, the shorter one's image has its third."""
+    recorder = MapRecorder(6)
+    with apply(pipe, scale=None, record=recorder):
+        generate(pipe, PROMPTS)
+    shorter, longer = recorder.maps()[0, :, 0]
+    assert shorter.isnan().all() and longer.isfinite().all() and longer.any()
+
+
 def test_an_image_of_a_batch_has_the_maps_that_it_has_alone(pipe):
     alone, among = MapRecorder(), MapRecorder("circle")
     with apply(pipe, scale=None, record=alone):

@@ -22,7 +22,7 @@ from entropy_attn.integrations.diffusers.layers import kind_of, layer_call_of, r
 from entropy_attn.integrations.diffusers.models import LayerRule, model_of
 from entropy_attn.integrations.diffusers.module_calls import unwrap_call, wrap_call, wrapper_of
 from entropy_attn.integrations.diffusers.pipeline_calls import follow, unfollow
-from entropy_attn.integrations.diffusers.private import AttentionLayer, parallel_config_of
+from entropy_attn.integrations.diffusers.private import AttentionLayer, has_some_heads, parallel_config_of
 from entropy_attn.integrations.diffusers.processors import COPY, SwappedProcessor, forget_copy, has_copy
 from entropy_attn.integrations.diffusers.prompt_hook import add_prompt_hook
 from entropy_attn.integrations.diffusers.row_texts import Encoded
@@ -30,6 +30,7 @@ from entropy_attn.integrations.diffusers.steps import scheduler_sigma, scheduler
 from entropy_attn.mix import Mix
 from entropy_attn.recorders.base import Parts, Recorder
 from entropy_attn.routing.calls import DenoiserCall, LayerCall
+from entropy_attn.routing.policy_recorder import PolicyRecorder
 from entropy_attn.routing.router import Router
 from entropy_attn.routing.shards import Shards
 from entropy_attn.scale import Kind
@@ -212,6 +213,7 @@ class Handle:
         for name, reason in self.model.refused.items():
             if arguments.get(name) is not None:
                 raise Unroutable(type(self.denoiser).__name__, [f"{name}: {reason}"])
+        self.check_heads()  # tensor parallelism may have been enabled since
         image = self.model.image(arguments, config)
         isolated = self._isolated_step
         step, parts = self._step_and_parts(arguments) if isolated is None else (isolated, _ALL)
@@ -242,6 +244,30 @@ class Handle:
             for recorder in self.recorders:
                 recorder.check_call()
         return result
+
+    def check_heads(self) -> None:
+        """Refuse to record, or to mix, some of the heads as if they were all.
+
+        Raises:
+            Unroutable: there are recorders or a mix, and the heads are spread over devices.
+        """
+        if not has_some_heads(self.denoiser):
+            return
+        if self.mix is not None:
+            reason = (
+                f"its heads are spread over devices (tensor parallel), and mix={type(self.mix).__name__} counts all of "
+                "them; give no mix, or run it on one device"
+            )
+            raise Unroutable(type(self.denoiser).__name__, [reason])
+        followers = [each for each in self.recorders if isinstance(each, PolicyRecorder)]
+        names = [type(each.policy).__name__ for each in followers if each.learns]
+        names += [type(each).__name__ for each in self.recorders if each not in followers]
+        if names:
+            reason = (
+                f"its heads are spread over devices (tensor parallel), so {', '.join(names)} would see those of one "
+                "device; record on one device, or with ContextParallelConfig(ulysses_degree=...) in its place"
+            )
+            raise Unroutable(type(self.denoiser).__name__, [reason])
 
     @torch.compiler.disable
     def _shards(self, parallel: Any, arguments: dict[str, Any], step: int) -> Shards:

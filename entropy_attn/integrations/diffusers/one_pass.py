@@ -38,6 +38,7 @@ class OnePass(Handle):
         check_layers(self, selection)
         if self.router.mixing is not None:
             check_layers(self, self.router.mixing.layers)
+        self.check_heads()
         self._outer: Handle | None = None
 
     def put_on(self, step: int | None, num_steps: int | None) -> None:

@@ -33,6 +33,7 @@ __all__ = [
     "config_of_single_file",
     "dispatch_attention_fn",
     "dtype_argument",
+    "has_some_heads",
     "other_processors",
     "parallel_config_of",
 ]
@@ -78,6 +79,12 @@ def parallel_config_of(denoiser: Any) -> Any:
     """diffusers' `ParallelConfig` of a model whose sequence is spread over devices; None of any other."""
     config = getattr(denoiser, "_parallel_config", None)
     return None if getattr(config, "context_parallel_config", None) is None else config
+
+
+def has_some_heads(denoiser: Any) -> bool:
+    """Whether a model's heads are spread over devices by diffusers' tensor parallelism."""
+    config = getattr(denoiser, "_parallel_config", None)
+    return getattr(config, "tensor_parallel_config", None) is not None
 
 
 def config_of_single_file(weights: Mapping[str, Any]) -> str:

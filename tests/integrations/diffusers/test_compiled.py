@@ -9,6 +9,7 @@ import torch
 
 from entropy_attn.integrations.diffusers import apply
 from entropy_attn.recorders.entropy import EntropyRecorder
+from entropy_attn.recorders.layer_maps import LayerMapRecorder
 from entropy_attn.scale import Fixed, LogN
 from tests.support.tiny_denoisers import CASES
 from tests.support.tiny_models import Spy
@@ -113,10 +114,15 @@ def test_other_sizes_make_no_more_graphs_than_without_routing(name: str, sizes: 
 
 def test_recording_works_outside_of_the_graphs():
     denoiser, recorder = CASES["sd3"].make(), EntropyRecorder()
-    with apply(denoiser, record=recorder) as handle, torch.no_grad():
+    maps, eager = LayerMapRecorder((2,), "image"), LayerMapRecorder((2,), "image")
+    with apply(denoiser, record=eager), torch.no_grad():
+        denoiser(**CASES["sd3"].call(8, 8))
+    with apply(denoiser, record=[recorder, maps]) as handle, torch.no_grad():
         compiled = torch.compile(denoiser, backend="eager")
         compiled(**CASES["sd3"].call(8, 8))
         assert len(recorder) == len(handle.layers)
+    for layer, expected in eager.maps().items():
+        torch.testing.assert_close(maps.maps()[layer], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_policy_with_a_gradient_is_refused():
