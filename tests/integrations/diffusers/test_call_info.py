@@ -369,3 +369,27 @@ def test_a_scale_for_each_sample_in_a_graph_is_refused():
         with pytest.raises(ValueError, match="gives_sample_scales = True"):
             case.run(pipe)
     torch._dynamo.reset()
+
+
+def test_scales_are_recorded_in_the_order_of_the_branches():
+    """A batch whose rows alternate: what is measured and its scale are sorted alike."""
+    from entropy_attn.recorders.base import Parts
+    from entropy_attn.routing.calls import DenoiserCall, LayerCall, LayerSelection
+    from entropy_attn.routing.router import Router
+
+    query = torch.randn(4, 2, 6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    policy, recorder = OfBranch(Constant((0.5, 3.0)), "uncond"), EntropyRecorder()
+    router = Router(policy, LayerSelection(), recorder, None)
+    call = DenoiserCall(0, (2, 3), Parts(("cond", "uncond"), (1, 3, 0, 2)), image_tokens=6, batch=4)
+    with router.denoiser_call(call):
+        out = router.attention(LayerCall("a", "self"), AttentionArguments(query, query, query))
+    factors = torch.tensor([[0.5, 3.0], [1.0, 1.0]] * 2, dtype=torch.float64)
+    p = (query @ query.mT * 8**-0.5 * factors[:, :, None, None]).softmax(-1)
+    torch.testing.assert_close(out, p @ query, rtol=1e-6, atol=1e-7)
+    columns = recorder.to_columns()
+    assert columns["branch"] == ["cond", "cond", "uncond", "uncond"]
+    scales = torch.tensor(columns["scale"]) * 8**0.5
+    torch.testing.assert_close(scales, torch.tensor([1.0, 1.0, 0.5, 3.0]), rtol=1e-6, atol=0)
+    entropies = torch.special.entr(p).sum(-1).mean(-1)  # (B, H)
+    wanted = torch.cat([entropies[[1, 3]].mean(0), entropies[[0, 2]].mean(0)])
+    torch.testing.assert_close(torch.tensor(columns["mean"], dtype=torch.float64), wanted, rtol=1e-5, atol=1e-6)
