@@ -79,7 +79,7 @@ class Router:
         untraceable = any_policy(policy, "gives_key_groups") or any_policy(policy, "gives_sample_scales")
         self.untraceable = untraceable or mix is not None
         self._knows_branches = any(each.branches is None for each in followers)  # `apply` checks the pipeline for them
-        self._halvings, self._blocks = halvings or {}, blocks
+        self._halvings, self.blocks = halvings or {}, blocks
         self._running = threading.local()
         self._latest: DenoiserCall | None = None
 
@@ -140,7 +140,7 @@ class Router:
             call,
             self.train_size,
             self._halvings,
-            self._blocks,
+            self.blocks,
             len(query) if query.dim() == 4 else None,
             self._branches(layer_call, query, call) if self._knows_branches else None,
         )
@@ -198,7 +198,7 @@ class Router:
     ) -> float | torch.Tensor | None:
         """The policy's scale for an attention call of this thread; None keeps the model's default scale."""
         call = self._denoiser_call()
-        size, halvings, blocks = self.train_size, self._halvings, self._blocks
+        size, halvings, blocks = self.train_size, self._halvings, self.blocks
         info = describe(layer_call, seqlen_q, seqlen_k, num_heads, head_dim, call, size, halvings, blocks)
         chosen = resolve_scale(self.policy, info) if self.layers.takes(info) else None
         if isinstance(chosen, KeyGroups):

@@ -45,6 +45,7 @@ class Handle:
         layers: names of the routed attention layers, within the denoiser.
         recorders: those that were given to `apply`, and those by which a policy follows the pipeline.
         active: False once removed, or replaced by a later `apply` to the same denoiser.
+        mix: that of `apply`, or None.
     """
 
     def __init__(self, denoiser: ModelMixin, pipe: DiffusionPipeline | None, router: Router):

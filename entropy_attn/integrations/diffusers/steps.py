@@ -116,8 +116,18 @@ def scheduler_sigma(pipe: Any, timestep: Any, factor: float | None) -> float | N
     signals, value = getattr(scheduler, "alphas_cumprod", None), scheduler_timestep(pipe, timestep, factor)
     if not isinstance(signals, torch.Tensor) or value is None or not 0 <= value < len(signals):
         return None
-    signal = float(signals[int(value)])
-    return math.sqrt((1.0 - signal) / signal)  # as the schedulers with sigmas compute them
+    return _sigma_of(float(signals[int(value)]))
+
+
+def first_sigma(scheduler: Any) -> float:
+    """The noise level at which a generation begins: 1 for flow matching, and where it is not known."""
+    signals = getattr(scheduler, "alphas_cumprod", None)
+    return _sigma_of(float(signals[-1])) if isinstance(signals, torch.Tensor) and len(signals) else 1.0
+
+
+def _sigma_of(signal: float) -> float:
+    """As the schedulers with sigmas compute them; infinite for noise alone."""
+    return math.sqrt((1.0 - signal) / signal) if signal > 0.0 else math.inf
 
 
 def _table(scheduler: Any) -> torch.Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import diffusers
@@ -136,6 +137,8 @@ def test_what_is_not_known_is_none():
     pipe = make_pipe()
     assert scheduler_sigma(None, torch.tensor(5), 1.0) is None
     assert scheduler_sigma(pipe, torch.tensor([5, 6]), 1.0) is None, "samples at different timesteps"
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config, rescale_betas_zero_snr=True)
+    assert scheduler_sigma(pipe, pipe.scheduler.timesteps[0], 1.0) == math.inf, "noise alone"
     pipe.scheduler = diffusers.KDPM2DiscreteScheduler.from_config(pipe.scheduler.config)
     pipe.scheduler.set_timesteps(3)
     assert scheduler_sigma(pipe, pipe.scheduler.timesteps[1], 1.0) is None, "every other sigma is interpolated"
