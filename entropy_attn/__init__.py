@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # for type checkers and editors; at run time a name is imported on first use
     from entropy_attn import guidance as guidance
+    from entropy_attn import mix as mix
     from entropy_attn import scale as scale
     from entropy_attn import shapes as shapes
     from entropy_attn.errors import Unsupported as Unsupported
@@ -17,6 +18,7 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time a name is import
     from entropy_attn.integrations.diffusers.apply import apply as apply
     from entropy_attn.integrations.guidance.attach import attach as attach
     from entropy_attn.integrations.guidance.modular_block import GuidanceBlock as GuidanceBlock
+    from entropy_attn.integrations.guidance.weak_pass import WeakPassGuidance as WeakPassGuidance
     from entropy_attn.ops.api import AttentionOutput as AttentionOutput
     from entropy_attn.ops.api import attention as attention
     from entropy_attn.ops.api import scaled_dot_product_attention as scaled_dot_product_attention
@@ -53,10 +55,12 @@ _EXPORTS: dict[str, tuple[str, str | None]] = {
     "TSAMStableDiffusionPipeline": ("pipelines.tsam", "TSAMStableDiffusionPipeline"),
     "TSAMStableDiffusionXLPipeline": ("pipelines.tsam", "TSAMStableDiffusionXLPipeline"),
     "Unsupported": ("errors", "Unsupported"),
+    "WeakPassGuidance": ("integrations.guidance.weak_pass", "WeakPassGuidance"),
     "apply": ("integrations.diffusers", "apply"),
     "attach": ("integrations.guidance", "attach"),
     "attention": ("ops.api", "attention"),
     "guidance": ("guidance", None),
+    "mix": ("mix", None),
     "profile": ("profiling", "profile"),
     "scale": ("scale", None),
     "scaled_dot_product_attention": ("ops.api", "scaled_dot_product_attention"),
@@ -78,11 +82,13 @@ __all__ = [
     "TSAMStableDiffusionPipeline",
     "TSAMStableDiffusionXLPipeline",
     "Unsupported",
+    "WeakPassGuidance",
     "__version__",
     "apply",
     "attach",
     "attention",
     "guidance",
+    "mix",
     "profile",
     "scale",
     "scaled_dot_product_attention",

@@ -43,12 +43,17 @@ GUIDED = {
     "map_size": [WRONG, 16, (16,), (0, 4), ("a", "b"), (1.5, 2)],
     "layers": [WRONG, 3, "", "(", ("attn",)],
 }
+MIX = {
+    "layers": [WRONG, 3, "", None],
+    "steps": [WRONG, 3, "012", (), [-1], [1.5]],
+    "branch": [WRONG, "all", True],
+}
 QKV = {name: torch.zeros(1, 2, 4, 8) for name in ("query", "key", "value")}
 CALL = {
     "query": TENSOR, "key": TENSOR, "value": TENSOR,
     "attn_mask": [WRONG, "mask", torch.zeros(3, 3, dtype=torch.bool), torch.zeros(4, 4, dtype=torch.long)],
     "is_causal": [WRONG, "yes"],
-    "scale": [WRONG, "0.5", NAN, INF, torch.zeros(3), torch.zeros(2, dtype=torch.long)],
+    "scale": [WRONG, "0.5", NAN, INF, torch.zeros(3), torch.zeros(3, 2), torch.zeros(2, dtype=torch.long)],
     "enable_gqa": [WRONG, "yes"],
 }  # fmt: skip
 STATISTICS = {
@@ -135,6 +140,26 @@ CALLS = {
             "start": [WRONG, -1, 1.5, True, None],
             "stop": [WRONG, 0, 1.5, True],
             "otherwise": POLICY,
+        },
+    ),
+    "scale.DyPE": (ea.scale.DyPE, {}, {**RATIO, "exponent": [WRONG, -1, NAN, INF, "2", True, None]}),
+    "scale.Schedule": (
+        ea.scale.Schedule,
+        {"policy": ea.scale.LogN(), "between": (5.0, 0.5)},
+        {
+            "policy": [*POLICY, None],
+            "between": [WRONG, None, 5.0, (5.0,), (0.5, 5.0), (1.0, 1.0), (NAN, 0.5), ("5", 0.5), (True, 0.5)],
+            "of": [WRONG, "noise", None],
+            "otherwise": POLICY,
+        },
+    ),
+    "scale.OfBranch": (
+        ea.scale.OfBranch,
+        {"policy": ea.scale.LogN(), "branch": "uncond"},
+        {
+            "policy": [*POLICY, None, ea.scale.TACA()],
+            "branch": [WRONG, "all", None],
+            "otherwise": [*POLICY, ea.scale.TACA()],
         },
     ),
     "scale.Layers": (
@@ -353,6 +378,7 @@ CALLS = {
             "layers": [WRONG, "(", "no such layer", None],
             "train_size": [WRONG, 0, (0, 8), "64", (8,), 1.5],
             "rows": [WRONG, "text", None],
+            "mix": [WRONG, "nag", ea.mix.NAG, ea.mix.Identity()],
         },
     ),
     "attach": (
@@ -361,6 +387,45 @@ CALLS = {
         {"pipe": [WRONG, None], "guidance": [WRONG, None, "tsam", ea.guidance.TSAM], "prompt": [WRONG, 3, [], [3]]},
     ),
     "GuidanceBlock": (ea.GuidanceBlock, {}, {"guidance": [WRONG, None, "tsam", ea.guidance.TSAM]}),
+    "mix.Mix": (ea.mix.Mix, {}, MIX),
+    "mix.NAG": (
+        ea.mix.NAG,
+        {},
+        {
+            **MIX,
+            "strength": [WRONG, -1, NAN, INF, "4", True, None],
+            "tau": [WRONG, 0, -1, NAN, "2", True, None],
+            "alpha": [WRONG, -0.1, 1.1, NAN, "1", True, None],
+            "branch": [WRONG, "uncond", None],
+        },
+    ),
+    "mix.SoftPAG": (
+        ea.mix.SoftPAG,
+        {},
+        {
+            **MIX,
+            "alpha": [WRONG, NAN, INF, "1", True, None],
+            "heads": [WRONG, 3, {}, {"(": (0,)}, {3: (0,)}, {"mid": ()}, {"mid": 0}, {"mid": (-1,)}, {"mid": ("0",)}],
+        },
+    ),
+    "mix.OtherScale": (ea.mix.OtherScale, {"scale": 0.1}, {"scale": [WRONG, NAN, INF, "1", True, None]}),
+    "mix.OtherText": (ea.mix.OtherText, {}, {"branch": [WRONG, "all", None]}),
+    "WeakPassGuidance": (
+        ea.WeakPassGuidance,
+        {"mix": ea.mix.SoftPAG()},
+        {
+            "mix": [WRONG, "pag", ea.mix.NAG()],
+            "scale": [*POLICY, ea.scale.OfBranch(ea.scale.LogN(), "cond")],
+            "layers": [WRONG, "(", None],
+            "guidance_scale": [WRONG, NAN, "1", True, None],
+            "weak_guidance_scale": [WRONG, NAN, "1", True, None],
+            "start": [WRONG, -1, 1.0, NAN, "0", True],
+            "stop": [WRONG, -1, 1.1, NAN, "1", True],
+            "weak_start": [WRONG, -1, 1.0, NAN, "0", True],
+            "weak_stop": [WRONG, -1, 1.1, NAN, "1", True],
+            "enabled": FLAG,
+        },
+    ),
     "transformers.register": (
         ea.transformers.register,
         {},
@@ -386,13 +451,15 @@ RESULTS = {
     "CallInfo",
     "Unsupported",
     "guidance.Prompt",
+    "mix.Identity",
+    "mix.Other",
     "scale.KeyGroups",
     "scale.Kind",
     "scale.Policy",
     "scale.Scale",
     "transformers.Registration",
 }
-MODULES = ("scale", "guidance", "shapes", "transformers")
+MODULES = ("scale", "guidance", "mix", "shapes", "transformers")
 # Torch's function, whose errors describe the problem without the name of the argument.
 IN_TORCHS_WORDS = {"scaled_dot_product_attention"}
 CASES = [

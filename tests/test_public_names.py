@@ -22,6 +22,7 @@ MODULES = {
     "": ea,
     "scale.": ea.scale,
     "guidance.": ea.guidance,
+    "mix.": ea.mix,
     "transformers.": ea.transformers,
     "shapes.": ea.shapes,
     "shapes.scenes.": scenes,

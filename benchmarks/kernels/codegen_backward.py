@@ -19,7 +19,7 @@ from rich.table import Table
 from benchmarks.common import add_csv, add_json, new_parser, write_outputs
 from entropy_attn.kernels.backward.configs import ALL_CHUNKS, BackwardConfig, backward_config
 from entropy_attn.kernels.backward.launch import BackwardCall
-from entropy_attn.kernels.backward.plan import Launch, value_max
+from entropy_attn.kernels.backward.plan import Launch, largest_values
 from entropy_attn.kernels.backward.rows import attention_backward_rows
 from tests.codegen.test_backward import compile_launch, make_call
 
@@ -46,7 +46,7 @@ def launches(way: str, head_dim: int, entropy: bool) -> list[Launch]:
     call = make_call(TARGET, head_dim, entropy=entropy, seqlen_k=77 if way.endswith("77 keys") else 1000)
     config = configuration(way, head_dim, call)
     rows, sums = call.allocate_rows(config), call.allocate_key_sums(config)
-    assert rows.bounds is not None and value_max(call.varying(rows, None, sums)) is not None  # float16
+    assert rows.bounds is not None and largest_values(call.varying(rows, None, sums))[0] is not None  # float16
     return list(call.gradient_launches(config, rows, rows.bounds[..., 0], None, sums))
 
 

@@ -29,7 +29,10 @@ FLOORS: list[dict[str, str]] = [
         "ops": "one attention call: checks, choice of an implementation, autograd operator, reference",
         "scale": "scale policies: which softmax scale a call gets",
     },
-    {"recorders": "entropies and attention maps of calls, summed on the device"},
+    {
+        "recorders": "entropies and attention maps of calls, summed on the device",
+        "mix": "two answers of a call made into one: ea.mix",
+    },
     {
         "routing": "one routed call: scale policy, attention, recorders",
         "guidance": "losses on maps and the update of the latents, with torch alone",
@@ -58,7 +61,7 @@ FOLDERS = {
     "integrations/diffusers": "`apply` and its handle: layers, processors, steps, branches, torch.compile",
     "integrations/diffusers/context_parallel": "a sequence that diffusers has spread over devices",
     "integrations/diffusers/models": "the table of supported denoisers, one row each",
-    "integrations/guidance": "`attach` and `GuidanceBlock`: the guided forward pass of a pipeline",
+    "integrations/guidance": "`attach` and `GuidanceBlock`: the guided forward pass of a pipeline; a guider",
     "integrations/transformers": "a name for models of transformers; maps of text encoders",
     "evaluation/metrics": "similarities of CLIP, and TIFA's questions",
     "bench/implementations": "one file per kind of implementation that is compared",

@@ -100,9 +100,9 @@ def attention(
             dtype: added to the logits as it is, never rounded to the query's dtype; -inf excludes a key. Or torch's
             `CausalBias`.
         is_causal: query i attends keys 0 to i, also where Nq != Nk. Excludes `attn_mask`.
-        scale: factor on query @ key^T. None is 1 / sqrt(D); otherwise any finite number, a 0-d tensor, or an (H,)
-            tensor with one factor per head. A tensor on a GPU is not checked, since the host would have to wait for it:
-            NaN there makes its heads NaN.
+        scale: factor on query @ key^T. None is 1 / sqrt(D); otherwise any finite number, a 0-d tensor, an (H,) tensor
+            with one factor per head, or a tensor (B, H), (B, 1) or (1, H) with one per sample and head. A tensor on a
+            GPU is not checked, since the host would have to wait for it: NaN there makes its heads NaN.
         enable_gqa: allow numbers of key and value heads that divide H, and may differ. Each key or value head then
             serves as many consecutive query heads.
         return_lse: fill `lse` of the result.
@@ -197,8 +197,9 @@ def scaled_dot_product_attention(
         attn_mask: as for torch: boolean (True = attend), or added to the logits.
         dropout_p: probability of dropout, applied whenever it is above 0.
         is_causal: query i attends keys 0 to i.
-        scale: None or a number as for torch, also zero or negative together with `is_causal`; or a 0-d tensor; or an
-            (H,) tensor with one factor per head. See `attention`.
+        scale: None or a number as for torch, also zero or negative together with `is_causal`; a 0-d tensor; an (H,)
+            tensor with one factor per head; or, for a query of four dimensions, a tensor that broadcasts to (B, H). See
+            `attention`.
         enable_gqa: allow fewer heads of key and value than of query, as for torch.
 
     Returns:
@@ -206,7 +207,7 @@ def scaled_dot_product_attention(
 
     Raises:
         TypeError: `scale` is a tensor with an integer or boolean dtype.
-        ValueError: `scale` is a tensor that is neither 0-d nor (H,), or is not finite.
+        ValueError: `scale` is a tensor of another shape, or is not finite.
         RuntimeError: torch refuses the arguments.
     """
     options: dict[str, Any] = {"attn_mask": attn_mask, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}

@@ -68,22 +68,38 @@ def check_attention(
 
 
 def check_scale(scale: float | Tensor | None, query: Tensor) -> None:
-    """A scale is None, a finite number, a 0-d tensor or an (H,) tensor."""
+    """A scale is None, a finite number, a 0-d tensor, an (H,) tensor, or one that broadcasts to (B, H)."""
     if scale is None:
         return
     if isinstance(scale, Tensor):
-        heads = query.shape[-3] if query.ndim > 2 else None
         if not scale.is_floating_point():
             raise TypeError(f"scale: expected a floating-point tensor, got {scale.dtype}")
-        if scale.ndim > 0 and tuple(scale.shape) != (heads,):
-            per_head = "" if heads is None else f", or a tensor of shape ({heads},) with one factor per query head"
-            raise ValueError(f"scale: expected a number or a 0-d tensor{per_head}, got shape {tuple(scale.shape)}")
+        if scale.ndim > 0 and not _is_per_head(scale, query):
+            _refuse_shape_of_scale(scale, query)
         if scale.ndim > 0 and scale.device != query.device:
             raise ValueError(f"scale: expected the query's device {query.device}, got {scale.device}")
     elif type(scale) is not float and (isinstance(scale, bool) or not isinstance(scale, Real)):
         raise TypeError(f"scale: expected None, a number or a tensor, got {type(scale).__name__}")
     elif not torch.compiler.is_compiling():  # a traced number is not known yet
         check_finite(scale)
+
+
+def _is_per_head(scale: Tensor, query: Tensor) -> bool:
+    """Whether it has a factor for every head, or for every sample and head; the latter may broadcast."""
+    if scale.ndim == 1:
+        return query.ndim > 2 and scale.shape[0] == query.shape[-3]
+    sizes = zip(scale.shape, query.shape, strict=False)
+    return scale.ndim == 2 and query.ndim == 4 and all(have in (1, want) for have, want in sizes)
+
+
+def _refuse_shape_of_scale(scale: Tensor, query: Tensor) -> None:
+    allowed = ["a number", "a 0-d tensor"]
+    if query.ndim > 2:
+        allowed.append(f"a tensor of shape ({query.shape[-3]},) with one factor per query head")
+    if query.ndim == 4:
+        allowed.append(f"one that broadcasts to (batch, heads) = {tuple(query.shape[:2])}")
+    what = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
+    raise ValueError(f"scale: expected {what}, got shape {tuple(scale.shape)}")
 
 
 def check_finite(scale: float) -> float:

@@ -71,7 +71,7 @@ def probabilities(
     key = _of_heads(_picked(key, 2, keys).to(wide), all_heads, None if every else heads)
     factor = softmax_scale(logits.scale, query)
     if isinstance(factor, Tensor):
-        factor = factor if factor.dim() == 0 else _picked(factor, 0, chosen)
+        factor = factor if factor.dim() == 0 else _picked(factor, factor.dim() - 3, chosen)
         factor = factor.to(wide)
     mask = logits.attn_mask
     if mask is not None:

@@ -11,11 +11,11 @@ from ..kernels.common.call import AllResults, AttentionCall
 
 
 def softmax_scale(scale: float | Tensor | None, query: Tensor) -> float | Tensor:
-    """The factor on QKᵀ: 1/sqrt(head_dim) for None, an (H,) tensor shaped to broadcast over (B, H, Nq, Nk)."""
+    """The factor on QKᵀ: 1/sqrt(head_dim) for None, an (H,) or (B, H) tensor shaped to broadcast over the scores."""
     if scale is None:
         return 1.0 / math.sqrt(query.shape[-1])
-    if isinstance(scale, Tensor) and scale.dim() == 1:
-        return scale[:, None, None]
+    if isinstance(scale, Tensor) and scale.dim():
+        return scale[..., None, None]
     return scale
 
 

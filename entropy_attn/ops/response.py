@@ -62,7 +62,7 @@ def entropy_response(
         value: (B, Hkv, Nk, Dv), which the result does not depend on.
         attn_mask: broadcasts to (B, H, Nq, Nk).
         is_causal: query i attends keys 0 to i.
-        scale: None (1/sqrt(D)), a number, or a tensor () or (H,).
+        scale: None (1/sqrt(D)), a number, or a tensor (), (H,) or (B, H).
         enable_gqa: allow fewer heads of key and value than of query.
         step: the scales are scale * exp(-step) and scale * exp(step).
         impl: as for `attention`.
@@ -98,7 +98,7 @@ def logit_variance(
         attn_mask: broadcasts to (B, H, Nq, Nk). What a floating-point mask adds is part of the logits; a key is left
             out where the mask is False, or so low that its weight is 0 in float32 beside the row's largest.
         is_causal: query i attends keys 0 to i.
-        scale: None (1/sqrt(D)), a number, or a tensor () or (H,).
+        scale: None (1/sqrt(D)), a number, or a tensor (), (H,) or (B, H).
 
     Returns:
         (B, H, Nq), float32, or float64 for float64 queries; 0 for a row without keys.

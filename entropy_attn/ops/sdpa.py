@@ -92,7 +92,7 @@ def attention_sdpa_backward(
         dq, dk, dv, dmask = row_gradients(saved, needed, call.is_causal, factor, call.map_keys, *wide)
     dscale = None
     if isinstance(scale, Tensor) and needs[4] and dq is not None:
-        dscale = (dq * query).sum((0, 2, 3)).sum_to_size(scale.shape).to(scale.dtype)
+        dscale = (dq * query).sum((2, 3)).sum_to_size(scale.shape).to(scale.dtype)
     if dq is not None:
         dq = (dq * (softmax_scale(scale, query) / factor)).to(query.dtype) if needs[0] else None
     dk, dv = (None if t is None else _sum_of_groups(t, of.shape[1]).to(of.dtype) for t, of in ((dk, key), (dv, value)))

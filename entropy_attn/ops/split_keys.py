@@ -44,7 +44,7 @@ def map_of_keys(
         query: (B, H, Nq, D).
         key: (B, H, M, D), the keys of the map.
         lse: (B, H, Nq), of all keys.
-        scale: None (1 / sqrt(D)), a number, or a tensor () or (H,).
+        scale: None (1 / sqrt(D)), a number, or a tensor (), (H,) or (B, H).
         mask: of these keys, (B or 1, H or 1, 1, M): True = attend, or added to the logits.
 
     Returns:

@@ -78,6 +78,14 @@ class Parts:
         """The part that a row belongs to."""
         return next(name for name in self.names if row in self.rows_of(name, batch))
 
+    def names_of(self, batch: int) -> tuple[str, ...]:
+        """The part of each row; "all" for a call that is not recorded."""
+        names = ["all"] * batch
+        for name in self.names:
+            for row in self.rows_of(name, batch):
+                names[row] = name
+        return tuple(names)
+
     def sort(self, batch: torch.Tensor) -> torch.Tensor:
         """The batch in the order of the parts."""
         return batch if self.rows is None else batch[list(self.rows)]
@@ -176,7 +184,7 @@ class Recorder:
 
         Args:
             info: the call.
-            scale: the softmax scale that was used, a number or a tensor of shape () or (H,).
+            scale: the softmax scale that was used, a number or a tensor of shape (), (H,) or (B, H).
             measured: the entropy (B, H, queries) in nats, the response (B, H, queries, 3), entropy and variance
                 (B, H, queries, 2), the map (B, queries, stop - start) of probabilities averaged over the heads, or the
                 `Probabilities` (B, heads or 1, rows, keys); float32, or float64 for float64 queries. In joint attention

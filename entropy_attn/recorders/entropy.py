@@ -46,7 +46,7 @@ class _Record:
 
     info: CallInfo
     branches: tuple[str, ...]
-    scale: float | torch.Tensor
+    scale: float | torch.Tensor  # (), (heads,) or (branches, heads)
     statistics: torch.Tensor  # (4, branches, heads)
     queries: int  # that were measured: in joint attention, those of the image
     per_query: torch.Tensor | None  # (branches, images, queries), mean over heads
@@ -106,7 +106,8 @@ class EntropyRecorder(Recorder):
 
         Args:
             info: the call.
-            scale: the softmax scale that was used, a number or a tensor of shape () or (H,).
+            scale: the softmax scale that was used, a number or a tensor of shape (), (H,) or (B, H); of the last one
+                the mean of each branch is kept.
             entropy: (B, H, queries) in nats.
             branches: names of the equal parts of B, in order.
             latent_size: (rows, columns) of the image in latent cells.
@@ -120,7 +121,7 @@ class EntropyRecorder(Recorder):
             _Record(
                 info=info,
                 branches=branches,
-                scale=kept_scale(scale),
+                scale=kept_scale(scale, len(branches)),
                 statistics=statistics,
                 queries=seqlen_q,
                 per_query=parts.mean(dim=2) if self.per_query else None,
@@ -138,14 +139,15 @@ class EntropyRecorder(Recorder):
         records = list(self._records)
         for record, statistics, scales in zip(records, _statistics_of(records), scales_of(records), strict=True):
             info, heads = record.info, record.info.num_heads
-            for branch, (mean, std, low, high) in zip(record.branches, statistics.transpose(1, 0, 2), strict=True):
+            for at, (mean, std, low, high) in enumerate(statistics.transpose(1, 0, 2)):
+                branch = record.branches[at]
                 shared = (info.layer, info.kind, info.step, branch)
                 for name, value in zip(COLUMNS, shared, strict=False):
                     columns[name] += [value] * heads
                 columns["head"] += range(heads)
                 columns["seqlen_q"] += [record.queries] * heads
                 columns["seqlen_k"] += [info.seqlen_k] * heads
-                columns["scale"] += scales
+                columns["scale"] += scales[at * heads : (at + 1) * heads]
                 for name, values in (("mean", mean), ("std", std), ("min", low), ("max", high)):
                     columns[name] += values.tolist()
         return columns

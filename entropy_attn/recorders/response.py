@@ -101,7 +101,8 @@ class ResponseRecorder(Recorder):
 
         Args:
             info: the call.
-            scale: the softmax scale that was used, a number or a tensor of shape () or (H,).
+            scale: the softmax scale that was used, a number or a tensor of shape (), (H,) or (B, H); of the last one
+                the mean of each branch is kept.
             measured: (B, H, queries, 3): entropy and response in nats, variance of the logits.
             branches: names of the equal parts of B, in order.
             latent_size: (rows, columns) of the image in latent cells; not used.
@@ -111,7 +112,7 @@ class ResponseRecorder(Recorder):
         entropy, response, variance = measured.detach().unbind(-1)
         values = torch.stack([entropy, response, variance.sqrt()])
         means = values.view(3, len(branches), batch // len(branches), heads, queries).mean(dim=(2, 4))
-        self._records.append(_Record(info, branches, kept_scale(scale), means, queries))
+        self._records.append(_Record(info, branches, kept_scale(scale, len(branches)), means, queries))
 
     def to_columns(self) -> dict[str, list[Any]]:
         """The table of `to_dataframe` as lists.
@@ -138,7 +139,7 @@ class ResponseRecorder(Recorder):
                 for name, value in shared.items():
                     columns[name] += [value] * heads
                 columns["head"] += range(heads)
-                columns["scale"] += scales
+                columns["scale"] += scales[at * heads : (at + 1) * heads]
                 for name, row in zip(("entropy", "response", "logit_std"), means[:, at], strict=True):
                     columns[name] += row.tolist()
         return columns

@@ -19,21 +19,33 @@ class Recorded(Protocol):
     def info(self) -> CallInfo: ...
     @property
     def scale(self) -> float | torch.Tensor: ...
+    @property
+    def branches(self) -> tuple[str, ...]: ...
 
 
 def scales_of(records: Sequence[Recorded]) -> list[list[float]]:
-    """The scale of every head of every record."""
+    """The scales of every record, for each head of its first branch, then of the next."""
     tensors = iter(to_host([r.scale.flatten().float() for r in records if isinstance(r.scale, torch.Tensor)]))
     scales = []
     for record in records:
         values = next(tensors).tolist() if isinstance(record.scale, torch.Tensor) else [float(record.scale)]
-        scales.append(values * record.info.num_heads if len(values) == 1 else values)
+        heads = record.info.num_heads
+        of_heads = values * heads if len(values) == 1 else values
+        scales.append(of_heads * len(record.branches) if len(of_heads) == heads else of_heads)
     return scales
 
 
-def kept_scale(scale: float | torch.Tensor) -> float | torch.Tensor:
-    """The scale as a record may keep it: a policy may change its tensor later."""
-    return scale.detach().clone() if isinstance(scale, torch.Tensor) else scale
+def kept_scale(scale: float | torch.Tensor, branches: int) -> float | torch.Tensor:
+    """The scale as a record may keep it, since a policy may change its tensor later.
+
+    Returns:
+        A number, or a tensor of shape (), (H,) or (branches, H): the mean over the samples of each branch.
+    """
+    if not isinstance(scale, torch.Tensor):
+        return scale
+    if scale.dim() < 2:
+        return scale.detach().clone()
+    return scale.detach().unflatten(0, (branches, -1)).mean(dim=1)
 
 
 def to_host(tensors: list[torch.Tensor]) -> list[np.ndarray]:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 _training_tokens = functools.lru_cache(maxsize=4096)(training_tokens)  # the same few in every call
 
+# The end of the name of a layer's call that attends to an image prompt, beside the one to the text.
+IMAGE_PROMPT = ".image"
+
 # The queries of joint attention that the scale is for: all of them, or those of the image alone.
 Rows = Literal["all", "image"]
 
@@ -42,6 +45,18 @@ class AttentionArguments(NamedTuple):
         return self._replace(query=self.query[..., rows, :], attn_mask=mask)
 
 
+class Blocks(NamedTuple):
+    """The blocks of a denoiser that have a routed layer, numbered from 0 as the model runs them.
+
+    Attributes:
+        of_layer: the number of each layer's block.
+        number: how many blocks there are.
+    """
+
+    of_layer: Mapping[str, int]
+    number: int
+
+
 @dataclass(frozen=True)
 class DenoiserCall:
     """One forward pass of the denoiser.
@@ -56,6 +71,8 @@ class DenoiserCall:
         reference_tokens: how many of the image tokens belong to reference images; they come last.
         batch: rows of the latents; None if they are not known.
         timestep: the scheduler's, from 1000 to 0; None unless a policy needs it and it is known.
+        sigma: the scheduler's noise level; None unless a policy needs it and it is known.
+        num_steps: of the generation; None if it is not known.
         shards: how the tokens are spread over devices; None where one device has all of them.
     """
 
@@ -67,6 +84,8 @@ class DenoiserCall:
     reference_tokens: int = 0
     batch: int | None = None
     timestep: float | None = None
+    sigma: float | None = None
+    num_steps: int | None = None
     shards: Shards | None = None
 
 
@@ -140,11 +159,15 @@ def describe(
     denoiser_call: DenoiserCall | None,
     train_size: tuple[int, int] | None = None,
     halvings: Mapping[str, int] | None = None,
+    blocks: Blocks | None = None,
+    batch: int | None = None,
+    branches: tuple[str, ...] | None = None,
 ) -> CallInfo:
     """The call as policies and recorders see it.
 
     denoiser_call: None for a layer that is called by itself; token counts and the step are then not known.
-    train_size, halvings: see `Router`.
+    train_size, halvings, blocks: see `Router`.
+    batch, branches: see `CallInfo`.
     """
     train_tokens, text_tokens = None, 0
     if layer_call.text == "all":
@@ -177,6 +200,12 @@ def describe(
         text=layer_call.text,
         latent_size=denoiser_call.latent_size if denoiser_call is not None else None,
         timestep=denoiser_call.timestep if denoiser_call is not None else None,
+        sigma=denoiser_call.sigma if denoiser_call is not None else None,
+        num_steps=denoiser_call.num_steps if denoiser_call is not None else None,
+        batch=batch,
+        branches=branches,
+        block=None if blocks is None else blocks.of_layer.get(layer_call.layer.removesuffix(IMAGE_PROMPT)),
+        num_blocks=None if blocks is None else blocks.number,
     )
 
 

@@ -156,13 +156,15 @@ class Recordings:
             self._record(recorder, self._probabilities(result.lse, block, arguments, groups), arguments)
 
     def _record(self, recorder: Recorder, measured: Tensor, arguments: AttentionArguments) -> None:
-        scale = self.info.head_dim**-0.5 if arguments.scale is None else arguments.scale
+        scale: float | Tensor = self.info.head_dim**-0.5 if arguments.scale is None else arguments.scale
         parts = self.denoiser_call.parts if recorder.branches is None else Parts(recorder.branches)
         if self.layer_call.sample is None:
             measured, branches = parts.sort(measured), parts.names
         else:
             branches = (parts.name_of(self.layer_call.sample, self.layer_call.samples),)
-        recorder.record(self.info, scale, measured, branches, self.denoiser_call.latent_size)
+        of_rows = isinstance(scale, Tensor) and scale.dim() == 2 and self.layer_call.sample is None
+        used = parts.sort(scale) if of_rows else scale  # type: ignore[arg-type]
+        recorder.record(self.info, used, measured, branches, self.denoiser_call.latent_size)
 
     def _probabilities(
         self, lse: Tensor, block: Probabilities, arguments: AttentionArguments, groups: KeyArguments | None

@@ -1,4 +1,4 @@
-"""What happens to a routed attention call: the scale policy, the attention itself, the recorders.
+"""What happens to a routed attention call: the scale policy, the attention itself, the recorders, the mix.
 
 Nothing here knows a model library. An integration says which layer calls, and when the denoiser runs.
 """
@@ -8,16 +8,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from entropy_attn.errors import Unroutable
+from entropy_attn.mix import Mix
 from entropy_attn.ops import api as ops
 from entropy_attn.ops.response import response_and_variance
-from entropy_attn.recorders.base import Probabilities, Recorder, unknown_rows
+from entropy_attn.recorders.base import Parts, Probabilities, Recorder, unknown_rows
 from entropy_attn.routing.calls import (
     AttentionArguments,
+    Blocks,
     DenoiserCall,
     LayerCall,
     LayerSelection,
@@ -27,11 +29,12 @@ from entropy_attn.routing.calls import (
     text_keys_of,
 )
 from entropy_attn.routing.key_arguments import KeyArguments, key_arguments
-from entropy_attn.routing.policy_recorder import policy_recorders
+from entropy_attn.routing.mixing import Mixing
+from entropy_attn.routing.policy_recorder import mix_recorders, policy_recorders
 from entropy_attn.routing.recordings import Recordings, Wanted
 from entropy_attn.routing.shards import Shards
-from entropy_attn.scale import CallInfo, KeyGroups, Policy, TokenRatio, needs_train_tokens, resolve_scale
-from entropy_attn.scale.call import policies_in
+from entropy_attn.scale import CallInfo, KeyGroups, Policy, Scale, TokenRatio, needs_train_tokens, resolve_scale
+from entropy_attn.scale.call import any_policy
 from entropy_attn.validation import require_one_of, require_policy
 
 
@@ -50,23 +53,33 @@ class Router:
         train_size: tuple[int, int] | None,
         rows: Rows = "all",
         halvings: Mapping[str, int] | None = None,
+        blocks: Blocks | None = None,
+        mix: Mix | None = None,
     ):
         """See `apply`; train_size: (rows, columns) in latent cells.
 
         halvings: for each layer of a UNet, how often the latent has been halved where the layer attends to the image.
+        blocks: the block of each layer, for `CallInfo`.
+        mix: what is done to the answers of calls; None for nothing.
         """
         _check_policy(policy, layers, train_size)
         self.policy = policy
         self.layers = layers
-        followers = policy_recorders(policy, layers)
+        self.mixing = None if mix is None else Mixing(mix)
+        followers = (*policy_recorders(policy, layers), *mix_recorders(mix, layers))
         self.recorders = (*_recorders(record), *followers)
         self.train_size = train_size
         require_one_of("rows", rows, ("all", "image"))
         self.rows = rows
-        self.needs_timestep = any(getattr(each, "needs_timestep", False) for each in policies_in(policy))
-        self.gives_key_groups = any(getattr(each, "gives_key_groups", False) for each in policies_in(policy))
+        self.needs_timestep, self.needs_sigma, self.needs_num_steps = (
+            any_policy(policy, name) or getattr(mix, name, False)
+            for name in ("needs_timestep", "needs_sigma", "needs_num_steps")
+        )
+        # What such policies return is no part of a graph of torch.compile, whose scale has one number for each head.
+        untraceable = any_policy(policy, "gives_key_groups") or any_policy(policy, "gives_sample_scales")
+        self.untraceable = untraceable or mix is not None
         self._knows_branches = any(each.branches is None for each in followers)  # `apply` checks the pipeline for them
-        self._halvings = halvings or {}
+        self._halvings, self.blocks = halvings or {}, blocks
         self._running = threading.local()
         self._latest: DenoiserCall | None = None
 
@@ -118,22 +131,54 @@ class Router:
             seqlen_q = shards.total(seqlen_q)
             if spread_keys:
                 of_keys, seqlen_k = shards, shards.total(seqlen_k)
-        heads, head_dim = query.shape[-3], query.shape[-1]
-        info = describe(layer_call, seqlen_q, seqlen_k, heads, head_dim, call, self.train_size, self._halvings)
+        info = describe(
+            layer_call,
+            seqlen_q,
+            seqlen_k,
+            query.shape[-3],
+            query.shape[-1],
+            call,
+            self.train_size,
+            self._halvings,
+            self.blocks,
+            len(query) if query.dim() == 4 else None,
+            self._branches(layer_call, query, call) if self._knows_branches else None,
+        )
         chosen = resolve_scale(self.policy, info) if self.layers.takes(info) else None
         recordings = self._recordings(layer_call, info, shards) if record else None
+        other = None if self.mixing is None else self.mixing.other(info)
+        if other is None:
+            return self._first_answer(layer_call, arguments, chosen, info, recordings, shards, of_keys)[0]
+        mixing = cast(Mixing, self.mixing)
+        groups, spread = isinstance(chosen, KeyGroups), shards is not None
+        mixing.check(layer_call, arguments, groups=groups, shards=spread, other=other)
+        out, scale = self._first_answer(layer_call, arguments, chosen, info, recordings, shards, of_keys)
+        parts = Parts(("all",)) if call is None else call.parts
+        return mixing.mixed(out, other, layer_call, arguments._replace(scale=scale), info, parts)
+
+    def _first_answer(
+        self,
+        layer_call: LayerCall,
+        arguments: AttentionArguments,
+        chosen: Scale,
+        info: CallInfo,
+        recordings: Recordings | None,
+        shards: Shards | None,
+        of_keys: Shards | None,
+    ) -> tuple[torch.Tensor, float | torch.Tensor | None]:
+        """The attention that the policy chose, recorded, and its scale."""
         if chosen is None:
-            return _attend(arguments, recordings, of_keys)
+            return _attend(arguments, recordings, of_keys), arguments.scale
         groups = None
         if isinstance(chosen, KeyGroups):
-            groups = self._placed(chosen, layer_call, arguments, shards)
+            groups = self._placed(chosen, layer_call, arguments, shards, info.branches)
             chosen = chosen.scale
         if isinstance(chosen, torch.Tensor):
-            chosen = chosen.to(query.device, non_blocking=True)  # or the host would wait for the device
+            chosen = chosen.to(arguments.query.device, non_blocking=True)  # or the host would wait for the device
         scaled = arguments if chosen is None else arguments._replace(scale=chosen)
         image_rows, text_rows = rows_of(layer_call, info, shards) if self.rows == "image" else (slice(None), None)
         if text_rows is None:
-            return _attend(scaled, recordings, of_keys, groups)
+            return _attend(scaled, recordings, of_keys, groups), scaled.scale
         if groups is not None:
             reason = "rows='image': KeyGroups say themselves which queries they are for; give rows='all'"
             raise Unroutable(f"layer {layer_call.layer!r}", [reason])
@@ -145,14 +190,16 @@ class Router:
             of_image, of_text = recordings.of_queries("image"), recordings.of_queries("text")
         image = _attend(scaled.of_rows(image_rows), of_image, of_keys)
         text = _attend(arguments.of_rows(text_rows), of_text, of_keys)
-        return torch.cat([text, image] if layer_call.text == "first" else [image, text], dim=-2)
+        out = torch.cat([text, image] if layer_call.text == "first" else [image, text], dim=-2)
+        return out, scaled.scale
 
     def scale_of(
         self, layer_call: LayerCall, seqlen_q: int, seqlen_k: int, num_heads: int, head_dim: int
     ) -> float | torch.Tensor | None:
         """The policy's scale for an attention call of this thread; None keeps the model's default scale."""
         call = self._denoiser_call()
-        info = describe(layer_call, seqlen_q, seqlen_k, num_heads, head_dim, call, self.train_size, self._halvings)
+        size, halvings, blocks = self.train_size, self._halvings, self.blocks
+        info = describe(layer_call, seqlen_q, seqlen_k, num_heads, head_dim, call, size, halvings, blocks)
         chosen = resolve_scale(self.policy, info) if self.layers.takes(info) else None
         if isinstance(chosen, KeyGroups):
             reason = (
@@ -163,7 +210,12 @@ class Router:
         return chosen
 
     def _placed(
-        self, groups: KeyGroups, layer_call: LayerCall, arguments: AttentionArguments, shards: Shards | None
+        self,
+        groups: KeyGroups,
+        layer_call: LayerCall,
+        arguments: AttentionArguments,
+        shards: Shards | None,
+        branches: tuple[str, ...] | None,
     ) -> KeyArguments | None:
         """The key groups for this call; None if no sample of it is of their branch."""
         if shards is not None:  # groups count the tokens of all devices, of which a call has its own
@@ -180,25 +232,31 @@ class Router:
             raise Unroutable(f"layer {layer_call.layer!r}", [reason])
         samples = None
         if groups.branch is not None:
-            samples = self._samples_of(groups.branch, layer_call, arguments)
+            if branches is None:
+                reason = f"KeyGroups(branch={groups.branch!r}): a policy of them has needs_branches = True"
+                raise Unroutable(f"layer {layer_call.layer!r}", [reason])
+            samples = [sample for sample, name in enumerate(branches) if name in (groups.branch, "all")]
         return key_arguments(groups, arguments.query, arguments.key, samples)
 
-    def _samples_of(self, branch: str, layer_call: LayerCall, arguments: AttentionArguments) -> list[int]:
-        """The rows of a call that are of a branch of guidance."""
-        batch = len(arguments.query)
-        call = self._denoiser_call()
-        if call is None or not self._knows_branches:
-            reason = f"KeyGroups(branch={branch!r}): a policy of them has follows = True and needs_branches = True"
-            raise Unroutable(f"layer {layer_call.layer!r}", [reason])
-        parts = call.parts
-        if parts.names in (("all",), ()):
-            return list(range(batch))
-        if layer_call.sample is not None:
-            here = parts.name_of(layer_call.sample, layer_call.samples) == branch
-            return list(range(batch)) if here else []
-        if (unknown := unknown_rows(arguments.query, call.batch, parts.names)) is not None:
+    def _branches(
+        self, layer_call: LayerCall, query: torch.Tensor, call: DenoiserCall | None
+    ) -> tuple[str, ...] | None:
+        """The branch of each sample of a call; None for a layer that is called outside of a denoiser.
+
+        Raises:
+            Unroutable: its rows are not those of the denoiser's batch.
+        """
+        if call is None:
+            return None
+        batch, parts = len(query), call.parts
+        if layer_call.sample is not None and parts.names:
+            return (parts.name_of(layer_call.sample, layer_call.samples),) * batch
+        unknown = unknown_rows(query, call.batch, parts.names)
+        if unknown is None and parts.names and batch % len(parts.names):
+            unknown = f"its attention call has {batch} rows, which are not {len(parts.names)} equal parts {parts.names}"
+        if unknown is not None:
             raise Unroutable(f"layer {layer_call.layer!r}", [unknown])
-        return list(parts.rows_of(branch, batch)) if branch in parts.names else []
+        return parts.names_of(batch)
 
     def _denoiser_call(self) -> DenoiserCall | None:
         return getattr(self._running, "call", None) or self._latest

@@ -37,6 +37,17 @@ class CallInfo:
         latent_size: (rows, columns) of the image in latent cells; None if unknown.
         timestep: the scheduler's timestep of this step, from 1000 for noise to 0. None if it is not known, or if no
             policy asked for it by an attribute `needs_timestep = True`: the host has to wait for the device to read it.
+        sigma: the scheduler's noise level of this step: the standard deviation of the noise beside a signal that has
+            the weight 1 (Stable Diffusion), infinite for noise alone, or the noise's share from 1 to 0 (flow matching). None
+            if it is not known,
+            or if no policy asked for it by an attribute `needs_sigma = True`.
+        num_steps: number of steps of the generation, counted as `step` is. None if it is not known.
+        batch: number of samples B of the call. None in a graph of torch.compile.
+        branches: for each sample its branch of guidance, "cond" or "uncond"; "all" where the batch has none. None if no
+            policy asked for them by an attribute `needs_branches = True`.
+        block: number of the layer's block, from 0, among the blocks that have a routed layer, in the order in which the
+            model runs them; layers with one parent are one block. None if it is not known.
+        num_blocks: number of these blocks.
     """
 
     layer: str
@@ -52,6 +63,17 @@ class CallInfo:
     text: Literal["first", "last", "all"] | None = None
     latent_size: tuple[int, int] | None = None
     timestep: float | None = None
+    sigma: float | None = None
+    num_steps: int | None = None
+    batch: int | None = None
+    branches: tuple[str, ...] | None = None
+    block: int | None = None
+    num_blocks: int | None = None
+
+    @property
+    def branch(self) -> str | None:
+        """The branch of all samples of the call; None where they are of several, or not known."""
+        return self.branches[0] if self.branches is not None and len(set(self.branches)) == 1 else None
 
     @property
     def text_keys(self) -> tuple[int, int] | None:
@@ -116,6 +138,18 @@ def policies_in(policy: Policy | None) -> tuple[Policy, ...]:
     return (policy,) if inner is None else tuple(each for part in inner for each in policies_in(part))
 
 
+def any_policy(policy: Policy | None, attribute: str) -> bool:
+    """Whether a policy, or one that it is made of, has an attribute that is true, such as `needs_timestep`."""
+    return any(getattr(each, attribute, False) for each in with_inner(policy))
+
+
+def with_inner(policy: Policy | None) -> tuple[Policy, ...]:
+    """A policy and all that it is made of, the outer ones first; none for None."""
+    if policy is None:
+        return ()
+    return policy, *(each for part in getattr(policy, "inner", ()) for each in with_inner(part))
+
+
 def resolve_scale(policy: Policy | None, info: CallInfo) -> Scale:
     """Call a policy and check what it returns.
 
@@ -124,7 +158,8 @@ def resolve_scale(policy: Policy | None, info: CallInfo) -> Scale:
         info: the attention call.
 
     Returns:
-        None, a finite float, a floating-point tensor of shape () or (H,), or `KeyGroups` with one of these as `scale`.
+        None, a finite float, a floating-point tensor of shape (), (H,) or (B, H), or `KeyGroups` with one of these as
+        `scale`.
 
     Raises:
         TypeError: `policy` cannot be called, `info` is no `CallInfo`, or the policy returned another type or dtype.
@@ -145,7 +180,8 @@ def resolve_scale(policy: Policy | None, info: CallInfo) -> Scale:
 
 def _checked(scale: object, policy: Policy, info: CallInfo) -> float | torch.Tensor | None:
     if isinstance(scale, torch.Tensor):
-        if scale.is_floating_point() and tuple(scale.shape) in ((), (info.num_heads,)):
+        per_sample = info.batch is not None and tuple(scale.shape) == (info.batch, info.num_heads)
+        if scale.is_floating_point() and (per_sample or tuple(scale.shape) in ((), (info.num_heads,))):
             return scale
         got = f"a tensor of {scale.dtype} and shape {tuple(scale.shape)}"
         error: type[Exception] = ValueError if scale.is_floating_point() else TypeError
@@ -156,7 +192,14 @@ def _checked(scale: object, policy: Policy, info: CallInfo) -> float | torch.Ten
             return float(scale)
         got = repr(scale)
         error = ValueError if isinstance(scale, float) else TypeError
+    heads = f"({info.num_heads},)"
+    shapes = f"() or {heads}" if info.batch is None else f"(), {heads} or ({info.batch}, {info.num_heads})"
+    if info.batch is None and isinstance(scale, torch.Tensor) and scale.dim() == 2:
+        got += (
+            "; a scale for each sample is no part of a graph of torch.compile: give the policy an attribute "
+            "gives_sample_scales = True, which keeps its calls outside"
+        )
     raise error(
         f"scale of policy {policy!r} for layer {info.layer!r}: expected None, KeyGroups, a finite number, or a "
-        f"floating-point tensor of shape () or ({info.num_heads},), got {got}"
+        f"floating-point tensor of shape {shapes}, got {got}"
     )

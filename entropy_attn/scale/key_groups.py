@@ -23,7 +23,7 @@ class KeyGroups(Settings):
     `gives_key_groups = True`: its calls then stay outside of the graphs of torch.compile.
 
     Args:
-        scale: None for the model's default scale, a number, or a tensor of shape () or (H,).
+        scale: None for the model's default scale, a number, or a tensor of shape (), (H,) or (B, H).
         key_scale: factors on the products with certain keys.
         key_bias: what is added to the logits of certain keys.
         key_rows: the queries that both are for; None is all. `CallInfo.image_rows` are those of the image.

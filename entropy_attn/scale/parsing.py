@@ -8,16 +8,19 @@ import dataclasses
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from entropy_attn.validation import expected
+
+_TIMES = ("sigma", "timestep", "progress")  # see `Schedule`
 
 
 def parse_scale(text: str) -> Any:
     """Parse 'name' or 'name:option=value:option=value' into a scale policy.
 
-    Besides its parameters every policy takes steps=START..STOP and layers=REGEX. Other steps and layers keep the
-    model's default scale.
+    Besides its parameters every policy takes steps=START..STOP, sigma=HIGH..LOW, timestep=HIGH..LOW,
+    progress=START..STOP, layers=REGEX and branch=NAME. Other steps, times, layers and branches keep the model's default
+    scale.
 
     A path that ends in .json is read by `LayerFactors`: 'profile/hold-entropy.json' is short for
     'factors:factors=profile/hold-entropy.json'.
@@ -33,18 +36,27 @@ def parse_scale(text: str) -> Any:
     """
     from entropy_attn.scale import POLICIES
     from entropy_attn.scale.combine import Layers, Steps
+    from entropy_attn.scale.when import OfBranch, Schedule
 
     whole = re.sub(r"^\s*([^:]+\.json)(?=:|\s*$)", r"factors:factors=\1", text)
-    policy, windows = parse_choice("scale", whole, POLICIES, also=("steps", "layers"))
+    policy, windows = parse_choice("scale", whole, POLICIES, also=("steps", *_TIMES, "layers", "branch"))
     if "steps" in windows:
         steps = windows["steps"]
         if not isinstance(steps, tuple):
             raise ValueError(f"scale {text!r}: {expected('steps', 'START..STOP, such as 0..10, 5.. or ..5', steps)}")
         with _named("scale", text):
             policy = Steps(policy, steps[0] or 0, steps[1])
+    for of in (name for name in _TIMES if name in windows):
+        if not isinstance(windows[of], tuple):
+            raise ValueError(f"scale {text!r}: {expected(of, 'FIRST..LAST, such as 10..2.5, 5.. or ..5', windows[of])}")
+        with _named("scale", text):
+            policy = Schedule(policy, windows[of], cast(Any, of))
     if "layers" in windows:
         with _named("scale", text):
             policy = Layers({str(windows["layers"]): policy})
+    if "branch" in windows:
+        with _named("scale", text):
+            policy = OfBranch(policy, windows["branch"])
     return policy
 
 

@@ -86,15 +86,16 @@ class TargetEntropy(Settings):
 
         Args:
             info: the attention call.
-            scale: the scale that was used, a number or a tensor of shape () or (H,).
+            scale: the scale that was used, a number or a tensor of shape (), (H,) or (B, H).
             entropy: (B, H, queries) in nats; not used, because the target moves with it.
             variance: (B, H, queries), of the logits under the softmax.
         """
-        spread = variance.mean(dim=(0, 2))
-        if self.per == "layer":
-            spread = spread.mean().expand_as(spread)
+        spread = variance.mean(dim=2)
         factor = torch.as_tensor(scale, dtype=spread.dtype, device=spread.device) * math.sqrt(info.head_dim)
-        of_default = spread / factor.square().clamp(min=torch.finfo(spread.dtype).tiny)  # V at the default scale
+        # V at the default scale, of each head
+        of_default = (spread / factor.square().clamp(min=torch.finfo(spread.dtype).tiny)).mean(dim=0)
+        if self.per == "layer":
+            of_default = of_default.mean().expand_as(of_default)
         history = self._history.setdefault(_key(info), {})
         calls = history.setdefault(info.step, [])
         calls.append(of_default)

@@ -72,8 +72,8 @@ class TokenRatio(Settings):
         """
         tokens, train_tokens = self._token_counts(info)
         if torch.compiler.is_compiling():
-            return self._traced_ratio(tokens, train_tokens)
-        ratio = self._factor(math.log(max(tokens, 2)), math.log(max(train_tokens, 2))) ** self.strength
+            return self._traced_ratio(tokens, train_tokens, info)
+        ratio = self._factor_of(info, math.log(max(tokens, 2)), math.log(max(train_tokens, 2))) ** self.strength
         if (self.direction == "up" and tokens < train_tokens) or (self.direction == "down" and tokens > train_tokens):
             ratio = 1.0
         low, high = self.clamp or (None, None)
@@ -85,10 +85,16 @@ class TokenRatio(Settings):
         """f from ln N and ln T: floats, or 0-d tensors under torch.compile, so operators only."""
         raise NotImplementedError
 
-    def _traced_ratio(self, tokens: int, train_tokens: int) -> torch.Tensor:
+    def _factor_of(
+        self, info: CallInfo, ln_n: float | torch.Tensor, ln_t: float | torch.Tensor
+    ) -> float | torch.Tensor:
+        """f of a call, for formulas that depend on more than N and T."""
+        return self._factor(ln_n, ln_t)
+
+    def _traced_ratio(self, tokens: int, train_tokens: int, info: CallInfo) -> torch.Tensor:
         """`ratio` from symbolic counts: a float would be a constant in the graph, and each new size would recompile."""
         n, t = (torch.scalar_tensor(count, dtype=torch.float64) for count in (tokens, train_tokens))
-        ratio = self._factor(n.clamp_min(2).log(), t.clamp_min(2).log()) ** self.strength
+        ratio = self._factor_of(info, n.clamp_min(2).log(), t.clamp_min(2).log()) ** self.strength
         if self.direction != "both":
             ratio = torch.where(n < t if self.direction == "up" else n > t, 1.0, ratio)
         low, high = self.clamp or (None, None)

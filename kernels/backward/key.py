@@ -9,9 +9,20 @@ import triton.language as tl
 
 from ..common.chunks import accumulate, load_chunks, product, store_chunks, zeros
 from ..common.tensors import Described, RowValues
-from ..common.tiles import ADDED_MASK, NO_MASK, PRECISION, batch_of, head_in_batch, head_of, store_tile
+from ..common.tiles import (
+    ADDED_MASK,
+    NO_MASK,
+    PRECISION,
+    batch_of,
+    head_in_batch,
+    head_of,
+    keys_of_head,
+    store_tile,
+)
 from .scores import (
     UNSHIFT,
+    factors_of_keys,
+    for_queries,
     head_factors,
     largest_scale,
     load_map_tile,
@@ -40,8 +51,8 @@ def _store_dq(dq, ds, k, factor, start, seqlen, D: tl.constexpr, ROWS: tl.conste
 
 @triton.jit
 def _gradient_block(
-    sums, k, v, q, grad_out, dq, grad_map, mask, rows, off_row, factors, dq_factor, start_m, start_n,
-    seqlen_q, seqlen_k,
+    sums, k, v, q, grad_out, dq, grad_map, mask, keys, off_keys, of_keys, rows, off_row, factors, dq_factor, start_m,
+    start_n, seqlen_q, seqlen_k,
     D: tl.constexpr, V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr,
     MASK_PER_QUERY: tl.constexpr, IS_CAUSAL: tl.constexpr, CHECK: tl.constexpr, WITH_MAP: tl.constexpr,
     SCALED: tl.constexpr, NEED_DK: tl.constexpr, NEED_DV: tl.constexpr, WIDE: tl.constexpr,
@@ -50,18 +61,22 @@ def _gradient_block(
     """One block of queries for all keys of this program; tiles of scores are [BLOCK_N, BLOCK_M].
 
     Keys beyond the last make rows that are not stored. Queries beyond the last have rows of zeros. So a score needs a
-    CHECK only on the diagonal, and where a mask could be read beyond its end.
+    CHECK only on the diagonal, and where a mask or a bias of keys could be read beyond its end.
     """
     q_i = load_chunks(q, start_m, seqlen_q, D, BLOCK_M, CHECK, WIDE, DESCRIPTORS)  # [BLOCK_M, width] each
     lse_i = load_values(rows.lse + off_row, start_m, seqlen_q, BLOCK_M, CHECK)  # [BLOCK_M], as all values of rows
     log2_l = None
-    if MASK == ADDED_MASK:
+    if MASK == ADDED_MASK or keys.bias is not None:
         log2_l = load_values(rows.log2_l + off_row, start_m, seqlen_q, BLOCK_M, CHECK)
     s = product(k, q_i, D)  # [BLOCK_N, BLOCK_M]
-    p, x = probabilities(s, factors.scores, RowValues(lse_i, log2_l, None, None, None), mask, start_m, start_n,
-                         seqlen_q, seqlen_k, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL,
-                         (CHECK and IS_CAUSAL) or MASK != NO_MASK, rows.g is not None, WIDE,
-                         TRANSPOSED=True)  # fmt: skip
+    factor = factors.scores
+    if of_keys is not None:
+        of_pairs = for_queries(of_keys, keys, start_m, BLOCK_M, TRANSPOSED=True)  # [BLOCK_N, 1 or BLOCK_M]
+        factor = factor * of_pairs
+    CHECK_KEYS: tl.constexpr = (CHECK and IS_CAUSAL) or MASK != NO_MASK or keys.bias is not None
+    p, x = probabilities(s, factor, RowValues(lse_i, log2_l, None, None, None), mask, keys, off_keys, start_m, start_n,
+                         seqlen_q, seqlen_k, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS,
+                         rows.g is not None, WIDE, TRANSPOSED=True)  # fmt: skip
     dk = sums.dk
     dv = sums.dv
     dp = None
@@ -81,7 +96,9 @@ def _gradient_block(
         if WITH_MAP:
             dmap = load_map_tile(grad_map, start_m, start_n, seqlen_q, BLOCK_M, BLOCK_N, True, WIDE)
         ds = score_gradient(p, x, dp, dmap, delta, g, factors.up, factors.up_map, SCALED, TRANSPOSED=True)
-        if dq is not None and MASK == NO_MASK:  # P of keys beyond the last may be infinite
+        if of_keys is not None:  # from here on the gradient of the products
+            ds = ds * of_pairs
+        if dq is not None and not CHECK_KEYS:  # P of keys beyond the last may be infinite
             ds = tl.where((start_n + tl.arange(0, BLOCK_N) < seqlen_k)[:, None], ds, 0.0)
         ds = ds.to(q_i[0].dtype)
         if NEED_DK:
@@ -93,8 +110,8 @@ def _gradient_block(
 
 @triton.jit
 def attention_backward_key(
-    q, k, v, grad_out, q0, q1, q2, grad_out0, grad_out1, grad_out2, dq, dk, dv, grad_map, rows, mask, scale, lengths,
-    num_heads_kv, parts, queries_per_part,
+    q, k, v, grad_out, q0, q1, q2, grad_out0, grad_out1, grad_out2, dq, dk, dv, grad_map, rows, mask, keys, scale,
+    lengths, num_heads_kv, parts, queries_per_part,
     D: tl.constexpr, V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr,
     MASK_PER_QUERY: tl.constexpr, IS_CAUSAL: tl.constexpr, NEED_DK: tl.constexpr, NEED_DV: tl.constexpr,
     TAIL_STAGES: tl.constexpr, IN_EIGHTS: tl.constexpr, WIDE: tl.constexpr,
@@ -129,7 +146,8 @@ def attention_backward_key(
     if HAS_OUT and (NEED_DK or dq.ptr is not None):
         v_i = load_chunks(v_h, start_n, seqlen_k, V, BLOCK_N, True, WIDE)
     sums = Sums(dk=zeros(D, BLOCK_N), dv=zeros(V, BLOCK_N))
-    largest = largest_scale(scale, off_h_kv, group, MASK)
+    QUARTERS: tl.constexpr = MASK == ADDED_MASK or keys.bias is not None
+    largest = largest_scale(scale, off_b, off_h_kv, group, QUARTERS)
     up, down = powers(rows.bound, off_bh_kv)
     dq_factor = largest * down
 
@@ -167,22 +185,26 @@ def attention_backward_key(
         mask_h = mask
         if MASK != NO_MASK:
             mask_h = head_of(mask, off_b, off_h)
-        factors = head_factors(scale, largest, up, off_h, num_heads, MASK, HAS_MAP)
+        factors = head_factors(scale, largest, up, off_b, off_h, num_heads, QUARTERS, HAS_MAP)
+        off_keys = keys_of_head(keys, off_b, off_h)
+        of_keys = None
+        if keys.scale is not None:
+            of_keys = factors_of_keys(keys, off_keys, start_n, seqlen_k, BLOCK_N, True, WIDE)  # [BLOCK_N, 1]
         for start_m in tl.range(full, end_plain, BLOCK_M):
-            sums = _gradient_block(sums, k_i, v_i, q_h, do_h, dq_h, grad_map, mask_h, rows, off_row, factors, dq_factor,
-                                   start_m, start_n, seqlen_q, seqlen_k, D, V, BLOCK_M, BLOCK_N, MASK,
+            sums = _gradient_block(sums, k_i, v_i, q_h, do_h, dq_h, grad_map, mask_h, keys, off_keys, of_keys, rows,
+                                   off_row, factors, dq_factor, start_m, start_n, seqlen_q, seqlen_k, D, V, BLOCK_M, BLOCK_N, MASK,
                                    MASK_PER_QUERY, IS_CAUSAL, False, False, SCALED, NEED_DK, NEED_DV, WIDE,
                                    HAS_OUT, DESCRIPTORS)  # fmt: skip
         if HAS_MAP:
             for start_m in tl.range(end_plain, end_full, BLOCK_M):
-                sums = _gradient_block(sums, k_i, v_i, q_h, do_h, dq_h, grad_map, mask_h, rows, off_row, factors,
-                                       dq_factor, start_m, start_n, seqlen_q, seqlen_k, D, V, BLOCK_M, BLOCK_N, MASK,
+                sums = _gradient_block(sums, k_i, v_i, q_h, do_h, dq_h, grad_map, mask_h, keys, off_keys, of_keys, rows,
+                                       off_row, factors, dq_factor, start_m, start_n, seqlen_q, seqlen_k, D, V, BLOCK_M, BLOCK_N, MASK,
                                        MASK_PER_QUERY, IS_CAUSAL, False, True, SCALED, NEED_DK, NEED_DV,
                                        WIDE, HAS_OUT, DESCRIPTORS)  # fmt: skip
         for i in tl.range(0, full - first + end_m - end_full, BLOCK_M, num_stages=TAIL_STAGES):
             start_m = i + tl.where(i < full - first, first, end_full - full + first)
-            sums = _gradient_block(sums, k_i, v_i, q_h, do_h, dq_h, grad_map, mask_h, rows, off_row, factors, dq_factor,
-                                   start_m, start_n, seqlen_q, seqlen_k, D, V, BLOCK_M, BLOCK_N, MASK,
+            sums = _gradient_block(sums, k_i, v_i, q_h, do_h, dq_h, grad_map, mask_h, keys, off_keys, of_keys, rows,
+                                   off_row, factors, dq_factor, start_m, start_n, seqlen_q, seqlen_k, D, V, BLOCK_M, BLOCK_N, MASK,
                                    MASK_PER_QUERY, IS_CAUSAL, True, HAS_MAP, SCALED, NEED_DK, NEED_DV,
                                    WIDE, HAS_OUT, DESCRIPTORS)  # fmt: skip
 

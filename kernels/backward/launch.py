@@ -18,6 +18,8 @@ from ..common.arguments import (
     describable,
     descriptors,
     in_eights,
+    in_quarters,
+    key_tables,
     lengths,
     mask_kind,
     on_device,
@@ -33,7 +35,7 @@ from ..common.support import call_target, lacks_fence
 from ..common.tensors import MapGradient, RowValues, Scale
 from ..forward.configs import SHORT_KEYS
 from .configs import ALL_CHUNKS, BackwardConfig, TileConfig, backward_config, query_parts
-from .plan import BackwardPlan, KeySums, Launch, Rows, row_bound, value_max
+from .plan import BackwardPlan, KeySums, Launch, Rows, largest_values, row_bound
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
@@ -122,15 +124,15 @@ class BackwardCall:
         return describable_rows(call.key, value), describable_rows(call.query, self.grad_out)
 
     @functools.cached_property
-    def scaling(self) -> tuple[Tensor | None, float, int]:
+    def scaling(self) -> tuple[Tensor | None, float, int, int | None]:
         call = self.call
-        return scale_arguments(call.scale, call.query.shape[3], call.mask)
+        return scale_arguments(call.scale, call.query.shape[3], quarters=in_quarters(call))
 
     def varying(self, rows: Rows, parts: Tensor | None, sums: KeySums) -> tuple[Any, ...]:
         """The values that differ between calls with the same `plan_key`; `OF_VALUE` and its like are indices of it."""
         call = self.call
-        read = (call.query, call.key, call.value, self.grad_out, self.out, self.lse, self.entropy, self.grad_lse)
-        more = (self.grad_entropy, self.grad_map, call.mask, *self.scaling[:2])
+        read = (call.query, call.key, call.value, self.grad_out, call.key_scale, call.key_bias, self.out, self.lse)
+        more = (self.entropy, self.grad_lse, self.grad_entropy, self.grad_map, call.mask, *self.scaling[:2])
         written = (self.dq, sums.dk, sums.dv, rows.lse, rows.delta, rows.log2_l, rows.g, parts)
         return (*read, *more, *written, rows.bounds)
 
@@ -143,6 +145,8 @@ class BackwardCall:
         of_out = (layout(self.grad_out), layout(self.out), layout(self.grad_map), map_keys)
         of_rows = (layout(self.grad_lse), layout(self.grad_entropy), layout(self.entropy))
         needs = (self.dq is not None, self.dk is not None, self.dv is not None, self.need_dscale)
+        if call.key_groups:
+            of_rows = (*of_rows, layout(call.key_scale), layout(call.key_bias), call.key_rows)
         about = (call.query.device, self.target, config, call.is_causal, scale)
         return ("backward", *tensors, *of_out, *of_rows, *needs, *about)
 
@@ -169,14 +173,14 @@ class BackwardCall:
             self.dv.zero_()
         if parts is None or not isinstance(call.scale, Tensor):
             return None
-        return parts.sum((0, 2) if call.scale.dim() else (0, 1, 2)).to(call.scale.dtype)
+        return parts.sum(2).sum_to_size(call.scale.shape).to(call.scale.dtype)
 
     def launch(
         self, config: BackwardConfig, rows: Rows, parts: Tensor | None, sums: KeySums, varying: tuple[Any, ...]
     ) -> BackwardPlan | None:
         """Launch the kernels, and return how to launch them again."""
-        largest = value_max(varying)
-        first = self.rows_launch(config, rows, largest).run((*varying, largest), self.target)
+        largest = largest_values(varying)
+        first = self.rows_launch(config, rows, *largest).run((*varying, *largest), self.target)
         bound = row_bound(varying)
         launches = self.gradient_launches(config, rows, bound, parts, sums)
         gradients = Series.of(each.run((*varying, bound), self.target) for each in launches)
@@ -194,7 +198,7 @@ class BackwardCall:
         return Rows(
             lse=values(),
             delta=values(),
-            log2_l=values() if call.mask is not None and call.mask.dtype != torch.bool else None,
+            log2_l=values() if in_quarters(call) else None,
             g=None if self.grad_entropy is None else values(),
             bounds=values(batch, heads_kv, programs) if call.query.dtype == torch.float16 else None,
         )
@@ -230,8 +234,10 @@ class BackwardCall:
 
         return KeySums(of_parts(self.dk), None if self.grad_out is None else of_parts(self.dv), parts, queries)
 
-    def rows_launch(self, config: BackwardConfig, rows: Rows, largest: Tensor | None) -> Launch:
-        """The first kernel: what the others read for each row. `largest`: see `value_max`."""
+    def rows_launch(
+        self, config: BackwardConfig, rows: Rows, value_max: Tensor | None, factor_max: Tensor | None
+    ) -> Launch:
+        """The first kernel: what the others read for each row. The maxima: see `largest_values`."""
         from .rows import attention_backward_rows
 
         call, tiles = self.call, config.rows
@@ -242,7 +248,8 @@ class BackwardCall:
             "entropy_ptr": self.entropy,
             "grad_lse_ptr": self.grad_lse,
             "grad_entropy_ptr": self.grad_entropy,
-            "value_max_ptr": largest,
+            "value_max_ptr": value_max,
+            "factor_max_ptr": factor_max,
         }
         return Launch(attention_backward_rows, self.query_programs(tiles), arguments, tiles)
 
@@ -337,6 +344,7 @@ class BackwardCall:
             "grad_map": grad_map,
             "rows": RowValues(rows.lse, rows.log2_l, rows.delta, rows.g, bound),
             "mask": mask,
+            "keys": key_tables(call),
             "scale": Scale(*self.scaling),
             "lengths": lengths(call.query, call.key),
             "D": tiles.in_chunks(call.query.shape[3]),

@@ -13,7 +13,7 @@ from ..common.arguments import compile_options
 from ..common.plans import Plan, Series, first_launch
 from .configs import TileConfig
 
-OF_VALUE, OF_GRAD_OUT = 2, 3  # indices in BackwardCall.varying
+OF_VALUE, OF_GRAD_OUT, OF_KEY_SCALE = 2, 3, 4  # indices in BackwardCall.varying
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,7 @@ class BackwardPlan:
     gradients: Series
 
     def launch(self, varying: tuple[Any, ...]) -> None:
-        largest = value_max(varying)
-        self.rows.launch((*varying, largest))
+        self.rows.launch((*varying, *largest_values(varying)))
         self.gradients.launch((*varying, row_bound(varying)))
 
 
@@ -50,7 +49,7 @@ class Rows:
 
     lse: Tensor
     delta: Tensor
-    log2_l: Tensor | None  # with an added mask
+    log2_l: Tensor | None  # with an added mask or a bias of keys
     g: Tensor | None  # with a gradient of the entropy
     bounds: Tensor | None  # (B, Hkv, programs), in float16: the largest |dS| that a program's rows can have
 
@@ -65,12 +64,19 @@ class KeySums:
     queries_per_part: int
 
 
-def value_max(varying: tuple[Any, ...]) -> Tensor | None:
-    """The largest |value| of a call's `varying`, by which float16's rows bound their |dP|."""
-    value, grad_out, bounds = varying[OF_VALUE], varying[OF_GRAD_OUT], varying[-1]
-    if bounds is None or grad_out is None:
-        return None
-    return torch.linalg.vector_norm(value, math.inf, dtype=torch.float32)
+def largest_values(varying: tuple[Any, ...]) -> tuple[Tensor | None, Tensor | None]:
+    """The largest |value| and |key_scale| of a call's `varying`, by which float16's rows bound their |dP| and |dS|."""
+    value, grad_out, key_scale, bounds = varying[OF_VALUE], varying[OF_GRAD_OUT], varying[OF_KEY_SCALE], varying[-1]
+    if bounds is None:
+        return None, None
+    return (
+        None if grad_out is None else _largest(value),
+        None if key_scale is None else _largest(key_scale),
+    )
+
+
+def _largest(t: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(t, math.inf, dtype=torch.float32)
 
 
 def row_bound(varying: tuple[Any, ...]) -> Tensor | None:

@@ -9,8 +9,10 @@ import triton.language as tl
 
 from ..common.chunks import accumulate, load_chunks, product, store_chunks, zeros
 from ..common.tensors import Described, RowValues
-from ..common.tiles import ADDED_MASK, NO_MASK, head_factor, head_of, in_nats, program
+from ..common.tiles import ADDED_MASK, NO_MASK, head_factor, head_of, in_nats, keys_of_head, program
 from .scores import (
+    factors_of_keys,
+    for_queries,
     load_map_tile,
     load_values,
     map_gradient_of,
@@ -29,7 +31,7 @@ class Sums(NamedTuple):
 
 @triton.jit
 def _gradient_block(
-    sums, q, do, k, v, grad_map, mask, factor, rows, up, up_map, start_m, start_n, seqlen_q, seqlen_k,
+    sums, q, do, k, v, grad_map, mask, keys, off_keys, factor, rows, up, up_map, start_m, start_n, seqlen_q, seqlen_k,
     D: tl.constexpr, V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr,
     MASK_PER_QUERY: tl.constexpr, IS_CAUSAL: tl.constexpr, CHECK_KEYS: tl.constexpr, WITH_MAP: tl.constexpr,
     RESCALE: tl.constexpr, NEED_DQ: tl.constexpr, NEED_DSCALE: tl.constexpr, WIDE: tl.constexpr,
@@ -38,8 +40,12 @@ def _gradient_block(
     """One block of keys for all queries of this program."""
     k_i = load_chunks(k, start_n, seqlen_k, D, BLOCK_N, CHECK_KEYS, WIDE, DESCRIPTORS)  # [BLOCK_N, width] each
     s = product(q, k_i, D)  # [BLOCK_M, BLOCK_N]
-    p, x = probabilities(s, factor, rows, mask, start_m, start_n, seqlen_q, seqlen_k, BLOCK_M, BLOCK_N, MASK,
-                         MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, rows.g is not None, WIDE)  # fmt: skip
+    if keys.scale is not None:
+        of_keys = for_queries(factors_of_keys(keys, off_keys, start_n, seqlen_k, BLOCK_N, False, WIDE), keys, start_m,
+                              BLOCK_M, False)  # fmt: skip
+        factor = factor * of_keys
+    p, x = probabilities(s, factor, rows, mask, keys, off_keys, start_m, start_n, seqlen_q, seqlen_k, BLOCK_M, BLOCK_N,
+                         MASK, MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, rows.g is not None, WIDE)  # fmt: skip
     dp = None
     if do is not None:
         v_i = load_chunks(v, start_n, seqlen_k, V, BLOCK_N, CHECK_KEYS, WIDE, DESCRIPTORS)  # [BLOCK_N, width] each
@@ -48,6 +54,8 @@ def _gradient_block(
     if WITH_MAP:
         dmap = load_map_tile(grad_map, start_m, start_n, seqlen_q, BLOCK_M, BLOCK_N, False, WIDE)
     ds = score_gradient(p, x, dp, dmap, rows.delta, rows.g, up, up_map, RESCALE)  # [BLOCK_M, BLOCK_N]
+    if keys.scale is not None:  # from here on the gradient of the products
+        ds = ds * of_keys
     dscale = sums.dscale
     if NEED_DSCALE:
         dscale += tl.sum(ds * s, 1)
@@ -59,7 +67,7 @@ def _gradient_block(
 
 @triton.jit
 def attention_backward_query(
-    q, k, v, k0, k1, k2, v0, v1, v2, grad_out, dq, dscale_ptr, grad_map, rows, mask, scale, lengths,
+    q, k, v, k0, k1, k2, v0, v1, v2, grad_out, dq, dscale_ptr, grad_map, rows, mask, keys, scale, lengths,
     D: tl.constexpr, V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr,
     MASK_PER_QUERY: tl.constexpr, IS_CAUSAL: tl.constexpr, NEED_DQ: tl.constexpr, TAIL_STAGES: tl.constexpr,
     IN_EIGHTS: tl.constexpr, WIDE: tl.constexpr,
@@ -81,7 +89,9 @@ def attention_backward_query(
         v_h = head_of(v, off_b, off_h_kv, IN_EIGHTS)
     if MASK != NO_MASK:
         mask = head_of(mask, off_b, off_h)
-    factor = head_factor(scale, off_h, MASK)
+    QUARTERS: tl.constexpr = MASK == ADDED_MASK or keys.bias is not None
+    factor = head_factor(scale, off_b, off_h, QUARTERS)
+    off_keys = keys_of_head(keys, off_b, off_h)
     up, down = powers(rows.bound, off_bh // group)
     RESCALE: tl.constexpr = rows.bound is not None
     NEED_DSCALE: tl.constexpr = dscale_ptr is not None
@@ -95,7 +105,7 @@ def attention_backward_query(
     lse_i = load_values(rows.lse + off_row, start_m, seqlen_q, BLOCK_M, True)  # [BLOCK_M], as all values of rows
     delta = load_values(rows.delta + off_row, start_m, seqlen_q, BLOCK_M, True) * up
     log2_l = None
-    if MASK == ADDED_MASK:
+    if QUARTERS:
         log2_l = load_values(rows.log2_l + off_row, start_m, seqlen_q, BLOCK_M, True)
     g = None
     if rows.g is not None:
@@ -122,20 +132,20 @@ def attention_backward_query(
         start_n = i
         if HAS_MAP:
             start_n = i + tl.where(i < first, 0, width)
-        sums = _gradient_block(sums, q_i, do, k_h, v_h, grad_map, mask, factor, values, up, up_map, start_m, start_n,
-                               seqlen_q, seqlen_k, D, V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, False,
-                               False, RESCALE, NEED_DQ, NEED_DSCALE, WIDE, DESCRIPTORS)  # fmt: skip
+        sums = _gradient_block(sums, q_i, do, k_h, v_h, grad_map, mask, keys, off_keys, factor, values, up, up_map,
+                               start_m, start_n, seqlen_q, seqlen_k, D, V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY,
+                               IS_CAUSAL, False, False, RESCALE, NEED_DQ, NEED_DSCALE, WIDE, DESCRIPTORS)  # fmt: skip
     for i in tl.range(0, width + end_n - end_full, BLOCK_N, num_stages=TAIL_STAGES):
         start_n = end_full + i
         if HAS_MAP:
             start_n = i + tl.where(i < width, first, end_full - width)
-        sums = _gradient_block(sums, q_i, do, k_h, v_h, grad_map, mask, factor, values, up, up_map, start_m, start_n,
-                               seqlen_q, seqlen_k, D, V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, True,
-                               HAS_MAP, RESCALE, NEED_DQ, NEED_DSCALE, WIDE, DESCRIPTORS)  # fmt: skip
+        sums = _gradient_block(sums, q_i, do, k_h, v_h, grad_map, mask, keys, off_keys, factor, values, up, up_map,
+                               start_m, start_n, seqlen_q, seqlen_k, D, V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY,
+                               IS_CAUSAL, True, HAS_MAP, RESCALE, NEED_DQ, NEED_DSCALE, WIDE, DESCRIPTORS)  # fmt: skip
 
     if NEED_DSCALE:  # the scores' gradient times the unscaled scores
         num_blocks = tl.cdiv(seqlen_q, BLOCK_M)
         tl.store(dscale_ptr + off_bh.to(tl.int64) * num_blocks + block, tl.sum(sums.dscale, 0) * down)
     if NEED_DQ:
         dq_h = head_of(dq, off_b, off_h, IN_EIGHTS)
-        store_chunks(dq_h, sums.dq, in_nats(factor, MASK) * down, start_m, seqlen_q, D, BLOCK_M, WIDE, NEED_DQ)
+        store_chunks(dq_h, sums.dq, in_nats(factor, QUARTERS) * down, start_m, seqlen_q, D, BLOCK_M, WIDE, NEED_DQ)

@@ -7,15 +7,17 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from ..common.tensors import MapGradient
+from ..common.tensors import KeyTables, MapGradient
 from ..common.tiles import (
     ADDED_MASK,
     NO_MASK,
     VANISHED,
     by_query,
     head_factor,
+    head_scale,
     in_base_2,
     in_nats,
+    load_by_key,
     masked_scores,
     score_offsets,
 )
@@ -71,18 +73,41 @@ def load_map_tile(
 
 
 @triton.jit
+def factors_of_keys(keys, off_keys, start_n, seqlen_k, BLOCK_N: tl.constexpr, TRANSPOSED: tl.constexpr,
+                    WIDE: tl.constexpr):  # fmt: skip
+    """The factors of a block of keys, [1, BLOCK_N], or TRANSPOSED."""
+    return load_by_key(keys.scale + off_keys.scale, start_n, keys.scale_key, seqlen_k, BLOCK_N, True, TRANSPOSED, WIDE)
+
+
+@triton.jit
+def for_queries(factors, keys, start_m, BLOCK_M: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """The factors of keys, and 1 beside the queries that have none."""
+    if keys.start is None:
+        return factors
+    else:
+        offs_m = start_m + tl.arange(0, BLOCK_M)
+        return tl.where(by_query((offs_m >= keys.start) & (offs_m < keys.stop), TRANSPOSED), factors, 1.0)
+
+
+@triton.jit
 def probabilities(
-    s, factor, rows, mask, start_m, start_n, seqlen_q, seqlen_k,
+    s, factor, rows, mask, keys, off_keys, start_m, start_n, seqlen_q, seqlen_k,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
     IS_CAUSAL: tl.constexpr, CHECK_KEYS: tl.constexpr, WITH_ENTROPY: tl.constexpr, WIDE: tl.constexpr,
     TRANSPOSED: tl.constexpr = False,
 ):  # fmt: skip
-    """P = 2**x of a tile of scores, and x, both with the shift that the row values bring."""
-    if MASK != NO_MASK or CHECK_KEYS:
+    """P = 2**x of a tile of scores, and x, both with the shift that the row values bring.
+
+    `factor` has those of the keys; of `keys` the bias is added here.
+    """
+    QUARTERS: tl.constexpr = MASK == ADDED_MASK or keys.bias is not None
+    if MASK != NO_MASK or CHECK_KEYS or keys.bias is not None:
+        biases = KeyTables(None, 0, 0, 0, keys.bias, keys.bias_b, keys.bias_h, keys.bias_key, keys.start, keys.stop)
         z = masked_scores(s, factor, mask, start_m, start_n, seqlen_q, seqlen_k, BLOCK_M, BLOCK_N, MASK,
-                          MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, WIDE, TRANSPOSED, ONE_ROUNDING=True)  # fmt: skip
-        x = in_base_2(z - by_query(rows.lse, TRANSPOSED), MASK)  # [BLOCK_M, BLOCK_N], or TRANSPOSED
-        if MASK == ADDED_MASK:
+                          MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, WIDE, TRANSPOSED, ONE_ROUNDING=True, HAS_KEYS=True,
+                          keys=biases, off_keys=off_keys)  # fmt: skip
+        x = in_base_2(z - by_query(rows.lse, TRANSPOSED), QUARTERS)  # [BLOCK_M, BLOCK_N], or TRANSPOSED
+        if QUARTERS:
             x = x - by_query(rows.log2_l, TRANSPOSED)
         if WITH_ENTROPY:
             x = tl.where(x < VANISHED, VANISHED, x)
@@ -132,24 +157,23 @@ def powers_of(bound):
 
 
 @triton.jit
-def largest_scale(scale, off_h_kv, group, MASK: tl.constexpr):
+def largest_scale(scale, off_b, off_h_kv, group, QUARTERS: tl.constexpr):
     """The scale in nats; of a tensor the largest of the heads that are summed."""
     if scale.ptr is None:
-        return in_nats(scale.factor, MASK)
+        return in_nats(scale.factor, QUARTERS)
     else:
         largest = 0.0
         for i in tl.range(0, group):
-            each = tl.load(scale.ptr + (off_h_kv * group + i) * scale.stride).to(tl.float32)
-            largest = tl.maximum(largest, tl.abs(each))
+            largest = tl.maximum(largest, tl.abs(head_scale(scale, off_b, off_h_kv * group + i)))
         return largest
 
 
 @triton.jit
-def head_factors(scale, largest, up, off_h, num_heads, MASK: tl.constexpr, HAS_MAP: tl.constexpr):
+def head_factors(scale, largest, up, off_b, off_h, num_heads, QUARTERS: tl.constexpr, HAS_MAP: tl.constexpr):
     """Scales of a tensor differ among the heads that are summed, so they go into the sum, relative to the largest."""
-    scores = head_factor(scale, off_h, MASK)
+    scores = head_factor(scale, off_b, off_h, QUARTERS)
     if scale.ptr is not None:
-        sm_scale = tl.load(scale.ptr + off_h * scale.stride).to(tl.float32)
+        sm_scale = head_scale(scale, off_b, off_h)
         up = up * tl.where(largest > 0.0, sm_scale / tl.where(largest > 0.0, largest, 1.0), 0.0)
     up_map = up
     if HAS_MAP:

@@ -32,7 +32,7 @@ class AttentionCall:
     value: Tensor  # (B, Hkv, Nk, Dv)
     attn_mask: Tensor | None = None  # as it was passed: it broadcasts to (B, H, Nq, Nk)
     is_causal: bool = False
-    scale: float | Tensor | None = None  # a tensor is 0-d or (H,)
+    scale: float | Tensor | None = None  # a tensor is 0-d, (H,) or (B|1, H|1)
     return_lse: bool = False
     return_entropy: bool = False
     map_keys: tuple[int, int] | None = None  # 0 <= start < stop <= Nk

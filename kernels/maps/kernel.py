@@ -20,6 +20,7 @@ from ..common.tiles import (
     head_in_batch,
     head_of,
     in_base_2,
+    keys_of_head,
     masked_scores,
     store_statistics,
     store_tile,
@@ -44,7 +45,7 @@ def _map_program(num_heads, heads_per_program, seqlen_q, key_blocks, BLOCK_M: tl
 
 @triton.jit
 def _head_scores(
-    q, k, mask, scale, off_h, start_m, start_n, seqlen_q, seqlen_k,
+    q, k, mask, keys, scale, off_b, off_h, start_m, start_n, seqlen_q, seqlen_k,
     D: tl.constexpr, BLOCK_M: tl.constexpr, N0: tl.constexpr, N1: tl.constexpr,
     MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr, IS_CAUSAL: tl.constexpr, CHECK_KEYS: tl.constexpr,
     WIDE: tl.constexpr,
@@ -59,13 +60,16 @@ def _head_scores(
         if N1 > 0:
             k_i = load_chunk(k, i, start_n + N0, seqlen_k, D, N1, CHECK_KEYS, WIDE)  # [N1, width]
             s1 = tl.dot(q_i, tl.trans(k_i), s1, input_precision=PRECISION)  # [BLOCK_M, N1]
-    factor = head_factor(scale, off_h, MASK)
+    factor = head_factor(scale, off_b, off_h, MASK == ADDED_MASK or keys.bias is not None)
+    off_keys = keys_of_head(keys, off_b, off_h)
     z0 = masked_scores(s0, factor, mask, start_m, start_n, seqlen_q, seqlen_k, BLOCK_M, N0, MASK, MASK_PER_QUERY,
-                       IS_CAUSAL, IS_CAUSAL or (CHECK_KEYS and N1 == 0), WIDE)  # fmt: skip
+                       IS_CAUSAL, IS_CAUSAL or (CHECK_KEYS and N1 == 0), WIDE, HAS_KEYS=True, keys=keys,
+                       off_keys=off_keys)  # fmt: skip
     z1 = s1
     if N1 > 0:
         z1 = masked_scores(s1, factor, mask, start_m, start_n + N0, seqlen_q, seqlen_k, BLOCK_M, N1, MASK,
-                           MASK_PER_QUERY, IS_CAUSAL, IS_CAUSAL or CHECK_KEYS, WIDE)  # fmt: skip
+                           MASK_PER_QUERY, IS_CAUSAL, IS_CAUSAL or CHECK_KEYS, WIDE, HAS_KEYS=True, keys=keys,
+                           off_keys=off_keys)  # fmt: skip
     return z0, z1
 
 
@@ -103,13 +107,14 @@ def _store_map(
 
 @triton.jit
 def attention_short_keys(
-    q, k, v, out, lse_ptr, entropy_ptr, parts, mask, scale, lengths,
+    q, k, v, out, lse_ptr, entropy_ptr, parts, mask, keys, scale, lengths,
     D: tl.constexpr, V: tl.constexpr, BLOCK_M: tl.constexpr, N0: tl.constexpr, N1: tl.constexpr,
     MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr, IS_CAUSAL: tl.constexpr, CHECK_KEYS: tl.constexpr,
     IN_EIGHTS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Output, statistics and map where two tiles hold all keys. Grid: (batch * parts of the heads * query blocks,)."""
     num_heads, group, seqlen_q, seqlen_k = lengths
+    QUARTERS: tl.constexpr = MASK == ADDED_MASK or keys.bias is not None
     off_b, part, first_head, end_head, block, _ = _map_program(num_heads, parts.heads_per_program, seqlen_q, 1, BLOCK_M)
     start_m = block * BLOCK_M
     offs_m = start_m + tl.arange(0, BLOCK_M)
@@ -127,7 +132,7 @@ def attention_short_keys(
             mask_h = head_of(mask, off_b, off_h)
         z0, z1 = _head_scores(
             head_in_batch(q_b, off_h), head_in_batch(k_b, off_h_kv),
-            mask_h, scale, off_h, start_m, 0, seqlen_q, seqlen_k,
+            mask_h, keys, scale, off_b, off_h, start_m, 0, seqlen_q, seqlen_k,
             D, BLOCK_M, N0, N1, MASK, MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, WIDE,
         )  # fmt: skip
 
@@ -136,7 +141,7 @@ def attention_short_keys(
         if N1 > 0:
             m_i = tl.maximum(m_i, tl.max(z1, 1))
         x0 = z0 - m_i[:, None]
-        p0 = tl.math.exp2(in_base_2(x0, MASK))
+        p0 = tl.math.exp2(in_base_2(x0, QUARTERS))
         p1 = p0  # a placeholder where there is no second tile
         l_i = tl.sum(p0, 1)
         e_i = l_i
@@ -144,7 +149,7 @@ def attention_short_keys(
             e_i = tl.sum(p0 * x0, 1)
         if N1 > 0:
             x1 = z1 - m_i[:, None]
-            p1 = tl.math.exp2(in_base_2(x1, MASK))
+            p1 = tl.math.exp2(in_base_2(x1, QUARTERS))
             l_i += tl.sum(p1, 1)
             if entropy_ptr is not None:
                 e_i += tl.sum(p1 * x1, 1)
@@ -155,8 +160,8 @@ def attention_short_keys(
             sum1 += p1 * inv[:, None]
         if lse_ptr is not None or entropy_ptr is not None:
             off_row = (off_b.to(tl.int64) * num_heads + tl.cast(off_h, tl.int64)) * seqlen_q
-            store_statistics(lse_ptr, entropy_ptr, off_row, offs_m, seqlen_q, m_i, l_i, e_i, inv, empty, MASK,
-                             LSE_IN_TWO=False)  # fmt: skip
+            store_statistics(lse_ptr, entropy_ptr, off_row, offs_m, seqlen_q, m_i, l_i, e_i, inv, empty,
+                             QUARTERS, LSE_IN_TWO=False)  # fmt: skip
 
         v_h = head_in_batch(v_b, off_h_kv)
         out_h = head_in_batch(out_b, off_h)
@@ -170,15 +175,16 @@ def attention_short_keys(
 
 @triton.jit
 def attention_map(
-    q, k, lse_ptr, parts, mask, scale, lengths,
+    q, k, lse_ptr, parts, mask, keys, scale, lengths,
     D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
     IS_CAUSAL: tl.constexpr, IN_EIGHTS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Only the map, from each row's lse. Grid: (batch * parts of the heads * query blocks * key blocks,).
 
-    Beside an added mask, which can be larger than the sum by any power, lse comes in two numbers.
+    Beside an added mask or a bias of keys, which can be larger than the sum by any power, lse comes in two numbers.
     """
     num_heads, group, seqlen_q, seqlen_k = lengths
+    QUARTERS: tl.constexpr = MASK == ADDED_MASK or keys.bias is not None
     off_b, part, first_head, end_head, block, key_block = _map_program(
         num_heads, parts.heads_per_program, seqlen_q, tl.cdiv(parts.columns, BLOCK_N), BLOCK_M
     )
@@ -197,15 +203,15 @@ def attention_map(
             mask_h = head_of(mask, off_b, off_h)
         z, _ = _head_scores(
             head_in_batch(q_b, off_h), head_in_batch(k_b, off_h // group),
-            mask_h, scale, off_h, start_m, start_n, seqlen_q, seqlen_k,
+            mask_h, keys, scale, off_b, off_h, start_m, start_n, seqlen_q, seqlen_k,
             D, BLOCK_M, BLOCK_N, 0, MASK, MASK_PER_QUERY, IS_CAUSAL, True, WIDE,
         )  # fmt: skip  # [BLOCK_M, BLOCK_N]
         row = (off_b.to(tl.int64) * num_heads + tl.cast(off_h, tl.int64)) * seqlen_q + offs_m  # [BLOCK_M]
-        if MASK == ADDED_MASK:
+        if QUARTERS:
             m_i = tl.load(lse_ptr + row * 2, mask=offs_m < seqlen_q, other=0.0)
             log2_l = tl.load(lse_ptr + row * 2 + 1, mask=offs_m < seqlen_q, other=0.0)
             log2_l = tl.where(log2_l == float("-inf"), 0.0, log2_l)  # a row without keys has only excluded scores
-            sum_p += tl.math.exp2(in_base_2(z - m_i[:, None], MASK) - log2_l[:, None])
+            sum_p += tl.math.exp2(in_base_2(z - m_i[:, None], QUARTERS) - log2_l[:, None])
         else:
             lse = tl.load(lse_ptr + row, mask=offs_m < seqlen_q, other=0.0)
             lse_log2 = tl.where(lse == float("-inf"), 0.0, lse * LOG2E)

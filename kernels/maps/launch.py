@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from ..common.arguments import (
-    ADDED_MASK,
     INT32_MAX,
     allocate,
     allocate_like,
     broadcast,
     compile_options,
     in_eights,
+    in_quarters,
+    key_tables,
     lengths,
     mask_kind,
     on_device,
@@ -56,7 +57,7 @@ def attention_forward_with_map(
     out = allocate_like(query, call.value.shape[3])
     rows = (batch, num_heads, seqlen_q)
     # a sweep reads lse; with an added mask in two numbers, since one keeps too little of a large one
-    in_two = (2,) if not config.one_pass and mask_kind(call.mask) == ADDED_MASK else ()
+    in_two = (2,) if not config.one_pass and in_quarters(call) else ()
     with_lse = call.return_lse or not config.one_pass
     lse = allocate((*rows, *in_two), torch.float32, query.device) if with_lse else None
     entropy = allocate(rows, torch.float32, query.device) if call.return_entropy else None
@@ -102,13 +103,15 @@ class MapCall:
         """The values that differ between calls with the same `plan_key`."""
         call = self.call
         written = (self.out, self.lse, self.entropy, self.map_parts)
-        return (call.query, call.key, call.value, *written, call.mask, *self.scaling[:2])
+        return (call.query, call.key, call.value, *written, call.mask, call.key_scale, call.key_bias, *self.scaling[:2])
 
     def plan_key(self) -> tuple[Hashable, ...]:
         """All else that the table's configuration, the arguments and the compiled code depend on."""
         call = self.call
         scale = layout(call.scale) if isinstance(call.scale, Tensor) else self.scaling[1] < 0
         read = (layout(call.query), layout(call.key), layout(call.value), layout(call.mask))
+        if call.key_groups:
+            read = (*read, layout(call.key_scale), layout(call.key_bias), call.key_rows)
         wanted = (self.lse is not None, self.entropy is not None, call.map_keys, self.heads_per_program)
         return ("map", *read, call.query.device, self.target, call.is_causal, scale, *wanted)
 
@@ -128,9 +131,9 @@ class MapCall:
         return first_launch(kernel, programs, arguments, compile_options(config, self.target), varying)
 
     @functools.cached_property
-    def scaling(self) -> tuple[Tensor | None, float, int]:
+    def scaling(self) -> tuple[Tensor | None, float, int, int | None]:
         call = self.call
-        return scale_arguments(call.scale, call.query.shape[3], call.mask)
+        return scale_arguments(call.scale, call.query.shape[3], quarters=in_quarters(call))
 
     def arguments(self, config: MapConfig) -> tuple[Any, dict[str, Any]]:
         """The kernel, and its arguments by name."""
@@ -158,6 +161,7 @@ class MapCall:
                 1.0 / call.query.shape[1],
             ),
             "mask": mask,
+            "keys": key_tables(call),
             "scale": Scale(*self.scaling),
             "lengths": lengths(call.query, call.key),
             "D": config.in_chunks(call.query.shape[3]),

@@ -7,10 +7,10 @@ import functools
 import pytest
 import torch
 
-from entropy_attn.kernels.backward import launch as launch_backward
 from entropy_attn.kernels.backward.configs import ALL_CHUNKS, backward_config
 from entropy_attn.kernels.backward.key import attention_backward_key
 from entropy_attn.kernels.backward.launch import BackwardCall, Launch
+from entropy_attn.kernels.backward.plan import largest_values
 from entropy_attn.kernels.backward.query import attention_backward_query
 from entropy_attn.kernels.backward.rows import attention_backward_rows
 from entropy_attn.kernels.common.arguments import compile_options
@@ -51,6 +51,7 @@ def make_call(
     scale: torch.Tensor | None = None,
     layout: str = "bhsd",
     seqlen_k: int = 1000,
+    **of_keys: object,
 ) -> BackwardCall:
     """A call as the launcher makes it. Its lengths are no multiples of 16, so nothing is specialized on them."""
 
@@ -62,8 +63,9 @@ def make_call(
     rows = torch.empty(2, HEADS, 1000)
     statistics = rows if entropy else None
     call = AttentionCall(
-        tensor(), tensor(seqlen_k), tensor(seqlen_k), mask, is_causal, scale, map_keys=(0, 77) if has_map else None
-    )
+        tensor(), tensor(seqlen_k), tensor(seqlen_k), mask, is_causal, scale, map_keys=(0, 77) if has_map else None,
+        **of_keys,
+    )  # fmt: skip
     return BackwardCall(
         call, out=tensor(), lse=rows, entropy=statistics, grad_out=tensor(), grad_lse=statistics,
         grad_entropy=statistics, grad_map=torch.empty(2, 1000, 77) if has_map else None,
@@ -77,8 +79,8 @@ def launches(call: BackwardCall, part: str) -> list[Launch]:
     rows = call.allocate_rows(config)
     bound = None if rows.bounds is None else rows.bounds[..., 0]
     parts, sums = call.allocate_scale_parts(config), call.allocate_key_sums(config)
-    largest = launch_backward.value_max(call.varying(rows, parts, sums))
-    found = [call.rows_launch(config, rows, largest), *call.gradient_launches(config, rows, bound, parts, sums)]
+    largest = largest_values(call.varying(rows, parts, sums))
+    found = [call.rows_launch(config, rows, *largest), *call.gradient_launches(config, rows, bound, parts, sums)]
     kernels = {"query": (attention_backward_rows, attention_backward_query), "key": (attention_backward_key,)}
     needs = ("NEED_DQ", "NEED_DK", "NEED_DV")
     return [
@@ -178,6 +180,12 @@ def test_one_of_a_mask_and_a_map(target, option, part):
 def test_scale_s_gradient_and_heads_inside_tokens(target, head_dim, part):
     built = compiled(target, head_dim, part, scale=torch.ones(HEADS), layout="bshd", dtype=torch.bfloat16)
     assert_good(built, target)
+
+
+@pytest.mark.parametrize("part", ["query", "key"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_scale_of_each_sample_and_head(target, part):
+    assert_good(compiled(target, 64, part, scale=torch.ones(2, HEADS)), target)
 
 
 @pytest.mark.parametrize("target, head_dim, part", cases(dtype=torch.float32, has_mask=True, has_map=True))

@@ -138,6 +138,12 @@ def test_causal_with_a_scale_from_a_tensor_and_heads_inside_tokens(target, head_
     assert_fast(code, target, config)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_scale_of_each_sample_and_head(target):
+    code, config = compiled(target, 64, scale=torch.ones(2, HEADS))
+    assert_fast(code, target, config)
+
+
 @pytest.mark.parametrize("kind", ["bool", "added"])
 @pytest.mark.parametrize("target, head_dim", MASKED)
 def test_masks(target, head_dim, kind):

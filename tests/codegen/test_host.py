@@ -69,6 +69,8 @@ CALLS: dict[str, Callable[[], tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any
     "no scale": lambda: (tensors(2, 8, 256, 256, 64), {"scale": 0.0}),
     "scale of each head": lambda: (tensors(2, 8, 256, 256, 64), {"scale": torch.rand(8)}),
     "strided scale": lambda: (tensors(2, 8, 256, 256, 64), {"scale": torch.rand(16)[::2]}),
+    "scale of each sample and head": lambda: (tensors(2, 8, 256, 256, 64), {"scale": torch.rand(2, 8)}),
+    "scale of each sample": lambda: (tensors(2, 8, 256, 256, 64), {"scale": torch.rand(2, 1)}),
     "float64 scale": lambda: (tensors(2, 8, 256, 256, 64), {"scale": torch.rand(8, dtype=torch.float64)}),
     "mask": lambda: (tensors(2, 8, 256, 256, 64), {"attn_mask": random_mask(256, 256)}),
     "mask of keys": lambda: (tensors(2, 8, 256, 256, 64), {"attn_mask": random_mask(2, 1, 1, 256)}),

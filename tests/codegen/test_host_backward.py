@@ -95,6 +95,7 @@ CALLS: dict[str, Callable[[], Call]] = {
     "negative scale": lambda: call(scale=-0.3),
     "scale of each head": lambda: call(scale=torch.rand(8)),
     "strided scale": lambda: call(scale=torch.rand(16)[::2]),
+    "scale of each sample and head": lambda: call(scale=torch.rand(2, 8), needs=(True, True, True, True)),
     "scale's gradient": lambda: call(scale=torch.rand(8), needs=(False, False, False, True)),
     "all four": lambda: call(scale=torch.rand(8), needs=(True, True, True, True)),
     "one scale's gradient": lambda: call(scale=torch.tensor(0.3), needs=(True, True, True, True)),

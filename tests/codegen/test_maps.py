@@ -50,6 +50,7 @@ def compile_map(
     statistics: bool = True,
     scale: torch.Tensor | None = None,
     heads_inside: bool = False,
+    **of_keys: Any,
 ) -> tuple[Code, MapConfig]:
     """Compile what a call would, with the configuration of the table. The number of queries is no multiple of 16."""
 
@@ -72,7 +73,7 @@ def compile_map(
     stats = torch.empty(2, HEADS, 1000)
     lse = stats if statistics or not config.one_pass else None
     entropy = stats if statistics and config.one_pass else None
-    given = AttentionCall(q, k, v, attn_mask, is_causal, scale, map_keys=(start, stop))
+    given = AttentionCall(q, k, v, attn_mask, is_causal, scale, map_keys=(start, stop), **of_keys)
     call = MapCall(given, out, lse, entropy, parts, HEADS, target)
     return compile_kernel(*call.arguments(config), target, compile_options(config, target)), config
 
@@ -105,6 +106,12 @@ def test_text_keys(target, head_dim):
 def test_options_of_one_pass(target, head_dim):
     check(target, head_dim, mask="keys")
     check(target, head_dim, is_causal=True, scale=torch.ones(HEADS), heads_inside=True)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_scale_of_each_sample_and_head(target):
+    assert check(target, 64, scale=torch.ones(2, HEADS)).one_pass
+    assert not check(target, 64, **JOINT, scale=torch.ones(2, HEADS)).one_pass
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -69,6 +69,10 @@ def test_causal_with_a_scale_from_a_tensor_and_heads_inside_tokens(head_dim, gro
     assert_overlapped(*compiled(head_dim, groups, **options))
 
 
+def test_a_scale_of_each_sample_and_head():
+    assert_overlapped(*compiled(64, 2, scale=torch.ones(2, HEADS)))
+
+
 @pytest.mark.parametrize("head_dim", [16, 32, 256])
 def test_the_narrowest_and_the_widest_heads(head_dim):
     for tiles in feasible_tiles(head_dim):

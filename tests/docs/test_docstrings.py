@@ -26,6 +26,7 @@ PUBLIC = public_callables(
         "": ea,
         "scale.": ea.scale,
         "guidance.": ea.guidance,
+        "mix.": ea.mix,
         "transformers.": ea.transformers,
         "shapes.": ea.shapes,
         "shapes.scenes.": scenes,

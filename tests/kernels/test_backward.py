@@ -159,6 +159,15 @@ def test_scales_and_grouped_heads(scale, heads_kv, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 2), (2, 1), (1, 2)], ids=str)
+def test_scales_of_samples(shape, dtype):
+    scale = torch.linspace(0.0, -0.6, shape[0] * shape[1]).view(shape).mT.contiguous().mT.to(DEVICE)
+    q, k, v = make_qkv(2, 2, 20, 30, 16, heads_kv=1, dtype=dtype)
+    mask = random_mask("added", (20, 30), dtype) if dtype == DTYPES[0] else None
+    assert check(q, k, v, scale=scale, attn_mask=mask)[3].shape == shape
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("gain", [30.0, 1e4])
 def test_logits_up_to_one_hot(gain, dtype):
     # scale 1, so that torch's product of queries and keys stays within the range of float16

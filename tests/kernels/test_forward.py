@@ -42,6 +42,14 @@ def test_scales(scale):
     check(*make_qkv(1, 4, 35, 77, 32, heads_kv=2), scale=scale)
 
 
+@pytest.mark.parametrize("shape", [(2, 2), (2, 1), (1, 2)], ids=str)
+def test_scales_of_samples(shape):
+    scale = torch.linspace(-0.5, 0.6, shape[0] * shape[1]).view(shape).to(DEVICE)
+    q, k, v = make_qkv(2, 2, 20, 50, 16, heads_kv=1)
+    check(q, k, v, scale=scale)
+    check(q, k, v, scale=scale.mT.contiguous().mT, attn_mask=random_mask("added", (20, 50), torch.float32))
+
+
 @pytest.mark.parametrize("gain", [1.0, 30.0, 1e4])
 def test_logits_up_to_one_hot(gain):
     check(*make_qkv(1, 2, 70, 77, 64, gain=gain))

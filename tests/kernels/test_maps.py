@@ -88,6 +88,13 @@ def test_scales_with_grouped_heads(scale, seqlen_k):
 
 
 @pytest.mark.parametrize("seqlen_k", [77, 150])
+@pytest.mark.parametrize("shape", [(2, 2), (2, 1), (1, 2)], ids=str)
+def test_scales_of_samples(shape, seqlen_k):
+    scale = torch.linspace(-0.5, 0.6, shape[0] * shape[1]).view(shape).to(DEVICE)
+    check(*make_qkv(2, 2, 20, seqlen_k, 16, heads_kv=1), scale=scale)
+
+
+@pytest.mark.parametrize("seqlen_k", [77, 150])
 @pytest.mark.parametrize("gain", [1.0, 30.0, 1e4])
 def test_logits_up_to_one_hot(gain, seqlen_k):
     check(*make_qkv(1, 2, 35, seqlen_k, 64, gain=gain))

@@ -37,7 +37,8 @@ def test_returns_what_the_call_requests(impl, dtype, return_lse, return_entropy)
 @pytest.mark.parametrize("impl", ["sdpa", "reference"])
 @pytest.mark.parametrize("statistics", [False, True])
 @pytest.mark.parametrize("is_causal", [False, True])
-@pytest.mark.parametrize("scale", [0, 0.0, -1, np.float32(0.3), torch.tensor(0.3), torch.full((4,), -0.5)], ids=str)
+@pytest.mark.parametrize("scale", [0, 0.0, -1, np.float32(0.3), torch.tensor(0.3), torch.full((4,), -0.5),
+                                   torch.linspace(-0.4, 0.5, 8).view(2, 4)], ids=str)  # fmt: skip
 def test_every_kind_of_scale(impl, statistics, is_causal, scale):
     q, k, v = make_qkv()
     r = ea.attention(
@@ -49,7 +50,7 @@ def test_every_kind_of_scale(impl, statistics, is_causal, scale):
 
 @pytest.mark.parametrize("impl", ["auto", "sdpa", "reference"])
 @pytest.mark.parametrize("statistics", [False, True])
-@pytest.mark.parametrize("shape", [(), (4,)], ids=["0-d", "per-head"])
+@pytest.mark.parametrize("shape", [(), (4,), (2, 4), (2, 1), (1, 4)], ids=str)
 def test_gradient_reaches_a_tensor_scale(impl, statistics, shape):
     q, k, v = make_qkv(dtype=torch.float64)
     grads = []
@@ -112,6 +113,18 @@ def test_a_per_head_scale_without_a_batch_dimension():
     scale = torch.tensor([0.1, 0.2, -0.3, 0.0])
     batched = ea.attention(q, k, v, scale=scale).out
     torch.testing.assert_close(ea.scaled_dot_product_attention(q[0], k[0], v[0], scale=scale), batched[0])
+
+
+def test_the_drop_in_with_a_scale_for_each_sample():
+    q, k, v = make_qkv(heads=3)
+    scale = torch.tensor([[0.1, 0.2, -0.3], [0.0, 1.0, 0.5]])
+    both = ea.scaled_dot_product_attention(q, k, v, scale=scale)
+    for b in range(2):
+        one = ea.scaled_dot_product_attention(*(t[b, None] for t in (q, k, v)), scale=scale[b])
+        torch.testing.assert_close(both[b, None], one)
+    one_head = ea.scaled_dot_product_attention(q, k[:, :1], v[:, :1], scale=scale)  # torch broadcasts it
+    expanded = ea.scaled_dot_product_attention(q, k[:, :1].expand_as(k), v[:, :1].expand_as(v), scale=scale)
+    torch.testing.assert_close(one_head, expanded)
 
 
 @pytest.mark.parametrize("statistics", [False, True])

@@ -12,8 +12,9 @@ import entropy_attn as ea
 PUBLIC = {
     "AttentionOutput", "CallInfo", "EntropyRecorder", "GuidanceBlock", "LayerMapRecorder", "MapRecorder",
     "ResponseRecorder", "TSAMFluxPipeline", "TSAMStableDiffusion3Pipeline", "TSAMStableDiffusionPipeline",
-    "TSAMStableDiffusionXLPipeline", "Unsupported", "__version__", "apply", "attach", "attention", "guidance",
-    "profile", "scale", "scaled_dot_product_attention", "shapes", "transformers", "unsupported_reasons",
+    "TSAMStableDiffusionXLPipeline", "Unsupported", "WeakPassGuidance", "__version__", "apply", "attach", "attention",
+    "guidance", "mix", "profile", "scale", "scaled_dot_product_attention", "shapes", "transformers",
+    "unsupported_reasons",
 }  # fmt: skip
 PIPELINES = {
     "TSAMFluxPipeline",
@@ -21,7 +22,9 @@ PIPELINES = {
     "TSAMStableDiffusionPipeline",
     "TSAMStableDiffusionXLPipeline",
 }
-NEED_DIFFUSERS = {"GuidanceBlock", "apply", "attach", "profile", "shapes", "transformers"} | PIPELINES
+NEED_DIFFUSERS = {
+    "GuidanceBlock", "WeakPassGuidance", "apply", "attach", "profile", "shapes", "transformers",
+} | PIPELINES  # fmt: skip
 
 
 def test_public_names():
@@ -37,6 +40,7 @@ def test_public_names_that_need_a_model_library():
     assert callable(ea.apply)
     assert callable(ea.attach)
     assert callable(ea.GuidanceBlock)
+    assert callable(ea.WeakPassGuidance)
     assert callable(ea.transformers.register)
     assert callable(ea.TSAMStableDiffusionPipeline.from_pipe)
     assert callable(ea.shapes.load_pipeline)

@@ -24,7 +24,8 @@ def test_operator(check):
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-@pytest.mark.parametrize("scale", [None, torch.tensor(0.4), torch.tensor([0.0, 0.3, -0.4, 1.0])], ids=str)
+@pytest.mark.parametrize("scale", [None, torch.tensor(0.4), torch.tensor([0.0, 0.3, -0.4, 1.0]),
+                                   torch.linspace(-1, 1, 8).view(2, 4)], ids=str)  # fmt: skip
 @pytest.mark.parametrize("mask", [None, "bool", "added"])
 def test_compiled_gradients_equal_eager_ones(mask, scale, grouped):
     q, k, v = make_qkv(2, 4, 13, 17, 16, heads_kv=2 if grouped else 4)

@@ -28,7 +28,7 @@ def whole(q: torch.Tensor, k: torch.Tensor, scale: Any, mask: Any, factor: Any, 
     """(B, H, Nq, Nk) in float64; factor and bias broadcast to that shape."""
     k = k.double().repeat_interleave(H // k.shape[1], dim=1)
     scale = D**-0.5 if scale is None else scale
-    scale = scale.double()[:, None, None] if isinstance(scale, torch.Tensor) and scale.dim() else scale
+    scale = scale.double()[..., None, None] if isinstance(scale, torch.Tensor) and scale.dim() else scale
     s = (q.double() @ k.mT) * scale * factor + bias
     if mask is not None:
         s = s.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else s + mask.double()
@@ -53,6 +53,7 @@ TABLE = torch.randn(3, NK, generator=torch.Generator().manual_seed(2))
 CASES: dict[str, tuple[int, dict[str, Any], Any, Any]] = {
     "plain": (H, {}, 1.0, 0.0),
     "grouped heads": (2, {"scale": torch.linspace(0.1, 0.6, H)}, 1.0, 0.0),
+    "scales of samples": (3, {"scale": torch.linspace(0.1, 0.9, B * H).view(B, H)}, 1.0, 0.0),
     "boolean mask": (3, {"attn_mask": bool_mask(), "scale": 0.7}, 1.0, 0.0),
     "mask of keys": (H, {"attn_mask": torch.linspace(-2, 1, NK)}, 1.0, 0.0),
     "mask of rows": (H, {"attn_mask": torch.linspace(-2, 1, NQ)[:, None], "scale": torch.tensor(0.4)}, 1.0, 0.0),

@@ -57,6 +57,17 @@ def test_grouped_heads_and_per_head_scale():
     torch.testing.assert_close(head_mean, mean_of_one)
 
 
+@pytest.mark.parametrize("shape", [(2, 4), (2, 1), (1, 4)], ids=str)
+def test_a_scale_for_each_sample(shape):
+    q, k, v = make_qkv(dtype=torch.float64)
+    scale = torch.linspace(-0.4, 1.0, shape[0] * shape[1], dtype=torch.float64).view(shape)
+    results = attention_reference(q, k, v, scale=scale, map_keys=(3, 20))
+    for b in range(2):
+        one = attention_reference(q[b, None], k[b, None], v[b, None], scale=scale.expand(2, 4)[b], map_keys=(3, 20))
+        for both, single in zip(results, one, strict=True):
+            torch.testing.assert_close(both[b, None], single)
+
+
 def test_closed_forms():
     q, k, v = make_qkv(seqlen_k=50, dtype=torch.float64)
     _, lse, entropy, head_mean = attention_reference(q, k, v, scale=0.0, map_keys=(5, 50))  # every row is uniform

@@ -63,7 +63,15 @@ def test_tensors(tensors, error, message):
         ({"scale": True}, TypeError, "got bool"),
         ({"scale": float("nan")}, ValueError, "scale: expected a finite number, got nan"),
         ({"scale": torch.ones(4, dtype=torch.int32)}, TypeError, "floating-point tensor, got torch.int32"),
-        ({"scale": torch.ones(3)}, ValueError, "a tensor of shape (4,) with one factor per query head, got shape (3,)"),
+        (
+            {"scale": torch.ones(3)},
+            ValueError,
+            "scale: expected a number, a 0-d tensor, a tensor of shape (4,) with one factor per query head or one that "
+            "broadcasts to (batch, heads) = (2, 4), got shape (3,)",
+        ),
+        ({"scale": torch.ones(2)}, ValueError, "got shape (2,)"),  # not one for each sample
+        ({"scale": torch.ones(4, 2)}, ValueError, "got shape (4, 2)"),
+        ({"scale": torch.ones(2, 3)}, ValueError, "got shape (2, 3)"),
         ({"scale": torch.ones(1, 4, 1, 1)}, ValueError, "got shape (1, 4, 1, 1)"),
         ({"scale": torch.ones(4, device="meta")}, ValueError, "scale: expected the query's device cpu, got meta"),
         ({"map_keys": 3}, TypeError, "map_keys: expected None, (start, stop) or a slice, got 3"),
@@ -102,6 +110,13 @@ def test_attention_has_no_dropout():
 def test_the_drop_in_refuses_a_per_head_scale_without_heads():
     with pytest.raises(ValueError, match=re.escape("scale: expected a number or a 0-d tensor, got shape (1,)")):
         ea.scaled_dot_product_attention(Q[0, 0], K[0, 0], K[0, 0], scale=torch.ones(1))
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 16), (3, 2, 4, 5, 16)], ids=str)
+def test_the_drop_in_refuses_a_scale_for_each_sample_unless_the_query_has_four_dimensions(shape):
+    q = torch.zeros(shape)
+    with pytest.raises(ValueError, match=re.escape("(4,) with one factor per query head, got shape (2, 4)")):
+        ea.scaled_dot_product_attention(q, q, q, scale=torch.ones(2, 4))
 
 
 def test_an_explicit_impl_never_falls_back_and_lists_every_reason(monkeypatch):

@@ -24,7 +24,7 @@ def oracle(query, key, mask=None, scale=None):
     """(response, variance of the logits over the keys that are left), float64."""
     query, key = query.double(), key.double().repeat_interleave(query.shape[1] // key.shape[1], 1)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    scale = scale.double()[:, None, None] if isinstance(scale, torch.Tensor) and scale.dim() else scale
+    scale = scale.double()[..., None, None] if isinstance(scale, torch.Tensor) and scale.dim() else scale
     scores = query @ key.mT * scale
     added = torch.zeros(scores.shape[-1:], dtype=torch.float64) if mask is None else mask
     if added.dtype == torch.bool:
@@ -66,7 +66,8 @@ def test_the_error_falls_with_the_square_of_the_step():
 
 
 @pytest.mark.parametrize("name", masks())
-@pytest.mark.parametrize("scale", [None, 0.7, torch.tensor([0.1, 0.2, 0.4, 0.8])], ids=["default", "number", "heads"])
+@pytest.mark.parametrize("scale", [None, 0.7, torch.tensor([0.1, 0.2, 0.4, 0.8]), torch.tensor([[0.2], [0.6]])],
+                         ids=["default", "number", "heads", "samples"])  # fmt: skip
 def test_masks_scales_and_grouped_heads(name: str, scale, monkeypatch):
     monkeypatch.setattr(module, "BLOCK_SCORES", 8 * 48 * 3)  # several blocks of rows
     mask = masks()[name]

@@ -51,7 +51,8 @@ def test_rows_without_keys_in_a_chunk_or_at_all():
         torch.testing.assert_close(maps, head_mean, rtol=0, atol=1e-15)
 
 
-@pytest.mark.parametrize("scale", [None, 0.3, torch.tensor(0.3), torch.linspace(0.1, 0.5, 4)], ids=str)
+@pytest.mark.parametrize("scale", [None, 0.3, torch.tensor(0.3), torch.linspace(0.1, 0.5, 4),
+                                   torch.linspace(0.1, 0.5, 8).view(2, 4)], ids=str)  # fmt: skip
 @pytest.mark.parametrize("block", [1 << 24, 1, 100])
 def test_map_by_the_log_sum_exp_of_all_keys(scale, block, monkeypatch):
     monkeypatch.setattr("entropy_attn.ops.split_keys.BLOCK_SCORES", block)

@@ -16,6 +16,7 @@ from entropy_attn.scale import (
     POLICIES,
     CallInfo,
     Constant,
+    DyPE,
     Fixed,
     Layers,
     LogN,
@@ -37,6 +38,7 @@ RATIOS: dict[str, Callable[..., TokenRatio]] = {
     "lognoroot": LogNoRoot,
     "power": lambda **options: Power(0.25, **options),
     "yarn": YaRN,
+    "dype": lambda **options: DyPE(exponent=0.0, **options),
 }
 every_ratio = pytest.mark.parametrize("make", RATIOS.values(), ids=RATIOS)
 counts = st.integers(2, 1 << 20)

@@ -76,6 +76,8 @@ def refusals(report: Report, rank: int, world: int) -> None:
         report.say("same noise again", said(lambda: model(**call)))
     with ea.apply(model, scale=LOGN, record=ea.EntropyRecorder() if rank else None):
         report.say("different recorders", said(lambda: model(**call)))
+    with ea.apply(model, scale=None, mix=ea.mix.SoftPAG()):
+        report.say("a mix", said(lambda: model(**call)))
     with ea.apply(model, scale=ea.scale.Fixed(0.1 + rank)):
         report.say("different scales", said(lambda: model(**call)))
 

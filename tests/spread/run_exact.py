@@ -46,6 +46,10 @@ def per_head(info: ea.CallInfo) -> torch.Tensor:
     return torch.linspace(0.1, 0.6, info.num_heads, dtype=torch.float64)
 
 
+def per_sample(info: ea.CallInfo) -> torch.Tensor:
+    return torch.linspace(0.1, 0.6, 2 * info.num_heads, dtype=torch.float64).view(2, info.num_heads)
+
+
 def main() -> None:
     _, world = start()
     logn = ea.scale.LogN(train_tokens=16)
@@ -63,6 +67,7 @@ def main() -> None:
         ("", flux(), logn, "all", list(modes)),
         (", rows of the image", flux(), logn, "image", list(modes)),
         (", a scale per head", flux(), per_head, "all", list(modes)),
+        (", a scale per sample", flux(), per_sample, "all", ["ulysses", "ring"]),
         (", 81 + 7 tokens", flux(81, 7), logn, "all", ["ulysses anything", "ring anything"]),
         (", 7 heads", flux(64, 8, 7), per_head, "all", ["ulysses anything", "ring"]),
     ):

@@ -33,6 +33,7 @@ def test_remove_gives_diffusers_attention_back(found):
         ("a mask of rows", "mask of shape (2, 1, 36, 36)"),
         ("heads", "ulysses_degree=2 does not divide its 3 heads; give ulysses_anything=True"),
         ("a picked kernel", "set_attention_backend('native')"),
+        ("a mix", "mix=SoftPAG: its tokens are spread over devices (context parallel)"),
         ("different noise", "hidden_states: expected the same on all devices"),
         ("different recorders", "record: expected the same on all devices"),
         ("different scales", "scale: expected the same on all devices"),

@@ -11,6 +11,7 @@ pytestmark = pytest.mark.spread
 MODES = ("ulysses", "ring", "ring and ulysses", "ulysses anything", "ring anything")
 CASES = [
     *(mode + options for options in ("", ", rows of the image", ", a scale per head") for mode in MODES),
+    *("ulysses, a scale per sample", "ring, a scale per sample"),
     *("ulysses anything, 81 + 7 tokens", "ring anything, 81 + 7 tokens", "ulysses anything, 7 heads", "ring, 7 heads"),
 ]
 

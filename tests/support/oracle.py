@@ -55,7 +55,7 @@ def torch_same_dtype(
         group = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    scale = scale[:, None, None] if isinstance(scale, Tensor) and scale.dim() else scale
+    scale = scale[..., None, None] if isinstance(scale, Tensor) and scale.dim() else scale
     wide = torch.promote_types(query.dtype, torch.float32)
     s = (query @ key.mT).to(wide) * scale
     if attn_mask is not None:
@@ -95,12 +95,12 @@ def _logit_rounding_of(
     if mask is not None and mask.dim() > 2 and mask.shape[-3] > 1:
         mask = mask[..., head : head + 1, :, :]
     if isinstance(scale, Tensor) and scale.dim():
-        scale = scale[head]
+        scale = scale[..., [min(head, scale.shape[-1] - 1)]]
     given = {**options, "attn_mask": mask, "scale": scale, "enable_gqa": False, "map_keys": (0, key.shape[2])}
     out, _, entropy, p = attention_reference(q, k, v, **given)
     out, entropy = out[:, 0], entropy[:, 0]  # p is [B, Nq, Nk]
     q, k, v = (t[:, 0].double() for t in (q, k, v))
-    scale = torch.as_tensor(query.shape[-1] ** -0.5 if scale is None else scale).abs()
+    scale = torch.as_tensor(query.shape[-1] ** -0.5 if scale is None else scale).abs()[..., None]
     unit = torch.finfo(torch.promote_types(query.dtype, torch.float32)).eps / 2
     change = p * unit * (q.abs() @ k.abs().mT) * scale
     total = change.sum(-1, keepdim=True)

@@ -34,8 +34,19 @@ def random_gradients(
     return grads | ({"map_keys": map_keys} if "grad_map" in grads else {})
 
 
-def reference_outputs(query: Tensor, key: Tensor, value: Tensor, map_keys: tuple[int, int], **options: Any) -> Outputs:
-    """The outputs of the float64 reference."""
+def reference_outputs(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    map_keys: tuple[int, int],
+    *,
+    factor: Tensor | None = None,
+    **options: Any,
+) -> Outputs:
+    """The outputs of the float64 reference; with factors on the scores, those of the formula below in float64."""
+    if factor is not None:
+        tensors = (t.double() for t in (query, key, value))
+        return same_dtype_outputs(*tensors, map_keys, factor=factor.double(), **options)
     grouped = query.shape[1] != key.shape[1]
     return attention_reference(query, key, value, enable_gqa=grouped, map_keys=map_keys, **options)
 
@@ -49,11 +60,16 @@ def same_dtype_outputs(
     attn_mask: Tensor | None = None,
     is_causal: bool = False,
     scale: float | Tensor | None = None,
+    factor: Tensor | None = None,
 ) -> Outputs:
-    """What a user would write in torch: products in the inputs' dtype, softmax and statistics in float32 or wider."""
+    """What a user would write in torch: products in the inputs' dtype, softmax and statistics in float32 or wider.
+
+    `factor`, which broadcasts to (B, H, Nq, Nk), is one on the scores besides the scale.
+    """
     group = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
     s = (query @ key.mT).to(torch.promote_types(query.dtype, torch.float32)) * softmax_scale(scale, query)
+    s = s if factor is None else s * factor
     if attn_mask is not None:
         s = s.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else s + attn_mask
     if is_causal:
@@ -95,6 +111,8 @@ def gradient_rounding(
     scale = scale.double().abs() if isinstance(scale, Tensor) else abs(scale)
     unit = torch.finfo(torch.promote_types(query.dtype, torch.float32)).eps / 2
     size = scale * (query.double().abs() @ key.double().abs().repeat_interleave(group, dim=1).mT)
+    if options.get("factor") is not None:
+        size = size * options["factor"].double().abs()
     map_keys = grads.get("map_keys", (0, 0))
     out, lse, entropy, _ = reference_outputs(query, key, value, map_keys, **options)
     lse = lse.masked_fill(lse == -math.inf, 0.0)

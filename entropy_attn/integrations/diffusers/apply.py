@@ -10,10 +10,11 @@ from entropy_attn.errors import Unroutable
 from entropy_attn.integrations.diffusers.branches import check_guidance
 from entropy_attn.integrations.diffusers.handle import Handle, handle_of
 from entropy_attn.integrations.diffusers.layers import refusal_of
-from entropy_attn.integrations.diffusers.models import layer_halvings
+from entropy_attn.integrations.diffusers.models import layer_blocks, layer_halvings
 from entropy_attn.integrations.diffusers.private import parallel_config_of
 from entropy_attn.integrations.diffusers.prompt_hook import text_parts
 from entropy_attn.integrations.diffusers.target import latent_train_size, resolve_target
+from entropy_attn.mix import Mix
 from entropy_attn.recorders.base import Recorder
 from entropy_attn.routing.calls import LayerSelection, Rows
 from entropy_attn.routing.router import Router
@@ -27,6 +28,7 @@ def apply(
     layers: str = "self",
     train_size: int | tuple[int, int] | None = None,
     rows: Rows = "all",
+    mix: Mix | None = None,
 ) -> Handle:
     """Route every attention layer of a denoiser through this package, until `handle.remove()`.
 
@@ -55,12 +57,14 @@ def apply(
             the default scale for the text's. The text attends over the same keys, so its entropy drifts with their
             number as the image's does, and "all" holds both; "image" leaves the text stream of the model as it was
             trained, at the price of two attention calls instead of one.
+        mix: an `ea.mix.Mix`, such as `ea.mix.NAG()`: calls in its layers are answered twice, and what goes on is a
+            function of both answers. Recorders see the first one. None mixes nothing.
 
     Returns:
         The `Handle` of the routing. It is a context manager that removes the routing at its end.
 
     Raises:
-        TypeError: `pipe_or_denoiser`, `scale`, `record` or `layers` is of a wrong type.
+        TypeError: `pipe_or_denoiser`, `scale`, `record`, `layers` or `mix` is of a wrong type.
         ValueError: `layers` is no regular expression, or matches no layer, or leaves `scale` without a layer that it
             can serve; `train_size` is no size, or no multiple of the pixels of a latent cell; the policy needs the
             training size, or the number of text tokens at training, which is not known; `rows` is unknown; a recorder
@@ -75,9 +79,11 @@ def apply(
     denoiser, pipe = resolve_target(pipe_or_denoiser)
     selection = LayerSelection(layers)
     size = latent_train_size(denoiser, pipe, train_size)
-    router = Router(scale, selection, record, size, rows, layer_halvings(denoiser))
+    router = Router(scale, selection, record, size, rows, layer_halvings(denoiser), layer_blocks(denoiser), mix)
     handle = Handle(denoiser, pipe, router)
-    _check_layers(handle, selection)
+    check_layers(handle, selection)
+    if router.mixing is not None:
+        check_layers(handle, router.mixing.layers)
     handle.check_heads()
     if scale is not None and selection.layers == "self" and not _attends_to_images(handle):
         raise ValueError(
@@ -109,11 +115,11 @@ def plain_routing(denoiser: UNet2DConditionModel) -> Handle:
         raise Unroutable(type(denoiser).__name__, [reason])
     selection = LayerSelection()
     handle = Handle(denoiser, None, Router(None, selection, None, None))
-    _check_layers(handle, selection)
+    check_layers(handle, selection)
     return handle
 
 
-def _check_layers(handle: Handle, selection: LayerSelection) -> None:
+def check_layers(handle: Handle, selection: LayerSelection) -> None:
     """Refuse now what would fail only while sampling."""
     model = type(handle.denoiser).__name__
     if not handle.layers:

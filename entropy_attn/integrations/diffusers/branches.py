@@ -27,8 +27,8 @@ def parts_for(recorders: Sequence[Recorder], call: TrackedCall) -> Parts:
         for recorder in recorders:
             if recorder.branches is None and isinstance(recorder, PolicyRecorder):
                 raise UnknownParts(
-                    f"scale={recorder.policy!r}: which rows are of the prompt is not known: {unknown}. Give the policy "
-                    "branch=None, for all rows"
+                    f"{recorder.argument}={recorder.policy!r}: which rows are of the prompt is not known: {unknown}. "
+                    f"{_other(recorder)}"
                 ) from None
             if recorder.branches is None:
                 name = type(recorder).__name__
@@ -48,8 +48,8 @@ def check_guidance(pipe: DiffusionPipeline | None, recorders: Sequence[Recorder]
     for recorder in recorders:
         if pipe is None and isinstance(recorder, PolicyRecorder) and recorder.branches is None:
             raise ValueError(
-                f"scale={recorder.policy!r}: needs the pipeline, to know which rows are of the prompt; apply to the "
-                "pipeline, or give the policy branch=None"
+                f"{recorder.argument}={recorder.policy!r}: needs the pipeline, to know which rows are of the prompt; "
+                f"apply to the pipeline. {_other(recorder)}"
             )
     for name in OTHER_GUIDANCE:
         for recorder in recorders:
@@ -57,10 +57,19 @@ def check_guidance(pipe: DiffusionPipeline | None, recorders: Sequence[Recorder]
                 continue
             if isinstance(recorder, PolicyRecorder):
                 raise ValueError(
-                    f"scale={recorder.policy!r}: {type(pipe).__name__} has {name}, so which rows are of the prompt is "
-                    "not known; give the policy branch=None, for all rows"
+                    f"{recorder.argument}={recorder.policy!r}: {type(pipe).__name__} has {name}, so which rows are of "
+                    f"the prompt is not known. {_other(recorder)}"
                 )
             raise ValueError(
                 f"record={recorder!r}: {type(pipe).__name__} has {name}, so its batch may have more than two "
                 f"parts; give {type(recorder).__name__}(branches=...) their names, in order"
             )
+
+
+def _other(recorder: PolicyRecorder) -> str:
+    """What to give instead of a policy, or a mix, for some of the rows."""
+    if recorder.argument == "mix":
+        return "Give a mix with branch=None, for all rows, or none"
+    if getattr(recorder.policy, "gives_key_groups", False):
+        return "Give the policy branch=None, for all rows"
+    return "Give a policy for all rows, without needs_branches"

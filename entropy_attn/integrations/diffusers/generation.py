@@ -27,7 +27,7 @@ from entropy_attn.integrations.diffusers.row_texts import (
     same_rows,
     same_text,
 )
-from entropy_attn.integrations.diffusers.steps import StepCounter
+from entropy_attn.integrations.diffusers.steps import StepCounter, number_of_steps
 from entropy_attn.recorders.base import Parts, UnknownParts
 
 _ALL = Parts(("all",))
@@ -47,6 +47,7 @@ class GenerationTracker:
         self._run_key: object = None  # the call of the pipeline that this generation is part of
         self._texts = GenerationTexts()
         self._steps = StepCounter()
+        self.num_steps: int | None = None  # of this generation, if it is known
         self._step_calls: list[_Call] = []  # of this step
         self._matches = Remembered()
 
@@ -68,8 +69,11 @@ class GenerationTracker:
             self._texts = GenerationTexts()
         return self._texts.add(encoded)
 
-    def begin_call(self, arguments: Mapping[str, Any]) -> TrackedCall:
-        """The denoiser is called with these arguments."""
+    def begin_call(self, arguments: Mapping[str, Any], may_wait: bool = False) -> TrackedCall:
+        """The denoiser is called with these arguments.
+
+        may_wait: for the device, to find the number of steps.
+        """
         pipe, timestep = self._pipe(), arguments.get(self.model.timestep)
         scheduler, run = getattr(pipe, "scheduler", None), running(pipe)
         begins = self._steps.step < 0
@@ -82,6 +86,8 @@ class GenerationTracker:
                 self._texts = GenerationTexts()  # those of another generation
             begins = True
         self._run_key = run_key
+        if begins:
+            self.num_steps = self._number_of_steps(run, timestep, may_wait)
         texts_seen = bool(self._texts.texts)
         if begins and run is not None and not texts_seen:
             self._add_embeddings(run)
@@ -89,6 +95,14 @@ class GenerationTracker:
         if self._steps.count(scheduler, timestep):
             self._step_calls = []
         return TrackedCall(self, run, self._steps.step, begins and not texts_seen, arguments)
+
+    def _number_of_steps(self, run: PipelineRun | None, timestep: Any, may_wait: bool) -> int | None:
+        pipe = self._pipe()
+        number = number_of_steps(getattr(pipe, "scheduler", None), timestep, self.model.timesteps, may_wait)
+        if run is not None:  # it may stop before the end of the table
+            stated = getattr(run.pipe, "num_timesteps", None)
+            return min(number, stated) if number and isinstance(stated, int) and stated > 0 else number
+        return number if getattr(pipe, "denoising_end", None) is None else None
 
     def _add_embeddings(self, run: PipelineRun) -> None:
         """Embeddings that a pipeline takes without `encode_prompt`."""

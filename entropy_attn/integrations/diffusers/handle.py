@@ -26,7 +26,8 @@ from entropy_attn.integrations.diffusers.private import AttentionLayer, has_some
 from entropy_attn.integrations.diffusers.processors import COPY, SwappedProcessor, forget_copy, has_copy
 from entropy_attn.integrations.diffusers.prompt_hook import add_prompt_hook
 from entropy_attn.integrations.diffusers.row_texts import Encoded
-from entropy_attn.integrations.diffusers.steps import scheduler_timestep
+from entropy_attn.integrations.diffusers.steps import scheduler_sigma, scheduler_timestep
+from entropy_attn.mix import Mix
 from entropy_attn.recorders.base import Parts, Recorder
 from entropy_attn.routing.calls import DenoiserCall, LayerCall
 from entropy_attn.routing.policy_recorder import PolicyRecorder
@@ -44,6 +45,7 @@ class Handle:
         layers: names of the routed attention layers, within the denoiser.
         recorders: those that were given to `apply`, and those by which a policy follows the pipeline.
         active: False once removed, or replaced by a later `apply` to the same denoiser.
+        mix: that of `apply`, or None.
     """
 
     def __init__(self, denoiser: ModelMixin, pipe: DiffusionPipeline | None, router: Router):
@@ -60,8 +62,8 @@ class Handle:
         self._names = {module: name for name, module in self.modules.items()}
         self._number = number_of(self)
         self._by_call = any(rule.kind == "call" for rule in self.rules.values())
-        # Records, calls that are split, and key groups stay outside of the graphs of torch.compile.
-        self._traceable = not router.recorders and router.rows == "all" and not router.gives_key_groups
+        # Outside of the graphs of torch.compile: records, calls that are split or mixed, key groups, scales of samples.
+        self._traceable = not router.recorders and router.rows == "all" and not router.untraceable
         self._parameters = tuple(inspect.signature(type(denoiser).forward).parameters)[1:]
         self._pipe = weakref.ref(pipe) if pipe is not None else lambda: None
         null_label = getattr(denoiser.config, "num_embeds_ada_norm", None)
@@ -83,6 +85,10 @@ class Handle:
     @property
     def recorders(self) -> tuple[Recorder, ...]:
         return self.router.recorders
+
+    @property
+    def mix(self) -> Mix | None:
+        return None if self.router.mixing is None else self.router.mixing.mix
 
     def remove(self) -> None:
         """Undo the routing: the denoiser, and the pipeline if it was followed, are as before. Does nothing twice."""
@@ -117,7 +123,8 @@ class Handle:
 
     def __repr__(self) -> str:
         state = f"{len(self.layers)} layers" if self._active else "removed"
-        return f"<Handle on {type(self.denoiser).__name__}, scale={self.router.policy!r}, {state}>"
+        mix = "" if self.mix is None else f", mix={self.mix!r}"
+        return f"<Handle on {type(self.denoiser).__name__}, scale={self.router.policy!r}{mix}, {state}>"
 
     def _repr_html_(self) -> str:
         kinds = Counter("self or cross" if rule.kind == "call" else rule.kind for rule in self.rules.values())
@@ -128,6 +135,8 @@ class Handle:
             "layers": ", ".join(f"{count} {kind}" for kind, count in kinds.items()),
             "recorders": ", ".join(recorders) or "none",
         }
+        if self.mix is not None:
+            values["mix"] = repr(self.mix)
         return facts(type(self).__name__, values, "routing" if self._active else "removed")
 
     # -- install and undo ---------------------------------------------------------------------------------------------
@@ -154,6 +163,16 @@ class Handle:
             unwrap_call(module)
             forget_copy(module)
             module.__dict__.pop(NUMBER, None)
+
+    def pause(self) -> None:
+        """Take the denoiser's wrapping away for a while; the pipeline stays followed."""
+        if self._active:
+            self._uninstall()
+
+    def resume(self) -> None:
+        """End of `pause`."""
+        if not self._active:
+            self._install()
 
     def _make_copies(self) -> None:
         for module in self.modules.values():
@@ -204,13 +223,21 @@ class Handle:
             train_tokens = self.model.image_tokens(config, self.router.train_size, image.frames)
         latents = arguments.get(self.model.latents)
         batch = None if latents is None else len(latents)
-        timestep = None
-        if self.router.needs_timestep:
-            timestep = scheduler_timestep(self._pipe(), arguments.get(self.model.timestep), self.model.timesteps)
+        timestep, sigma = self._time(arguments)
         parallel = parallel_config_of(self.denoiser)  # context parallelism may have been enabled since
         shards = None if parallel is None else self._shards(parallel, arguments, step)
         running = DenoiserCall(
-            step, image.size, parts, image.tokens, train_tokens, image.references, batch, timestep, shards
+            step,
+            image.size,
+            parts,
+            image.tokens,
+            train_tokens,
+            image.references,
+            batch,
+            timestep,
+            sigma,
+            self._generation.num_steps,
+            shards,
         )
         with self.router.denoiser_call(running):
             result = call(*args, **kwargs)
@@ -220,13 +247,19 @@ class Handle:
         return result
 
     def check_heads(self) -> None:
-        """Refuse to record some of the heads as if they were all.
+        """Refuse to record, or to mix, some of the heads as if they were all.
 
         Raises:
-            Unroutable: there are recorders, and the heads are spread over devices.
+            Unroutable: there are recorders or a mix, and the heads are spread over devices.
         """
         if not has_some_heads(self.denoiser):
             return
+        if self.mix is not None:
+            reason = (
+                f"its heads are spread over devices (tensor parallel), and mix={type(self.mix).__name__} counts all of "
+                "them; give no mix, or run it on one device"
+            )
+            raise Unroutable(type(self.denoiser).__name__, [reason])
         followers = [each for each in self.recorders if isinstance(each, PolicyRecorder)]
         names = [type(each.policy).__name__ for each in followers if each.learns]
         names += [type(each).__name__ for each in self.recorders if each not in followers]
@@ -255,15 +288,23 @@ class Handle:
                 "scale": self.router.policy,
                 "record": [type(each) for each in self.recorders],
                 "rows": self.router.rows,
+                "mix": self.mix,
                 "gradients": torch.is_grad_enabled(),
             }
             check_same_inputs(name, self._parameters, arguments, settings, shards.layout.group)
         return shards
 
+    @torch.compiler.disable  # else a graph would be made for every value
+    def _time(self, arguments: dict[str, Any]) -> tuple[float | None, float | None]:
+        """The scheduler's timestep and sigma, each if a policy asks for it and it is known."""
+        at = self._pipe(), arguments.get(self.model.timestep), self.model.timesteps
+        timestep = scheduler_timestep(*at) if self.router.needs_timestep else None
+        return timestep, scheduler_sigma(*at) if self.router.needs_sigma else None
+
     @torch.compiler.disable
     def _step_and_parts(self, arguments: dict[str, Any]) -> tuple[int, Parts]:
         """The step, and the branches of this call for the recorders."""
-        call = self._generation.begin_call(arguments)
+        call = self._generation.begin_call(arguments, self.router.needs_num_steps)
         if not self.recorders:
             return call.step, _ALL
         if call.unknown_prompt:

@@ -18,7 +18,7 @@ from entropy_attn.integrations.diffusers.private import (
     other_processors,
 )
 from entropy_attn.integrations.diffusers.processors import calling, has_copy
-from entropy_attn.routing.calls import AttentionArguments, LayerCall
+from entropy_attn.routing.calls import IMAGE_PROMPT, AttentionArguments, LayerCall
 from entropy_attn.routing.intercept import AttentionCalls
 from entropy_attn.routing.router import Router
 from entropy_attn.scale import Kind
@@ -207,7 +207,7 @@ def _text_or_image_prompt(name: str, rule: LayerRule, kind: Kind, text: str | No
     """A call of a layer that attends to the text, and in another call to an image prompt."""
     if to_text:
         return _layer_call(name, kind, text, rule.ragged)
-    return _layer_call(f"{name}.image", "cross", None, False)
+    return _layer_call(f"{name}{IMAGE_PROMPT}", "cross", None, False)
 
 
 def kind_of(rule: LayerRule) -> tuple[Kind, str | None]:

@@ -1,8 +1,9 @@
-"""Counting the steps of a generation, by the timesteps of the denoiser's calls."""
+"""Where in its generation a call of the denoiser is, by its timestep and the scheduler's tables."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, cast
 
 import torch
 
@@ -69,6 +70,20 @@ def _is_picked(timestep: Any) -> bool:
     return timestep.untyped_storage().nbytes() > timestep.element_size()
 
 
+def number_of_steps(scheduler: Any, timestep: Any, factor: float | None, may_wait: bool) -> int | None:
+    """How many timesteps the scheduler has from this one on, the first of a generation; None if that is not known.
+
+    timestep, factor: see `scheduler_timestep`. may_wait: for the device, where nothing on the host says it.
+    """
+    table = _table(scheduler)
+    if table is None:
+        return None
+    index = _index_on_host(scheduler, timestep)
+    if index is None and may_wait:
+        index = _nearest(table, _common_value(timestep, factor))
+    return None if index is None else len(table) - index
+
+
 def scheduler_timestep(pipe: Any, timestep: Any, factor: float | None) -> float | None:
     """The timestep of the scheduler, from 1000 to 0, of a call of the denoiser; the host waits for the device.
 
@@ -76,13 +91,69 @@ def scheduler_timestep(pipe: Any, timestep: Any, factor: float | None) -> float 
     timestep: as the denoiser gets it, perhaps rounded to its dtype.
     factor: see `Model.timesteps`. None is returned without it, and for samples at different timesteps.
     """
+    value = _common_value(timestep, factor)
+    table = _table(getattr(pipe, "scheduler", None))
+    if value is None or table is None:
+        return value
+    return float(table[cast(int, _nearest(table, value))])  # which has it exactly
+
+
+def scheduler_sigma(pipe: Any, timestep: Any, factor: float | None) -> float | None:
+    """The noise level of the scheduler at a call of the denoiser; None if it is not known. The host may wait.
+
+    pipe, timestep, factor: as for `scheduler_timestep`.
+    """
+    scheduler = getattr(pipe, "scheduler", None)
+    table = _table(scheduler)
+    if table is None or hasattr(scheduler, "sigmas_interpol"):  # every other sigma is then in another table
+        return None
+    sigmas = getattr(scheduler, "sigmas", None)
+    if isinstance(sigmas, torch.Tensor) and len(sigmas) >= len(table):
+        index = _index_on_host(scheduler, timestep)
+        if index is None:
+            index = _nearest(table, _common_value(timestep, factor))
+        return None if index is None or index >= len(sigmas) else float(sigmas[index])
+    signals, value = getattr(scheduler, "alphas_cumprod", None), scheduler_timestep(pipe, timestep, factor)
+    if not isinstance(signals, torch.Tensor) or value is None or not 0 <= value < len(signals):
+        return None
+    return _sigma_of(float(signals[int(value)]))
+
+
+def first_sigma(scheduler: Any) -> float:
+    """The noise level at which a generation begins: 1 for flow matching, and where it is not known."""
+    signals = getattr(scheduler, "alphas_cumprod", None)
+    return _sigma_of(float(signals[-1])) if isinstance(signals, torch.Tensor) and len(signals) else 1.0
+
+
+def _sigma_of(signal: float) -> float:
+    """As the schedulers with sigmas compute them; infinite for noise alone."""
+    return math.sqrt((1.0 - signal) / signal) if signal > 0.0 else math.inf
+
+
+def _table(scheduler: Any) -> torch.Tensor | None:
+    table = getattr(scheduler, "timesteps", None)
+    return table if isinstance(table, torch.Tensor) and table.dim() == 1 and len(table) else None
+
+
+def _index_on_host(scheduler: Any, timestep: Any) -> int | None:
+    """The index of a timestep in the scheduler's table, found without waiting for the device."""
+    table = scheduler.timesteps
+    if _is_picked(timestep) and _share_storage(timestep, table):
+        return (timestep.storage_offset() - table.storage_offset()) // table.stride(0)
+    index = getattr(scheduler, "step_index", None)
+    index = getattr(scheduler, "begin_index", None) if index is None else index
+    return index if isinstance(index, int) and index < len(table) else None
+
+
+def _nearest(table: torch.Tensor, value: float | None) -> int | None:
+    return None if value is None else int((table.detach().double().cpu() - value).abs().argmin())
+
+
+def _common_value(timestep: Any, factor: float | None) -> float | None:
+    """The timestep of all samples on the scale of the scheduler; None if they differ, or the scale is not known."""
     if factor is None or timestep is None:
         return None
     values = torch.as_tensor(timestep).detach().double().flatten().cpu() / factor
     if not values.numel() or values.min() != values.max():
         return None
-    table = getattr(getattr(pipe, "scheduler", None), "timesteps", None)
-    if isinstance(table, torch.Tensor) and table.numel():  # which has it exactly
-        exact = table.detach().double().flatten().cpu()
-        return float(exact[(exact - values[0]).abs().argmin()])
     return float(values[0])

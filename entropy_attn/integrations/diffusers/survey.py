@@ -15,9 +15,10 @@ from diffusers import DiffusionPipeline, ModelMixin
 
 from entropy_attn.integrations.diffusers.handle import Handle
 from entropy_attn.integrations.diffusers.layers import kind_of, refusal_of
-from entropy_attn.integrations.diffusers.models import LayerRule, Model, halvings, latent_factor
+from entropy_attn.integrations.diffusers.models import LayerRule, Model, halvings, latent_factor, layer_blocks
 from entropy_attn.integrations.diffusers.models.image_size import padded
 from entropy_attn.integrations.diffusers.private import AttentionLayer
+from entropy_attn.integrations.diffusers.steps import first_sigma
 from entropy_attn.integrations.diffusers.target import Size, latent_train_size, resolve_target
 from entropy_attn.ops.choice import chosen_impl
 from entropy_attn.routing.calls import LayerSelection
@@ -84,11 +85,12 @@ def survey(
         raise ValueError(f"size: expected multiples of {factor} pixels, got {size}")
     latent = size[0] // factor, size[1] // factor
     selection = LayerSelection(layers)
-    router = Router(scale, selection, None, latent_train_size(denoiser, pipe, train_size))
-    handle = Handle(denoiser, pipe, router)
+    train, blocks = latent_train_size(denoiser, pipe, train_size), layer_blocks(denoiser)
+    handle = Handle(denoiser, pipe, Router(scale, selection, None, train, blocks=blocks))
+    sigma = first_sigma(getattr(pipe, "scheduler", None))
     text = handle.model.text_tokens if text_tokens is None else text_tokens
     return [
-        _report(handle, name, module, latent, text, frames, device, dtype)
+        _report(handle, name, module, latent, text, frames, sigma, device, dtype)
         for name, module in denoiser.named_modules()
         if isinstance(module, AttentionLayer)
     ]
@@ -101,6 +103,7 @@ def _report(
     latent: Size,
     text: int,
     frames: int,
+    sigma: float,
     device: str,
     dtype: torch.dtype,
 ) -> LayerReport:
@@ -126,8 +129,12 @@ def _report(
     else:
         keys = image + of_text
         queries = image if rule.kind == "call" else keys
+    blocks = handle.router.blocks
     info = CallInfo(
-        name, kind, queries, keys, heads, head_dim, train, of_text, text=cast(Any, text_position), latent_size=latent
+        name, kind, queries, keys, heads, head_dim, train, of_text, text=cast(Any, text_position), latent_size=latent,
+        # of the first step of a generation without guidance
+        timestep=1000.0, sigma=sigma, num_steps=1, batch=1, branches=("all",),
+        block=None if blocks is None else blocks.of_layer[name], num_blocks=None if blocks is None else blocks.number,
     )  # fmt: skip
     refused, factor = refusal_of(module), None
     if refused is None and handle.router.layers.takes(info):

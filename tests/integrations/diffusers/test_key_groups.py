@@ -198,7 +198,7 @@ def test_what_is_refused():
     groups = KeyGroups(key_bias=[((0, 2), 1.0)], branch="cond")
     with pytest.raises(ValueError, match="needs the pipeline, to know which rows are of the prompt"):
         apply(denoiser, Regions({1: (0, 0, 1, 1)}))
-    with apply(pipe, lambda info: groups), pytest.raises(Unroutable, match="follows = True and needs_branches = True"):
+    with apply(pipe, lambda info: groups), pytest.raises(Unroutable, match="needs_branches = True"):
         sample(pipe)
     with apply(denoiser, TACA(from_timestep=None), rows="image"), pytest.raises(Unroutable, match="give rows='all'"):
         run("flux", denoiser)

@@ -11,7 +11,7 @@ from entropy_attn.integrations.diffusers import apply
 from entropy_attn.integrations.diffusers.survey import refusals, survey
 from entropy_attn.integrations.diffusers.target import train_size
 from entropy_attn.pipelines.outline import outline_pipeline
-from entropy_attn.scale import Fixed, LogN
+from entropy_attn.scale import Constant, DyPE, Fixed, LogN, OfBranch, Schedule
 from tests.integrations.diffusers.test_models import denoiser_of, run
 from tests.support.tiny_denoisers import CASES
 from tests.support.tiny_models import Spy, make_pipe
@@ -55,6 +55,21 @@ def test_a_pipeline_is_surveyed_in_pixels():
         survey(make_pipe(), (47, 64), scale=None)
     flux = survey(PIPELINES["flux"].make(), (96, 64), scale=None)
     assert {(report.seqlen_k, report.train_tokens, report.text) for report in flux} == {(24 + 512, 4096, "first")}
+
+
+def test_policies_of_time_and_branches_are_asked_as_in_a_first_step():
+    pipe = make_pipe()
+    for policy, served in (
+        (Schedule(Constant(0.5), (None, 1.0)), True),
+        (Schedule(Constant(0.5), (0.5, 0.0)), False),
+        (Schedule(Constant(0.5), (0.0, 0.5), "progress"), True),
+        (DyPE(train_tokens=64), True),
+        (OfBranch(Constant(0.5), "cond"), True),
+        (OfBranch(Constant(0.5), "uncond"), False),
+    ):
+        reports = [report for report in survey(pipe, (32, 32), scale=policy) if report.kind == "self"]
+        assert reports and not any(report.refused for report in reports)
+        assert {report.scale is not None for report in reports} == {served}, policy
 
 
 def _info(report):

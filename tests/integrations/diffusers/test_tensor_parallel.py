@@ -35,3 +35,11 @@ def test_one_factor_is_served(pipe, monkeypatch):
     monkeypatch.setattr(pipe.unet, "_parallel_config", SPREAD)
     with ea.apply(pipe, scale=ea.scale.Constant(0.3)):
         sample(pipe, steps=1)
+
+
+def test_a_mix_is_refused(pipe, monkeypatch):
+    monkeypatch.setattr(pipe.unet, "_parallel_config", SPREAD)
+    with pytest.raises(
+        Unroutable, match=r"spread over devices \(tensor parallel\), and mix=SoftPAG counts all of them"
+    ):
+        ea.apply(pipe, mix=ea.mix.SoftPAG())

@@ -73,8 +73,8 @@ class _LocalAttention:
     ) -> Tensor | tuple[Tensor, Tensor]:
         query, key, value = (waited(t).transpose(1, 2) for t in (query, key, value))
         own = self.layout.heads(self.heads)
-        if isinstance(scale, Tensor) and scale.dim() == 1:
-            scale = scale[own]
+        if isinstance(scale, Tensor) and scale.dim():
+            scale = scale[..., own]
         if attn_mask is not None and attn_mask.shape[1] > 1:
             attn_mask = attn_mask[:, own]
         if not (return_lse or self.wants_statistics):

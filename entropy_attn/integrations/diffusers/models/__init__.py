@@ -1,5 +1,6 @@
 """The denoisers whose attention is routed, and what routing has to know of each."""
 
+from entropy_attn.integrations.diffusers.models.blocks import layer_blocks
 from entropy_attn.integrations.diffusers.models.rules import GuidanceLayout, LayerRule, Model
 from entropy_attn.integrations.diffusers.models.table import MODELS, find_model, model_of
 from entropy_attn.integrations.diffusers.models.train_size import latent_factor
@@ -13,6 +14,7 @@ __all__ = [
     "find_model",
     "halvings",
     "latent_factor",
+    "layer_blocks",
     "layer_halvings",
     "model_of",
 ]

@@ -1,0 +1,138 @@
+"""The base class of mixes, and what a second answer of an attention call may be computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any, Literal
+
+from torch import Tensor
+
+from entropy_attn.display import Settings
+from entropy_attn.scale import CallInfo
+from entropy_attn.validation import checked_steps, expected, require_number, require_one_of
+
+
+@dataclass(frozen=True)
+class Identity(Settings):
+    """Every query attends to itself alone, so the second answer is its value. For self- and joint attention."""
+
+
+@dataclass(frozen=True, eq=False)
+class OtherScale(Settings):
+    """The same call with another softmax scale.
+
+    Args:
+        scale: a finite number, or a tensor of shape (), (H,) or (B, H), as a policy may return.
+
+    Raises:
+        TypeError: `scale` is neither a number nor a tensor.
+        ValueError: it is not finite.
+    """
+
+    scale: float | Tensor
+
+    def __post_init__(self) -> None:
+        if isinstance(self.scale, Tensor):
+            return
+        if not isinstance(self.scale, Real):
+            raise TypeError(expected("scale", "a number or a tensor", self.scale))
+        require_number("scale", self.scale)
+
+
+@dataclass(frozen=True)
+class OtherText(Settings):
+    """The same queries with the text of another branch of guidance.
+
+    Its keys and values are those of the sample that belongs to theirs, in the order of the images. In
+    joint attention the keys and values of the image remain. For batches that have both branches.
+
+    Args:
+        branch: "cond" or "uncond".
+
+    Raises:
+        ValueError: `branch` is unknown.
+    """
+
+    branch: Literal["cond", "uncond"] = "uncond"
+
+    def __post_init__(self) -> None:
+        require_one_of("branch", self.branch, ("cond", "uncond"))
+
+
+Other = Identity | OtherScale | OtherText
+
+
+@dataclass(frozen=True)
+class Mix(Settings):
+    """Base class of mixes. A subclass is a frozen dataclass with `other` and `combine`.
+
+    The queries of the image are mixed; those of the text, in joint attention, keep their answer. Recorders see the
+    first answer, the one that the scale policy decides. A subclass may ask for parts of `CallInfo` by the attributes of
+    policies: `needs_sigma`, `needs_timestep`, `needs_num_steps`.
+
+    Args:
+        layers: the layers of the mix, as `apply(layers=)` takes them: "self" (image tokens among the keys: self- and
+            joint attention), "cross", "all", or a regular expression that is searched for in the layer's name.
+        steps: the denoising steps of the mix, counted from 0; None is all.
+        branch: the branch of guidance whose samples are mixed, "cond" or "uncond"; None is all samples. A batch without
+            guidance is "cond".
+
+    Raises:
+        TypeError: `layers` is no string, or `steps` no collection of integers.
+        ValueError: `steps` is empty or has a negative number, or `branch` is unknown.
+    """
+
+    layers: str = field(default="self", kw_only=True)
+    steps: Collection[int] | None = field(default=None, kw_only=True)
+    branch: Literal["cond", "uncond"] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.layers, str) or not self.layers:
+            raise TypeError(expected("layers", "'self', 'cross', 'all' or a regular expression", self.layers))
+        object.__setattr__(self, "steps", checked_steps(self.steps))
+        if self.branch not in (None, "cond", "uncond"):
+            raise ValueError(expected("branch", "None, 'cond' or 'uncond'", self.branch))
+
+    @property
+    def needs_branches(self) -> bool:
+        """Whether the branches of the samples have to be known."""
+        return self.branch is not None
+
+    def other(self, info: CallInfo) -> Other | None:
+        """What the second answer of a call is computed from.
+
+        Args:
+            info: the attention call, in one of the layers and steps.
+
+        Returns:
+            `Identity()`, `OtherScale(scale)` or `OtherText(branch)`; None keeps the first answer, and costs nothing.
+        """
+        raise NotImplementedError
+
+    def combine(self, out: Tensor, other: Tensor, value: Tensor, info: CallInfo) -> Tensor:
+        """The answer that the layer gets. B are the samples, and Nq the queries, that are mixed.
+
+        Args:
+            out: the first answer, (B, H, Nq, Dv).
+            other: the second answer, (B, H, Nq, Dv).
+            value: the values of all keys, (B, H, Nk, Dv), of the first answer.
+            info: the attention call.
+
+        Returns:
+            (B, H, Nq, Dv), of any floating-point dtype.
+        """
+        raise NotImplementedError
+
+    def takes_step(self, step: int) -> bool:
+        """Whether this is one of the steps.
+
+        Args:
+            step: the denoising step, from 0.
+
+        Returns:
+            True for every step without `steps`.
+        """
+        steps: Any = self.steps
+        return steps is None or step in steps
