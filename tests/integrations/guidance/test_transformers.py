@@ -363,6 +363,21 @@ def test_half_precision(setting):
 
 
 @SETTINGS
+def test_inference_mode_and_callbacks(setting):
+    pipe, seen = setting[0](), []
+
+    def callback(pipe, step, timestep, tensors):
+        seen.append(tensors["latents"].clone())
+        return {"latents": tensors["latents"] * 0.9}
+
+    with ea.attach(pipe, TSAM()):
+        expected = generate(pipe, PROMPT, setting[1], callback_on_step_end=callback)
+        with torch.inference_mode():
+            found = generate(pipe, PROMPT, setting[1], callback_on_step_end=callback)
+    assert torch.equal(found, expected) and len(seen) == 4 and torch.equal(seen[1] * 0.9, expected)
+
+
+@SETTINGS
 def test_the_pass_has_the_scale_of_an_apply_but_not_its_recorders(setting):
     pipe, recorder = setting[0](), ea.MapRecorder("c")
     with ea.attach(pipe, TSAM(steps=(0,))) as plain:
