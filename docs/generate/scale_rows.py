@@ -6,6 +6,8 @@ are interpolated, as `ea.shapes.load_pipeline` does.
 
     python -m docs.generate.scale_rows --model transformer --sizes 96 --captions 10 --objects 3 \
         --scales off,logn,lognoroot,logn:strength=3 --out docs/images/scale-rows.png
+    python -m docs.generate.scale_rows --model unet --sizes 96 --captions 10 --score "exact count" \
+        --scales off,logn,lognoroot,target:per=layer --out docs/images/held-entropy.png
     python -m docs.generate.scale_rows --model transformer unet --sizes 64 96 128 --scales off,lognoroot --out rows.png
 """
 
@@ -30,7 +32,9 @@ from entropy_attn.shapes.scenes import parse_caption
 SIZES: tuple[Size, ...] = ((64, 64), (96, 96), (128, 128))
 SCALES = "off,logn,lognoroot"
 CELL = 1.05  # inches
-MISSING = "#d55e00"  # of frames
+WRONG = "#d55e00"  # of frames
+# The checker's score that an image needs, the word for images that have it, and what a frame says of others
+SCORES = {"presence": ("complete", "an object is missing"), "exact count": ("exact", "objects are missing or too many")}
 
 
 def rows_of(
@@ -55,23 +59,29 @@ def first_captions(total: int, objects: int) -> dict[int, str]:
         drawn *= 2
 
 
-def draw(rows: Mapping[str, Sequence[Any]], sizes: Sequence[Size], captions: Sequence[str], title: str) -> Figure:
+def draw(
+    rows: Mapping[str, Sequence[Any]],
+    sizes: Sequence[Size],
+    captions: Sequence[str],
+    title: str,
+    score: str = "presence",
+) -> Figure:
     """A row for each entry of `rows`; a caption stands above its first size.
 
-    An orange frame is around each image in which the checker misses a requested object, and the name of a row says how
-    many images have all of theirs.
+    An orange frame is around each image without the checker's `score`, one of `SCORES`, and the name of a row says how
+    many images have it.
     """
     figure, grid = image_grid(len(rows), len(sizes) * len(captions), title, cell=CELL)
     for (name, images), axes in zip(rows.items(), grid, strict=True):
-        complete = 0
+        right = 0
         for at, (axis, image) in enumerate(zip(axes, images, strict=True)):
             axis.imshow(image, interpolation="nearest")
-            if shapes_scores(image, captions[at // len(sizes)])["presence"]:
-                complete += 1
+            if shapes_scores(image, captions[at // len(sizes)])[score]:
+                right += 1
             else:
-                axis.spines[:].set(color=MISSING, linewidth=2.5)
+                axis.spines[:].set(color=WRONG, linewidth=2.5)
         name_row(axes[0], name)
-        axes[0].yaxis.label.set_text(f"{axes[0].get_ylabel()}\n{complete} of {len(images)}\ncomplete")
+        axes[0].yaxis.label.set_text(f"{axes[0].get_ylabel()}\n{right} of {len(images)}\n{SCORES[score][0]}")
     for number, caption in enumerate(captions):
         wrapped = textwrap.fill(caption, 17 * len(sizes))
         grid[0][number * len(sizes)].set_title(wrapped, loc="left", fontsize=8)
@@ -90,6 +100,7 @@ def main() -> None:
     options.add_argument(
         "--objects", type=int, choices=(1, 2, 3), default=1, help="only captions with at least so many (default 1)"
     )
+    options.add_argument("--score", choices=SCORES, default="presence", help="what a frame says (default %(default)s)")
     options.add_argument("--steps", type=positive, default=12, help="denoising steps (default %(default)s)")
     options.add_argument("--guidance-scale", type=float, default=4.0, help="default %(default)s")
     options.add_argument("--out", type=Path, required=True, help="the figure")
@@ -106,8 +117,8 @@ def main() -> None:
         prefix = f"{Path(model).name}, " if len(folders) > 1 else ""
         rows |= {f"{prefix}{name}": images for name, images in made.items()}
     sizes = ", ".join(map(size_name, args.sizes))
-    title = f"Images of {sizes} pixels by scale, the same noise in each column; orange: an object is missing"
-    draw(rows, args.sizes, list(captions.values()), title).savefig(args.out, dpi=DPI)
+    title = f"Images of {sizes} pixels by scale, the same noise in each column; orange: {SCORES[args.score][1]}"
+    draw(rows, args.sizes, list(captions.values()), title, args.score).savefig(args.out, dpi=DPI)
     print(args.out)
 
 
