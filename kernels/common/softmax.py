@@ -50,6 +50,5 @@ def square_sum(s, factor, p, alpha, m, sums):
 def mass_sum(p, alpha, sums, start_n, rows, BLOCK_N: tl.constexpr):
     """The new sum of p over the keys that `rows`, a `RowOutputs`, wants the mass of."""
     offs_n = start_n + tl.arange(0, BLOCK_N)
-    # one comparison a key: before the start the difference wraps to a large number
-    wanted = (offs_n - rows.mass_start).to(tl.uint32) < (rows.mass_stop - rows.mass_start).to(tl.uint32)
+    wanted = (offs_n >= rows.mass_start) & (offs_n < rows.mass_stop)
     return alpha * sums.mass + tl.sum(tl.where(wanted[None, :], p, 0.0), 1)
