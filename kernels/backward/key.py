@@ -129,7 +129,7 @@ def attention_backward_key(
     if HAS_OUT and (NEED_DK or dq.ptr is not None):
         v_i = load_chunks(v_h, start_n, seqlen_k, V, BLOCK_N, True, WIDE)
     sums = Sums(dk=zeros(D, BLOCK_N), dv=zeros(V, BLOCK_N))
-    largest = largest_scale(scale, off_h_kv, group, MASK)
+    largest = largest_scale(scale, off_h_kv, group, MASK == ADDED_MASK)
     up, down = powers(rows.bound, off_bh_kv)
     dq_factor = largest * down
 
@@ -167,7 +167,7 @@ def attention_backward_key(
         mask_h = mask
         if MASK != NO_MASK:
             mask_h = head_of(mask, off_b, off_h)
-        factors = head_factors(scale, largest, up, off_h, num_heads, MASK, HAS_MAP)
+        factors = head_factors(scale, largest, up, off_h, num_heads, MASK == ADDED_MASK, HAS_MAP)
         for start_m in tl.range(full, end_plain, BLOCK_M):
             sums = _gradient_block(sums, k_i, v_i, q_h, do_h, dq_h, grad_map, mask_h, rows, off_row, factors, dq_factor,
                                    start_m, start_n, seqlen_q, seqlen_k, D, V, BLOCK_M, BLOCK_N, MASK,

@@ -18,6 +18,7 @@ from ..common.arguments import (
     describable,
     descriptors,
     in_eights,
+    in_quarters,
     lengths,
     mask_kind,
     on_device,
@@ -124,7 +125,7 @@ class BackwardCall:
     @functools.cached_property
     def scaling(self) -> tuple[Tensor | None, float, int]:
         call = self.call
-        return scale_arguments(call.scale, call.query.shape[3], call.mask)
+        return scale_arguments(call.scale, call.query.shape[3], quarters=in_quarters(call))
 
     def varying(self, rows: Rows, parts: Tensor | None, sums: KeySums) -> tuple[Any, ...]:
         """The values that differ between calls with the same `plan_key`; `OF_VALUE` and its like are indices of it."""

@@ -81,7 +81,7 @@ def attention_backward_query(
         v_h = head_of(v, off_b, off_h_kv, IN_EIGHTS)
     if MASK != NO_MASK:
         mask = head_of(mask, off_b, off_h)
-    factor = head_factor(scale, off_h, MASK)
+    factor = head_factor(scale, off_h, MASK == ADDED_MASK)
     up, down = powers(rows.bound, off_bh // group)
     RESCALE: tl.constexpr = rows.bound is not None
     NEED_DSCALE: tl.constexpr = dscale_ptr is not None
@@ -138,4 +138,6 @@ def attention_backward_query(
         tl.store(dscale_ptr + off_bh.to(tl.int64) * num_blocks + block, tl.sum(sums.dscale, 0) * down)
     if NEED_DQ:
         dq_h = head_of(dq, off_b, off_h, IN_EIGHTS)
-        store_chunks(dq_h, sums.dq, in_nats(factor, MASK) * down, start_m, seqlen_q, D, BLOCK_M, WIDE, NEED_DQ)
+        store_chunks(
+            dq_h, sums.dq, in_nats(factor, MASK == ADDED_MASK) * down, start_m, seqlen_q, D, BLOCK_M, WIDE, NEED_DQ
+        )

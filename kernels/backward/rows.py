@@ -59,8 +59,8 @@ def _maximum_and_sum(
         z = masked_scores(s, factor, mask, start_m, start_n, seqlen_q, seqlen_k, BLOCK_M, BLOCK_N, MASK,
                           MASK_PER_QUERY, IS_CAUSAL, True, WIDE, ONE_ROUNDING=True)  # fmt: skip
         m_new = tl.maximum(m_i, tl.max(z, 1))
-        l_i *= tl.math.exp2(in_base_2(m_i - m_new, MASK))
-        l_i += tl.sum(tl.math.exp2(in_base_2(z - m_new[:, None], MASK)), 1)
+        l_i *= tl.math.exp2(in_base_2(m_i - m_new, MASK == ADDED_MASK))
+        l_i += tl.sum(tl.math.exp2(in_base_2(z - m_new[:, None], MASK == ADDED_MASK)), 1)
         m_i = m_new
     return m_i, l_i
 
@@ -129,7 +129,7 @@ def attention_backward_rows(
         k_h = head_of(k, off_b, off_h_kv, IN_EIGHTS)
         if MASK != NO_MASK:
             mask = head_of(mask, off_b, off_h)
-        factor = head_factor(scale, off_h, MASK)
+        factor = head_factor(scale, off_h, MASK == ADDED_MASK)
         q_i = load_chunks(head_of(q, off_b, off_h, IN_EIGHTS), start_m, seqlen_q, D, BLOCK_M, True, WIDE)
         end_n = seqlen_k
         if IS_CAUSAL:

@@ -81,7 +81,7 @@ def probabilities(
     if MASK != NO_MASK or CHECK_KEYS:
         z = masked_scores(s, factor, mask, start_m, start_n, seqlen_q, seqlen_k, BLOCK_M, BLOCK_N, MASK,
                           MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, WIDE, TRANSPOSED, ONE_ROUNDING=True)  # fmt: skip
-        x = in_base_2(z - by_query(rows.lse, TRANSPOSED), MASK)  # [BLOCK_M, BLOCK_N], or TRANSPOSED
+        x = in_base_2(z - by_query(rows.lse, TRANSPOSED), MASK == ADDED_MASK)  # [BLOCK_M, BLOCK_N], or TRANSPOSED
         if MASK == ADDED_MASK:
             x = x - by_query(rows.log2_l, TRANSPOSED)
         if WITH_ENTROPY:
@@ -132,10 +132,10 @@ def powers_of(bound):
 
 
 @triton.jit
-def largest_scale(scale, off_h_kv, group, MASK: tl.constexpr):
+def largest_scale(scale, off_h_kv, group, QUARTERS: tl.constexpr):
     """The scale in nats; of a tensor the largest of the heads that are summed."""
     if scale.ptr is None:
-        return in_nats(scale.factor, MASK)
+        return in_nats(scale.factor, QUARTERS)
     else:
         largest = 0.0
         for i in tl.range(0, group):
@@ -145,9 +145,9 @@ def largest_scale(scale, off_h_kv, group, MASK: tl.constexpr):
 
 
 @triton.jit
-def head_factors(scale, largest, up, off_h, num_heads, MASK: tl.constexpr, HAS_MAP: tl.constexpr):
+def head_factors(scale, largest, up, off_h, num_heads, QUARTERS: tl.constexpr, HAS_MAP: tl.constexpr):
     """Scales of a tensor differ among the heads that are summed, so they go into the sum, relative to the largest."""
-    scores = head_factor(scale, off_h, MASK)
+    scores = head_factor(scale, off_h, QUARTERS)
     if scale.ptr is not None:
         sm_scale = tl.load(scale.ptr + off_h * scale.stride).to(tl.float32)
         up = up * tl.where(largest > 0.0, sm_scale / tl.where(largest > 0.0, largest, 1.0), 0.0)

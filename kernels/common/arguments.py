@@ -10,9 +10,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .call import AttentionCall
 from .head_dims import MAX_CHUNKS
 from .support import lacks_fence
-from .tensors import HeadDim, Lengths, Strided
+from .tensors import HeadDim, KeyTables, Lengths, Strided
 
 LOG2E = math.log2(math.e)
 NO_MASK, BOOL_MASK, ADDED_MASK = 0, 1, 2
@@ -95,6 +96,14 @@ def broadcast(mask: Tensor | None) -> Strided:
     return Strided(mask, *(0 if n == 1 else stride for n, stride in zip(mask.shape, mask.stride(), strict=True)))
 
 
+def key_tables(call: AttentionCall) -> KeyTables:
+    """The factor and bias of each key, for a call whose `key_rows` are not groups of queries."""
+    start, stop = (None, None) if call.key_rows is None else call.key_rows
+    scale, bias = broadcast(call.key_scale), broadcast(call.key_bias)
+    of_scale = (scale.ptr, scale.stride_b, scale.stride_h, scale.stride_col)
+    return KeyTables(*of_scale, bias.ptr, bias.stride_b, bias.stride_h, bias.stride_col, start, stop)
+
+
 def lengths(query: Tensor, key: Tensor) -> Lengths:
     num_heads = query.shape[1]
     return Lengths(num_heads, num_heads // key.shape[1], query.shape[2], key.shape[2])
@@ -130,17 +139,20 @@ def mask_kind(mask: Tensor | None) -> int:
     return BOOL_MASK if mask.dtype == torch.bool else ADDED_MASK
 
 
-def scale_arguments(
-    scale: float | Tensor | None, head_dim: int, mask: Tensor | None
-) -> tuple[Tensor | None, float, int]:
+def in_quarters(call: AttentionCall) -> bool:
+    """Whether scores are in quarters of a nat, since something is added to them that may be large, or in base 2."""
+    return call.key_bias is not None or mask_kind(call.mask) == ADDED_MASK
+
+
+def scale_arguments(scale: float | Tensor | None, head_dim: int, *, quarters: bool) -> tuple[Tensor | None, float, int]:
     """What a `Scale` holds. A tensor stays on the device, as reading it would wait for the GPU.
 
     A plain tuple, since calls with a plan make it too, and a NamedTuple takes the host longer. The factor brings
-    products to the unit of the scores: base 2, or quarters of a nat beside a mask that is added.
+    products to the unit of the scores: base 2, or `quarters` of a nat.
     """
     if isinstance(scale, Tensor):
         return scale, 0.0, scale.stride(0) if scale.dim() else 0
-    unit = 0.25 if mask is not None and mask_kind(mask) == ADDED_MASK else LOG2E
+    unit = 0.25 if quarters else LOG2E
     factor = (1.0 / math.sqrt(head_dim) if scale is None else scale) * unit
     if -LEAST_NORMAL < factor < LEAST_NORMAL:
         factor = 0.0  # as the GPU has what is below the normal float32 range; Triton's interpreter computes in float64

@@ -5,25 +5,28 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import NO_MASK, VANISHED, in_base_2
+from .tiles import VANISHED, in_base_2
 
 
 @triton.jit
-def online_softmax(s, factor, sums, NEGATIVE: tl.constexpr, WITH_ENTROPY: tl.constexpr, MASK: tl.constexpr):
+def online_softmax(
+    s, factor, sums, NEGATIVE: tl.constexpr, WITH_ENTROPY: tl.constexpr, QUARTERS: tl.constexpr, EXCLUDING: tl.constexpr
+):
     """One block of the recurrence. The maximum of s * factor is that of s times factor: of -s where factor is NEGATIVE.
 
     Returns the unnormalized probabilities, the correction of what was accumulated before, and the new m, l, e. The
     logarithm in e is that of the unnormalized p, score - m: shifting it with m keeps it accurate for any logits.
+    QUARTERS is the unit of the scores. EXCLUDING: a row may have no key in its first blocks, and some in the next.
     """
     extreme = tl.min(s, 1) if NEGATIVE else tl.max(s, 1)  # [BLOCK_M]
     m = tl.maximum(sums.m, extreme * factor)
     x = s * factor - m[:, None]  # [BLOCK_M, BLOCK_N]
-    p = tl.math.exp2(in_base_2(x, MASK))
+    p = tl.math.exp2(in_base_2(x, QUARTERS))
     shift = sums.m - m
-    alpha = tl.math.exp2(in_base_2(shift, MASK))
+    alpha = tl.math.exp2(in_base_2(shift, QUARTERS))
     e = sums.e
     if WITH_ENTROPY:
-        if MASK != NO_MASK:  # from EXCLUDED, after a block without an attended key
+        if EXCLUDING:  # from EXCLUDED, after a block without an attended key
             shift = tl.maximum(shift, VANISHED)
         e = alpha * (e + shift * sums.l) + tl.sum(p * x, 1)
     l = sums.l * alpha + tl.sum(p, 1)  # noqa: E741

@@ -46,6 +46,31 @@ class Scale(NamedTuple):
     stride: Any
 
 
+class KeyTables(NamedTuple):
+    """A factor on the products of each key, and a bias on its scores: for each head a row of numbers in memory.
+
+    They are for the queries `start` to `stop` alone, or for all where these are None. A stride of 0 broadcasts.
+    """
+
+    scale: Any  # a pointer to (B, H, Nk), or None; in the heads' products with every query
+    scale_b: Any = 0
+    scale_h: Any = 0
+    scale_key: Any = 0
+    bias: Any = None  # the same; in nats, and -inf excludes a key
+    bias_b: Any = 0
+    bias_h: Any = 0
+    bias_key: Any = 0
+    start: Any = None
+    stop: Any = None
+
+
+class KeyOffsets(NamedTuple):
+    """Where the rows of one head begin in `KeyTables`, in elements. Pointers stay there, as one of them may be None."""
+
+    scale: Any
+    bias: Any
+
+
 class Lengths(NamedTuple):
     """The sizes of a call."""
 

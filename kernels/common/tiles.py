@@ -5,18 +5,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tensors import Matrix, Strided
+from .tensors import KeyOffsets, Matrix, Strided
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
 # Scores are kept finite, because 0 * inf is NaN in the entropy accumulator. An excluded key has the score EXCLUDED,
 # which is also where the running maximum starts, so that a maximum below EMPTY_ROW means that no key was attended.
-# Scores are in base 2; beside an added mask in quarters of a nat, where the mask's least value, -3.4e38, is -0.85e38,
-# above EMPTY_ROW, and its largest is still less than the range of float32 away from EXCLUDED.
+# Scores are in base 2; where something is added to them, a mask or a bias of keys, they are in QUARTERS of a nat. There
+# the least value of float32, -3.4e38, is -0.85e38, above EMPTY_ROW, and the largest is still less than the range of
+# float32 away from EXCLUDED.
 EXCLUDED = tl.constexpr(-2.0e38)
 EMPTY_ROW = tl.constexpr(-1.5e38)
 QUARTER = tl.constexpr(0.25)
+LARGEST_IN_QUARTERS = tl.constexpr(0.85e38)
 LOG2_OF_QUARTERS = tl.constexpr(4 * 1.4426950408889634)
 # Below, 2**x is 0 in float32; a value as low as EXCLUDED overflows in a product with a sum or a gradient.
 VANISHED = tl.constexpr(-1.0e4)
@@ -71,6 +73,14 @@ def batch_of(x, off_b, IN_EIGHTS: tl.constexpr):
 def head_in_batch(x, off_h):
     """One head of what `batch_of` gives, as a `Matrix`."""
     return Matrix(x.ptr + tl.cast(off_h, tl.int64) * x.stride_h, x.stride_row, x.stride_col)
+
+
+@triton.jit
+def keys_of_head(keys, off_b, off_h):
+    """Where one head's rows begin in `KeyTables`."""
+    b = tl.cast(off_b, tl.int64)
+    h = tl.cast(off_h, tl.int64)
+    return KeyOffsets(b * keys.scale_b + h * keys.scale_h, b * keys.bias_b + h * keys.bias_h)
 
 
 @triton.jit
@@ -136,13 +146,28 @@ def score_offsets(rows, cols, stride_m, stride_n, TRANSPOSED: tl.constexpr, WIDE
 
 
 @triton.jit
-def head_factor(scale, off_h, MASK: tl.constexpr):
+def head_factor(scale, off_h, QUARTERS: tl.constexpr):
     """What brings a head's products to the unit of the scores: the argument does; a scale in memory is multiplied."""
     if scale.ptr is None:
         return scale.factor
     else:
-        unit = QUARTER if MASK == ADDED_MASK else LOG2E
+        unit = QUARTER if QUARTERS else LOG2E
         return tl.load(scale.ptr + off_h * scale.stride).to(tl.float32) * unit
+
+
+@triton.jit
+def _load_by_key(
+    ptr, start_n, stride, seqlen_k, BLOCK_N: tl.constexpr, CHECK_KEYS: tl.constexpr, TRANSPOSED: tl.constexpr,
+    WIDE: tl.constexpr,
+):  # fmt: skip
+    """A number of each key, beside a tile of scores: [1, BLOCK_N], or [BLOCK_N, 1] where TRANSPOSED."""
+    offs_n = tl.arange(0, BLOCK_N)
+    ptrs = ptr + tl.cast(start_n, tl.int64) * stride
+    ptrs += score_offsets(tl.arange(0, 1), offs_n, 0, stride, TRANSPOSED, WIDE)
+    if CHECK_KEYS:
+        return tl.load(ptrs, mask=by_key(start_n + offs_n < seqlen_k, TRANSPOSED), other=0).to(tl.float32)
+    else:
+        return tl.load(ptrs).to(tl.float32)
 
 
 @triton.jit
@@ -150,15 +175,36 @@ def masked_scores(
     s, factor, mask, start_m, start_n, seqlen_q, seqlen_k,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
     IS_CAUSAL: tl.constexpr, CHECK_KEYS: tl.constexpr, WIDE: tl.constexpr, TRANSPOSED: tl.constexpr = False,
-    ONE_ROUNDING: tl.constexpr = False,
+    ONE_ROUNDING: tl.constexpr = False, HAS_KEYS: tl.constexpr = False, keys=None, off_keys=None,
 ):  # fmt: skip
     """Scaled scores with the mask applied, EXCLUDED where the key is not attended; `factor` sets their unit.
 
     ONE_ROUNDING: the sum with the mask rounds alike wherever this is compiled, for kernels that have to agree on it.
+    HAS_KEYS: with `keys`, a `KeyTables`, and `off_keys`, the `keys_of_head`, keys may have a factor and a bias each.
     """
     offs_m = start_m + tl.arange(0, BLOCK_M)
     offs_n = start_n + tl.arange(0, BLOCK_N)
+    HAS_SCALE: tl.constexpr = HAS_KEYS and keys.scale is not None
+    HAS_BIAS: tl.constexpr = HAS_KEYS and keys.bias is not None
+    SOME_ROWS: tl.constexpr = (HAS_SCALE or HAS_BIAS) and keys.start is not None
+    if SOME_ROWS:
+        concerned = by_query((offs_m >= keys.start) & (offs_m < keys.stop), TRANSPOSED)
+    if HAS_SCALE:
+        of_keys = factor * _load_by_key(keys.scale + off_keys.scale, start_n, keys.scale_key, seqlen_k, BLOCK_N,
+                                        CHECK_KEYS, TRANSPOSED, WIDE)  # fmt: skip
+        factor = tl.where(concerned, of_keys, factor) if SOME_ROWS else of_keys
     z = s * factor  # [BLOCK_M, BLOCK_N], or TRANSPOSED
+    if HAS_BIAS:
+        key_bias = _load_by_key(keys.bias + off_keys.bias, start_n, keys.bias_key, seqlen_k, BLOCK_N, CHECK_KEYS,
+                                TRANSPOSED, WIDE)  # fmt: skip
+        if SOME_ROWS:
+            key_bias = tl.where(concerned, key_bias, 0.0)
+        if MASK != ADDED_MASK:  # beside such a mask the two are added first
+            if ONE_ROUNDING:
+                z = tl.fma(s, factor, key_bias * QUARTER)
+            else:
+                z = z + key_bias * QUARTER
+            z = tl.where(key_bias == float("-inf"), EXCLUDED, z)
     if MASK != NO_MASK:
         base = mask.ptr + tl.cast(start_n, tl.int64) * mask.stride_col
         if MASK_PER_QUERY:  # rows beyond the last read the last one, which needs no check
@@ -176,11 +222,17 @@ def masked_scores(
             z = tl.where(bias != 0, z, EXCLUDED)
         else:
             bias = bias.to(tl.float32)
+            added = bias * QUARTER
+            if HAS_BIAS:  # the sum of two large ones stays in the range of one
+                added = tl.clamp(added + key_bias * QUARTER, -LARGEST_IN_QUARTERS, LARGEST_IN_QUARTERS,
+                                 propagate_nan=tl.PropagateNan.ALL)  # fmt: skip
             if ONE_ROUNDING:
-                z = tl.fma(s, factor, bias * QUARTER)
+                z = tl.fma(s, factor, added)
             else:
-                z = z + bias * QUARTER
+                z = z + added
             z = tl.where(bias == float("-inf"), EXCLUDED, z)
+            if HAS_BIAS:
+                z = tl.where(key_bias == float("-inf"), EXCLUDED, z)
     if CHECK_KEYS:
         keep = by_key(offs_n < seqlen_k, TRANSPOSED)
         if IS_CAUSAL:
@@ -190,18 +242,18 @@ def masked_scores(
 
 
 @triton.jit
-def in_base_2(x, MASK: tl.constexpr):
+def in_base_2(x, QUARTERS: tl.constexpr):
     """A difference of scores, in base 2."""
-    if MASK == ADDED_MASK:
+    if QUARTERS:
         return x * LOG2_OF_QUARTERS
     else:
         return x
 
 
 @triton.jit
-def in_nats(x, MASK: tl.constexpr):
+def in_nats(x, QUARTERS: tl.constexpr):
     """Scores in nats."""
-    if MASK == ADDED_MASK:
+    if QUARTERS:
         return x * 4.0
     else:
         return x * LN2
@@ -216,7 +268,7 @@ def without_keys(m_i, l_i):
 @triton.jit
 def store_statistics(
     lse_ptr, entropy_ptr, off_row, offs_m, seqlen_q, m_i, l_i, e_i, inv, empty,
-    MASK: tl.constexpr, LSE_IN_TWO: tl.constexpr,
+    QUARTERS: tl.constexpr, LSE_IN_TWO: tl.constexpr,
 ):  # fmt: skip
     """The log-sum-exp and the entropy of rows [BLOCK_M], where their pointers are given, in nats.
 
@@ -230,9 +282,9 @@ def store_statistics(
             tl.store(pairs, tl.where(empty, 0.0, m_i), mask=inside)
             tl.store(pairs + 1, tl.where(empty, float("-inf"), log2_l), mask=inside)
         else:
-            lse = tl.where(empty, float("-inf"), in_nats(m_i, MASK) + log2_l * LN2)
+            lse = tl.where(empty, float("-inf"), in_nats(m_i, QUARTERS) + log2_l * LN2)
             tl.store(lse_ptr + off_row + offs_m, lse, mask=inside)
     if entropy_ptr is not None:  # H = ln l - e / l
-        entropy = log2_l * LN2 - in_nats(e_i * inv, MASK)
+        entropy = log2_l * LN2 - in_nats(e_i * inv, QUARTERS)
         entropy = tl.where(empty | (entropy <= 0.0), 0.0, entropy)  # rounding; a NaN stays one
         tl.store(entropy_ptr + off_row + offs_m, entropy, mask=inside)

@@ -15,11 +15,13 @@ from ..common.chunks import load_chunk, store_chunks, zeros
 from ..common.softmax import online_softmax
 from ..common.tensors import Described
 from ..common.tiles import (
+    ADDED_MASK,
     EXCLUDED,
     NO_MASK,
     PRECISION,
     head_factor,
     head_of,
+    keys_of_head,
     masked_scores,
     program,
     store_statistics,
@@ -56,18 +58,24 @@ def _products(
 
 @triton.jit
 def _accumulate(
-    sums, s, v, factor, mask, start_m, start_n, seqlen_q, seqlen_k,
+    sums, s, v, factor, mask, keys, off_keys, start_m, start_n, seqlen_q, seqlen_k,
     V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
     IS_CAUSAL: tl.constexpr, CHECK_KEYS: tl.constexpr, SCALE_SIGN: tl.constexpr, WITH_ENTROPY: tl.constexpr,
     DESCRIPTORS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """The softmax of one block's products [BLOCK_M, BLOCK_N], and its values into the sums."""
-    if MASK != NO_MASK or CHECK_KEYS or SCALE_SIGN == 0:  # 0: the scale is read from memory, its sign not known here
+    KEYS_DIFFER: tl.constexpr = keys.scale is not None or keys.bias is not None
+    QUARTERS: tl.constexpr = MASK == ADDED_MASK or keys.bias is not None
+    EXCLUDING: tl.constexpr = MASK != NO_MASK or keys.bias is not None
+    # 0: the scale is read from memory, its sign not known here
+    if MASK != NO_MASK or CHECK_KEYS or KEYS_DIFFER or SCALE_SIGN == 0:
         z = masked_scores(s, factor, mask, start_m, start_n, seqlen_q, seqlen_k, BLOCK_M, BLOCK_N, MASK,
-                          MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, WIDE)  # fmt: skip
-        p, alpha, m, l, e = online_softmax(z, 1.0, sums, False, WITH_ENTROPY, MASK)  # noqa: E741
+                          MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, WIDE, HAS_KEYS=True, keys=keys,
+                          off_keys=off_keys)  # fmt: skip
+        p, alpha, m, l, e = online_softmax(z, 1.0, sums, False, WITH_ENTROPY, QUARTERS, EXCLUDING)  # noqa: E741
     else:  # the scale rides on the subtraction of the maximum: one FMA a score
-        p, alpha, m, l, e = online_softmax(s, factor, sums, SCALE_SIGN < 0, WITH_ENTROPY, MASK)  # noqa: E741
+        p, alpha, m, l, e = online_softmax(s, factor, sums, SCALE_SIGN < 0, WITH_ENTROPY, QUARTERS,  # noqa: E741
+                                           EXCLUDING)  # fmt: skip
 
     acc = ()
     for i in tl.static_range(len(V.chunks)):
@@ -79,15 +87,15 @@ def _accumulate(
 
 @triton.jit
 def _attend_block(
-    sums, q, k, v, factor, mask, start_m, start_n, seqlen_q, seqlen_k,
+    sums, q, k, v, factor, mask, keys, off_keys, start_m, start_n, seqlen_q, seqlen_k,
     D: tl.constexpr, V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr, IS_CAUSAL: tl.constexpr, CHECK_KEYS: tl.constexpr,
     SCALE_SIGN: tl.constexpr, WITH_ENTROPY: tl.constexpr, DESCRIPTORS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """All queries of this program against one block of keys. CHECK_KEYS: some of its keys may have to be left out."""
     s = _products(q, k, start_n, seqlen_k, D, BLOCK_N, CHECK_KEYS, DESCRIPTORS, WIDE)  # [BLOCK_M, BLOCK_N]
-    return _accumulate(sums, s, v, factor, mask, start_m, start_n, seqlen_q, seqlen_k, V, BLOCK_M, BLOCK_N, MASK,
-                       MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, SCALE_SIGN, WITH_ENTROPY, DESCRIPTORS,
+    return _accumulate(sums, s, v, factor, mask, keys, off_keys, start_m, start_n, seqlen_q, seqlen_k, V, BLOCK_M,
+                       BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, SCALE_SIGN, WITH_ENTROPY, DESCRIPTORS,
                        WIDE)  # fmt: skip
 
 
@@ -119,7 +127,7 @@ def _load_by_new_descriptor(
 
 @triton.jit
 def _attend_rows(
-    q, k, v, out, lse_ptr, entropy_ptr, mask, factor, off_row, block, seqlen_q, seqlen_k,
+    q, k, v, out, lse_ptr, entropy_ptr, mask, keys, off_keys, factor, off_row, block, seqlen_q, seqlen_k,
     D: tl.constexpr, V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr, IS_CAUSAL: tl.constexpr, SCALE_SIGN: tl.constexpr,
     LSE_IN_TWO: tl.constexpr, TAIL_STAGES: tl.constexpr, DESCRIPTORS: tl.constexpr,
@@ -144,8 +152,8 @@ def _attend_rows(
     end_full = (end_full // BLOCK_N) * BLOCK_N
     if SCHEDULE == SPECIALIZED:  # some warps only fetch; the compiler takes one loop, not two
         for start_n in tl.range(0, end_n, BLOCK_N, warp_specialize=True):
-            sums = _attend_block(sums, q_i, k, v, factor, mask, start_m, start_n, seqlen_q, seqlen_k, D, V,
-                                 BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, not FULL_BLOCKS, SCALE_SIGN,
+            sums = _attend_block(sums, q_i, k, v, factor, mask, keys, off_keys, start_m, start_n, seqlen_q, seqlen_k,
+                                 D, V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, not FULL_BLOCKS, SCALE_SIGN,
                                  WITH_ENTROPY, DESCRIPTORS, WIDE)  # fmt: skip
     else:  # first the blocks whose keys every query here attends, then those on the diagonal or over the end
         if SCHEDULE == ROTATED:  # the next block's products are on their way while this one's exponentials are taken
@@ -153,21 +161,21 @@ def _attend_rows(
                 s = _products(q_i, k, 0, seqlen_k, D, BLOCK_N, False, DESCRIPTORS, WIDE)  # [BLOCK_M, BLOCK_N]
                 for start_n in tl.range(0, end_full - BLOCK_N, BLOCK_N):
                     following = _products(q_i, k, start_n + BLOCK_N, seqlen_k, D, BLOCK_N, False, DESCRIPTORS, WIDE)
-                    sums = _accumulate(sums, s, v, factor, mask, start_m, start_n, seqlen_q, seqlen_k, V,
-                                       BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, False, SCALE_SIGN,
+                    sums = _accumulate(sums, s, v, factor, mask, keys, off_keys, start_m, start_n, seqlen_q, seqlen_k,
+                                       V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, False, SCALE_SIGN,
                                        WITH_ENTROPY, DESCRIPTORS, WIDE)  # fmt: skip
                     s = following
-                sums = _accumulate(sums, s, v, factor, mask, start_m, end_full - BLOCK_N, seqlen_q, seqlen_k, V,
-                                   BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, False, SCALE_SIGN,
+                sums = _accumulate(sums, s, v, factor, mask, keys, off_keys, start_m, end_full - BLOCK_N, seqlen_q,
+                                   seqlen_k, V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, False, SCALE_SIGN,
                                    WITH_ENTROPY, DESCRIPTORS, WIDE)  # fmt: skip
         else:
             for start_n in tl.range(0, end_full, BLOCK_N):
-                sums = _attend_block(sums, q_i, k, v, factor, mask, start_m, start_n, seqlen_q, seqlen_k, D, V,
-                                     BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, False, SCALE_SIGN,
-                                     WITH_ENTROPY, DESCRIPTORS, WIDE)  # fmt: skip
+                sums = _attend_block(sums, q_i, k, v, factor, mask, keys, off_keys, start_m, start_n, seqlen_q,
+                                     seqlen_k, D, V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, False,
+                                     SCALE_SIGN, WITH_ENTROPY, DESCRIPTORS, WIDE)  # fmt: skip
         for start_n in tl.range(end_full, end_n, BLOCK_N, num_stages=TAIL_STAGES):
-            sums = _attend_block(sums, q_i, k, v, factor, mask, start_m, start_n, seqlen_q, seqlen_k, D, V,
-                                 BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, True, SCALE_SIGN,
+            sums = _attend_block(sums, q_i, k, v, factor, mask, keys, off_keys, start_m, start_n, seqlen_q, seqlen_k,
+                                 D, V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, True, SCALE_SIGN,
                                  WITH_ENTROPY, DESCRIPTORS, WIDE)  # fmt: skip
 
     # A row without keys collected p = 1 for excluded ones; an attended key would have wiped that out (alpha = 0).
@@ -175,14 +183,14 @@ def _attend_rows(
     l_i = tl.where(empty, 1.0, sums.l)
     inv = tl.where(empty, 0.0, 1.0 / l_i)
     offs_m = start_m + tl.arange(0, BLOCK_M)
-    store_statistics(lse_ptr, entropy_ptr, off_row, offs_m, seqlen_q, sums.m, l_i, sums.e, inv, empty, MASK,
-                     LSE_IN_TWO)  # fmt: skip
+    store_statistics(lse_ptr, entropy_ptr, off_row, offs_m, seqlen_q, sums.m, l_i, sums.e, inv, empty,
+                     MASK == ADDED_MASK or keys.bias is not None, LSE_IN_TWO)  # fmt: skip
     store_chunks(out, sums.acc, inv[:, None], start_m, seqlen_q, V, BLOCK_M, WIDE)
 
 
 @triton.jit
 def attention_forward_pointers(
-    q, k, v, out, lse_ptr, entropy_ptr, mask, scale, lengths,
+    q, k, v, out, lse_ptr, entropy_ptr, mask, keys, scale, lengths,
     D: tl.constexpr, V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr, IS_CAUSAL: tl.constexpr, SCALE_SIGN: tl.constexpr,
     LSE_IN_TWO: tl.constexpr, TAIL_STAGES: tl.constexpr, IN_EIGHTS: tl.constexpr, WIDE: tl.constexpr,
@@ -198,8 +206,9 @@ def attention_forward_pointers(
         head_of(k, off_b, off_h_kv, IN_EIGHTS),
         head_of(v, off_b, off_h_kv, IN_EIGHTS),
         head_of(out, off_b, off_h, IN_EIGHTS),
-        lse_ptr, entropy_ptr, mask, head_factor(scale, off_h, MASK), off_bh.to(tl.int64) * lengths.seqlen_q, block,
-        lengths.seqlen_q, lengths.seqlen_k,
+        lse_ptr, entropy_ptr, mask, keys, keys_of_head(keys, off_b, off_h),
+        head_factor(scale, off_h, MASK == ADDED_MASK or keys.bias is not None),
+        off_bh.to(tl.int64) * lengths.seqlen_q, block, lengths.seqlen_q, lengths.seqlen_k,
         D, V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, SCALE_SIGN, LSE_IN_TWO, TAIL_STAGES,
         DESCRIPTORS=False, SCHEDULE=PLAIN, FULL_BLOCKS=False, WIDE=WIDE,
     )  # fmt: skip
@@ -207,7 +216,7 @@ def attention_forward_pointers(
 
 @triton.jit
 def attention_forward_descriptors(
-    q, k0, k1, k2, v0, v1, v2, out, lse_ptr, entropy_ptr, mask, scale, lengths,
+    q, k0, k1, k2, v0, v1, v2, out, lse_ptr, entropy_ptr, mask, keys, scale, lengths,
     D: tl.constexpr, V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr, IS_CAUSAL: tl.constexpr, SCALE_SIGN: tl.constexpr,
     LSE_IN_TWO: tl.constexpr, TAIL_STAGES: tl.constexpr, IN_EIGHTS: tl.constexpr,
@@ -224,8 +233,9 @@ def attention_forward_descriptors(
         Described((k0, k1, k2), off_b, off_h_kv),  # Triton's launcher finds no descriptor inside of a tuple
         Described((v0, v1, v2), off_b, off_h_kv),
         head_of(out, off_b, off_h, IN_EIGHTS),
-        lse_ptr, entropy_ptr, mask, head_factor(scale, off_h, MASK), off_bh.to(tl.int64) * lengths.seqlen_q, block,
-        lengths.seqlen_q, lengths.seqlen_k,
+        lse_ptr, entropy_ptr, mask, keys, keys_of_head(keys, off_b, off_h),
+        head_factor(scale, off_h, MASK == ADDED_MASK or keys.bias is not None),
+        off_bh.to(tl.int64) * lengths.seqlen_q, block, lengths.seqlen_q, lengths.seqlen_k,
         D, V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, SCALE_SIGN, LSE_IN_TWO, TAIL_STAGES,
         DESCRIPTORS=True, SCHEDULE=SCHEDULE, FULL_BLOCKS=FULL_BLOCKS, WIDE=WIDE,
     )  # fmt: skip

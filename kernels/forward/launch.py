@@ -20,6 +20,8 @@ from ..common.arguments import (
     describable,
     descriptors,
     in_eights,
+    in_quarters,
+    key_tables,
     lengths,
     mask_kind,
     on_device,
@@ -99,7 +101,7 @@ class ForwardCall:
     @functools.cached_property
     def scaling(self) -> tuple[Tensor | None, float, int]:
         call = self.call
-        return scale_arguments(call.scale, call.query.shape[3], call.mask)
+        return scale_arguments(call.scale, call.query.shape[3], quarters=in_quarters(call))
 
     def table_config(self) -> ForwardConfig:
         """What was measured on such a card to be the fastest for such a call, else the row of the static table."""
@@ -115,7 +117,7 @@ class ForwardCall:
     def measured_row(self) -> Measured | None:
         call = self.call
         one_width = call.query.shape[3] == call.value.shape[3]
-        plain = one_width and call.mask is None and not call.is_causal
+        plain = one_width and call.mask is None and not call.is_causal and not call.key_groups
         row = None
         if plain and call.query.dtype != torch.float32:
             lengths = call.query.shape[2], call.key.shape[2]
@@ -132,7 +134,17 @@ class ForwardCall:
     def varying(self) -> tuple[Any, ...]:
         """The values that differ between calls with the same `plan_key`."""
         call = self.call
-        tensors = (call.query, call.key, call.value, self.out, self.lse, self.entropy, call.mask)
+        tensors = (
+            call.query,
+            call.key,
+            call.value,
+            self.out,
+            self.lse,
+            self.entropy,
+            call.mask,
+            call.key_scale,
+            call.key_bias,
+        )
         return (*tensors, *self.scaling[:2])
 
     def lse_numbers(self) -> int:
@@ -145,6 +157,8 @@ class ForwardCall:
         scale = layout(call.scale) if isinstance(call.scale, Tensor) else self.scaling[1] < 0
         wanted = (self.lse_numbers(), self.entropy is not None)
         tensors = (layout(call.query), layout(call.key), layout(call.value), layout(call.mask))
+        if call.key_groups:
+            tensors = (*tensors, layout(call.key_scale), layout(call.key_bias), call.key_rows)
         return ("forward", *tensors, call.query.device, self.target, call.is_causal, scale, *wanted)
 
     def launch(self, config: ForwardConfig, varying: tuple[Any, ...] | None = None) -> Plan | None:
@@ -181,6 +195,8 @@ class ForwardCall:
                 "schedule='specialized': expected no mask and a query with 16-byte aligned data and strides, "
                 f"got {'no' if call.mask is None else 'a'} mask and query strides {call.query.stride()}"
             )
+        if config.schedule == "specialized" and call.key_groups:
+            return "schedule='specialized': expected no key_scale and key_bias, which its warps cannot load by pointer"
         if config.descriptors and not self.descriptors_allowed():
             return (
                 "descriptors: expected a unit last stride, 16-byte aligned data and strides, and at least one key; "
@@ -219,6 +235,7 @@ class ForwardCall:
             "lse_ptr": self.lse,
             "entropy_ptr": self.entropy,
             "mask": mask,
+            "keys": key_tables(call),
             "scale": Scale(*self.scaling),
             "lengths": sizes,
             "D": d,

@@ -59,7 +59,7 @@ def _head_scores(
         if N1 > 0:
             k_i = load_chunk(k, i, start_n + N0, seqlen_k, D, N1, CHECK_KEYS, WIDE)  # [N1, width]
             s1 = tl.dot(q_i, tl.trans(k_i), s1, input_precision=PRECISION)  # [BLOCK_M, N1]
-    factor = head_factor(scale, off_h, MASK)
+    factor = head_factor(scale, off_h, MASK == ADDED_MASK)
     z0 = masked_scores(s0, factor, mask, start_m, start_n, seqlen_q, seqlen_k, BLOCK_M, N0, MASK, MASK_PER_QUERY,
                        IS_CAUSAL, IS_CAUSAL or (CHECK_KEYS and N1 == 0), WIDE)  # fmt: skip
     z1 = s1
@@ -136,7 +136,7 @@ def attention_short_keys(
         if N1 > 0:
             m_i = tl.maximum(m_i, tl.max(z1, 1))
         x0 = z0 - m_i[:, None]
-        p0 = tl.math.exp2(in_base_2(x0, MASK))
+        p0 = tl.math.exp2(in_base_2(x0, MASK == ADDED_MASK))
         p1 = p0  # a placeholder where there is no second tile
         l_i = tl.sum(p0, 1)
         e_i = l_i
@@ -144,7 +144,7 @@ def attention_short_keys(
             e_i = tl.sum(p0 * x0, 1)
         if N1 > 0:
             x1 = z1 - m_i[:, None]
-            p1 = tl.math.exp2(in_base_2(x1, MASK))
+            p1 = tl.math.exp2(in_base_2(x1, MASK == ADDED_MASK))
             l_i += tl.sum(p1, 1)
             if entropy_ptr is not None:
                 e_i += tl.sum(p1 * x1, 1)
@@ -155,8 +155,8 @@ def attention_short_keys(
             sum1 += p1 * inv[:, None]
         if lse_ptr is not None or entropy_ptr is not None:
             off_row = (off_b.to(tl.int64) * num_heads + tl.cast(off_h, tl.int64)) * seqlen_q
-            store_statistics(lse_ptr, entropy_ptr, off_row, offs_m, seqlen_q, m_i, l_i, e_i, inv, empty, MASK,
-                             LSE_IN_TWO=False)  # fmt: skip
+            store_statistics(lse_ptr, entropy_ptr, off_row, offs_m, seqlen_q, m_i, l_i, e_i, inv, empty,
+                             MASK == ADDED_MASK, LSE_IN_TWO=False)  # fmt: skip
 
         v_h = head_in_batch(v_b, off_h_kv)
         out_h = head_in_batch(out_b, off_h)
@@ -205,7 +205,7 @@ def attention_map(
             m_i = tl.load(lse_ptr + row * 2, mask=offs_m < seqlen_q, other=0.0)
             log2_l = tl.load(lse_ptr + row * 2 + 1, mask=offs_m < seqlen_q, other=0.0)
             log2_l = tl.where(log2_l == float("-inf"), 0.0, log2_l)  # a row without keys has only excluded scores
-            sum_p += tl.math.exp2(in_base_2(z - m_i[:, None], MASK) - log2_l[:, None])
+            sum_p += tl.math.exp2(in_base_2(z - m_i[:, None], MASK == ADDED_MASK) - log2_l[:, None])
         else:
             lse = tl.load(lse_ptr + row, mask=offs_m < seqlen_q, other=0.0)
             lse_log2 = tl.where(lse == float("-inf"), 0.0, lse * LOG2E)

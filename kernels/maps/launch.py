@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from ..common.arguments import (
-    ADDED_MASK,
     INT32_MAX,
     allocate,
     allocate_like,
     broadcast,
     compile_options,
     in_eights,
+    in_quarters,
     lengths,
     mask_kind,
     on_device,
@@ -56,7 +56,7 @@ def attention_forward_with_map(
     out = allocate_like(query, call.value.shape[3])
     rows = (batch, num_heads, seqlen_q)
     # a sweep reads lse; with an added mask in two numbers, since one keeps too little of a large one
-    in_two = (2,) if not config.one_pass and mask_kind(call.mask) == ADDED_MASK else ()
+    in_two = (2,) if not config.one_pass and in_quarters(call) else ()
     with_lse = call.return_lse or not config.one_pass
     lse = allocate((*rows, *in_two), torch.float32, query.device) if with_lse else None
     entropy = allocate(rows, torch.float32, query.device) if call.return_entropy else None
@@ -130,7 +130,7 @@ class MapCall:
     @functools.cached_property
     def scaling(self) -> tuple[Tensor | None, float, int]:
         call = self.call
-        return scale_arguments(call.scale, call.query.shape[3], call.mask)
+        return scale_arguments(call.scale, call.query.shape[3], quarters=in_quarters(call))
 
     def arguments(self, config: MapConfig) -> tuple[Any, dict[str, Any]]:
         """The kernel, and its arguments by name."""

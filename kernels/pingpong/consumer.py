@@ -21,7 +21,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from ..common import tiles
 from ..common.softmax import online_softmax as triton_online_softmax
-from ..common.tiles import BOOL_MASK, EXCLUDED, NO_MASK
+from ..common.tiles import EXCLUDED
 from .copies import store
 from .producer import advance
 
@@ -115,11 +115,13 @@ def _softmax(s, rows, work, start_m, j, WITH_ENTROPY: gl.constexpr, CHECKED: gl.
             keep = keep & (offs_n <= offs_m)
         z = gl.where(keep, s * work.factor, EXCLUDED)
         # As with a mask, a row may have no key in this block and attend some in the next.
-        return online_softmax(z, 1.0, rows, False, WITH_ENTROPY, BOOL_MASK)
+        return online_softmax(z, 1.0, rows, False, WITH_ENTROPY, QUARTERS=False, EXCLUDING=True)
     elif OPTIONS.SCALE_SIGN == 0:  # the scale is read from memory, its sign not known here
-        return online_softmax(s * work.factor, 1.0, rows, False, WITH_ENTROPY, NO_MASK)
+        return online_softmax(s * work.factor, 1.0, rows, False, WITH_ENTROPY, QUARTERS=False, EXCLUDING=False)
     else:  # the scale rides on the subtraction of the maximum
-        return online_softmax(s, work.factor, rows, OPTIONS.SCALE_SIGN < 0, WITH_ENTROPY, NO_MASK)
+        return online_softmax(
+            s, work.factor, rows, OPTIONS.SCALE_SIGN < 0, WITH_ENTROPY, QUARTERS=False, EXCLUDING=False
+        )
 
 
 @gluon.jit
@@ -207,7 +209,7 @@ def consume(work, lse_ptr, entropy_ptr, turn, D: gl.constexpr, OPTIONS: gl.const
     inv = 1.0 / rows.l
     offs_m = start_m + gl.arange(0, ROWS, layout=inv.type.layout)
     store_statistics(lse_ptr, entropy_ptr, work.off_row, offs_m, work.seqlen_q, rows.m, rows.l, rows.e, inv, empty,
-                     NO_MASK, False)  # fmt: skip
+                     QUARTERS=False, LSE_IN_TWO=False)  # fmt: skip
     acc = _rescale(acc, inv, D)
     # All products with this group's queries have ended: their tiles take the output.
     for i in gl.static_range(len(D.chunks)):

@@ -11,7 +11,6 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
 from ..common import tiles
-from ..common.tiles import NO_MASK
 from .consumer import ROWS, consume
 from .parts import Ring, Turn, Work
 from .producer import produce
@@ -88,7 +87,7 @@ def attention_forward_pingpong(
         k_ring=_ring(k, GROUPS, OPTIONS.STAGES, D), v_ring=_ring(v, GROUPS, OPTIONS.STAGES, D),
         off_b=off_b, off_h=off_h, off_h_kv=off_h_kv, off_row=off_bh.to(gl.int64) * lengths.seqlen_q,
         start_m=start_m, blocks=blocks, checked=blocks - end_full // OPTIONS.BLOCK_N,
-        factor=head_factor(scale, off_h, NO_MASK), seqlen_q=lengths.seqlen_q, seqlen_k=lengths.seqlen_k,
+        factor=head_factor(scale, off_h, QUARTERS=False), seqlen_q=lengths.seqlen_q, seqlen_k=lengths.seqlen_k,
     )  # fmt: skip
     turns = _barriers(GROUPS, 1)
     fence_async_shared()

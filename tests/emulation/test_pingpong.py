@@ -125,7 +125,7 @@ def run(module: ModuleType, seed: int = 0) -> None:
     with emulated("sm_90", seed, limit=3_000_000) as card:
         for each in outputs:
             card.memory.add(each, written=False)
-        scale = Scale(*scale_arguments(None, 40, None))
+        scale = Scale(*scale_arguments(None, 40, quarters=False))
         kernel, arguments = module.kernel_arguments(AttentionCall(q, k, v), outputs, scale, TILES)
         kernel[(1,)](**arguments, num_warps=4, maxnreg=TILES.max_registers, enable_fp_fusion=True)
     assert_matches_oracle(outputs, q, k, v)
