@@ -106,7 +106,7 @@ class BackwardCall:
             call.query.shape[3],
             call.value.shape[3],
             call.query.dtype,
-            has_mask=call.mask is not None,
+            has_mask=call.mask is not None or call.key_groups,
             has_map=self.grad_map is not None,
             scale_gradient=self.need_dscale,
             one_stage=one_stage,

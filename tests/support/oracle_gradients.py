@@ -35,7 +35,13 @@ def random_gradients(
 
 
 def reference_outputs(
-    query: Tensor, key: Tensor, value: Tensor, map_keys: tuple[int, int], *, factor: Tensor | None = None, **options: Any
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    map_keys: tuple[int, int],
+    *,
+    factor: Tensor | None = None,
+    **options: Any,
 ) -> Outputs:
     """The outputs of the float64 reference; with factors on the scores, those of the formula below in float64."""
     if factor is not None:
