@@ -65,16 +65,31 @@ def attention_operator(call: AttentionCall, impl: str) -> Results:
         # Times a tensor: a number would be compiled into the graph, and a new one compile it anew.
         scale = torch.ones((), dtype=torch.float64) * scale
     start, stop = call.map_keys or (0, 0)
-    out, lse, entropy, head_mean = _attention(
-        call.query, call.key, call.value, call.attn_mask, scale, call.is_causal, call.return_entropy, start, stop,
-        impl,
+    arguments = (
+        call.query, call.key, call.value, call.attn_mask, scale, call.is_causal, call.return_entropy, start, stop, impl,
     )  # fmt: skip
+    if call.key_groups:
+        out, lse, entropy, head_mean = _attention(*arguments, call.key_scale, call.key_bias, *_row_range(call))
+    else:
+        out, lse, entropy, head_mean = _attention(*arguments)
     return (
         out,
         lse if call.return_lse else None,
         entropy if call.return_entropy else None,
         head_mean if call.map_keys else None,
     )
+
+
+def _row_range(call: AttentionCall) -> tuple[int, int]:
+    """The queries that the tables of keys are for; an operator takes no None in place of a number: all are 0 to -1."""
+    if isinstance(call.key_rows, Tensor):
+        raise ValueError("key_rows: expected None or a range of queries here, got the group of each query")
+    return call.key_rows or (0, -1)
+
+
+def _key_rows(start: int, stop: int) -> tuple[int, int] | None:
+    """What `_row_range` made of it."""
+    return None if stop < 0 else (start, stop)
 
 
 def _one_group_size(call: AttentionCall) -> AttentionCall:
@@ -103,10 +118,15 @@ def _attention(
     map_start: int,
     map_stop: int,
     impl: str,
+    key_scale: Tensor | None = None,
+    key_bias: Tensor | None = None,
+    row_start: int = 0,
+    row_stop: int = -1,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     call = AttentionCall(
         query, key, value, attn_mask, is_causal, _on_the_host(scale), return_lse=True, return_entropy=return_entropy,
-        map_keys=(map_start, map_stop) if map_stop > map_start else None,
+        map_keys=(map_start, map_stop) if map_stop > map_start else None, key_scale=key_scale, key_bias=key_bias,
+        key_rows=_key_rows(row_start, row_stop),
     )  # fmt: skip
     with torch.no_grad():
         results = COMPUTATIONS[impl].forward(call)
@@ -143,6 +163,10 @@ def _(
     map_start: int,
     map_stop: int,
     impl: str,
+    key_scale: Tensor | None = None,
+    key_bias: Tensor | None = None,
+    row_start: int = 0,
+    row_stop: int = -1,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, heads, seqlen_q, _ = query.shape
     out = allocate_like(query, value.shape[3])
@@ -157,19 +181,20 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    query, key, value, attn_mask, scale, *ctx.options = inputs
+    query, key, value, attn_mask, scale, *options, key_scale, key_bias, row_start, row_stop = inputs
+    ctx.options = (*options, row_start, row_stop)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(query, key, value, attn_mask, scale, *output[:3])
+    ctx.save_for_backward(query, key, value, attn_mask, scale, key_scale, key_bias, *output[:3])
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     needs = list(ctx.needs_input_grad[:5])
-    is_causal, return_entropy, map_start, map_stop, impl = ctx.options
+    is_causal, return_entropy, map_start, map_stop, impl, *rows = ctx.options
     wanted = (True, True, return_entropy, map_stop > map_start)
     given = [g if want else None for g, want in zip(grads, wanted, strict=True)]
-    computed = _attention_backward(*ctx.saved_tensors, *given, is_causal, map_start, map_stop, impl, needs)
+    computed = _attention_backward(*ctx.saved_tensors, *given, is_causal, map_start, map_stop, impl, *rows, needs)
     results = [t if need else None for t, need in zip(computed, needs, strict=True)]
-    return *results, None, None, None, None, None
+    return *results, *(None,) * 9
 
 
 @torch.library.custom_op(add_op_namespace_prefix("attention_backward"), mutates_args=())
@@ -179,6 +204,8 @@ def _attention_backward(
     value: Tensor,
     attn_mask: Tensor | None,
     scale: Tensor | None,
+    key_scale: Tensor | None,
+    key_bias: Tensor | None,
     out: Tensor,
     lse: Tensor,
     entropy: Tensor,
@@ -190,12 +217,15 @@ def _attention_backward(
     map_start: int,
     map_stop: int,
     impl: str,
+    row_start: int,
+    row_stop: int,
     needs: list[bool],
 ) -> list[Tensor]:
     """Gradients of query, key, value, attn_mask and scale."""
     call = AttentionCall(
         query, key, value, attn_mask, is_causal, scale if needs[4] else _on_the_host(scale),
-        map_keys=None if grad_map is None else (map_start, map_stop),
+        map_keys=None if grad_map is None else (map_start, map_stop), key_scale=key_scale, key_bias=key_bias,
+        key_rows=_key_rows(row_start, row_stop),
     )  # fmt: skip
     grads = (grad_out, grad_lse, grad_entropy, grad_map)
     computed = COMPUTATIONS[impl].backward(call, (out, lse, entropy), grads, tuple(needs))
