@@ -43,13 +43,13 @@ def test_tables_of_keys(key_rows):
     call = AttentionCall(
         q, k, v, return_lse=True, return_entropy=True, map_keys=(2, 7), key_rows=key_rows, **tables
     )  # fmt: skip
-    results = operator.attention_operator(call, "triton"), all_results(call)[:4]
+    results = operator.run_fused_all(call)[:4], all_results(call)[:4]
     found, expected = (torch.autograd.grad(checks.loss(each), (q, k, v)) for each in results)
     for one, other in zip((*results[0], *found), (*results[1], *expected), strict=True):
         torch.testing.assert_close(one.double(), other.double(), rtol=1e-4, atol=1e-4)
     torch.library.opcheck(
         operator._attention,
-        (q, k, v, None, None, False, True, 2, 7, "triton", *tables.values(), *(key_rows or (0, -1))),
+        (q, k, v, None, None, False, True, 2, 7, "triton", *tables.values(), *(key_rows or (0, 0))),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )
 

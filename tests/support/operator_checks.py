@@ -144,7 +144,7 @@ def check_operator_layouts(impl: str, device: str) -> None:
         results = operator._attention(*forward)
         grads = [torch.randn_like(t) for t in results]
         needs = [True, True, True, impl == "sdpa", True]
-        backward = (q, k, v, mask, scale, None, None, *results[:3], *grads, False, 1, 4, impl, 0, -1, needs)
+        backward = (q, k, v, mask, scale, *results[:3], *grads, False, 1, 4, impl, needs)
         torch.library.opcheck(operator._attention_backward, backward, test_utils="test_faketensor")
 
 
