@@ -167,7 +167,7 @@ def _gradient_reasons(call: AttentionCall) -> list[str]:
             )
     target = _target(query.device)
     if target is not None:
-        has_mask, has_map = mask is not None, call.map_keys is not None
+        has_mask, has_map = mask is not None or call.key_groups, call.map_keys is not None
         reasons += backward_unsupported(
             target, query.shape[3], call.value.shape[3], query.dtype, has_mask=has_mask, has_map=has_map
         )
@@ -179,7 +179,8 @@ def backward_unsupported(
 ) -> list[str]:
     """Every reason why the backward kernels cannot serve a call that the forward serves; empty where they can."""
     limit = widest(target, dtype, has_mask=has_mask, has_map=has_map)
-    options = [name for name, given in (("a mask", has_mask), ("a gradient of the map", has_map)) if given]
+    named = (("a mask or a factor or bias of keys", has_mask), ("a gradient of the map", has_map))
+    options = [name for name, given in named if given]
     call = f"{dtype} on {target}" + (f" with {' and '.join(options)}" if options else "")
     return [
         f"head_dim {dim} of {name} is beyond {limit}, the most that the backward kernels hold in registers for {call}"
