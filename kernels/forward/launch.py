@@ -117,6 +117,7 @@ class ForwardCall:
             "seqlen_k": call.key.shape[2],
             "has_mask": call.mask is not None,
             "descriptors": self.descriptors_allowed(),
+            "by_key": call.key_groups or call.mass_keys is not None,
         }
 
     @functools.cached_property
