@@ -12,19 +12,21 @@ from torch import Tensor
 
 from entropy_attn.kernels.backward import launch as launch_backward
 from entropy_attn.kernels.common import support
-from entropy_attn.kernels.common.call import AttentionCall
+from entropy_attn.kernels.common.call import AllResults, AttentionCall
 from entropy_attn.kernels.common.targets import INTERPRETER
 from entropy_attn.kernels.forward import launch
 from entropy_attn.kernels.forward.configs import ForwardConfig, forward_candidates
 from entropy_attn.kernels.maps import launch as launch_maps
 from entropy_attn.kernels.pingpong import launch as pingpong
 from tests.support.oracle import assert_matches_oracle
-from tests.support.oracle_gradients import GRADS, assert_gradients_match, random_gradients
+from tests.support.oracle_gradients import GRADS, assert_gradients_match, random_gradients, with_tables
+from tests.support.oracle_rows import assert_all_match
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 MASKS = ("none", "bool", "keys", "added", "excluding")
 LAYOUTS = ("bhnd", "bnhd", "packed", "padded", "offset")
-SCALES = ("default", "negative", "zero", "one", "heads")
+SCALES = ("default", "negative", "zero", "one", "heads", "samples")
+KEYS = ("none", "scale", "bias", "both")
 SCHEDULES = ("plain", "rotated", "specialized", "pingpong")
 
 
@@ -45,6 +47,9 @@ class Case:
     mask: str = "none"
     causal: bool = False
     scale: str = "default"
+    keys: str = "none"  # a factor and a bias by key and head
+    rows_start: int = 0
+    rows_stop: int = 0  # 0: the factor and bias are for all queries
     map_start: int = 0
     map_stop: int = 0  # 0: no map
     grads: str = ""  # names joined by +, such as "grad_out+grad_map"; empty: no backward pass
@@ -109,9 +114,22 @@ def options(case: Case, device: str = "cpu") -> dict[str, Any]:
     numbers = {"negative": -0.3, "zero": 0.0, "one": torch.tensor(0.2)}
     if case.scale == "heads":
         given["scale"] = torch.linspace(-0.2, 0.4, case.heads)
+    elif case.scale == "samples":
+        given["scale"] = torch.linspace(-0.2, 0.4, case.batch * case.heads).view(case.batch, case.heads)
     elif case.scale in numbers:
         given["scale"] = numbers[case.scale]
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in given.items()}
+
+
+def key_tables(case: Case, device: str = "cpu") -> dict[str, Any]:
+    """The factor and the bias by key, as arguments of a call; the bias excludes the first key."""
+    g = torch.Generator().manual_seed(case.seed + 3)
+    drawn = torch.randn(2, 1, case.heads, 1, case.seqlen_k, generator=g).to(device)
+    if case.seqlen_k > 1:
+        drawn[1, ..., 0] = -math.inf
+    scale, bias = (drawn[at] if case.keys in (name, "both") else None for at, name in enumerate(("scale", "bias")))
+    rows = (case.rows_start, case.rows_stop) if case.rows_stop else None
+    return {"key_scale": scale, "key_bias": bias, "key_rows": rows}
 
 
 def run(case: Case, device: str = "cpu") -> dict[str, tuple[float, float]]:
@@ -126,13 +144,19 @@ def run(case: Case, device: str = "cpu") -> dict[str, tuple[float, float]]:
     config = schedule(case, launch_config(case, q, k, v, given)) if case.schedule != "plain" else None
     statistics = {"return_lse": True, "return_entropy": True}
     map_keys = (case.map_start, case.map_stop) if case.map_stop else None
-    call = AttentionCall(q, k, v, **given, **statistics, map_keys=map_keys)
+    tables = key_tables(case, device)
+    call = AttentionCall(q, k, v, **given, **statistics, map_keys=map_keys, **tables)
     if map_keys is None:
         results = launch.attention_forward(call, config=config)
     else:
         results = launch_maps.attention_forward_with_map(call)
     grouped = {"enable_gqa": True} if case.heads != case.heads_kv else {}
-    judged = assert_matches_oracle(results, q, k, v, **given, **grouped, **({"map_keys": map_keys} if map_keys else {}))
+    if case.keys == "none":
+        given_keys = {"map_keys": map_keys} if map_keys else {}
+        judged = assert_matches_oracle(results, q, k, v, **given, **grouped, **given_keys)
+    else:
+        judged = assert_all_match(AllResults(*results), call)
+        given |= with_tables(given.get("attn_mask"), case.seqlen_q, **tables)
     if case.grads:
         names = case.grads.split("+")
         grads = random_gradients(q, k, v, map_keys or (0, case.seqlen_k), names, case.seed + 2)
@@ -171,20 +195,24 @@ def refused(case: Case, device: str = "cpu") -> list[str]:
     q, k, v = tensors(case, device)
     given = options(case, device)
     mask = given.get("attn_mask")
-    call = AttentionCall(q, k, v, attn_mask=mask, is_causal=case.causal)
+    call = AttentionCall(q, k, v, attn_mask=mask, is_causal=case.causal, **key_tables(case, device))
     reasons = support.unsupported_reasons(call)
     if case.schedule == "pingpong":
         reasons += pingpong.unsupported_reasons(call, case.target)
     if mask is not None and case.causal:
         reasons.append("a mask and causality exclude each other")
+    if case.causal and case.rows_stop:
+        reasons.append("causality and key tables for some queries exclude each other")
+    if case.schedule == "specialized" and case.keys != "none":
+        reasons.append("the specialized schedule knows no key tables")
     if case.schedule != "plain" and case.target not in (INTERPRETER, "sm_90"):
         reasons.append(f"the schedules are for sm_90, not for {case.target}")
     if case.grads:
         reasons += support.backward_unsupported(
-            case.target, case.head_dim, case.head_dim_v, q.dtype, has_mask=mask is not None,
+            case.target, case.head_dim, case.head_dim_v, q.dtype, has_mask=mask is not None or call.key_groups,
             has_map="grad_map" in case.grads,
         )  # fmt: skip
     return reasons
 
 
-__all__ = ["DTYPES", "GRADS", "LAYOUTS", "MASKS", "SCALES", "Case", "options", "refused", "run", "tensors"]
+__all__ = ["DTYPES", "GRADS", "KEYS", "LAYOUTS", "MASKS", "SCALES", "Case", "options", "refused", "run", "tensors"]

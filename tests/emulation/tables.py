@@ -12,7 +12,7 @@ from entropy_attn.kernels.forward.configs import forward_config
 from entropy_attn.kernels.maps.configs import map_config
 from entropy_attn.kernels.pingpong.configs import feasible_tiles
 
-from .cases import DTYPES, GRADS, LAYOUTS, MASKS, SCALES, Case
+from .cases import DTYPES, GRADS, KEYS, LAYOUTS, MASKS, SCALES, Case
 
 TARGETS = ("sm_80", "sm_89", "sm_90", "sm_120")
 ALL_GRADS = "+".join(GRADS)
@@ -58,6 +58,9 @@ def every_option(target: str) -> Iterator[Case]:
     yield from (Case(target, causal=True, seqlen_q=m, seqlen_k=n) for m, n in ((150, 200), (200, 150), (128, 128)))
     yield Case(target, batch=2, heads=4, heads_kv=2, scale="heads", grads=ALL_GRADS, map_start=5, map_stop=70)
     yield Case(target, heads=4, heads_kv=1, mask="excluding", grads=STATISTICS)
+    for keys, stop in itertools.product(KEYS[1:], (0, 50)):
+        yield Case(target, heads=4, heads_kv=2, keys=keys, rows_start=13 if stop else 0, rows_stop=stop, map_stop=70,
+                   grads=ALL_GRADS)  # fmt: skip
     yield Case(target, head_dim=40, head_dim_v=96, map_stop=133)
     for count in (1, 2, 3):
         for names in itertools.combinations(GRADS, count):
@@ -101,6 +104,13 @@ FEW = [
     Case("sm_90", heads=1, heads_kv=1, seqlen_q=230, seqlen_k=13, head_dim=40, head_dim_v=64, grads=STATISTICS),
     Case("sm_90", heads=1, heads_kv=1, seqlen_q=40, seqlen_k=77, head_dim=128, head_dim_v=128, grads=STATISTICS),
     Case("sm_90", seqlen_q=40, seqlen_k=77, mask="excluding", map_start=3, map_stop=70, grads=ALL_GRADS),
+    # a factor and a bias by key for queries that begin and end inside of tiles; 77 keys take one pass on Hopper
+    Case("sm_80", heads_kv=1, seqlen_q=40, seqlen_k=130, keys="both", rows_start=13, rows_stop=36, grads=STATISTICS),
+    Case("sm_90", "bf16", heads_kv=1, seqlen_q=40, seqlen_k=77, keys="both", rows_start=13, rows_stop=36,
+         grads="grad_out"),
+    Case("sm_80", heads_kv=1, seqlen_q=40, seqlen_k=77, keys="both", rows_start=13, rows_stop=36, map_stop=70),
+    Case("sm_90", batch=2, heads_kv=1, seqlen_q=20, seqlen_k=150, keys="scale", scale="samples", map_start=5,
+         map_stop=70, grads="grad_map"),
     Case("sm_90", seqlen_k=200, schedule="rotated"), Case("sm_90", seqlen_k=192, schedule="specialized"),
     Case("sm_90", seqlen_q=130, seqlen_k=300, schedule="pingpong"),
     Case("sm_90", "bf16", batch=2, heads=2, heads_kv=1, seqlen_q=150, seqlen_k=300, head_dim=80, head_dim_v=80,
