@@ -20,11 +20,13 @@ from entropy_attn.kernels.maps import launch as launch_maps
 from entropy_attn.kernels.pingpong import launch as pingpong
 from tests.support.oracle import assert_matches_oracle
 from tests.support.oracle_gradients import GRADS, assert_gradients_match, random_gradients
+from tests.support.oracle_rows import assert_all_match
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 MASKS = ("none", "bool", "keys", "added", "excluding")
 LAYOUTS = ("bhnd", "bnhd", "packed", "padded", "offset")
 SCALES = ("default", "negative", "zero", "one", "heads")
+TABLES = ("none", "scale", "bias", "both", "excluding")  # a factor and a bias by key
 SCHEDULES = ("plain", "rotated", "specialized", "pingpong")
 
 
@@ -47,6 +49,9 @@ class Case:
     scale: str = "default"
     map_start: int = 0
     map_stop: int = 0  # 0: no map
+    tables: str = "none"
+    some_rows: bool = False  # the tables are for some of the queries
+    of_rows: bool = False  # variance, maximum and mass as well
     grads: str = ""  # names joined by +, such as "grad_out+grad_map"; empty: no backward pass
     schedule: str = "plain"
     groups: int = 0  # of warps that compute, for "pingpong"; 0: as in autotuning's first candidate
@@ -114,6 +119,24 @@ def options(case: Case, device: str = "cpu") -> dict[str, Any]:
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in given.items()}
 
 
+def tables(case: Case, device: str = "cpu") -> dict[str, Any]:
+    """Factors and biases by key, as arguments of an `AttentionCall`."""
+    g = torch.Generator().manual_seed(case.seed + 3)
+    factor = 1.0 + 0.5 * torch.randn(case.batch, case.heads, 1, case.seqlen_k, generator=g)
+    bias = torch.randn(1, case.heads, 1, case.seqlen_k, generator=g).to(DTYPES[case.dtype])
+    if case.tables == "excluding":
+        bias[..., : case.seqlen_k // 2] = -math.inf
+        bias[:, 0] -= 1e4
+    given: dict[str, Any] = {}
+    if case.tables in ("scale", "both"):
+        given["key_scale"] = factor.to(device)
+    if case.tables in ("bias", "both", "excluding"):
+        given["key_bias"] = bias.to(device)
+    if given and case.some_rows:
+        given["key_rows"] = (case.seqlen_q // 3, (2 * case.seqlen_q + 2) // 3)
+    return given
+
+
 def run(case: Case, device: str = "cpu") -> dict[str, tuple[float, float]]:
     """Error and budget of each result, computed on the emulated card, in Triton's interpreter, or on a GPU.
 
@@ -126,7 +149,14 @@ def run(case: Case, device: str = "cpu") -> dict[str, tuple[float, float]]:
     config = schedule(case, launch_config(case, q, k, v, given)) if case.schedule != "plain" else None
     statistics = {"return_lse": True, "return_entropy": True}
     map_keys = (case.map_start, case.map_stop) if case.map_stop else None
-    call = AttentionCall(q, k, v, **given, **statistics, map_keys=map_keys)
+    call = AttentionCall(q, k, v, **given, **statistics, map_keys=map_keys, **tables(case, device))
+    if case.of_rows:
+        call.return_variance, call.return_max = True, True
+        call.mass_keys = (case.seqlen_k // 3, (2 * case.seqlen_k + 3) // 3)
+    if call.key_groups or call.row_statistics:
+        if map_keys is None:
+            return assert_all_match(launch.attention_forward_all(call, config=config), call)
+        return assert_all_match(launch_maps.attention_forward_with_map_all(call), call)
     if map_keys is None:
         results = launch.attention_forward(call, config=config)
     else:
@@ -171,7 +201,8 @@ def refused(case: Case, device: str = "cpu") -> list[str]:
     q, k, v = tensors(case, device)
     given = options(case, device)
     mask = given.get("attn_mask")
-    call = AttentionCall(q, k, v, attn_mask=mask, is_causal=case.causal)
+    call = AttentionCall(q, k, v, attn_mask=mask, is_causal=case.causal, **tables(case, device))
+    call.return_variance = case.of_rows
     reasons = support.unsupported_reasons(call)
     if case.schedule == "pingpong":
         reasons += pingpong.unsupported_reasons(call, case.target)
@@ -179,6 +210,10 @@ def refused(case: Case, device: str = "cpu") -> list[str]:
         reasons.append("a mask and causality exclude each other")
     if case.schedule != "plain" and case.target not in (INTERPRETER, "sm_90"):
         reasons.append(f"the schedules are for sm_90, not for {case.target}")
+    if case.grads and (call.key_groups or call.row_statistics):
+        reasons.append("gradients with tables are compared in tests/kernels/test_key_tables_backward.py")
+    if case.schedule == "specialized" and call.key_groups:
+        reasons.append("warps that only compute load nothing by pointer")
     if case.grads:
         reasons += support.backward_unsupported(
             case.target, case.head_dim, case.head_dim_v, q.dtype, has_mask=mask is not None,
@@ -187,4 +222,4 @@ def refused(case: Case, device: str = "cpu") -> list[str]:
     return reasons
 
 
-__all__ = ["DTYPES", "GRADS", "LAYOUTS", "MASKS", "SCALES", "Case", "options", "refused", "run", "tensors"]
+__all__ = ["DTYPES", "GRADS", "LAYOUTS", "MASKS", "SCALES", "TABLES", "Case", "options", "refused", "run", "tensors"]

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from entropy_attn.kernels.common.call import AllResults, AttentionCall
 from entropy_attn.ops.reference import all_results, by_query, softmax_scale
-
 from tests.support.oracle import assert_within_budget
 
 
