@@ -1,4 +1,4 @@
-"""The forward kernel with tables of keys and statistics of rows, compiled: no spills, and what they cost in the loop."""
+"""The forward kernel with tables of keys and statistics of rows, compiled: no spills, and the cost in the loop."""
 
 from __future__ import annotations
 

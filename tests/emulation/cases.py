@@ -12,7 +12,7 @@ from torch import Tensor
 
 from entropy_attn.kernels.backward import launch as launch_backward
 from entropy_attn.kernels.common import support
-from entropy_attn.kernels.common.call import AllResults, AttentionCall
+from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.kernels.common.targets import INTERPRETER
 from entropy_attn.kernels.forward import launch
 from entropy_attn.kernels.forward.configs import ForwardConfig, forward_candidates
@@ -26,7 +26,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 MASKS = ("none", "bool", "keys", "added", "excluding")
 LAYOUTS = ("bhnd", "bnhd", "packed", "padded", "offset")
 SCALES = ("default", "negative", "zero", "one", "heads", "samples")
-KEYS = ("none", "scale", "bias", "both")
+TABLES = ("none", "scale", "bias", "both", "excluding")  # a factor and a bias by key
 SCHEDULES = ("plain", "rotated", "specialized", "pingpong")
 
 
@@ -47,11 +47,11 @@ class Case:
     mask: str = "none"
     causal: bool = False
     scale: str = "default"
-    keys: str = "none"  # a factor and a bias by key and head
-    rows_start: int = 0
-    rows_stop: int = 0  # 0: the factor and bias are for all queries
     map_start: int = 0
     map_stop: int = 0  # 0: no map
+    tables: str = "none"
+    some_rows: bool = False  # the tables are for some of the queries
+    of_rows: bool = False  # variance, maximum and mass as well
     grads: str = ""  # names joined by +, such as "grad_out+grad_map"; empty: no backward pass
     schedule: str = "plain"
     groups: int = 0  # of warps that compute, for "pingpong"; 0: as in autotuning's first candidate
@@ -121,15 +121,22 @@ def options(case: Case, device: str = "cpu") -> dict[str, Any]:
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in given.items()}
 
 
-def key_tables(case: Case, device: str = "cpu") -> dict[str, Any]:
-    """The factor and the bias by key, as arguments of a call; the bias excludes the first key."""
+def tables(case: Case, device: str = "cpu") -> dict[str, Any]:
+    """Factors and biases by key, as arguments of an `AttentionCall`."""
     g = torch.Generator().manual_seed(case.seed + 3)
-    drawn = torch.randn(2, 1, case.heads, 1, case.seqlen_k, generator=g).to(device)
-    if case.seqlen_k > 1:
-        drawn[1, ..., 0] = -math.inf
-    scale, bias = (drawn[at] if case.keys in (name, "both") else None for at, name in enumerate(("scale", "bias")))
-    rows = (case.rows_start, case.rows_stop) if case.rows_stop else None
-    return {"key_scale": scale, "key_bias": bias, "key_rows": rows}
+    factor = 1.0 + 0.5 * torch.randn(case.batch, case.heads, 1, case.seqlen_k, generator=g)
+    bias = torch.randn(1, case.heads, 1, case.seqlen_k, generator=g).to(DTYPES[case.dtype])
+    if case.tables == "excluding":
+        bias[..., : case.seqlen_k // 2] = -math.inf
+        bias[:, 0] -= 1e4
+    given: dict[str, Any] = {}
+    if case.tables in ("scale", "both"):
+        given["key_scale"] = factor.to(device)
+    if case.tables in ("bias", "both", "excluding"):
+        given["key_bias"] = bias.to(device)
+    if given and case.some_rows:
+        given["key_rows"] = (case.seqlen_q // 3, (2 * case.seqlen_q + 2) // 3)
+    return given
 
 
 def run(case: Case, device: str = "cpu") -> dict[str, tuple[float, float]]:
@@ -144,19 +151,20 @@ def run(case: Case, device: str = "cpu") -> dict[str, tuple[float, float]]:
     config = schedule(case, launch_config(case, q, k, v, given)) if case.schedule != "plain" else None
     statistics = {"return_lse": True, "return_entropy": True}
     map_keys = (case.map_start, case.map_stop) if case.map_stop else None
-    tables = key_tables(case, device)
-    call = AttentionCall(q, k, v, **given, **statistics, map_keys=map_keys, **tables)
+    call = AttentionCall(q, k, v, **given, **statistics, map_keys=map_keys, **tables(case, device))
+    if case.of_rows:
+        call.return_variance, call.return_max = True, True
+        call.mass_keys = (case.seqlen_k // 3, (2 * case.seqlen_k + 3) // 3)
     if map_keys is None:
-        results = launch.attention_forward(call, config=config)
+        results = launch.attention_forward_all(call, config=config)
     else:
-        results = launch_maps.attention_forward_with_map(call)
+        results = launch_maps.attention_forward_with_map_all(call)
     grouped = {"enable_gqa": True} if case.heads != case.heads_kv else {}
-    if case.keys == "none":
-        given_keys = {"map_keys": map_keys} if map_keys else {}
-        judged = assert_matches_oracle(results, q, k, v, **given, **grouped, **given_keys)
+    if call.key_groups or call.row_statistics:
+        judged = assert_all_match(results, call)
     else:
-        judged = assert_all_match(AllResults(*results), call)
-        given |= with_tables(given.get("attn_mask"), case.seqlen_q, **tables)
+        of_map = {"map_keys": map_keys} if map_keys else {}
+        judged = assert_matches_oracle(results[:4], q, k, v, **given, **grouped, **of_map)
     if case.grads:
         names = case.grads.split("+")
         grads = random_gradients(q, k, v, map_keys or (0, case.seqlen_k), names, case.seed + 2)
@@ -164,6 +172,9 @@ def run(case: Case, device: str = "cpu") -> dict[str, tuple[float, float]]:
         call.map_keys = grads.get("map_keys")
         grads_only = {name: grads[name] for name in names}
         actual = launch_backward.attention_backward(call, *results[:3], **grads_only, needs=needs)
+        if call.key_groups:
+            of_keys = {"key_scale": call.key_scale, "key_bias": call.key_bias, "key_rows": call.key_rows}
+            given |= with_tables(call.attn_mask, case.seqlen_q, **of_keys)
         judged |= assert_gradients_match(actual, q, k, v, grads, **given)
     return judged
 
@@ -195,18 +206,19 @@ def refused(case: Case, device: str = "cpu") -> list[str]:
     q, k, v = tensors(case, device)
     given = options(case, device)
     mask = given.get("attn_mask")
-    call = AttentionCall(q, k, v, attn_mask=mask, is_causal=case.causal, **key_tables(case, device))
+    call = AttentionCall(q, k, v, attn_mask=mask, is_causal=case.causal, **tables(case, device))
+    call.return_variance = case.of_rows
     reasons = support.unsupported_reasons(call)
     if case.schedule == "pingpong":
         reasons += pingpong.unsupported_reasons(call, case.target)
     if mask is not None and case.causal:
         reasons.append("a mask and causality exclude each other")
-    if case.causal and case.rows_stop:
-        reasons.append("causality and key tables for some queries exclude each other")
-    if case.schedule == "specialized" and case.keys != "none":
-        reasons.append("the specialized schedule knows no key tables")
     if case.schedule != "plain" and case.target not in (INTERPRETER, "sm_90"):
         reasons.append(f"the schedules are for sm_90, not for {case.target}")
+    if case.grads and call.row_statistics:
+        reasons.append("the kernels have no gradient of the variance, the maximum and the mass")
+    if case.schedule == "specialized" and call.key_groups:
+        reasons.append("warps that only compute load nothing by pointer")
     if case.grads:
         reasons += support.backward_unsupported(
             case.target, case.head_dim, case.head_dim_v, q.dtype, has_mask=mask is not None or call.key_groups,
@@ -215,4 +227,4 @@ def refused(case: Case, device: str = "cpu") -> list[str]:
     return reasons
 
 
-__all__ = ["DTYPES", "GRADS", "KEYS", "LAYOUTS", "MASKS", "SCALES", "Case", "options", "refused", "run", "tensors"]
+__all__ = ["DTYPES", "GRADS", "LAYOUTS", "MASKS", "SCALES", "TABLES", "Case", "options", "refused", "run", "tensors"]

@@ -24,7 +24,7 @@ import torch
 
 from entropy_attn.kernels.common.support import call_target, interpreting
 
-from .cases import DTYPES, GRADS, KEYS, LAYOUTS, MASKS, SCALES, Case, refused, run
+from .cases import DTYPES, GRADS, LAYOUTS, MASKS, SCALES, Case, refused, run
 from .tables import TARGETS
 
 LENGTHS = (1, 2, 15, 16, 17, 31, 63, 64, 65, 77, 100, 127, 128, 129, 200, 256)
@@ -69,11 +69,6 @@ def _draw(rng: random.Random) -> Case:
         case = dataclasses.replace(case, schedule=name, mask="none")
     elif schedules and head_dim == case.head_dim_v and rng.random() < 0.5:
         case = dataclasses.replace(case, schedule="pingpong", mask="none")
-    if case.schedule == "plain" and rng.random() < 0.2:
-        case = dataclasses.replace(case, keys=rng.choice(KEYS[1:]))
-        if not case.causal and rng.random() < 0.5:
-            first = rng.randrange(case.seqlen_q)
-            case = dataclasses.replace(case, rows_start=first, rows_stop=rng.randrange(first, case.seqlen_q) + 1)
     return case
 
 
