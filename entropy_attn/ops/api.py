@@ -125,8 +125,9 @@ def attention(
         impl: "triton" (the fused kernels), "sdpa" (torch's operations), "reference" (float64, holds the whole matrix),
             or "auto": the fused kernels on a GPU for what torch's attention does not offer and where they were measured
             to be faster, else torch. A name other than "auto" never falls back to another implementation. The fused
-            kernels do not serve `key_scale`, `key_bias` and the statistics "variance", "max" and "mass" yet: "auto"
-            takes torch's operations for them, outside of the graphs of torch.compile.
+            kernels have no gradients of `key_scale`, `key_bias` and of the statistics "variance", "max" and "mass":
+            with them "auto" takes torch's operations. Calls with these arguments are not in the graphs of
+            torch.compile.
 
     Returns:
         The output and the requested statistics. A row without keys to attend has out 0, lse -inf, entropy 0, map 0 and

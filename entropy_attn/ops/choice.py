@@ -48,7 +48,7 @@ def automatic(call: AttentionCall) -> Implementation:
     """Never slower than torch for a plain call; the fused kernel for what torch's attention does not take."""
     if call.query.device.type != "cuda":
         return SDPA
-    if call.statistics or isinstance(call.scale, Tensor) or _wider(call.attn_mask, call.query):
+    if call.statistics or call.key_groups or isinstance(call.scale, Tensor) or _wider(call.attn_mask, call.query):
         choice = TRITON
     else:
         choice = _measured_choice(call)

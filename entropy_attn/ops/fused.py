@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..kernels.backward.launch import attention_backward
-from ..kernels.common.call import AttentionCall, Results
-from ..kernels.forward.launch import attention_forward
-from ..kernels.maps.launch import attention_forward_with_map
+from ..kernels.common.call import AllResults, AttentionCall, Results
+from ..kernels.forward.launch import attention_forward, attention_forward_all
+from ..kernels.maps.launch import attention_forward_with_map, attention_forward_with_map_all
 
 
 def attention_fused(call: AttentionCall) -> Results:
@@ -15,6 +15,11 @@ def attention_fused(call: AttentionCall) -> Results:
     if call.map_keys:
         return attention_forward_with_map(call)
     return *attention_forward(call), None
+
+
+def attention_fused_all(call: AttentionCall) -> AllResults:
+    """The same, with the statistics of `AttentionCall.row_statistics`."""
+    return attention_forward_with_map_all(call) if call.map_keys else attention_forward_all(call)
 
 
 def attention_fused_backward(

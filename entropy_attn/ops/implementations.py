@@ -9,7 +9,7 @@ import torch
 
 from ..kernels.common import support
 from ..kernels.common.call import AllResults, AttentionCall, Results
-from .operator import run_fused, run_sdpa
+from .operator import needs_operator, run_fused, run_fused_all, run_sdpa
 from .reference import all_results
 from .sdpa import attention_sdpa_all
 
@@ -50,11 +50,16 @@ def _four(call: AttentionCall) -> Results:
     return _run_reference(call)[:4]
 
 
-def _fused_all(call: AttentionCall) -> AllResults:
-    return AllResults(*run_fused(call))
+def _fused_reasons(call: AttentionCall) -> list[str]:
+    reasons = support.unsupported_reasons(call)
+    if call.row_statistics and needs_operator(call):
+        reasons.append(
+            "statistics 'variance', 'max' and 'mass' are not in the operator that graphs and dispatch modes record"
+        )
+    return reasons
 
 
-TRITON = Implementation("triton", support.unsupported_reasons, run_fused, _fused_all)
+TRITON = Implementation("triton", _fused_reasons, run_fused, run_fused_all)
 SDPA = Implementation("sdpa", _no_reasons, run_sdpa, attention_sdpa_all)
 REFERENCE = Implementation("reference", _reference_reasons, _four, _run_reference, takes_transforms=True)
 IMPLEMENTATIONS = {each.name: each for each in (TRITON, SDPA, REFERENCE)}

@@ -87,10 +87,29 @@ def plain_calls(call: AttentionCall) -> Iterable[tuple[slice | Tensor, Attention
         )
 
 
-def run_by_group(call: AttentionCall, run: Callable[[AttentionCall], AllResults]) -> AllResults:
-    """The results of `run`, a group of queries after the other."""
-    parts = list(plain_calls(call))
-    results = [run(plain) for _, plain in parts]
+def calls_with_one_table(call: AttentionCall) -> Iterable[tuple[slice | Tensor, AttentionCall]]:
+    """Calls whose queries share a table, together this call, each with the queries that it is for."""
+    for rows, group in _groups(call):
+        scale, bias = (
+            None if t is None or group is None else t[:, :, group : group + 1] for t in (call.key_scale, call.key_bias)
+        )
+        yield (
+            rows,
+            replace(
+                call, query=_picked(call.query, rows), attn_mask=_rows_of_mask(call.attn_mask, rows), key_scale=scale,
+                key_bias=bias, key_rows=None,
+            ),
+        )  # fmt: skip
+
+
+def run_by_group(
+    call: AttentionCall,
+    run: Callable[[AttentionCall], AllResults],
+    calls: Callable[[AttentionCall], Iterable[tuple[slice | Tensor, AttentionCall]]] = plain_calls,
+) -> AllResults:
+    """The results of `run`, a group of queries after the other, for each of the `calls` that this one is made of."""
+    parts = list(calls(call))
+    results = [run(part) for _, part in parts]
     if len(parts) == 1:
         return results[0]
     back = None  # ranges come in order

@@ -17,8 +17,9 @@ from torch import Tensor
 from .._ops import add_op_namespace_prefix
 from ..errors import Unsupported
 from ..kernels.common.arguments import allocate_like
-from ..kernels.common.call import AttentionCall, Results
-from .fused import attention_fused, attention_fused_backward
+from ..kernels.common.call import AllResults, AttentionCall, Results
+from .fused import attention_fused, attention_fused_all, attention_fused_backward
+from .key_groups import calls_with_one_table, run_by_group
 from .sdpa import attention_sdpa, attention_sdpa_backward
 from .tensor_kinds import traced
 
@@ -44,11 +45,28 @@ def run_fused(call: AttentionCall) -> Results:
     """
     if call.key.shape[1] != call.value.shape[1]:
         call = _one_group_size(call)
-    if call.needs_gradient or torch.compiler.is_compiling() or type(call.query) is not Tensor or traced():
+    if call.needs_gradient or needs_operator(call):
         return attention_operator(call, "triton")
     if call.scale is not None:
         call.scale = _on_the_host(call.scale)
     return attention_fused(call)
+
+
+def run_fused_all(call: AttentionCall) -> AllResults:
+    """The same for every call, a group of queries after the other, and with the statistics of `row_statistics`."""
+    if isinstance(call.key_rows, Tensor):
+        return run_by_group(call, run_fused_all, calls_with_one_table)
+    if not call.row_statistics:
+        return AllResults(*run_fused(call))
+    if call.key.shape[1] != call.value.shape[1]:
+        call = _one_group_size(call)
+    call.scale = _on_the_host(call.scale)
+    return attention_fused_all(call)
+
+
+def needs_operator(call: AttentionCall) -> bool:
+    """Whether something records the call that would not see a launch."""
+    return torch.compiler.is_compiling() or type(call.query) is not Tensor or traced()
 
 
 def run_sdpa(call: AttentionCall) -> Results:
@@ -65,9 +83,11 @@ def attention_operator(call: AttentionCall, impl: str) -> Results:
         # Times a tensor: a number would be compiled into the graph, and a new one compile it anew.
         scale = torch.ones((), dtype=torch.float64) * scale
     start, stop = call.map_keys or (0, 0)
+    if isinstance(call.key_rows, Tensor):
+        raise ValueError("key_rows: expected a range of queries, got groups, which are calls of their own")
     out, lse, entropy, head_mean = _attention(
         call.query, call.key, call.value, call.attn_mask, scale, call.is_causal, call.return_entropy, start, stop,
-        impl,
+        impl, call.key_scale, call.key_bias, *(call.key_rows or (0, 0)),
     )  # fmt: skip
     return (
         out,
@@ -103,10 +123,15 @@ def _attention(
     map_start: int,
     map_stop: int,
     impl: str,
+    key_scale: Tensor | None = None,
+    key_bias: Tensor | None = None,
+    key_rows_start: int = 0,
+    key_rows_stop: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     call = AttentionCall(
         query, key, value, attn_mask, is_causal, _on_the_host(scale), return_lse=True, return_entropy=return_entropy,
         map_keys=(map_start, map_stop) if map_stop > map_start else None,
+        key_scale=key_scale, key_bias=key_bias, key_rows=_key_rows(key_rows_start, key_rows_stop),
     )  # fmt: skip
     with torch.no_grad():
         results = COMPUTATIONS[impl].forward(call)
@@ -114,6 +139,11 @@ def _attention(
     out = _laid_out(results[0], query)
     lse, entropy, head_mean = (_absent(query) if t is None else t.contiguous() for t in results[1:])
     return out, lse, entropy, head_mean
+
+
+def _key_rows(start: int, stop: int) -> tuple[int, int] | None:
+    """Operators take numbers: 0 and 0 stand for all queries."""
+    return (start, stop) if stop > start else None
 
 
 def _laid_out(t: Tensor, like: Tensor) -> Tensor:
@@ -143,6 +173,10 @@ def _(
     map_start: int,
     map_stop: int,
     impl: str,
+    key_scale: Tensor | None = None,
+    key_bias: Tensor | None = None,
+    key_rows_start: int = 0,
+    key_rows_stop: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, heads, seqlen_q, _ = query.shape
     out = allocate_like(query, value.shape[3])
@@ -157,9 +191,10 @@ def _(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    query, key, value, attn_mask, scale, *ctx.options = inputs
+    query, key, value, attn_mask, scale, *options, key_scale, key_bias, start, stop = inputs
+    ctx.options, ctx.key_rows = options, (start, stop)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(query, key, value, attn_mask, scale, *output[:3])
+    ctx.save_for_backward(query, key, value, attn_mask, scale, *output[:3], key_scale, key_bias)
 
 
 def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -167,9 +202,12 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     is_causal, return_entropy, map_start, map_stop, impl = ctx.options
     wanted = (True, True, return_entropy, map_stop > map_start)
     given = [g if want else None for g, want in zip(grads, wanted, strict=True)]
-    computed = _attention_backward(*ctx.saved_tensors, *given, is_causal, map_start, map_stop, impl, needs)
+    *saved, key_scale, key_bias = ctx.saved_tensors
+    computed = _attention_backward(
+        *saved, *given, is_causal, map_start, map_stop, impl, needs, key_scale, key_bias, *ctx.key_rows
+    )
     results = [t if need else None for t, need in zip(computed, needs, strict=True)]
-    return *results, None, None, None, None, None
+    return (*results, *(None,) * 9)
 
 
 @torch.library.custom_op(add_op_namespace_prefix("attention_backward"), mutates_args=())
@@ -191,11 +229,16 @@ def _attention_backward(
     map_stop: int,
     impl: str,
     needs: list[bool],
+    key_scale: Tensor | None = None,
+    key_bias: Tensor | None = None,
+    key_rows_start: int = 0,
+    key_rows_stop: int = 0,
 ) -> list[Tensor]:
     """Gradients of query, key, value, attn_mask and scale."""
     call = AttentionCall(
         query, key, value, attn_mask, is_causal, scale if needs[4] else _on_the_host(scale),
         map_keys=None if grad_map is None else (map_start, map_stop),
+        key_scale=key_scale, key_bias=key_bias, key_rows=_key_rows(key_rows_start, key_rows_stop),
     )  # fmt: skip
     grads = (grad_out, grad_lse, grad_entropy, grad_map)
     computed = COMPUTATIONS[impl].backward(call, (out, lse, entropy), grads, tuple(needs))
@@ -205,7 +248,7 @@ def _attention_backward(
 
 @_attention_backward.register_fake
 def _(query: Tensor, *rest: Any) -> list[Tensor]:
-    inputs, needs = (query, *rest[:4]), rest[-1]
+    inputs, needs = (query, *rest[:4]), rest[15]  # after tensors and options
     return [_gradient_like(t) if need else _absent(query) for t, need in zip(inputs, needs, strict=True)]
 
 

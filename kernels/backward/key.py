@@ -192,20 +192,20 @@ def attention_backward_key(
             of_keys = factors_of_keys(keys, off_keys, start_n, seqlen_k, BLOCK_N, True, WIDE)  # [BLOCK_N, 1]
         for start_m in tl.range(full, end_plain, BLOCK_M):
             sums = _gradient_block(sums, k_i, v_i, q_h, do_h, dq_h, grad_map, mask_h, keys, off_keys, of_keys, rows,
-                                   off_row, factors, dq_factor, start_m, start_n, seqlen_q, seqlen_k, D, V, BLOCK_M, BLOCK_N, MASK,
-                                   MASK_PER_QUERY, IS_CAUSAL, False, False, SCALED, NEED_DK, NEED_DV, WIDE,
-                                   HAS_OUT, DESCRIPTORS)  # fmt: skip
+                                   off_row, factors, dq_factor, start_m, start_n, seqlen_q, seqlen_k, D, V, BLOCK_M,
+                                   BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, False, False, SCALED, NEED_DK, NEED_DV,
+                                   WIDE, HAS_OUT, DESCRIPTORS)  # fmt: skip
         if HAS_MAP:
             for start_m in tl.range(end_plain, end_full, BLOCK_M):
                 sums = _gradient_block(sums, k_i, v_i, q_h, do_h, dq_h, grad_map, mask_h, keys, off_keys, of_keys, rows,
-                                       off_row, factors, dq_factor, start_m, start_n, seqlen_q, seqlen_k, D, V, BLOCK_M, BLOCK_N, MASK,
-                                       MASK_PER_QUERY, IS_CAUSAL, False, True, SCALED, NEED_DK, NEED_DV,
+                                       off_row, factors, dq_factor, start_m, start_n, seqlen_q, seqlen_k, D, V, BLOCK_M,
+                                       BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, False, True, SCALED, NEED_DK, NEED_DV,
                                        WIDE, HAS_OUT, DESCRIPTORS)  # fmt: skip
         for i in tl.range(0, full - first + end_m - end_full, BLOCK_M, num_stages=TAIL_STAGES):
             start_m = i + tl.where(i < full - first, first, end_full - full + first)
             sums = _gradient_block(sums, k_i, v_i, q_h, do_h, dq_h, grad_map, mask_h, keys, off_keys, of_keys, rows,
-                                   off_row, factors, dq_factor, start_m, start_n, seqlen_q, seqlen_k, D, V, BLOCK_M, BLOCK_N, MASK,
-                                   MASK_PER_QUERY, IS_CAUSAL, True, HAS_MAP, SCALED, NEED_DK, NEED_DV,
+                                   off_row, factors, dq_factor, start_m, start_n, seqlen_q, seqlen_k, D, V, BLOCK_M,
+                                   BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, True, HAS_MAP, SCALED, NEED_DK, NEED_DV,
                                    WIDE, HAS_OUT, DESCRIPTORS)  # fmt: skip
 
     if NEED_DK:

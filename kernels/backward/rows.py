@@ -144,8 +144,8 @@ def attention_backward_rows(
         if IS_CAUSAL:
             end_n = tl.minimum(seqlen_k, start_m + BLOCK_M)
     if QUARTERS:
-        # Where the mask or the bias is large on a whole row, lse in one number keeps nothing of the sum, and P would be off by
-        # powers of two: maximum and sum anew, in two numbers.
+        # Where the mask or the bias is large on a whole row, lse in one number keeps nothing of the sum, and P would be
+        # off by powers of two: maximum and sum anew, in two numbers.
         large = (tl.abs(lse) > LARGE_LSE) & (lse > float("-inf"))
         end_large = tl.where(tl.max(large.to(tl.int32), 0) > 0, end_n, 0)
         m_i, l_i = _maximum_and_sum(q_i, k_h, mask, keys, off_keys, factor, start_m, end_large, seqlen_q, seqlen_k, D,
@@ -155,8 +155,8 @@ def attention_backward_rows(
     if grad_map.ptr is not None:
         delta, largest = _map_terms(
             q_i, k_h, map_gradient_of(grad_map, off_b), mask, keys, off_keys, factor,
-            RowValues(lse_i, log2_l, delta, None, None), 1.0 / num_heads, start_m, end_n, seqlen_q, seqlen_k, D, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL,
-            RESCALE, TAIL_STAGES, WIDE,
+            RowValues(lse_i, log2_l, delta, None, None), 1.0 / num_heads, start_m, end_n, seqlen_q, seqlen_k, D,
+            BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, RESCALE, TAIL_STAGES, WIDE,
         )  # fmt: skip
         bound += 2.0 * largest
 

@@ -31,3 +31,24 @@ def online_softmax(
         e = alpha * (e + shift * sums.l) + tl.sum(p * x, 1)
     l = sums.l * alpha + tl.sum(p, 1)  # noqa: E741
     return p, alpha, m, l, e
+
+
+@triton.jit
+def square_sum(s, factor, p, alpha, m, sums):
+    """The new sum of p * (score - m)**2, beside what `online_softmax` returned for one block; `sums` are the old ones.
+
+    The compiler takes the differences and their products with p from there.
+    """
+    x = s * factor - m[:, None]  # [BLOCK_M, BLOCK_N]
+    shift = tl.maximum(sums.m - m, VANISHED)  # its square stays finite; below, alpha is 0
+    # p * x first: where p is 0, the square of x may be infinite
+    moved = sums.e + shift * sums.l  # the sum of p * (score - m) before this block, unscaled
+    return alpha * (sums.squares + shift * (sums.e + moved)) + tl.sum(p * x * x, 1)
+
+
+@triton.jit
+def mass_sum(p, alpha, sums, start_n, rows, BLOCK_N: tl.constexpr):
+    """The new sum of p over the keys that `rows`, a `RowOutputs`, wants the mass of."""
+    offs_n = start_n + tl.arange(0, BLOCK_N)
+    wanted = (offs_n >= rows.mass_start) & (offs_n < rows.mass_stop)
+    return alpha * sums.mass + tl.sum(tl.where(wanted[None, :], p, 0.0), 1)

@@ -98,7 +98,7 @@ def unsupported_reasons(call: AttentionCall) -> list[str]:
         reasons.append(f"attn_mask of {mask.dtype} is neither boolean nor float16, bfloat16 or float32")
     elif mask is not None and mask.dtype == torch.bfloat16 and interpreting():
         reasons.append("Triton's interpreter cannot add a bfloat16 attn_mask: use float16 or float32")
-    reasons += _argument_reasons(call)
+    reasons += _table_reasons(call)
     if isinstance(scale, float) and abs(scale) > MAX_SCALE:
         reasons.append(f"scale {scale} is beyond {MAX_SCALE:.0e}, where logits leave the range of float32")
     if max(query.shape[2], key.shape[2]) > MAX_SEQLEN:
@@ -112,18 +112,17 @@ def unsupported_reasons(call: AttentionCall) -> list[str]:
     return reasons
 
 
-def _argument_reasons(call: AttentionCall) -> list[str]:
-    """Arguments that the kernels do not know."""
-    given = {
-        "key_scale": call.key_scale is not None,
-        "key_bias": call.key_bias is not None,
-        "statistics 'variance'": call.return_variance,
-        "statistics 'max'": call.return_max,
-        "statistics 'mass'": call.mass_keys is not None,
-    }
-    return [
-        f'the kernels do not compute {name}: use impl="sdpa" or "auto"' for name, is_given in given.items() if is_given
-    ]
+def _table_reasons(call: AttentionCall) -> list[str]:
+    """Key tables that the kernels cannot read."""
+    reasons = []
+    for name, table in (("key_scale", call.key_scale), ("key_bias", call.key_bias)):
+        if table is None:
+            continue
+        if table.dtype not in DTYPES:
+            reasons.append(f"{name} of {table.dtype} is not float16, bfloat16 or float32")
+        elif table.dtype == torch.bfloat16 and interpreting():
+            reasons.append(f"Triton's interpreter cannot read a bfloat16 {name}: use float16 or float32")
+    return reasons
 
 
 def _map_grid_reasons(call: AttentionCall) -> list[str]:
@@ -154,9 +153,21 @@ def _gradient_reasons(call: AttentionCall) -> list[str]:
         reasons.append(f"the gradient of key with shape {tuple(key.shape)} needs more than {MAX_PROGRAMS} programs")
     if mask is not None and mask.requires_grad:
         reasons.append('the kernels have no gradient of attn_mask: use attn_mask.detach(), or impl="sdpa"')
+    for name, table in (("key_scale", call.key_scale), ("key_bias", call.key_bias)):
+        if table is not None and table.requires_grad:
+            reasons.append(f'the kernels have no gradient of {name}: detach it, or use impl="sdpa"')
+    for name, wanted in (
+        ("variance", call.return_variance),
+        ("max", call.return_max),
+        ("mass", call.mass_keys is not None),
+    ):
+        if wanted:
+            reasons.append(
+                f'the kernels have no gradient of the statistic {name!r}: use torch.no_grad(), or impl="sdpa"'
+            )
     target = _target(query.device)
     if target is not None:
-        has_mask, has_map = mask is not None, call.map_keys is not None
+        has_mask, has_map = mask is not None or call.key_groups, call.map_keys is not None
         reasons += backward_unsupported(
             target, query.shape[3], call.value.shape[3], query.dtype, has_mask=has_mask, has_map=has_map
         )
@@ -168,7 +179,8 @@ def backward_unsupported(
 ) -> list[str]:
     """Every reason why the backward kernels cannot serve a call that the forward serves; empty where they can."""
     limit = widest(target, dtype, has_mask=has_mask, has_map=has_map)
-    options = [name for name, given in (("a mask", has_mask), ("a gradient of the map", has_map)) if given]
+    named = (("a mask or a factor or bias of keys", has_mask), ("a gradient of the map", has_map))
+    options = [name for name, given in named if given]
     call = f"{dtype} on {target}" + (f" with {' and '.join(options)}" if options else "")
     return [
         f"head_dim {dim} of {name} is beyond {limit}, the most that the backward kernels hold in registers for {call}"

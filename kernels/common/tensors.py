@@ -72,6 +72,16 @@ class KeyOffsets(NamedTuple):
     bias: Any
 
 
+class RowOutputs(NamedTuple):
+    """Where more numbers of each row go, (B, H, Nq): pointers, or None for those that are not wanted."""
+
+    variance: Any = None
+    max: Any = None
+    mass: Any = None
+    mass_start: Any = 0  # the keys whose probability is the mass
+    mass_stop: Any = 0
+
+
 class Lengths(NamedTuple):
     """The sizes of a call."""
 

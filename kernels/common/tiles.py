@@ -297,3 +297,23 @@ def store_statistics(
         entropy = log2_l * LN2 - in_nats(e_i * inv, QUARTERS)
         entropy = tl.where(empty | (entropy <= 0.0), 0.0, entropy)  # rounding; a NaN stays one
         tl.store(entropy_ptr + off_row + offs_m, entropy, mask=inside)
+
+
+@triton.jit
+def store_rows(rows, off_row, offs_m, seqlen_q, sums, inv, empty, QUARTERS: tl.constexpr):
+    """What `rows`, a `RowOutputs`, wants of rows [BLOCK_M]: variance and maximum of the logits, the mass of some keys.
+
+    `inv` is 1 / l.
+    """
+    inside = offs_m < seqlen_q
+    if rows.variance is not None:
+        mean = in_nats(sums.e * inv, QUARTERS)
+        variance = in_nats(in_nats(sums.squares * inv, QUARTERS), QUARTERS) - mean * mean
+        variance = tl.where(empty | (variance <= 0.0), 0.0, variance)  # rounding; a NaN stays one
+        tl.store(rows.variance + off_row + offs_m, variance, mask=inside)
+    if rows.max is not None:
+        largest = tl.where(empty, float("-inf"), in_nats(sums.m, QUARTERS))
+        largest = tl.where(sums.l == sums.l, largest, sums.l)  # the maximum passes over NaN
+        tl.store(rows.max + off_row + offs_m, largest, mask=inside)
+    if rows.mass is not None:
+        tl.store(rows.mass + off_row + offs_m, tl.where(empty, 0.0, sums.mass * inv), mask=inside)

@@ -16,6 +16,7 @@ from ..common.targets import INTERPRETER, max_registers, require_target
 from ..common.tensors import HeadDim
 from ..pingpong.configs import ROWS, WARPS_A_GROUP, Tiles, feasible_tiles
 
+LEAST_KEYS = 16  # that a product has
 SHORT_KEYS = 128  # up to here a program sees one or two key blocks, and preparing descriptors costs more than they save
 
 # "specialized": some warps only fetch, and the others only compute; with descriptors, without a mask.
@@ -128,11 +129,13 @@ def forward_config(
     seqlen_k: int | None = None,
     has_mask: bool = False,
     descriptors: bool = True,
+    by_key: bool = False,
 ) -> ForwardConfig:
     """The table's configuration for a call.
 
-    `seqlen_k` None means long. `descriptors` False: the strides do not allow them. Every row serves causal calls,
-    statistics and any scale.
+    `seqlen_k` None means long. `descriptors` False: the strides do not allow them. Every row serves causal calls, any
+    scale, and all statistics but the mass. `by_key`: beside the scores there are numbers of each key (a factor, a bias,
+    whether the mass has it), which take registers as well, so that a block has half of the keys.
     """
     return forward_candidates(
         target,
@@ -142,6 +145,7 @@ def forward_config(
         seqlen_k=seqlen_k,
         has_mask=has_mask,
         descriptors=descriptors,
+        by_key=by_key,
     )[0]
 
 
@@ -154,6 +158,7 @@ def forward_candidates(
     seqlen_k: int | None = None,
     has_mask: bool = False,
     descriptors: bool = True,
+    by_key: bool = False,
 ) -> list[ForwardConfig]:
     """What autotuning tries for a call: the table's choice first, then its neighbors."""
     if target == INTERPRETER:
@@ -170,6 +175,8 @@ def forward_candidates(
         chosen = _from_row(target, _row(_DESCRIPTORS[target], width), descriptors=True)
     else:
         chosen = _from_row(target, _row(by_pointer, width))
+    if by_key:
+        chosen = replace(chosen, block_n=max(LEAST_KEYS, chosen.block_n // 2))
     neighbours = [
         chosen,
         replace(chosen, block_n=chosen.block_n // 2),
@@ -182,7 +189,7 @@ def forward_candidates(
     if target == "sm_90" and chosen.descriptors:
         whole = seqlen_k is not None and seqlen_k % chosen.block_n == 0
         neighbours += _schedules(chosen, (head_dim, head_dim_v), whole)
-    return [c for c in dict.fromkeys(neighbours) if c.block_n >= 16]
+    return [c for c in dict.fromkeys(neighbours) if c.block_n >= LEAST_KEYS]
 
 
 def _schedules(chosen: ForwardConfig, head_dims: tuple[int, int], whole_blocks: bool) -> list[ForwardConfig]:

@@ -30,10 +30,10 @@ from ..common.arguments import (
     tail_stages,
     tile_span,
 )
-from ..common.call import AttentionCall
+from ..common.call import AllResults, AttentionCall
 from ..common.plans import Plan, first_launch, launch, layout
 from ..common.support import call_target
-from ..common.tensors import Scale
+from ..common.tensors import RowOutputs, Scale
 from ..pingpong import launch as pingpong
 from ..pingpong.configs import unsupported_tiles
 from .configs import SCHEDULES, ForwardConfig, forward_config
@@ -45,7 +45,14 @@ AUTOTUNE_VARIABLE = "ENTROPY_ATTN_AUTOTUNE"
 def attention_forward(
     call: AttentionCall, *, config: ForwardConfig | None = None, autotune: bool | None = None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Output, lse and entropy by the fused kernel, for a call that `support.unsupported_reasons` accepts.
+    """Output, lse and entropy of `attention_forward_all`."""
+    return attention_forward_all(call, config=config, autotune=autotune)[:3]
+
+
+def attention_forward_all(
+    call: AttentionCall, *, config: ForwardConfig | None = None, autotune: bool | None = None
+) -> AllResults:
+    """All results but the map by the fused kernel, for a call that `support.unsupported_reasons` accepts.
 
     `config` overrides the table's choice. `autotune=True` measures the candidates once and remembers the fastest;
     without either argument, the environment variable ENTROPY_ATTN_AUTOTUNE=1 turns autotuning on.
@@ -59,10 +66,11 @@ def attention_forward(
     out = allocate_like(query, call.value.shape[3])
     lse = allocate(rows, torch.float32, query.device) if call.return_lse else None
     entropy = allocate(rows, torch.float32, query.device) if call.return_entropy else None
+    results = AllResults(out, lse, entropy, None, *allocate_rows(call))
     if out.numel() == 0:
-        return out, lse, entropy
+        return results
 
-    forward = ForwardCall(call, out, lse, entropy, call_target(query))
+    forward = ForwardCall(call, out, lse, entropy, call_target(query), *results[4:])
     with on_device(query.device):
         if config is not None:
             launch((config, *forward.plan_key()), forward.varying(), lambda: forward.launch(config))
@@ -70,7 +78,17 @@ def attention_forward(
             launch(("tuned", *forward.plan_key()), forward.varying(), lambda: forward.launch(forward.tuned_config()))
         else:
             launch(forward.plan_key(), forward.varying(), lambda: forward.launch(forward.table_config()))
-    return out, lse, entropy
+    return results
+
+
+def allocate_rows(call: AttentionCall) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Variance, maximum and mass of rows, as far as they are wanted."""
+    if not call.row_statistics:
+        return None, None, None
+    wanted = (call.return_variance, call.return_max, call.mass_keys is not None)
+    shape, device = call.query.shape[:3], call.query.device
+    variance, largest, mass = (allocate(shape, torch.float32, device) if each else None for each in wanted)
+    return variance, largest, mass
 
 
 @dataclass(eq=False)  # frozen, it would take the host longer to fill
@@ -84,6 +102,9 @@ class ForwardCall:
     lse: Tensor | None
     entropy: Tensor | None  # (B, H, Nq)
     target: str
+    variance: Tensor | None = None  # (B, H, Nq)
+    max: Tensor | None = None  # (B, H, Nq)
+    mass: Tensor | None = None  # (B, H, Nq)
 
     def options(self) -> dict[str, Any]:
         """What the configuration depends on, as arguments of `forward_config`."""
@@ -96,6 +117,7 @@ class ForwardCall:
             "seqlen_k": call.key.shape[2],
             "has_mask": call.mask is not None,
             "descriptors": self.descriptors_allowed(),
+            "by_key": call.key_groups or call.mass_keys is not None,
         }
 
     @functools.cached_property
@@ -117,7 +139,9 @@ class ForwardCall:
     def measured_row(self) -> Measured | None:
         call = self.call
         one_width = call.query.shape[3] == call.value.shape[3]
-        plain = one_width and call.mask is None and not call.is_causal
+        plain = (
+            one_width and call.mask is None and not call.is_causal and not call.key_groups and not call.row_statistics
+        )
         row = None
         if plain and call.query.dtype != torch.float32:
             lengths = call.query.shape[2], call.key.shape[2]
@@ -134,8 +158,9 @@ class ForwardCall:
     def varying(self) -> tuple[Any, ...]:
         """The values that differ between calls with the same `plan_key`."""
         call = self.call
-        tensors = (call.query, call.key, call.value, self.out, self.lse, self.entropy, call.mask, call.key_scale, call.key_bias)
-        return (*tensors, *self.scaling[:2])
+        tensors = (call.query, call.key, call.value, self.out, self.lse, self.entropy, call.mask)
+        more = (call.key_scale, call.key_bias, self.variance, self.max, self.mass)
+        return (*tensors, *self.scaling[:2], *more)
 
     def lse_numbers(self) -> int:
         """In how many numbers a row's lse is returned."""
@@ -148,7 +173,9 @@ class ForwardCall:
         wanted = (self.lse_numbers(), self.entropy is not None)
         tensors = (layout(call.query), layout(call.key), layout(call.value), layout(call.mask))
         if call.key_groups:
-            tensors = (*tensors, layout(call.key_scale), layout(call.key_bias), call.key_rows)
+            wanted = (*wanted, "keys", layout(call.key_scale), layout(call.key_bias), call.key_rows)
+        if call.row_statistics:
+            wanted = (*wanted, "rows", call.return_variance, call.return_max, call.mass_keys)
         return ("forward", *tensors, call.query.device, self.target, call.is_causal, scale, *wanted)
 
     def launch(self, config: ForwardConfig, varying: tuple[Any, ...] | None = None) -> Plan | None:
@@ -185,6 +212,8 @@ class ForwardCall:
                 "schedule='specialized': expected no mask and a query with 16-byte aligned data and strides, "
                 f"got {'no' if call.mask is None else 'a'} mask and query strides {call.query.stride()}"
             )
+        if config.schedule == "specialized" and call.key_groups:
+            return "schedule='specialized': expected no key_scale and key_bias, which its warps cannot load by pointer"
         if config.descriptors and not self.descriptors_allowed():
             return (
                 "descriptors: expected a unit last stride, 16-byte aligned data and strides, and at least one key; "
@@ -222,6 +251,7 @@ class ForwardCall:
             "out": strided(self.out),
             "lse_ptr": self.lse,
             "entropy_ptr": self.entropy,
+            "rows": RowOutputs(self.variance, self.max, self.mass, *(call.mass_keys or (0, 0))),
             "mask": mask,
             "keys": key_tables(call),
             "scale": Scale(*self.scaling),

@@ -102,14 +102,18 @@ _FLOAT32: list[_Sweep] = [_Sweep(256, 32, 16, 8, 1, 16)]
 
 @functools.lru_cache(maxsize=1024)  # asked at every launch
 def map_config(
-    target: str, head_dim: int, head_dim_v: int, dtype: torch.dtype, *, seqlen_k: int, mask_per_query: bool = False
-) -> MapConfig:
-    """The table's configuration for a call with a map. Every row serves causal calls, statistics and any scale."""
+    target: str, head_dim: int, head_dim_v: int, dtype: torch.dtype, *, seqlen_k: int, mask_per_query: bool = False,
+    sweep: bool = False,
+) -> MapConfig:  # fmt: skip
+    """The table's configuration for a call with a map. Every row serves causal calls, statistics and any scale.
+
+    `sweep`: not in one pass, whatever the number of keys.
+    """
     if target == INTERPRETER:
-        short = seqlen_k <= SHORT_KEYS
+        short = seqlen_k <= SHORT_KEYS and not sweep
         return MapConfig(32, key_tiles(seqlen_k) if short else (64, 0), 4, 1, one_pass=short)
     require_target(target)
-    if seqlen_k <= SHORT_KEYS and dtype != torch.float32 and not mask_per_query:
+    if seqlen_k <= SHORT_KEYS and dtype != torch.float32 and not mask_per_query and not sweep:
         tiles, width = key_tiles(seqlen_k), max(head_dim, head_dim_v)
         for row in _ONE_PASS[target]:
             if sum(tiles) <= row.most_keys and width <= row.widest:

@@ -28,27 +28,40 @@ from ..common.arguments import (
     strided,
     tile_span,
 )
-from ..common.call import AttentionCall
+from ..common.call import AllResults, AttentionCall
 from ..common.plans import Plan, Series, first_launch, launch, layout
 from ..common.support import call_target
 from ..common.tensors import MapParts, Scale
-from ..forward.launch import AUTOTUNE_VARIABLE, ForwardCall
+from ..forward.launch import AUTOTUNE_VARIABLE, ForwardCall, allocate_rows
 from .configs import MapConfig, heads_per_program, map_config, map_programs
 
 
 def attention_forward_with_map(
     call: AttentionCall, *, config: MapConfig | None = None
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
-    """Output, lse, entropy and map for a call with `map_keys` that `support.unsupported_reasons` accepts.
+    """Output, lse, entropy and map of `attention_forward_with_map_all`."""
+    return attention_forward_with_map_all(call, config=config)[:4]  # type: ignore[return-value]  # the map is there
 
-    `config` overrides the table's choice.
+
+def attention_forward_with_map_all(call: AttentionCall, *, config: MapConfig | None = None) -> AllResults:
+    """All results of a call with `map_keys` that `support.unsupported_reasons` accepts.
+
+    `config` overrides the table's choice. Variance, maximum and mass of rows come from the forward kernel, so that the
+    map is swept.
     """
     query, key, (start, stop) = call.query, call.key, call.map_range
     target, by_table = call_target(query), config is None
     if config is None:
         mask_per_query = call.mask is not None and call.mask.shape[2] > 1
         widths = query.shape[3], call.value.shape[3]
-        config = map_config(target, *widths, query.dtype, seqlen_k=key.shape[2], mask_per_query=mask_per_query)
+        config = map_config(
+            target, *widths, query.dtype, seqlen_k=key.shape[2], mask_per_query=mask_per_query,
+            sweep=call.row_statistics,
+        )  # fmt: skip
+    elif config.one_pass and call.row_statistics:
+        raise ValueError(
+            f"config: expected a sweep for a call with the variance, maximum or mass of rows, got {config}"
+        )
     first, second = config.key_tiles
     if config.one_pass and not (first if second else 0) < key.shape[2] <= first + second:
         raise ValueError(f"config: expected tiles whose last one the {key.shape[2]} keys reach, got {config}")
@@ -61,12 +74,13 @@ def attention_forward_with_map(
     with_lse = call.return_lse or not config.one_pass
     lse = allocate((*rows, *in_two), torch.float32, query.device) if with_lse else None
     entropy = allocate(rows, torch.float32, query.device) if call.return_entropy else None
+    of_rows = allocate_rows(call)
 
     if out.numel() == 0:
         empty = allocate((batch, seqlen_q, columns), torch.float32, query.device).zero_()
         if lse is not None and lse.dim() == 4:
             lse = lse[..., 0]  # of no row
-        return out, lse if call.return_lse else None, entropy, empty
+        return AllResults(out, lse if call.return_lse else None, entropy, empty, *of_rows)
     # A part of the heads for each program, where there are too few blocks to keep the device busy.
     programs = batch * -(-seqlen_q // config.block_m)
     if not config.one_pass:
@@ -75,7 +89,7 @@ def attention_forward_with_map(
     # Rows of 16 elements start at aligned addresses, so that the tile is stored in wide pieces.
     shape = (-(-num_heads // heads), batch, seqlen_q, -(-columns // 16) * 16)
     parts = allocate(shape, torch.float32, query.device)[..., :columns]
-    mapped = MapCall(call, out, lse, entropy, parts, heads, target)
+    mapped = MapCall(call, out, lse, entropy, parts, heads, target, of_rows)
     with on_device(query.device):
         plan_key, varying = mapped.plan_key(), mapped.varying()
         tune = not config.one_pass and os.environ.get(AUTOTUNE_VARIABLE, "0") == "1"  # the forward kernel
@@ -84,7 +98,8 @@ def attention_forward_with_map(
         launch(plan_key, varying, functools.partial(mapped.launch, config, varying, tune))
     if call.return_lse and lse is not None and lse.dim() == 4:
         lse = lse[..., 0] * 4.0 + lse[..., 1] * math.log(2.0)
-    return out, lse if call.return_lse else None, entropy, parts[0] if shape[0] == 1 else parts.sum(0)
+    head_mean = parts[0] if shape[0] == 1 else parts.sum(0)
+    return AllResults(out, lse if call.return_lse else None, entropy, head_mean, *of_rows)
 
 
 @dataclass(eq=False)  # frozen, it would take the host longer to fill
@@ -98,12 +113,14 @@ class MapCall:
     map_parts: Tensor  # (parts of the heads, B, Nq, stop - start): their sum is the map
     heads_per_program: int
     target: str
+    of_rows: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)  # of a ForwardCall
 
     def varying(self) -> tuple[Any, ...]:
         """The values that differ between calls with the same `plan_key`."""
         call = self.call
         written = (self.out, self.lse, self.entropy, self.map_parts)
-        return (call.query, call.key, call.value, *written, call.mask, call.key_scale, call.key_bias, *self.scaling[:2])
+        tables = (call.key_scale, call.key_bias)
+        return (call.query, call.key, call.value, *written, call.mask, *tables, *self.scaling[:2], *self.of_rows)
 
     def plan_key(self) -> tuple[Hashable, ...]:
         """All else that the table's configuration, the arguments and the compiled code depend on."""
@@ -113,13 +130,15 @@ class MapCall:
         if call.key_groups:
             read = (*read, layout(call.key_scale), layout(call.key_bias), call.key_rows)
         wanted = (self.lse is not None, self.entropy is not None, call.map_keys, self.heads_per_program)
+        if call.row_statistics:
+            wanted = (*wanted, call.return_variance, call.return_max, call.mass_keys)
         return ("map", *read, call.query.device, self.target, call.is_causal, scale, *wanted)
 
     def launch(self, config: MapConfig, varying: tuple[Any, ...], tune: bool = False) -> Plan | Series | None:
         """Launch the kernel, or the forward kernel and the sweep; and return how to launch it again."""
         if config.one_pass:
             return self.launch_map(config, varying)
-        forward = ForwardCall(self.call, self.out, self.lse, self.entropy, self.target)
+        forward = ForwardCall(self.call, self.out, self.lse, self.entropy, self.target, *self.of_rows)
         forward.scaling = self.scaling  # the same object, by which a plan finds the factor among its arguments
         first = forward.launch(forward.tuned_config() if tune else forward.table_config(), varying)
         return Series.of((first, self.launch_map(config, varying)))

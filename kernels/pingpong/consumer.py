@@ -119,7 +119,9 @@ def _softmax(s, rows, work, start_m, j, WITH_ENTROPY: gl.constexpr, CHECKED: gl.
     elif OPTIONS.SCALE_SIGN == 0:  # the scale is read from memory, its sign not known here
         return online_softmax(s * work.factor, 1.0, rows, False, WITH_ENTROPY, QUARTERS=False, EXCLUDING=False)
     else:  # the scale rides on the subtraction of the maximum
-        return online_softmax(s, work.factor, rows, OPTIONS.SCALE_SIGN < 0, WITH_ENTROPY, QUARTERS=False, EXCLUDING=False)
+        return online_softmax(
+            s, work.factor, rows, OPTIONS.SCALE_SIGN < 0, WITH_ENTROPY, QUARTERS=False, EXCLUDING=False
+        )
 
 
 @gluon.jit

@@ -39,6 +39,10 @@ def unsupported_reasons(call: AttentionCall, target: str) -> list[str]:
         reasons.append("wgmma multiplies float16 and bfloat16, and the query is float32")
     if call.mask is not None:
         reasons.append("a mask would be fetched between the products of every block: use another schedule for masks")
+    if call.key_groups:
+        reasons.append("it knows no key_scale and key_bias: use another schedule for them")
+    if call.row_statistics:
+        reasons.append("it knows no variance, maximum and mass of rows: use another schedule for them")
     if query.shape[3] != value.shape[3]:
         widths = f"{query.shape[3]} of query and {value.shape[3]} of value"
         reasons.append(f"the output takes the place of the queries, and the head dims differ: {widths}")

@@ -19,12 +19,14 @@ from entropy_attn.kernels.forward.configs import ForwardConfig, forward_candidat
 from entropy_attn.kernels.maps import launch as launch_maps
 from entropy_attn.kernels.pingpong import launch as pingpong
 from tests.support.oracle import assert_matches_oracle
-from tests.support.oracle_gradients import GRADS, assert_gradients_match, random_gradients
+from tests.support.oracle_gradients import GRADS, assert_gradients_match, random_gradients, with_tables
+from tests.support.oracle_rows import assert_all_match
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 MASKS = ("none", "bool", "keys", "added", "excluding")
 LAYOUTS = ("bhnd", "bnhd", "packed", "padded", "offset")
-SCALES = ("default", "negative", "zero", "one", "heads")
+SCALES = ("default", "negative", "zero", "one", "heads", "samples")
+TABLES = ("none", "scale", "bias", "both", "excluding")  # a factor and a bias by key
 SCHEDULES = ("plain", "rotated", "specialized", "pingpong")
 
 
@@ -47,6 +49,9 @@ class Case:
     scale: str = "default"
     map_start: int = 0
     map_stop: int = 0  # 0: no map
+    tables: str = "none"
+    some_rows: bool = False  # the tables are for some of the queries
+    of_rows: bool = False  # variance, maximum and mass as well
     grads: str = ""  # names joined by +, such as "grad_out+grad_map"; empty: no backward pass
     schedule: str = "plain"
     groups: int = 0  # of warps that compute, for "pingpong"; 0: as in autotuning's first candidate
@@ -109,9 +114,29 @@ def options(case: Case, device: str = "cpu") -> dict[str, Any]:
     numbers = {"negative": -0.3, "zero": 0.0, "one": torch.tensor(0.2)}
     if case.scale == "heads":
         given["scale"] = torch.linspace(-0.2, 0.4, case.heads)
+    elif case.scale == "samples":
+        given["scale"] = torch.linspace(-0.2, 0.4, case.batch * case.heads).view(case.batch, case.heads)
     elif case.scale in numbers:
         given["scale"] = numbers[case.scale]
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in given.items()}
+
+
+def tables(case: Case, device: str = "cpu") -> dict[str, Any]:
+    """Factors and biases by key, as arguments of an `AttentionCall`."""
+    g = torch.Generator().manual_seed(case.seed + 3)
+    factor = 1.0 + 0.5 * torch.randn(case.batch, case.heads, 1, case.seqlen_k, generator=g)
+    bias = torch.randn(1, case.heads, 1, case.seqlen_k, generator=g).to(DTYPES[case.dtype])
+    if case.tables == "excluding":
+        bias[..., : case.seqlen_k // 2] = -math.inf
+        bias[:, 0] -= 1e4
+    given: dict[str, Any] = {}
+    if case.tables in ("scale", "both"):
+        given["key_scale"] = factor.to(device)
+    if case.tables in ("bias", "both", "excluding"):
+        given["key_bias"] = bias.to(device)
+    if given and case.some_rows:
+        given["key_rows"] = (case.seqlen_q // 3, (2 * case.seqlen_q + 2) // 3)
+    return given
 
 
 def run(case: Case, device: str = "cpu") -> dict[str, tuple[float, float]]:
@@ -126,13 +151,20 @@ def run(case: Case, device: str = "cpu") -> dict[str, tuple[float, float]]:
     config = schedule(case, launch_config(case, q, k, v, given)) if case.schedule != "plain" else None
     statistics = {"return_lse": True, "return_entropy": True}
     map_keys = (case.map_start, case.map_stop) if case.map_stop else None
-    call = AttentionCall(q, k, v, **given, **statistics, map_keys=map_keys)
+    call = AttentionCall(q, k, v, **given, **statistics, map_keys=map_keys, **tables(case, device))
+    if case.of_rows:
+        call.return_variance, call.return_max = True, True
+        call.mass_keys = (case.seqlen_k // 3, (2 * case.seqlen_k + 3) // 3)
     if map_keys is None:
-        results = launch.attention_forward(call, config=config)
+        results = launch.attention_forward_all(call, config=config)
     else:
-        results = launch_maps.attention_forward_with_map(call)
+        results = launch_maps.attention_forward_with_map_all(call)
     grouped = {"enable_gqa": True} if case.heads != case.heads_kv else {}
-    judged = assert_matches_oracle(results, q, k, v, **given, **grouped, **({"map_keys": map_keys} if map_keys else {}))
+    if call.key_groups or call.row_statistics:
+        judged = assert_all_match(results, call)
+    else:
+        of_map = {"map_keys": map_keys} if map_keys else {}
+        judged = assert_matches_oracle(results[:4], q, k, v, **given, **grouped, **of_map)
     if case.grads:
         names = case.grads.split("+")
         grads = random_gradients(q, k, v, map_keys or (0, case.seqlen_k), names, case.seed + 2)
@@ -140,6 +172,9 @@ def run(case: Case, device: str = "cpu") -> dict[str, tuple[float, float]]:
         call.map_keys = grads.get("map_keys")
         grads_only = {name: grads[name] for name in names}
         actual = launch_backward.attention_backward(call, *results[:3], **grads_only, needs=needs)
+        if call.key_groups:
+            of_keys = {"key_scale": call.key_scale, "key_bias": call.key_bias, "key_rows": call.key_rows}
+            given |= with_tables(call.attn_mask, case.seqlen_q, **of_keys)
         judged |= assert_gradients_match(actual, q, k, v, grads, **given)
     return judged
 
@@ -171,7 +206,8 @@ def refused(case: Case, device: str = "cpu") -> list[str]:
     q, k, v = tensors(case, device)
     given = options(case, device)
     mask = given.get("attn_mask")
-    call = AttentionCall(q, k, v, attn_mask=mask, is_causal=case.causal)
+    call = AttentionCall(q, k, v, attn_mask=mask, is_causal=case.causal, **tables(case, device))
+    call.return_variance = case.of_rows
     reasons = support.unsupported_reasons(call)
     if case.schedule == "pingpong":
         reasons += pingpong.unsupported_reasons(call, case.target)
@@ -179,12 +215,16 @@ def refused(case: Case, device: str = "cpu") -> list[str]:
         reasons.append("a mask and causality exclude each other")
     if case.schedule != "plain" and case.target not in (INTERPRETER, "sm_90"):
         reasons.append(f"the schedules are for sm_90, not for {case.target}")
+    if case.grads and call.row_statistics:
+        reasons.append("the kernels have no gradient of the variance, the maximum and the mass")
+    if case.schedule == "specialized" and call.key_groups:
+        reasons.append("warps that only compute load nothing by pointer")
     if case.grads:
         reasons += support.backward_unsupported(
-            case.target, case.head_dim, case.head_dim_v, q.dtype, has_mask=mask is not None,
+            case.target, case.head_dim, case.head_dim_v, q.dtype, has_mask=mask is not None or call.key_groups,
             has_map="grad_map" in case.grads,
         )  # fmt: skip
     return reasons
 
 
-__all__ = ["DTYPES", "GRADS", "LAYOUTS", "MASKS", "SCALES", "Case", "options", "refused", "run", "tensors"]
+__all__ = ["DTYPES", "GRADS", "LAYOUTS", "MASKS", "SCALES", "TABLES", "Case", "options", "refused", "run", "tensors"]
