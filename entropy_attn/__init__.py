@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # for type checkers and editors; at run time a name is import
     from entropy_attn.ops.api import attention as attention
     from entropy_attn.ops.api import scaled_dot_product_attention as scaled_dot_product_attention
     from entropy_attn.ops.api import unsupported_reasons as unsupported_reasons
+    from entropy_attn.pipelines.tsam import TSAMFluxPipeline as TSAMFluxPipeline
+    from entropy_attn.pipelines.tsam import TSAMStableDiffusion3Pipeline as TSAMStableDiffusion3Pipeline
     from entropy_attn.pipelines.tsam import TSAMStableDiffusionPipeline as TSAMStableDiffusionPipeline
     from entropy_attn.pipelines.tsam import TSAMStableDiffusionXLPipeline as TSAMStableDiffusionXLPipeline
     from entropy_attn.profiling import profile as profile
@@ -48,6 +50,8 @@ _EXPORTS: dict[str, tuple[str, str | None]] = {
     "LayerMapRecorder": ("recorders.layer_maps", "LayerMapRecorder"),
     "MapRecorder": ("recorders.maps", "MapRecorder"),
     "ResponseRecorder": ("recorders.response", "ResponseRecorder"),
+    "TSAMFluxPipeline": ("pipelines.tsam", "TSAMFluxPipeline"),
+    "TSAMStableDiffusion3Pipeline": ("pipelines.tsam", "TSAMStableDiffusion3Pipeline"),
     "TSAMStableDiffusionPipeline": ("pipelines.tsam", "TSAMStableDiffusionPipeline"),
     "TSAMStableDiffusionXLPipeline": ("pipelines.tsam", "TSAMStableDiffusionXLPipeline"),
     "Unsupported": ("errors", "Unsupported"),
@@ -73,6 +77,8 @@ __all__ = [
     "LayerMapRecorder",
     "MapRecorder",
     "ResponseRecorder",
+    "TSAMFluxPipeline",
+    "TSAMStableDiffusion3Pipeline",
     "TSAMStableDiffusionPipeline",
     "TSAMStableDiffusionXLPipeline",
     "Unsupported",

@@ -28,6 +28,8 @@ class Text:
         prompt: the prompt.
         ids: the token at each position.
         real: the positions that are words of the prompt, not start and end marks or padding.
+        outer: the first and the last position of a text that begins with a start mark, which gets most of the
+            attention; () for T5, whose text begins with a word.
         words: the words of the prompt with their positions, in order; a word may be several tokens.
     """
 
@@ -44,6 +46,8 @@ class Text:
             for position, (token, used) in enumerate(zip(self.ids, encoded["attention_mask"], strict=True))
             if used and token not in marks and position >= first
         )
+        begins = {getattr(tokenizer, name, None) for name in ("bos_token_id", "cls_token_id")}
+        self.outer = (0, len(self.ids) - 1) if self.ids and self.ids[0] in begins else ()
         self._tokenizer = tokenizer
         self.words = [Choice(self._decode(positions), positions) for positions in self._word_positions()]
 
@@ -138,6 +142,21 @@ class JoinedText:
     def real(self) -> tuple[int, ...]:
         """The positions that are words of the prompt, in all parts."""
         return tuple(start + position for start, text in self._texts for position in text.real)
+
+    @property
+    def outer(self) -> tuple[int, ...]:
+        """Those of every part, see `Text`."""
+        return tuple(start + position for start, text in self._texts for position in text.outer)
+
+    @property
+    def ranges(self) -> tuple[tuple[int, int], ...]:
+        """The positions (start, stop) of every part that has words of the prompt."""
+        return tuple((start, start + len(text)) for start, text in self._texts)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompt of each of these parts."""
+        return tuple(text.prompt for _, text in self._texts)
 
     @property
     def words(self) -> list[Choice]:

@@ -23,7 +23,7 @@ from entropy_attn.shapes import checker, scenes
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a pipeline of Stable Diffusion 1, 2 or XL (default: the embedded model)")
+    parser.add_argument("--model", help="a pipeline of Stable Diffusion or Flux (default: the embedded model)")
     parser.add_argument("--device", default="cpu", help="such as cuda (default: cpu)")
     parser.add_argument("--alpha", type=float, default=10.0, help="length of a step of the latents (default: 10)")
     parser.add_argument("--prompt", default="a red circle and a blue square", help="what to draw")

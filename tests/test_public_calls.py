@@ -41,6 +41,7 @@ GUIDED = {
     "refine_at": [WRONG, 3, "0", [-1]],
     "refine_iters": [WRONG, -1, 1.5, True, None],
     "map_size": [WRONG, 16, (16,), (0, 4), ("a", "b"), (1.5, 2)],
+    "layers": [WRONG, 3, "", "(", ("attn",)],
 }
 MIX = {
     "layers": [WRONG, 3, "", None],
@@ -250,6 +251,16 @@ CALLS = {
         {"groups": [("red", "cat")]},
         {**GUIDED, "groups": [WRONG, "red", [], ["red"], [()], [(1.5,)]], "temperature": [WRONG, 0, -1, NAN, "1"]},
     ),
+    "guidance.JEDI": (
+        ea.guidance.JEDI,
+        {"groups": [("red", "cat")]},
+        {
+            **GUIDED,
+            "groups": [WRONG, "red", [], ["red"], [()], [(1.5,)]],
+            "diversity": [WRONG, -1, NAN, "1"],
+            "sign": FLAG,
+        },
+    ),
     "guidance.SynGen": (
         ea.guidance.SynGen,
         {"pairs": [("red", "cat")]},
@@ -274,6 +285,7 @@ CALLS = {
             "eos_token_id": [WRONG, 9, None, 1.5],
             "gamma": [WRONG, -1, NAN, "4"],
             "variant": [WRONG, "new"],
+            "start_mark": FLAG,
         },
     ),
     "guidance.attention_similarity": (
@@ -295,7 +307,11 @@ CALLS = {
     "guidance.real_tokens": (
         ea.guidance.real_tokens,
         {"input_ids": torch.tensor([[0, 5, 1]]), "eos_token_id": 1},
-        {"input_ids": [WRONG, None, torch.tensor([0, 1]), torch.zeros(1, 3)], "eos_token_id": [WRONG, 9, None]},
+        {
+            "input_ids": [WRONG, None, torch.tensor([0, 1]), torch.zeros(1, 3)],
+            "eos_token_id": [WRONG, 9, None],
+            "start_mark": FLAG,
+        },
     ),
     "guidance.step_size": (
         ea.guidance.step_size,
@@ -420,6 +436,8 @@ CALLS = {
 ALIASES = {"guidance.attach": "attach", "scale.CallInfo": "CallInfo"}
 # Classes of diffusers, or tested in another file.
 ELSEWHERE = {
+    "TSAMFluxPipeline",
+    "TSAMStableDiffusion3Pipeline",
     "TSAMStableDiffusionPipeline",
     "TSAMStableDiffusionXLPipeline",
     "profile",

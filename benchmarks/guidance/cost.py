@@ -36,7 +36,7 @@ from entropy_attn.bench.timing import clock_of
 from entropy_attn.guidance import TSAM, Prompt
 from entropy_attn.guidance.descent import Descent
 from entropy_attn.integrations.diffusers.apply import plain_routing
-from entropy_attn.integrations.guidance.forward import cross_attention_maps, map_layers
+from entropy_attn.integrations.guidance.forward import map_layers, text_maps
 from entropy_attn.prompts import Text
 from entropy_attn.shapes import load_pipeline
 
@@ -77,7 +77,7 @@ def our_step(unet: UNet2DConditionModel, embedding: Tensor, of: Prompt, guidance
 
         def maps_of(wide: Tensor) -> Tensor:
             call = ((wide.to(latents.dtype), TIMESTEP), {"encoder_hidden_states": embedding})
-            return cross_attention_maps(routing, layers, size, 0, TEXT, call)
+            return text_maps(routing, layers, size, 0, TEXT, call)
 
         return descent.step(latents, 0, STEP_SIZE, maps_of), descent.maps[0]
 

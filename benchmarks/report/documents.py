@@ -234,6 +234,7 @@ SECTIONS = {
         "neglect-within": lambda: guidance_table("neglect_maps", guidance.maps, "within"),
         "neglect": lambda: guidance_table("neglect", guidance.mended),
         "cost": guided_step,
+        "joint-cost": lambda: guidance_table("guidance_joint_cost", guidance.joint_cost),
     },
     ROOT / "docs" / "science.md": {"claims": claims_table},
     ROOT / "docs" / "independent.md": {

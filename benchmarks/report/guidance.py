@@ -144,6 +144,32 @@ def premise(rows: Rows) -> Table:
     return f"{rows[0]['nouns']} nouns of {rows[0]['captions']} captions, mean [95 % interval]", header, body
 
 
+def joint_cost(rows: Rows) -> Table:
+    """One guided step of a transformer, compared with eager maps."""
+    body = []
+    for row in rows:
+        weights = "in the graph" if row["weights_in_graph"] == "True" else "frozen"
+        size = f"{row['layers']} layers, {row['heads']} heads, {row['image_tokens']} + {row['text_tokens']} tokens"
+        for other, what in (("eager", "eager"), ("chosen", "eager beside fused, chosen layers")):
+            faster = (row[f"times_faster_than_{other}{end}"] for end in ("", "_min", "_max"))
+            measured = [row[f"{name}_{unit}"] for unit in ("ms", "extra_mib") for name in ("ours", other)]
+            body.append(
+                [
+                    size,
+                    weights,
+                    what,
+                    *measured[:2],
+                    "{} ({}-{})".format(*faster),
+                    *measured[2:],
+                    row[f"memory_of_{other}"],
+                ]
+            )
+    header = ["transformer", "weights", "other", "ours, ms", "other, ms", "times faster (min-max)", "ours, MiB",
+              "other, MiB", "memory, ours / other"]  # fmt: skip
+    about = rows[0]
+    return f"{about['device']}, torch {about['torch']}, diffusers {about['diffusers']}, {about['date']}", header, body
+
+
 def cost(rows: Rows) -> Table:
     """One guided step, compared with diffusers."""
     body = []

@@ -111,7 +111,7 @@ def guidance(
     guidance: Annotated[
         list[str] | None,
         typer.Option(
-            help="Methods to compare: tsam, attend-and-excite, conform or syngen, each with settings as in "
+            help="Methods to compare: tsam, attend-and-excite, conform, jedi or syngen, each with settings as in "
             f"'tsam:alpha=10:steps=0..12'; can be given several times. Default: tsam, for shapes {SHAPES_METHOD}."
         ),
     ] = None,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from entropy_attn.guidance import CONFORM, TSAM, AttendAndExcite, SynGen
+from entropy_attn.guidance import CONFORM, JEDI, TSAM, AttendAndExcite, SynGen
 from entropy_attn.guidance.compared import Word, parsed_pairs
 from entropy_attn.guidance.method import Custom, Guidance, Prompt
 from entropy_attn.prompts import Text
@@ -32,6 +32,11 @@ class _CONFORM(CONFORM):
 
 
 @dataclass(frozen=True, kw_only=True)
+class _JEDI(JEDI):
+    groups: Sequence[Sequence[Word]] = (ANY,)
+
+
+@dataclass(frozen=True, kw_only=True)
 class _SynGen(SynGen):
     pairs: Sequence[tuple[Word, Word]] | None = (ANY,)
 
@@ -40,6 +45,7 @@ METHODS: dict[str, type[Guidance]] = {
     "tsam": TSAM,
     "attend-and-excite": _AttendAndExcite,
     "conform": _CONFORM,
+    "jedi": _JEDI,
     "syngen": _SynGen,
 }
 # What comes from the prompts, or is a function
@@ -114,7 +120,7 @@ def guidance_for(example: Guidance, words_of: WordsOf | None) -> Guidance:
     known = words_of
     if isinstance(example, AttendAndExcite):
         return by_prompt(example, lambda text: {"tokens": nouns(known(text))})
-    if isinstance(example, CONFORM):
+    if isinstance(example, (CONFORM, JEDI)):
         return by_prompt(example, lambda text: {"groups": [words.attributes + words.noun for words in known(text)]})
     return by_prompt(example, lambda text: {"pairs": pairs(known(text))})
 
@@ -127,6 +133,16 @@ def nouns(words: list[ObjectWords]) -> list[int]:
 def pairs(words: list[ObjectWords]) -> list[tuple[int, int]]:
     """(attribute, noun) of each object; a token of each."""
     return [(attribute, noun) for each in words for attribute in each.attributes for noun in each.noun]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ByPrompt(Custom):
+    """Moves the latents as `example` does."""
+
+    example: Guidance
+
+    def direction(self, gradient: Tensor, prompts: Sequence[Prompt], number: int) -> Tensor:
+        return self.example.direction(gradient, prompts, number)
 
 
 def by_prompt(example: Guidance, words: Callable[[Text], dict[str, Any]]) -> Custom:
@@ -150,4 +166,5 @@ def by_prompt(example: Guidance, words: Callable[[Text], dict[str, Any]]) -> Cus
         guidance = made(prompt.text.prompt, prompt.text)
         return maps.sum() * 0.0 if guidance is None else guidance.loss(maps, prompt)
 
-    return Custom(function=loss, **{each.name: getattr(example, each.name) for each in fields(Guidance)})
+    settings = {each.name: getattr(example, each.name) for each in fields(Guidance)}
+    return _ByPrompt(function=loss, example=example, **settings)

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from entropy_attn.guidance.method import Guidance, Prompt
+from entropy_attn.prompts import Text
 from entropy_attn.shapes.scenes import Kind, parse_caption, place
 from entropy_attn.shapes.words import objects
+from entropy_attn.validation import expected
 
 CELL = 16  # pixels of a token of the maps in the scene that places the objects; any number does
 
@@ -31,6 +33,7 @@ class OracleMap(Guidance):
         refine_at: see `Guidance`.
         refine_iters: see `Guidance`.
         map_size: see `Guidance`.
+        layers: see `Guidance`.
 
     Raises:
         TypeError: a setting has the wrong type.
@@ -48,11 +51,14 @@ class OracleMap(Guidance):
             The loss, 0-d.
 
         Raises:
-            ValueError: the prompt is no caption of `shapes`.
+            ValueError: the prompt is no caption of `shapes`, or several texts of different encoders.
         """
-        regions = layout(prompt.text.prompt, (maps.shape[0], maps.shape[1]))
+        text = prompt.text
+        if not isinstance(text, Text):
+            raise ValueError(expected("prompt.text", "the text of one encoder", text))
+        regions = layout(text.prompt, (maps.shape[0], maps.shape[1]))
         outside = []
-        for (_, color, shape), region in zip(objects(prompt.text), regions.values(), strict=True):
+        for (_, color, shape), region in zip(objects(text), regions.values(), strict=True):
             inside = region.to(maps.device, maps.dtype)
             for position in (*color, *shape):
                 word = maps[..., position]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from entropy_attn.guidance.compared import CONFORM, AttendAndExcite, SynGen
 from entropy_attn.guidance.controls import RandomDirection
+from entropy_attn.guidance.jedi import JEDI
 from entropy_attn.guidance.method import Custom, Guidance, Prompt
 from entropy_attn.guidance.similarity import attention_similarity
 from entropy_attn.guidance.text import real_tokens, text_self_attention
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONFORM",
+    "JEDI",
     "TSAM",
     "AttendAndExcite",
     "Custom",

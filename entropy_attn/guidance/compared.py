@@ -16,7 +16,7 @@ from torch import Tensor
 
 from entropy_attn.guidance.method import Guidance, Prompt
 from entropy_attn.guidance.similarity import smoothed, token_maps
-from entropy_attn.prompts import Text, TokenSelection
+from entropy_attn.prompts import JoinedText, Text, TokenSelection
 from entropy_attn.validation import checked_step_numbers, expected, require_number
 
 Word = str | int
@@ -41,6 +41,7 @@ class AttendAndExcite(Guidance):
         step_range: see `Guidance`.
         refine_iters: see `Guidance`.
         map_size: see `Guidance`.
+        layers: see `Guidance`.
         refine_at: leave it empty; use `thresholds`.
 
     Raises:
@@ -98,7 +99,7 @@ class AttendAndExcite(Guidance):
             ValueError: a word is not in the prompt.
         """
         chosen = [position for word in self.tokens for position in positions(word, prompt.text)]
-        strongest = smoothed(over_text(maps, chosen)).flatten(1).amax(1)
+        strongest = smoothed(over_text(maps, chosen, prompt)).flatten(1).amax(1)
         return (1.0 - strongest).clamp_min(0.0).amax()
 
 
@@ -123,6 +124,7 @@ class CONFORM(Guidance):
         refine_at: see `Guidance`.
         refine_iters: see `Guidance`.
         map_size: see `Guidance`.
+        layers: see `Guidance`.
 
     Raises:
         TypeError: a setting has the wrong type.
@@ -134,7 +136,7 @@ class CONFORM(Guidance):
     refine_at: Iterable[int] = (0, 10, 20)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "groups", _checked_groups("groups", self.groups, at_least=1))
+        object.__setattr__(self, "groups", checked_groups("groups", self.groups, at_least=1))
         require_number("temperature", self.temperature, above=0.0)
         super().__post_init__()
 
@@ -157,9 +159,9 @@ class CONFORM(Guidance):
                 found = positions(word, prompt.text)
                 chosen += found
                 group_of += [index] * len(found)
-        features = smoothed(over_text(maps, chosen)).flatten(1)
+        features = smoothed(over_text(maps, chosen, prompt)).flatten(1)
         if prompt.previous is not None:
-            features = torch.cat([features, smoothed(over_text(prompt.previous, chosen)).flatten(1)])
+            features = torch.cat([features, smoothed(over_text(prompt.previous, chosen, prompt)).flatten(1)])
             group_of = group_of * 2
         features = F.normalize(features, dim=1)
         return contrastive(features @ features.mT, group_of, self.temperature)
@@ -186,6 +188,7 @@ class SynGen(Guidance):
         refine_at: see `Guidance`.
         refine_iters: see `Guidance`.
         map_size: see `Guidance`.
+        layers: see `Guidance`.
 
     Raises:
         TypeError: a setting has the wrong type.
@@ -197,7 +200,7 @@ class SynGen(Guidance):
 
     def __post_init__(self) -> None:
         if self.pairs is not None:
-            pairs = _checked_groups("pairs", self.pairs, at_least=2)
+            pairs = checked_groups("pairs", self.pairs, at_least=2)
             if any(len(pair) != 2 for pair in pairs):
                 raise ValueError(expected("pairs", "pairs (modifier, noun)", self.pairs))
             object.__setattr__(self, "pairs", pairs)
@@ -226,7 +229,10 @@ class SynGen(Guidance):
         Raises:
             ImportError: `pairs` is None, and spaCy or its model is not installed.
         """
-        return parsed_pairs(prompt.text.prompt) if self.pairs is None else tuple(self.pairs)
+        if self.pairs is not None:
+            return tuple(self.pairs)
+        written = prompt.text.prompt
+        return parsed_pairs(written if isinstance(written, str) else written[0])
 
     def loss(self, maps: Tensor, prompt: Prompt) -> Tensor:
         """The loss of one image (arXiv 2306.08877).
@@ -267,22 +273,32 @@ class SynGen(Guidance):
         return total
 
 
-def positions(word: Word, text: Text) -> list[int]:
+def positions(word: Word, text: Text | JoinedText) -> list[int]:
     """The positions of all tokens of a word, everywhere in the text."""
     (choice,) = TokenSelection(word).of_text(text)
     return list(choice.positions)
 
 
-def over_text(maps: Tensor, chosen: Sequence[int]) -> Tensor:
+def over_text(maps: Tensor, chosen: Sequence[int], prompt: Prompt | None = None) -> Tensor:
     """Maps (n, h, w) of these positions after a softmax over the text of 100 times the attention (h, w, s).
 
-    The softmax leaves out the first and last position: the start mark gets most of the attention.
+    The softmax leaves out the first and last position: the start mark gets most of the attention. In joint attention
+    (`prompt.parts`) these are the ones of every text that has a start mark, and the attention is divided by its sum
+    over the text: so it is what cross-attention to the same keys would be, and not smaller by the share of the image.
     """
     length = maps.shape[2]
-    if any(not 0 < position < length - 1 for position in chosen):
-        raise ValueError(expected("tokens", f"positions from 1 to {length - 2}", list(chosen)))
-    words = (maps[:, :, 1:-1] * 100.0).softmax(-1)
-    return token_maps(words.flatten(0, 1), (maps.shape[0], maps.shape[1]), [position - 1 for position in chosen])
+    if prompt is None or not prompt.parts:
+        if any(not 0 < position < length - 1 for position in chosen):
+            raise ValueError(expected("tokens", f"positions from 1 to {length - 2}", list(chosen)))
+        words = (maps[:, :, 1:-1] * 100.0).softmax(-1)
+        return token_maps(words.flatten(0, 1), (maps.shape[0], maps.shape[1]), [each - 1 for each in chosen])
+    outer = set(prompt.text.outer)
+    if outer & set(chosen):
+        raise ValueError(expected("tokens", f"positions without those of marks, {sorted(outer)}", list(chosen)))
+    kept = [position for position in range(length) if position not in outer]
+    of_text = maps / maps.sum(-1, keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
+    words = (of_text[:, :, kept] * 100.0).softmax(-1)
+    return token_maps(words.flatten(0, 1), (maps.shape[0], maps.shape[1]), [kept.index(each) for each in chosen])
 
 
 def contrastive(cosines: Tensor, group_of: Sequence[int], temperature: float) -> Tensor:
@@ -323,7 +339,8 @@ def parsed_pairs(prompt: str) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _checked_groups(name: str, groups: object, at_least: int) -> tuple[tuple[Word, ...], ...]:
+def checked_groups(name: str, groups: object, at_least: int) -> tuple[tuple[Word, ...], ...]:
+    """The groups as tuples, each of `at_least` words or positions."""
     if not isinstance(groups, (tuple, list)) or not groups:
         raise TypeError(expected(name, "a list of tuples of words or positions", groups))
     if any(isinstance(group, (str, int)) or len(group) < at_least for group in groups):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 
@@ -18,8 +19,8 @@ class RandomDirection(Guidance):
     """Moves the latents as far as another guidance would, at the same steps, but in a random direction.
 
     Any change of the latents gives other images, and on images that failed any change repairs some. A guidance shows
-    something only where it does better than this and than another seed. Each update is as long as the gradient of the
-    guidance at the same latents, times the same step size; its direction is drawn from the sphere, for each image and
+    something only where it does better than this and than another seed. Each update is as long as that of the guidance
+    at the same latents; its direction is drawn from the sphere, for each image and
     update anew. Refinements that wait for a threshold wait for the same one.
 
     Args:
@@ -40,6 +41,7 @@ class RandomDirection(Guidance):
     refine_at: Iterable[int] = field(init=False)
     refine_iters: int = field(init=False)
     map_size: tuple[int, int] | None = field(init=False)
+    layers: str | re.Pattern[str] | None = field(init=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.guidance, Guidance):
@@ -86,7 +88,7 @@ class RandomDirection(Guidance):
         return self.guidance.is_reached(loss, step)
 
     def direction(self, gradient: Tensor, prompts: Sequence[Prompt], number: int) -> Tensor:
-        """A random tensor; each image's has the length of its gradient.
+        """A random tensor; each image's has the length of what `guidance` would move it by.
 
         Args:
             gradient: (B, ...), that of every image's loss on its latents.
@@ -96,6 +98,7 @@ class RandomDirection(Guidance):
         Returns:
             A tensor of the same shape.
         """
+        gradient = self.guidance.direction(gradient, prompts, number)
         shape = gradient.shape[1:]
         drawn = torch.stack(
             [

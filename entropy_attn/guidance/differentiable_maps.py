@@ -1,4 +1,4 @@
-"""The cross-attention maps of one forward pass, with their graph."""
+"""The maps of the text of one forward pass, in cross-attention or joint attention, with their graph."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class GraphMaps(Recorder):
     def wants(self, info: CallInfo, latent_size: tuple[int, int]) -> Request:
         # A layer may attend a second time, to an IP-Adapter's image.
         chosen = info.layer in self.layers and info.layer not in self._maps
-        return (0, self.length) if chosen and info.kind == "cross" and info.seqlen_k == self.length else None
+        text = info.text_tokens if info.kind == "joint" else info.seqlen_k
+        return (0, self.length) if chosen and info.kind != "self" and text == self.length else None
 
     def record(
         self,
@@ -44,6 +45,6 @@ class GraphMaps(Recorder):
     def mean(self, size: tuple[int, int]) -> Tensor:
         """A (B, h, w, length) float32, the mean over the layers (arXiv 2411.15236, Eq. 6)."""
         if missing := sorted(self.layers - set(self._maps)):
-            raise ValueError(f"layer {missing[0]!r}: expected cross-attention to {self.length} text tokens, got none")
+            raise ValueError(f"layer {missing[0]!r}: expected attention to {self.length} text tokens, got none")
         maps = [each.to(torch.promote_types(each.dtype, torch.float32)) for each in self._maps.values()]
         return torch.stack(maps).mean(0).unflatten(1, size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from entropy_attn.display import Settings
-from entropy_attn.prompts import Text
+from entropy_attn.prompts import JoinedText, Text
 from entropy_attn.validation import (
     checked_step_numbers,
     checked_token_size,
@@ -26,20 +27,32 @@ class Prompt:
     """The prompt of one image, as a loss sees it.
 
     Args:
-        text: its words by position (`find`, `words`, `ids`).
-        tokens: the positions 1..e-1 of the n real tokens, without start mark, end mark and padding.
-        attention: (s, s) float32, the mean of the text encoder's self-attention over layers, heads and, if there are
-            two, encoders. None unless the guidance has `needs_text_attention`.
+        text: its words by position (`find`, `words`). In Stable Diffusion 3 the image attends to two texts, of CLIP and
+            of T5: a word has positions in both.
+        tokens: the positions of the n real tokens, without start marks, end marks and padding.
+        attention: (s, s) float32, the mean of the text encoder's self-attention over layers, heads and, if two encoders
+            have the same tokens, encoders; 0 between the positions of two texts. None unless the guidance has
+            `needs_text_attention`.
         previous: (h, w, s), the maps of this image at the previous guided step, detached; None at the first.
+        parts: the positions (start, stop) of each text in joint attention, where the image attends to text and image,
+            so that a row of the maps sums to the share that goes to the text. () for cross-attention.
     """
 
-    text: Text
+    text: Text | JoinedText
     tokens: tuple[int, ...]
     attention: Tensor | None = None
     previous: Tensor | None = None
+    parts: tuple[tuple[int, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def tokens_of_parts(self) -> tuple[tuple[int, ...], ...]:
+        """`tokens` of each text apart."""
+        if not self.parts:
+            return (self.tokens,)
+        return tuple(tuple(token for token in self.tokens if start <= token < stop) for start, stop in self.parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +71,17 @@ class Guidance(Settings):
         map_size: (rows, columns) in tokens of the layers whose maps are averaged. None is the size of most
             cross-attention layers; on a tie, the one nearest to a quarter of the latent's sides, but not to fewer than
             256 tokens: (H / 32, W / 32) for an image of H x W pixels in Stable Diffusion 1, 2 and XL, from 384 pixels
-            on; 16 x 16 for smaller latents, whose quarter is too coarse for an object.
+            on; 16 x 16 for smaller latents, whose quarter is too coarse for an object. In a transformer all layers
+            have one size.
+        layers: a regular expression; the maps are those of the layers whose names it is found in, such as
+            r"^transformer_blocks\\.(8|9|10)\\.". None is every layer of that size in a UNet, and in a transformer its
+            middle, from a sixth to two thirds of its layers: in Stable Diffusion 3.5 Medium these are blocks 4 to 15,
+            which JEDI uses (arXiv 2505.19166). What follows the last of them is not computed.
 
     Raises:
         TypeError: a setting has the wrong type.
-        ValueError: a number is negative or not finite, or a step, `refine_iters` or `map_size` is not allowed.
+        ValueError: a number is negative or not finite, or a step, `refine_iters`, `map_size` or `layers` is not
+            allowed.
     """
 
     alpha: float = 20.0
@@ -71,6 +90,7 @@ class Guidance(Settings):
     refine_at: Iterable[int] = ()
     refine_iters: int = 20
     map_size: tuple[int, int] | None = None
+    layers: str | re.Pattern[str] | None = None
 
     needs_text_attention = False  # whether to compute `Prompt.attention`: one more call of the text encoder
     waits = False  # whether to call `is_reached` after each refinement, which synchronizes with the device
@@ -83,6 +103,7 @@ class Guidance(Settings):
             raise ValueError(expected("refine_iters", "an integer >= 0", self.refine_iters))
         object.__setattr__(self, "step_range", checked_range(self.step_range))
         object.__setattr__(self, "map_size", checked_token_size("map_size", self.map_size))
+        _check_layers(self.layers)
 
     def loss(self, maps: Tensor, prompt: Prompt) -> Tensor:
         """The loss of one image, defined by the subclass.
@@ -149,6 +170,7 @@ class Custom(Guidance):
         refine_at: see `Guidance`.
         refine_iters: see `Guidance`.
         map_size: see `Guidance`.
+        layers: see `Guidance`.
 
     Raises:
         TypeError: `function` cannot be called, or a setting has the wrong type.
@@ -179,6 +201,21 @@ class Custom(Guidance):
             What `function` returns.
         """
         return self.function(maps, prompt)
+
+
+def _check_layers(layers: object) -> None:
+    """Refuse what is no regular expression."""
+    if layers is None or isinstance(layers, re.Pattern):
+        return
+    what = r"None or a regular expression for names of layers, such as r'^transformer_blocks\.9\.'"
+    if not isinstance(layers, str):
+        raise TypeError(expected("layers", what, layers))
+    if not layers:
+        raise ValueError(expected("layers", what, layers))
+    try:
+        re.compile(layers)
+    except re.error as error:
+        raise ValueError(f"{expected('layers', what, layers)}: {error}") from None
 
 
 def as_guidance(guidance: Any) -> Guidance:

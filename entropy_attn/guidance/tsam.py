@@ -47,6 +47,10 @@ class TSAM(Guidance):
     L is `tsam_loss` of T, the text encoder's self-attention, and S, the similarity of the cross-attention maps: the
     maps of two words become as similar as the text encoder relates the words. Defaults are for 50 denoising steps.
 
+    An encoder that is not causal, T5, relates a word to later ones too. In "released" its T is cut to the earlier ones
+    before the power, because S is normalized over these. An image that attends to the texts of several encoders, as in
+    Stable Diffusion 3, has a T and an S for each, and L is the mean.
+
     Source: Kim, Esmaeili and Qiu, "Text Embedding is Not All You Need: Attention Control for Text-to-Image Semantic
     Alignment with Text Self-Attention Maps", CVPR 2025, arXiv 2411.15236, Eq. 14 and 15.
 
@@ -64,6 +68,7 @@ class TSAM(Guidance):
         refine_at: see `Guidance`.
         refine_iters: see `Guidance`.
         map_size: see `Guidance`.
+        layers: see `Guidance`.
 
     Raises:
         TypeError: a setting has the wrong type.
@@ -88,7 +93,7 @@ class TSAM(Guidance):
         super().__post_init__()
 
     def applies_to(self, prompt: Prompt) -> bool:
-        """Whether the prompt has at least two tokens to compare.
+        """Whether a text of the prompt has at least two tokens to compare.
 
         Args:
             prompt: the prompt of one image.
@@ -96,7 +101,7 @@ class TSAM(Guidance):
         Returns:
             True or False.
         """
-        return len(prompt) > 1
+        return any(len(tokens) > 1 for tokens in prompt.tokens_of_parts)
 
     def text_matrix(self, prompt: Prompt) -> Tensor:
         """T of a prompt.
@@ -118,8 +123,23 @@ class TSAM(Guidance):
         positions = list(prompt.tokens)
         return sharpen(prompt.attention[positions][:, positions], self.gamma, self.variant)
 
+    def image_matrix(self, maps: Tensor, prompt: Prompt) -> Tensor:
+        """S of a prompt.
+
+        Args:
+            maps: (h, w, s) float32, the attention probabilities of one image.
+            prompt: its prompt.
+
+        Returns:
+            S (n, n), differentiable in `maps`; 0 between the tokens of two texts.
+        """
+        flat, size = maps.flatten(0, 1), (maps.shape[0], maps.shape[1])
+        parts = prompt.tokens_of_parts
+        each = [attention_similarity(flat, size, tokens, variant=self.variant) for tokens in parts]
+        return each[0] if len(each) == 1 else torch.block_diag(*(part for part in each if part.numel()))
+
     def loss(self, maps: Tensor, prompt: Prompt) -> Tensor:
-        """The loss of one image (arXiv 2411.15236, Eq. 14).
+        """The loss of one image (arXiv 2411.15236, Eq. 14); the mean over its texts that have two tokens, if several.
 
         Args:
             maps: (h, w, s) float32, the cross-attention probabilities of one image.
@@ -128,7 +148,14 @@ class TSAM(Guidance):
         Returns:
             The loss, 0-d.
         """
-        similarity = attention_similarity(
-            maps.flatten(0, 1), (maps.shape[0], maps.shape[1]), prompt.tokens, variant=self.variant
-        )
-        return tsam_loss(self.text_matrix(prompt), similarity)
+        matrix, similarity = self.text_matrix(prompt), self.image_matrix(maps, prompt)
+        parts = prompt.tokens_of_parts
+        if len(parts) == 1:
+            return tsam_loss(matrix, similarity)
+        losses, start = [], 0
+        for tokens in parts:
+            part = slice(start, start + len(tokens))
+            start = part.stop
+            if len(tokens) > 1:
+                losses.append(tsam_loss(matrix[part, part], similarity[part, part]))
+        return torch.stack(losses).mean()

@@ -1,4 +1,4 @@
-"""Stable Diffusion pipelines with a `guidance=` argument; the rest is that of their parent classes."""
+"""Stable Diffusion and Flux pipelines with a `guidance=` argument; the rest is that of their parent classes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import FluxPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from entropy_attn.guidance.method import Guidance, as_guidance
 from entropy_attn.guidance.tsam import TSAM
@@ -75,3 +75,19 @@ class TSAMStableDiffusionPipeline(_Guided, StableDiffusionPipeline):
 
 class TSAMStableDiffusionXLPipeline(_Guided, StableDiffusionXLPipeline):
     """`StableDiffusionXLPipeline` with T-SAM guidance (arXiv 2411.15236); T is the mean over both text encoders."""
+
+
+class TSAMStableDiffusion3Pipeline(_Guided, StableDiffusion3Pipeline):
+    """`StableDiffusion3Pipeline` with T-SAM guidance, by the maps of its joint attention.
+
+    The image attends to two texts, of CLIP and of T5. Each has its own T, and the loss is the mean of both; the T of
+    CLIP is the mean over its two encoders.
+    """
+
+
+class TSAMFluxPipeline(_Guided, FluxPipeline):
+    """`FluxPipeline` with T-SAM guidance, by the maps of its joint attention; T is that of T5.
+
+    The distilled models have no negative branch: the one call of a step is guided. With `true_cfg_scale` and a negative
+    prompt, the call for the prompt is guided, and both get the updated latents.
+    """

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
-from entropy_attn.guidance import TSAM, Guidance, Prompt, attention_similarity
+from entropy_attn.guidance import TSAM, Guidance, Prompt
 from entropy_attn.plots.maps import draw_maps, grid_of
 from entropy_attn.plots.style import BLUE, GREY, color_bar, new_sheet, plain_axis
 
@@ -76,7 +76,8 @@ def guidance_sheet(
     aspect = pictures[0].height / pictures[0].width
     upper = bands * len(runs) * (cell * aspect + 0.04) + 0.18 * bands + 0.3
     lower = PANEL + 0.75
-    figure = new_sheet(width, upper + lower, prompt.text.prompt if title is None else title, subtitle)
+    written = prompt.text.prompt if isinstance(prompt.text.prompt, str) else " / ".join(prompt.text.prompt)
+    figure = new_sheet(width, upper + lower, written if title is None else title, subtitle)
     above, below = figure.subfigures(2, 1, height_ratios=(upper, lower), squeeze=False)[:, 0]
     rows = {}
     for (name, run), image in zip(runs.items(), pictures, strict=True):
@@ -116,12 +117,7 @@ def _matrices(runs: dict[str, Guided], index: int) -> dict[str, np.ndarray]:
     found = {"T of the\ntext encoder": guided.guidance.text_matrix(guided.prompts[index])}
     for name, run in runs.items():
         maps = _maps_of(run)[index]
-        found[f"S of the maps\n{name}"] = attention_similarity(
-            maps.flatten(0, 1),
-            (maps.shape[0], maps.shape[1]),
-            run.prompts[index].tokens,
-            variant=guided.guidance.variant,
-        )
+        found[f"S of the maps\n{name}"] = guided.guidance.image_matrix(maps, run.prompts[index])
     return {name: values.detach().float().cpu().numpy() for name, values in found.items()}
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.common import read_rows
-from benchmarks.guidance import arms, choose, controls, cost, evaluate, maps_auc, premise, summary
+from benchmarks.guidance import arms, choose, controls, cost, cost_joint, evaluate, maps_auc, premise, summary
 from benchmarks.guidance.choose import Setting
 from benchmarks.guidance.trials import MOST_REPORTED, Trials, reported_captions, selection_captions
 from entropy_attn.evaluation.methods import nouns, pairs, words_of_shapes
@@ -248,6 +248,18 @@ def test_cost_compares_equal_steps(tokenizer):
     other = cost.their_step(unet, embedding, cost.prompt(), TSAM(gamma=0.5))
     with pytest.raises(SystemExit, match="nothing is measured"):
         cost.check({**steps, "ours": other}, latents)
+
+
+def test_the_cost_of_a_transformer_compares_equal_steps(tokenizer):
+    args = cost_joint.arguments(["--size", "64", "--layers", "3", "--heads", "1"])
+    model, latents, text = cost_joint.prepared(args)
+    of = cost_joint.prompt()
+    steps = {name: make(model, text, of) for name, make in cost_joint.STEPS.items()}
+    assert cost_joint.check(steps, latents)["maps_apart"] < 1e-5
+    with pytest.raises(SystemExit, match="nothing is measured: eager"):
+        cost_joint.check({**steps, "eager": lambda z: (z + 1.0, steps["ours"](z)[1])}, latents)
+    with pytest.raises(SystemExit):
+        cost_joint.arguments(["--size", "100"])
 
 
 def test_cost_keeps_other_rows(tmp_path):

@@ -164,6 +164,30 @@ def test_a_table_of_a_guided_step(report, tmp_path, monkeypatch):
     assert body[0][2] == "reduced: 2 layer(s) per block, width / 2"
 
 
+def test_a_table_of_a_guided_step_of_a_transformer(report):
+    row = {
+        "device": "a core",
+        "torch": "2",
+        "diffusers": "0",
+        "date": "2026-01-01",
+        "layers": "6",
+        "heads": "4",
+        "image_tokens": "16",
+        "text_tokens": "9",
+        "weights_in_graph": "True",
+        "ours_ms": "1.0",
+        "ours_extra_mib": "10",
+    }
+    for name, factor in (("eager", "3"), ("chosen", "2")):
+        row |= {f"{name}_ms": f"{factor}.0", f"{name}_extra_mib": f"{factor}0", f"memory_of_{name}": "0.5"}
+        row |= {
+            f"times_faster_than_{name}{end}": f"{factor}{of}" for end, of in (("", ".1"), ("_min", ""), ("_max", ".5"))
+        }
+    _, _, body = report.guidance.joint_cost([row])
+    assert body[0][1:] == ["in the graph", "eager", "1.0", "3.0", "3.1 (3-3.5)", "10", "30", "0.5"]
+    assert body[1][2:5] == ["eager beside fused, chosen layers", "1.0", "2.0"]
+
+
 def test_a_missing_marker_is_named(report, tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text("nothing")

@@ -139,7 +139,7 @@ def test_an_embedded_model_by_its_name_has_captions_objects_and_the_checker(tmp_
         (["--questions", "x"], "--questions: expected --vqa with it"),
         (["--choice-encoder", "x"], "--choice-encoder: expected --vqa with it"),
         (["--guidance", "tsam:beta=3"], "guidance 'tsam:beta=3': expected option=value with one of alpha"),
-        (["--guidance", "none"], "guidance: expected one of tsam, attend-and-excite, conform, syngen, got 'none'"),
+        (["--guidance", "none"], "guidance: expected one of tsam, attend-and-excite, conform, jedi, syngen, got 'n"),
         (["--guidance", "tsam:alpha=2.5:steps=0..1"], "--guidance: expected different methods"),
         (["--guidance", "tsam:steps=5..6"], "guidance: expected steps below 2, got none in 'tsam:steps=5..6'"),
         (["--limit", "3"], "--limit: expected at most the number of prompts, 2, got 3"),

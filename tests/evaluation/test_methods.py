@@ -9,8 +9,8 @@ pytest.importorskip("diffusers")
 
 from entropy_attn.evaluation.methods import METHODS, guidance_for, nouns, pairs, words_of_phrases, words_of_shapes
 from entropy_attn.evaluation.oracle_map import OracleMap, layout
-from entropy_attn.guidance import CONFORM, TSAM, AttendAndExcite, Prompt, SynGen
-from entropy_attn.prompts import Text
+from entropy_attn.guidance import CONFORM, JEDI, TSAM, AttendAndExcite, Prompt, SynGen
+from entropy_attn.prompts import JoinedText, Text, TextPart
 from entropy_attn.shapes import load_pipeline
 from entropy_attn.shapes.scenes import Kind
 
@@ -46,6 +46,7 @@ def test_every_method_gets_the_words_of_its_prompt(prompt, maps):
     by_hand = {
         "attend-and-excite": AttendAndExcite(tokens=(3, 7), thresholds={}),
         "conform": CONFORM(groups=[(2, 3), (6, 7)]),
+        "jedi": JEDI(groups=[(2, 3), (6, 7)]),
         "syngen": SynGen(pairs=[(2, 3), (6, 7)]),
     }
     for name, expected in by_hand.items():
@@ -53,6 +54,8 @@ def test_every_method_gets_the_words_of_its_prompt(prompt, maps):
         torch.testing.assert_close(made.loss(maps, prompt), expected.loss(maps, prompt))
         assert (made.alpha, made.steps, made.refine_at) == (3.0, (0, 2), expected.refine_at)
         assert made.step_range == expected.step_range
+        slope = torch.tensor([[-2.0, 0.5]])
+        assert torch.equal(made.direction(slope, [prompt], 0), expected.direction(slope, [prompt], 0))
         if name != "syngen":
             with pytest.raises(ValueError, match=f"guidance: {name} needs the objects of every prompt"):
                 guidance_for(METHODS[name](), None)
@@ -102,3 +105,10 @@ def test_the_oracles_loss_is_the_share_outside(prompt):
     maps[..., 7] = 1.0  # everywhere
     inside = regions[Kind("blue", "square")].float().mean().item()
     assert OracleMap().loss(maps, prompt).item() == pytest.approx((1 - inside) / 4, abs=1e-6)
+
+
+def test_the_oracle_map_is_for_the_text_of_one_encoder(tokenizer, maps):
+    parts = [TextPart(tokenizer, 77), TextPart(tokenizer, None)]
+    text = JoinedText(CAPTION, parts, 154)
+    with pytest.raises(ValueError, match="expected the text of one encoder"):
+        OracleMap().loss(maps, Prompt(text, text.real, parts=text.ranges))

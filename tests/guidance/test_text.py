@@ -87,3 +87,20 @@ def test_refusals(changed, match):
     given = {"attentions": two_words(), "input_ids": IDS, "eos_token_id": EOS, **changed}
     with pytest.raises((TypeError, ValueError), match=match):
         text_self_attention(**given)
+
+
+def test_an_encoder_that_is_not_causal_and_has_no_start_mark():
+    """T5: the first token is a word. The released form is over the tokens up to the row's own, the paper's over all."""
+    ids = torch.tensor([[1, 2, 3, EOS, 0]])
+    attentions = torch.rand(2, 1, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert real_tokens(ids, EOS, start_mark=False) == [[0, 1, 2]]
+    rows = attentions.mean(0)[0, :3, :3]
+    (released,) = text_self_attention(attentions, ids, EOS, start_mark=False)
+    (paper,) = text_self_attention(attentions, ids, EOS, start_mark=False, variant="paper")
+    for i in range(3):
+        for j in range(3):
+            expected = rows[i, j] ** 4 / sum(rows[i, k] ** 4 for k in range(i + 1)) if j <= i else 0.0
+            assert released[i, j].item() == pytest.approx(float(expected), rel=1e-12)
+            assert paper[i, j].item() == pytest.approx(float((rows[i, j] / rows[i].sum()) ** 4), rel=1e-12)
+    with pytest.raises(TypeError, match="start_mark"):
+        real_tokens(ids, EOS, start_mark=0)

@@ -11,11 +11,17 @@ import entropy_attn as ea
 
 PUBLIC = {
     "AttentionOutput", "CallInfo", "EntropyRecorder", "GuidanceBlock", "LayerMapRecorder", "MapRecorder",
-    "ResponseRecorder", "TSAMStableDiffusionPipeline", "TSAMStableDiffusionXLPipeline", "Unsupported",
-    "WeakPassGuidance", "__version__", "apply", "attach", "attention", "guidance", "mix", "profile", "scale",
-    "scaled_dot_product_attention", "shapes", "transformers", "unsupported_reasons",
+    "ResponseRecorder", "TSAMFluxPipeline", "TSAMStableDiffusion3Pipeline", "TSAMStableDiffusionPipeline",
+    "TSAMStableDiffusionXLPipeline", "Unsupported", "WeakPassGuidance", "__version__", "apply", "attach", "attention",
+    "guidance", "mix", "profile", "scale", "scaled_dot_product_attention", "shapes", "transformers",
+    "unsupported_reasons",
 }  # fmt: skip
-PIPELINES = {"TSAMStableDiffusionPipeline", "TSAMStableDiffusionXLPipeline"}
+PIPELINES = {
+    "TSAMFluxPipeline",
+    "TSAMStableDiffusion3Pipeline",
+    "TSAMStableDiffusionPipeline",
+    "TSAMStableDiffusionXLPipeline",
+}
 NEED_DIFFUSERS = {
     "GuidanceBlock", "WeakPassGuidance", "apply", "attach", "profile", "shapes", "transformers",
 } | PIPELINES  # fmt: skip

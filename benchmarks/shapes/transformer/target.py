@@ -1,10 +1,11 @@
 """Does holding the entropy, step by step, mend images of another size? The paper's policies and `TargetEntropy`.
 
 At each size off, LogN, LogNoRoot, EntropyAdaptive and TargetEntropy (a factor per head, or per layer) make the same
-captions from the same noise; the checker scores the images. EntropyAdaptive reads a profile of other captions at that
-size. The same other captions show how much of the entropy's drift each policy undoes: the mean over layers of |H - H0|,
-where H0 is the entropy at the training size without a policy. Writes images.csv, summary.csv (95 % intervals) and
-drift.csv; the same command goes on after it was stopped.
+captions from the same noise; the checker scores the images. Two controls are as strong as TargetEntropy per layer and
+know less: its mean factor in all layers and steps, and that of each layer in all steps. EntropyAdaptive and these
+read profiles of other captions at that size. The same other captions show how much of the entropy's drift each policy
+undoes: the mean over layers of |H - H0|, where H0 is the entropy at the training size without a policy. Writes
+images.csv, summary.csv (95 % intervals) and drift.csv; the same command goes on after it was stopped.
 
     python -m benchmarks.shapes.transformer.target --model transformer --positions interpolated --sizes 96 128 \
         --captions 300 --out runs/target
@@ -13,7 +14,10 @@ drift.csv; the same command goes on after it was stopped.
 
 from __future__ import annotations
 
+import math
+import re
 import signal
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,19 +36,38 @@ from entropy_attn.profiling.plan import size_name
 from entropy_attn.shapes import POSITIONS
 
 OFF = "off"
+TARGET = ea.scale.TargetEntropy(per="layer")
+POLICIES = 8
 DRIFT = ("size", "policy", "captions", "layers", "drift", "low", "high", "undone")
 
 
-def policies(profile: ea.EntropyRecorder) -> dict[str, Any]:
-    """All of one size, by the entropies of that size without a policy."""
+def policies(profile: ea.EntropyRecorder, held: ea.EntropyRecorder) -> dict[str, Any]:
+    """All of one size, by what was recorded at that size without a policy, and with `TARGET`."""
+    factors = mean_factors(profile, held)
+    of_layers = {rf"^{re.escape(layer)}$": ea.scale.Constant(factor) for layer, factor in factors.items()}
     return {
         OFF: ea.scale.Fixed(),
         "LogN": ea.scale.LogN(),
         "LogNoRoot": ea.scale.LogNoRoot(),
         "EntropyAdaptive": ea.scale.EntropyAdaptive(profile, relative=True, missing="leave"),
         "TargetEntropy, per head": ea.scale.TargetEntropy(),
-        "TargetEntropy, per layer": ea.scale.TargetEntropy(per="layer"),
+        "TargetEntropy, per layer": TARGET,
+        "control: its mean factor": ea.scale.Constant(statistics.geometric_mean(factors.values())),
+        "control: mean of each layer": ea.scale.Layers(of_layers),
     }
+
+
+def mean_factors(profile: ea.EntropyRecorder, held: ea.EntropyRecorder) -> dict[str, float]:
+    """The geometric mean of the factors that a policy gave each layer of self- or joint attention."""
+    plain, scaled = (_image_rows(recorder.to_dataframe()) for recorder in (profile, held))
+    before = plain.groupby("layer", sort=False)["scale"].first()
+    logs = scaled["scale"].map(math.log).groupby(scaled["layer"], sort=False).mean()
+    return {layer: math.exp(logs[layer]) / before[layer] for layer in before.index}
+
+
+def _image_rows(table: Any) -> Any:
+    """The rows of self- and joint attention of the conditional branch."""
+    return table[(table["kind"] != "cross") & (table["branch"] == "cond")]
 
 
 def entropies(sample: Sampler, captions: list[str], size: Size, policy: Any) -> ea.EntropyRecorder:
@@ -59,9 +82,7 @@ def entropies(sample: Sampler, captions: list[str], size: Size, policy: Any) -> 
 
 def of_layers(recorder: ea.EntropyRecorder) -> dict[str, float]:
     """The mean entropy of each layer of self- or joint attention, in nats."""
-    table = recorder.to_dataframe()
-    table = table[(table["kind"] != "cross") & (table["branch"] == "cond")]
-    return table.groupby("layer")["mean"].mean().to_dict()
+    return _image_rows(recorder.to_dataframe()).groupby("layer")["mean"].mean().to_dict()
 
 
 def drift(found: Mapping[str, float], target: Mapping[str, float]) -> np.ndarray:
@@ -110,10 +131,10 @@ def main() -> None:
     drift_rows: list[dict[str, Any]] = []
     scored: list[dict[str, Any]] = []
     try:
-        with tqdm(total=6 * len(args.sizes) * args.captions, desc="images", mininterval=2) as bar:
+        with tqdm(total=POLICIES * len(args.sizes) * args.captions, desc="images", mininterval=2) as bar:
             for size in args.sizes:
                 profile = entropies(sample, others, size, ea.scale.Fixed())
-                chosen = policies(profile)
+                chosen = policies(profile, entropies(sample, others, size, TARGET))
                 found = {name: of_layers(entropies(sample, others, size, each)) for name, each in chosen.items()}
                 drift_rows += drifts(size, args.profiled, {name: drift(each, target) for name, each in found.items()})
                 images = Images(sample, args.out, settings, chosen)

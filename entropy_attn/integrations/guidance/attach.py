@@ -11,8 +11,10 @@ from torch import Tensor
 from entropy_attn.display import table
 from entropy_attn.guidance.method import Guidance, Prompt, as_guidance
 from entropy_attn.integrations.diffusers.branches import OTHER_GUIDANCE
+from entropy_attn.integrations.diffusers.models import find_model
 from entropy_attn.integrations.diffusers.pipeline_calls import add_around, arounds_of, remove_around
 from entropy_attn.integrations.guidance.generation import Generation, guided
+from entropy_attn.integrations.guidance.prompts import ENCODERS
 from entropy_attn.validation import checked_prompt
 
 
@@ -92,9 +94,11 @@ def attach(
 ) -> GuidanceHandle:
     """Guide every generation of `pipe` until `handle.remove()`, its first step included.
 
-    For pipelines around a `UNet2DConditionModel` with CLIP text encoders: Stable Diffusion 1 and 2, SDXL, and their
-    relatives. Only the conditional half of the batch is differentiated, no further than the last layer whose maps are
-    used, and not at all after the last guided step. An `ea.apply` on the same pipeline keeps its scale, in the guided
+    For pipelines around a `UNet2DConditionModel` with CLIP text encoders, Stable Diffusion 1 and 2, SDXL, and their
+    relatives; around an `SD3Transformer2DModel`, with CLIP and T5; and around a `FluxTransformer2DModel`, with T5. The
+    maps of transformers are those of joint attention, from the image to the text. Only the conditional part of the
+    batch is differentiated, no further than the last layer whose maps are used, and not at all after the last guided
+    step. An `ea.apply` on the same pipeline keeps its scale, in the guided
     pass too, and its recorders see only the pipeline's calls.
 
     Args:
@@ -108,12 +112,13 @@ def attach(
 
     Raises:
         TypeError: `pipe` is no pipeline, `guidance` neither a `Guidance` nor a callable, or `prompt` no text.
-        ValueError: the pipeline has no `UNet2DConditionModel` or no `encode_prompt`, denoises in views that overlap, or
+        ValueError: the pipeline has none of these denoisers or no `encode_prompt`, denoises in views that overlap, or
             has another kind of guidance.
         RuntimeError: the pipeline is guided already.
 
     While the pipeline runs, a call raises ValueError (or `UnknownParts`, which is one) where the prompt, or its
-    part of the batch, is not known, no layer has `map_size`, or the embeddings are longer than the prompt's tokens.
+    part of the batch, is not known, no layer has `map_size` or is one of `layers`, or the embeddings are longer than
+    the prompt's tokens.
     """
     guidance = as_guidance(guidance)
     check_guided(pipe)
@@ -129,8 +134,18 @@ def check_guided(pipe: Any) -> None:
     if not isinstance(pipe, DiffusionPipeline):
         raise TypeError(f"pipe: expected a diffusers pipeline, got {pipe!r}")
     name = type(pipe).__name__
-    if not isinstance(getattr(pipe, "unet", None), UNet2DConditionModel) or not hasattr(pipe, "encode_prompt"):
-        raise ValueError(f"pipe: expected a pipeline with a UNet2DConditionModel and encode_prompt, got {name}")
+    unet, transformer = (getattr(pipe, each, None) for each in ("unet", "transformer"))
+    served = isinstance(unet, UNet2DConditionModel)
+    if unet is None and transformer is not None and getattr(pipe, "transformer_2", None) is None:
+        model = find_model(transformer)
+        served = model is not None and model.denoiser in ENCODERS
+    if not served or not hasattr(pipe, "encode_prompt"):
+        kinds = ", ".join(("UNet2DConditionModel", *ENCODERS))
+        found = type(unet or transformer).__name__ if unet is not None or transformer is not None else "neither"
+        raise ValueError(
+            f"pipe: expected a pipeline with encode_prompt and one of {kinds} as its only denoiser, got {name} with "
+            f"{found}"
+        )
     for attribute in OTHER_GUIDANCE:
         if hasattr(type(pipe), attribute):
             raise ValueError(f"pipe={name} has {attribute}, so its batch may have more than two parts")

@@ -1,9 +1,10 @@
-"""The forward pass that a guidance differentiates: the conditional half of a UNet's batch, no further than its maps."""
+"""The forward pass that a guidance differentiates: the conditional part of a batch, no further than its maps."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -23,7 +24,14 @@ LEAST_TOKENS = 256
 
 
 def layers_by_size(handle: Handle, latent_size: Size) -> dict[Size, list[str]]:
-    """Names of the cross-attention layers by the size (rows, columns) of their maps, for latents of this size."""
+    """Names of the layers with maps by the size (rows, columns) of their maps, for latents of this size.
+
+    They attend to the text: by cross-attention in a UNet, by joint attention in a transformer.
+    """
+    if handle.model.joint:
+        cells = handle.model.cells_a_token(handle.denoiser.config)
+        names = [name for name, rule in handle.rules.items() if rule.kind == "joint"]
+        return {(latent_size[0] // cells, latent_size[1] // cells): names}
     found: dict[Size, list[str]] = defaultdict(list)
     for name, module in handle.modules.items():
         if module.is_cross_attention:
@@ -32,38 +40,54 @@ def layers_by_size(handle: Handle, latent_size: Size) -> dict[Size, list[str]]:
     return dict(found)
 
 
-def map_layers(handle: Handle, latent_size: Size, map_size: Size | None) -> tuple[Size, list[str]]:
-    """The size and the layers whose maps are averaged; `map_size=None` chooses as `Guidance.map_size` says."""
+def map_layers(
+    handle: Handle, latent_size: Size, map_size: Size | None, layers: str | re.Pattern[str] | None = None
+) -> tuple[Size, list[str]]:
+    """The size and the layers whose maps are averaged; None for both chooses as `Guidance` says."""
     found = layers_by_size(handle, latent_size)
+    model = type(handle.denoiser).__name__
     if not found:
-        raise ValueError(f"{type(handle.denoiser).__name__} has no cross-attention layer, so there are no maps")
+        raise ValueError(f"{model} has no cross-attention layer, so there are no maps")
+    if layers is not None:
+        known = [name for names in found.values() for name in names]
+        found = {size: [name for name in names if re.search(layers, name)] for size, names in found.items()}
+        found = {size: names for size, names in found.items() if names}
+        if not found:
+            raise ValueError(
+                f"layers={layers!r}: no layer of {model} that attends to text has it in its name, from {known[0]!r} to "
+                f"{known[-1]!r}"
+            )
     size = preferred_size(found, latent_size, LEAST_TOKENS) if map_size is None else map_size
     if size not in found:
-        sizes = ", ".join(f"{size} ({len(layers)} layers)" for size, layers in sorted(found.items()))
-        raise ValueError(
-            f"map_size={map_size}: no cross-attention layer has it for latents of {latent_size}; there are {sizes}"
-        )
-    return size, found[size]
+        sizes = ", ".join(f"{size} ({len(names)} layers)" for size, names in sorted(found.items()))
+        kind = "joint-attention" if handle.model.joint else "cross-attention"
+        raise ValueError(f"map_size={map_size}: no {kind} layer has it for latents of {latent_size}; there are {sizes}")
+    return size, middle(found[size]) if layers is None and handle.model.joint else found[size]
 
 
-def cross_attention_maps(
+def middle(names: list[str]) -> list[str]:
+    """From a sixth to two thirds of the layers of a transformer: see `Guidance.layers`."""
+    return names[len(names) // 6 : math.ceil(2 * len(names) / 3)]
+
+
+def text_maps(
     routing: Handle, layers: list[str], size: Size, step: int, length: int, call: tuple[tuple, dict[str, Any]]
 ) -> Tensor:
     """The maps of every image, (B, h, w, length), float32, with their graph back to the inputs but not to the weights.
 
-    routing: serves the pass, unless this UNet is under an `apply` of the user: then that one does, with its scale, and
-        its recorders do not see the pass.
-    call: positional and keyword arguments of the UNet, `conditional` already.
+    routing: serves the pass, unless this denoiser is under an `apply` of the user: then that one does, with its scale,
+        and its recorders do not see the pass.
+    call: positional and keyword arguments of the denoiser, `conditional` already.
     """
     recorder = GraphMaps(layers, length)
-    unet, (args, kwargs) = routing.denoiser, call
+    denoiser, (args, kwargs) = routing.denoiser, call
     with (
-        (handle_of(unet) or routing).isolated_pass(recorder, step),
-        _no_graph_of(unet),
-        _strengths_kept(unet),
+        (handle_of(denoiser) or routing).isolated_pass(recorder, step),
+        _no_graph_of(denoiser),
+        _strengths_kept(denoiser),
         contextlib.suppress(Enough),
     ):
-        unet(*args, **kwargs)
+        denoiser(*args, **kwargs)
     return recorder.mean(size)
 
 

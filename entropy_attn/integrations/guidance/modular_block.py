@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from diffusers import EulerDiscreteScheduler, ModularPipelineBlocks, UNet2DConditionModel
+from diffusers import ModularPipelineBlocks
 from diffusers.modular_pipelines import ComponentSpec, InputParam, LoopSequentialPipelineBlocks, OutputParam
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from entropy_attn.guidance.method import Guidance, Prompt, as_guidance
 from entropy_attn.guidance.tsam import TSAM
-from entropy_attn.integrations.diffusers.prompt_hook import tokenizer_of
-from entropy_attn.integrations.guidance.forward import conditional
-from entropy_attn.integrations.guidance.prompts import prompts_of
+from entropy_attn.integrations.guidance.modular_models import MODELS, SDXL, ModularModel
 from entropy_attn.integrations.guidance.updates import LatentUpdates
-from entropy_attn.validation import checked_prompt, expected
+from entropy_attn.validation import expected
 
-_MODEL = "stable-diffusion-xl"  # the only modular pipelines of diffusers around a UNet
 _NAME = "guidance"  # among the blocks of a loop
 
 
 class GuidanceBlock(ModularPipelineBlocks):
-    """What `attach` does, as a block for the modular SDXL pipelines of diffusers: it updates the latents of each step.
+    """What `attach` does, as a block for the modular pipelines of diffusers of SDXL, Stable Diffusion 3 and Flux.
 
     Its place is the first in a denoising loop, where `insert_into` puts it. The latents are updated before they are
-    scaled for the model, from step 0 on. A call of the pipeline takes `guidance=` in place of the block's own, needs
-    the `prompt` also where it is given embeddings, and has the outputs `guidance_losses`, (step, loss of every image
-    (B,)) in order, and `guidance_maps` (B, h, w, s) of the latest guided step, or None.
+    scaled for the model, from step 0 on. A call of the pipeline takes `guidance=` in place of the block's own, in Flux,
+    whose `guidance` is a number, `attention_guidance=`; it needs the `prompt` also where it is given embeddings, and
+    has the outputs `guidance_losses`, (step, loss of every image (B,)) in order, and `guidance_maps` (B, h, w, s) of
+    the latest guided step, or None.
 
-    The block keeps nothing between calls and changes neither UNet nor scheduler. A routing of the UNet by
-    `ea.apply(pipe.unet)` keeps its scale in the guided pass too.
+    The block keeps nothing between calls and changes neither denoiser nor scheduler. A routing of the denoiser by
+    `ea.apply(pipe.unet)`, `ea.apply(pipe.transformer)`, keeps its scale in the guided pass too.
 
     Args:
         guidance: `TSAM()` or another `Guidance`; or a loss, a callable (maps, prompt) like `Guidance.loss`, which
@@ -42,46 +40,47 @@ class GuidanceBlock(ModularPipelineBlocks):
         TypeError: `guidance` is neither a `Guidance` nor a callable.
     """
 
-    model_name = _MODEL
+    model_name = SDXL.name
 
     def __init__(self, guidance: Guidance | Callable[[Tensor, Prompt], Tensor] = TSAM()):  # noqa: B008  (immutable)
         super().__init__()
         self.guidance = as_guidance(guidance)
+        self._model = SDXL
+
+    def _for(self, model: ModularModel) -> GuidanceBlock:
+        """The block for a loop of this model; itself for SDXL."""
+        if model is self._model:
+            return self
+        block = type(self)(self.guidance)
+        block._model, block.model_name = model, model.name
+        return block
 
     @property
     def description(self) -> str:
         """What diffusers shows of the block."""
+        denoiser = "UNet" if self._model.scales else "transformer"
         return (
-            f"step within the denoising loop that guides the latents by the attention maps of the UNet: {self.guidance}"
+            f"step within the denoising loop that guides the latents by the attention maps of the {denoiser}: "
+            f"{self.guidance}"
         )
 
     @property
     def expected_components(self) -> list[ComponentSpec]:
-        """The components that the block uses; the text encoders only for a guidance that needs their attention."""
-        specs = [
-            ComponentSpec("unet", UNet2DConditionModel),
-            ComponentSpec("scheduler", EulerDiscreteScheduler),
-            ComponentSpec("tokenizer", CLIPTokenizer),
-            ComponentSpec("tokenizer_2", CLIPTokenizer),
-        ]
-        if self.guidance.needs_text_attention:
-            specs += [
-                ComponentSpec("text_encoder", CLIPTextModel),
-                ComponentSpec("text_encoder_2", CLIPTextModelWithProjection),
-            ]
-        return specs
+        """The components that the block uses; most text encoders only for a guidance that needs their attention."""
+        encoders = self._model.encoders if self.guidance.needs_text_attention else ()
+        return [*self._model.parts, *encoders]
 
     @property
     def inputs(self) -> list[InputParam]:
         """The inputs of the block, those of the denoiser among them."""
         return [
-            InputParam("guidance", type_hint=Guidance, description="The guidance of this call; None: the block's."),
+            InputParam(
+                self._model.guidance, type_hint=Guidance, description="The guidance of this call; None: the block's."
+            ),
             InputParam("prompt", description="The prompt or prompts, whose words the guidance is about."),
             InputParam("latents", required=True, type_hint=Tensor, description="The latents before this step."),
             InputParam("timesteps", required=True, type_hint=Tensor, description="The timesteps of the generation."),
-            InputParam("timestep_cond", type_hint=Tensor, description="The embedding of the guidance scale."),
-            InputParam("cross_attention_kwargs"),
-            InputParam(kwargs_type="denoiser_input_fields", description="The conditions of the denoiser."),
+            *self._model.inputs,
         ]
 
     @property
@@ -97,29 +96,33 @@ class GuidanceBlock(ModularPipelineBlocks):
         """Put this block first into every denoising loop of `blocks`.
 
         Args:
-            blocks: blocks of SDXL, such as `StableDiffusionXLAutoBlocks()` or the copy that `pipe.blocks` returns.
+            blocks: blocks of SDXL, Stable Diffusion 3 or Flux, such as `StableDiffusionXLAutoBlocks()` or the copy that
+                `pipe.blocks` returns.
 
         Returns:
             The same `blocks`, for `blocks.init_pipeline()`.
 
         Raises:
             TypeError: `blocks` are no blocks.
-            ValueError: they have no denoising loop of SDXL, or one that is guided already.
+            ValueError: they have no denoising loop of these models, or one that is guided already.
         """
         if not isinstance(blocks, ModularPipelineBlocks):
             raise TypeError(expected("blocks", "ModularPipelineBlocks, such as the copy pipe.blocks", blocks))
-        found = [each for each in _nested(blocks) if isinstance(each, LoopSequentialPipelineBlocks)]
-        loops = [loop for loop in found if loop.model_name == _MODEL and "unet" in loop.component_names]
+        loops = _guidable(blocks)
         if not loops:
-            kinds = ", ".join(sorted({type(each).__name__ for each in found} or {type(blocks).__name__}))
-            raise ValueError(f"blocks: expected at least one denoising loop of {_MODEL}, got {kinds}")
-        for loop in loops:
+            found = {type(each).__name__ for each in _nested(blocks) if isinstance(each, LoopSequentialPipelineBlocks)}
+            kinds = ", ".join(sorted(found or {type(blocks).__name__}))
+            raise ValueError(f"blocks: expected at least one denoising loop of {' or '.join(MODELS)}, got {kinds}")
+        for loop, _ in loops:
             if any(isinstance(each, GuidanceBlock) for each in loop.sub_blocks.values()):
                 raise ValueError(
                     f"blocks: expected none that are guided, got {type(loop).__name__} with a GuidanceBlock"
                 )
-        for loop in loops:
-            loop.sub_blocks.insert(_NAME, self, 0)
+        for name, each in list(blocks.sub_blocks.items()):
+            if not isinstance(blocks, LoopSequentialPipelineBlocks) and _guidable(each):
+                blocks.sub_blocks[name] = copy.deepcopy(each)  # all blocks of a class share one object
+        for loop, model in _guidable(blocks):
+            loop.sub_blocks.insert(_NAME, self._for(model), 0)
         return blocks
 
     @torch.no_grad()
@@ -142,12 +145,13 @@ class GuidanceBlock(ModularPipelineBlocks):
             block_state.guidance_updates = self._begin(components, block_state)
         updates: LatentUpdates = block_state.guidance_updates
         if updates.due(i):
-            args, kwargs = _unet_call(components, block_state, t)
+            args, kwargs = self._model.call(components, block_state, t)
+            scheduler, scales = components.scheduler, self._model.scales
             block_state.latents = updates.update(
                 block_state.latents,
                 i,
                 len(block_state.timesteps),
-                lambda sample: components.scheduler.scale_model_input(sample, t),
+                lambda sample: scheduler.scale_model_input(sample, t) if scales else sample,
                 args,
                 kwargs,
             )
@@ -165,14 +169,19 @@ class GuidanceBlock(ModularPipelineBlocks):
                 "prompt: expected the text of the embeddings, whose words the guidance is about, as an input of the "
                 "pipeline, got None"
             )
-        guidance = self.guidance if block_state.guidance is None else as_guidance(block_state.guidance)
-        updates = LatentUpdates(components.unet, guidance)
-        prompts = checked_prompt(block_state.prompt)
-        if hasattr(components, "maybe_convert_prompt"):  # a textual inversion may be several tokens
-            prompts = components.maybe_convert_prompt(prompts, tokenizer_of(components))
-        updates.texts = prompts_of(components, prompts, guidance.needs_text_attention)
+        given = getattr(block_state, self._model.guidance)
+        guidance = self.guidance if given is None else as_guidance(given)
+        updates = LatentUpdates(getattr(components, self._model.denoiser), guidance)
+        updates.texts = self._model.texts(components, block_state, guidance.needs_text_attention)
         updates.warn_of_short_texts()
         return updates
+
+
+def _guidable(blocks: ModularPipelineBlocks) -> list[tuple[LoopSequentialPipelineBlocks, ModularModel]]:
+    """The denoising loops in `blocks` whose models are known."""
+    loops = [each for each in _nested(blocks) if isinstance(each, LoopSequentialPipelineBlocks)]
+    known = [(loop, MODELS[loop.model_name]) for loop in loops if loop.model_name in MODELS]
+    return [(loop, model) for loop, model in known if model.denoiser in loop.component_names]
 
 
 def _nested(blocks: ModularPipelineBlocks) -> Iterator[ModularPipelineBlocks]:
@@ -180,22 +189,3 @@ def _nested(blocks: ModularPipelineBlocks) -> Iterator[ModularPipelineBlocks]:
     yield blocks
     for each in blocks.sub_blocks.values():
         yield from _nested(each)
-
-
-def _unet_call(components: Any, block_state: Any, t: Tensor) -> tuple[tuple, dict[str, Any]]:
-    """The UNet's call for the conditional text, as the denoiser block makes it."""
-    latents = block_state.latents
-    sample = components.scheduler.scale_model_input(latents, t)
-    if components.unet.config.in_channels > latents.shape[1]:  # a UNet for inpainting
-        sample = torch.cat([sample, block_state.mask, block_state.masked_image_latents], dim=1)
-    added = {"time_ids": block_state.add_time_ids, "text_embeds": block_state.pooled_prompt_embeds}
-    if (embeds := getattr(block_state, "ip_adapter_embeds", None)) is not None:
-        added["image_embeds"] = embeds
-    kwargs = {
-        "encoder_hidden_states": block_state.prompt_embeds,
-        "timestep_cond": block_state.timestep_cond,
-        "cross_attention_kwargs": block_state.cross_attention_kwargs,
-        "added_cond_kwargs": added,
-        "return_dict": False,
-    }
-    return (conditional(sample, len(latents), 0, 1), t), conditional(kwargs, len(latents), 0, 1)

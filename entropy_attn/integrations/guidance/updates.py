@@ -6,15 +6,15 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ModelMixin
 from torch import Tensor
 
 from entropy_attn.guidance.descent import Descent
 from entropy_attn.guidance.method import Guidance, Prompt
 from entropy_attn.guidance.update import input_correction, step_size
 from entropy_attn.integrations.diffusers.apply import plain_routing
-from entropy_attn.integrations.guidance.forward import cross_attention_maps, map_layers
+from entropy_attn.integrations.guidance.forward import map_layers, text_maps
+from entropy_attn.integrations.guidance.inputs import named, with_latents
 
 
 class LatentUpdates:
@@ -27,10 +27,10 @@ class LatentUpdates:
         prompts: of the images; empty before a guided step.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, guidance: Guidance):
+    def __init__(self, denoiser: ModelMixin, guidance: Guidance):
         self.guidance = guidance
         self.texts: list[Prompt] | None = None
-        self._routing: Any = plain_routing(unet)  # None once closed
+        self._routing: Any = plain_routing(denoiser)  # None once closed
         self._descent: Descent | None = None
 
     @property
@@ -46,7 +46,7 @@ class LatentUpdates:
         return [] if self._descent is None else self._descent.prompts
 
     def close(self) -> None:
-        """Release the UNet; the results stay."""
+        """Release the denoiser; the results stay."""
         self._routing = None
 
     def warn_of_short_texts(self) -> None:
@@ -76,19 +76,21 @@ class LatentUpdates:
 
         steps: of the whole generation.
         scale: the scheduler's `scale_model_input` at this step.
-        args, kwargs: of the UNet for these images, with the conditional text; its sample is exchanged.
+        args, kwargs: of the denoiser for these images, with the conditional text; the latents in it are exchanged.
         """
         if self._descent is None:
             self._descent = Descent(self.guidance, self._by_image(len(latents)))
         alpha = step_size(self.guidance.alpha, step, steps, self.guidance.step_range)
-        dtype = (args[0] if args else kwargs["sample"]).dtype
-        height, width = latents.shape[-2:]
-        size, layers = map_layers(self._routing, (height, width), self.guidance.map_size)
-        length = self._check_length(args, kwargs)
+        model, denoiser = self._routing.model, self._routing.denoiser
+        arguments = named(denoiser, args, kwargs)
+        dtype = arguments[model.latents].dtype
+        latent_size = model.image(arguments, denoiser.config).size
+        size, layers = map_layers(self._routing, latent_size, self.guidance.map_size, self.guidance.layers)
+        length = self._check_length(arguments[model.text])
 
         def maps_of(wide: Tensor) -> Tensor:
-            call = with_sample(args, kwargs, scale(wide).to(dtype))
-            return cross_attention_maps(self._routing, layers, size, step, length, call)
+            call = with_latents(args, kwargs, scale(wide).to(dtype), model.latents)
+            return text_maps(self._routing, layers, size, step, length, call)
 
         updated = self._descent.step(latents, step, alpha * input_correction(scale, latents), maps_of)
         return updated.to(latents.dtype)
@@ -96,7 +98,7 @@ class LatentUpdates:
     @property
     def _known_texts(self) -> list[Prompt]:
         if self.texts is None:
-            raise RuntimeError("the UNet was called before the pipeline encoded a prompt")
+            raise RuntimeError("the denoiser was called before the pipeline encoded a prompt")
         return self.texts
 
     def _by_image(self, batch: int) -> Sequence[Prompt]:
@@ -107,19 +109,11 @@ class LatentUpdates:
             )
         return [text for text in self._known_texts for _ in range(batch // len(self._known_texts))]
 
-    def _check_length(self, args: tuple, kwargs: dict[str, Any]) -> int:
-        states = args[2] if len(args) > 2 else kwargs["encoder_hidden_states"]
-        if states.shape[1] != len(self._known_texts[0].text):
+    def _check_length(self, states: Tensor) -> int:
+        length = len(self._known_texts[0].text)
+        if states.shape[1] != length:
             raise ValueError(
-                f"the prompt embeddings have {states.shape[1]} positions, the tokenizer's text "
-                f"{len(self._known_texts[0].text)}: embeddings of longer prompts cannot be guided"
+                f"the prompt embeddings have {states.shape[1]} positions, the tokenizer's text {length}: embeddings of "
+                "longer prompts cannot be guided"
             )
-        return states.shape[1]
-
-
-def with_sample(args: tuple, kwargs: dict[str, Any], sample: Tensor) -> tuple[tuple, dict[str, Any]]:
-    """The UNet's call with other latents; channels that an inpainting pipeline appends to them stay."""
-    given = args[0] if args else kwargs["sample"]
-    if given.shape[1] > sample.shape[1]:
-        sample = torch.cat([sample, given[:, sample.shape[1] :]], dim=1)
-    return ((sample, *args[1:]), kwargs) if args else (args, {**kwargs, "sample": sample})
+        return length

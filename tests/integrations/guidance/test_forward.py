@@ -13,7 +13,7 @@ from entropy_attn.guidance import TSAM, attention_similarity, tsam_loss
 from entropy_attn.guidance.differentiable_maps import GraphMaps
 from entropy_attn.integrations.diffusers.apply import apply, plain_routing
 from entropy_attn.integrations.diffusers.handle import handle_of
-from entropy_attn.integrations.guidance.forward import conditional, cross_attention_maps, layers_by_size, map_layers
+from entropy_attn.integrations.guidance.forward import conditional, layers_by_size, map_layers, text_maps
 from entropy_attn.recorders.entropy import EntropyRecorder
 from entropy_attn.scale import Fixed
 from tests.support.tiny_models import TEXT_TOKENS, TEXT_WIDTH, Spy, make_unet
@@ -59,7 +59,7 @@ def maps_of(unet: UNet2DConditionModel, latents: torch.Tensor, text: torch.Tenso
     height, width = latents.shape[-2:]
     size, layers = map_layers(routing, (height, width), (height // 2, width // 2))
     call = (latents, torch.tensor(10)), {"encoder_hidden_states": text}
-    return cross_attention_maps(routing, layers, size, 0, TEXT_TOKENS, call)
+    return text_maps(routing, layers, size, 0, TEXT_TOKENS, call)
 
 
 def loss_of(maps: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import (
     ClassifierFreeGuidance,
-    FluxAutoBlocks,
+    FluxKontextAutoBlocks,
     ModularPipelineBlocks,
     PNDMScheduler,
     StableDiffusionXLAutoBlocks,
@@ -17,7 +17,7 @@ from diffusers.modular_pipelines import LoopSequentialPipelineBlocks
 from diffusers.modular_pipelines.stable_diffusion_xl.denoise import StableDiffusionXLDenoiseStep
 
 import entropy_attn as ea
-from entropy_attn.guidance import CONFORM, TSAM, AttendAndExcite, Custom, SynGen
+from entropy_attn.guidance import CONFORM, JEDI, TSAM, AttendAndExcite, Custom, SynGen
 from entropy_attn.scale import Constant
 from tests.integrations.guidance.test_guided_pipelines import add_ip_adapter
 from tests.support.guided_pipes import SCHEDULERS, draw, footprint, make_scheduler, make_xl
@@ -29,6 +29,7 @@ METHODS = [
     AttendAndExcite(tokens=("ab", "d"), alpha=10.0),
     CONFORM(groups=[("ab", "c"), ("d",)], alpha=10.0),
     SynGen(pairs=[("ab", "c")], alpha=10.0),
+    JEDI(groups=[("ab", "c"), ("d",)], layers="up_blocks"),
 ]
 
 
@@ -262,8 +263,8 @@ def test_refusals():
     for wrong in (None, StableDiffusionXLAutoBlocks, modular(make_xl())):
         with pytest.raises(TypeError, match="blocks: expected ModularPipelineBlocks"):
             block.insert_into(wrong)
-    with pytest.raises(ValueError, match=r"blocks: expected at least one .* of stable-diffusion-xl, got Flux"):
-        block.insert_into(FluxAutoBlocks())
+    with pytest.raises(ValueError, match=r"at least one .* of stable-diffusion-xl or .* or flux, got FluxKontextDen"):
+        block.insert_into(FluxKontextAutoBlocks())
     with pytest.raises(ValueError, match="got GuidanceBlock"):
         block.insert_into(ea.GuidanceBlock())
     blocks = block.insert_into(StableDiffusionXLAutoBlocks())
