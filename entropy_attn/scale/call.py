@@ -38,9 +38,8 @@ class CallInfo:
         timestep: the scheduler's timestep of this step, from 1000 for noise to 0. None if it is not known, or if no
             policy asked for it by an attribute `needs_timestep = True`: the host has to wait for the device to read it.
         sigma: the scheduler's noise level of this step: the standard deviation of the noise beside a signal that has
-            the weight 1 (Stable Diffusion), infinite for noise alone, or the noise's share from 1 to 0 (flow matching). None
-            if it is not known,
-            or if no policy asked for it by an attribute `needs_sigma = True`.
+            the weight 1 (Stable Diffusion), infinite for noise alone, or the noise's share from 1 to 0 (flow matching).
+            None if it is not known, or if no policy asked for it by an attribute `needs_sigma = True`.
         num_steps: number of steps of the generation, counted as `step` is. None if it is not known.
         batch: number of samples B of the call. None in a graph of torch.compile.
         branches: for each sample its branch of guidance, "cond" or "uncond"; "all" where the batch has none. None if no
