@@ -90,20 +90,31 @@ def test_parts_of_the_queries_with_several_blocks_of_keys(is_causal, launched):
     assert launched == kernels("query", "key")
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 140, 13), (2, 1, 1, 13), (140, 13)])
-@pytest.mark.parametrize("kind", ["bool", "added", "excluding"])
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [("bool", (2, 2, 140, 13)), ("bool", (140, 13)), ("added", (2, 1, 1, 13)), ("excluding", (2, 2, 140, 13)),
+     ("excluding", (2, 1, 1, 13))],
+)  # fmt: skip
 def test_masks(shape, kind, dtype=torch.float16):
     dq = check(*make_qkv(2, 2, 140, 13, 16, dtype=dtype), attn_mask=random_mask(kind, shape, dtype))[0]
     if shape[-2] > 1 and kind != "added":
         assert dq[:, :, 3].eq(0).all()
 
 
-@pytest.mark.parametrize("scale", [0.0, -0.3, torch.tensor(0.2), torch.tensor([0.1, -0.5, 0.0, 1.0])], ids=str)
-@pytest.mark.parametrize("heads_kv", [1, 2])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("scale", "heads_kv", "dtype"),
+    [
+        (0.0, 1, torch.float32),
+        (-0.3, 2, torch.float16),
+        (torch.tensor(0.2), 1, torch.float16),
+        (torch.tensor([0.1, -0.5, 0.0, 1.0]), 2, torch.float32),
+        (torch.tensor([0.1, -0.5, 0.0, 1.0]), 1, torch.float16),
+    ],
+    ids=str,
+)
 def test_scales_and_grouped_heads(scale, heads_kv, dtype, launched):
     """Without the gradient of the scale."""
-    q, k, v = make_qkv(1, 4, 140, 13, 16, heads_kv=heads_kv, dtype=dtype)
+    q, k, v = make_qkv(1, 4, 70, 13, 16, heads_kv=heads_kv, dtype=dtype)
     scale = scale.to(DEVICE) if isinstance(scale, Tensor) else scale
     grads = random_gradients(q, k, v, (3, 9))
     actual = backward(q, k, v, grads, needs=(True, True, True, False), config=ONE_PASS, scale=scale)
