@@ -18,7 +18,7 @@ from entropy_attn.errors import Unroutable
 from entropy_attn.integrations.transformers.calls import arguments_of, with_policy
 from entropy_attn.ops import api as ops
 from entropy_attn.scale import Policy, needs_train_tokens
-from entropy_attn.scale.call import policies_in
+from entropy_attn.scale.call import with_inner
 from entropy_attn.validation import expected, require_policy
 
 NOT_OFFERED = "this version of transformers does not send its attention through AttentionInterface"
@@ -26,6 +26,12 @@ _NO_SDPA = "its attention is not that of torch's scaled_dot_product_attention, b
 
 # transformers reads these out of a name: an attention whose name has "flash" gets no masks.
 _MEANINGS = ("flash", "flex", "sdpa", "eager", "paged")
+
+# Attributes of policies that ask for, or answer with, what only a routed pipeline has.
+_OF_PIPELINES = (
+    "follows", "gives_key_groups", "gives_sample_scales",
+    "needs_branches", "needs_num_steps", "needs_sigma", "needs_timestep",
+)  # fmt: skip
 
 
 class Registration:
@@ -159,8 +165,8 @@ def register(name: str = "entropy_attn", scale: Policy | None = None) -> Registr
                 f"scale={scale!r} needs the number of tokens at training, which no model of transformers states: give "
                 "train_tokens=... instead of 'auto'"
             )
-        for each in policies_in(scale):
-            if getattr(each, "follows", False) or getattr(each, "gives_key_groups", False):
+        for each in with_inner(scale):
+            if any(getattr(each, name, False) for name in _OF_PIPELINES):
                 raise ValueError(
                     f"scale={scale!r}: {type(each).__name__} is for the pipelines that `ea.apply` routes; models of "
                     "transformers take policies of one factor per head"

@@ -38,7 +38,7 @@ from transformers import (
 
 import entropy_attn as ea
 from entropy_attn.errors import Unroutable
-from entropy_attn.scale import TACA, Constant, Fixed, LogN, Steps, TargetEntropy
+from entropy_attn.scale import TACA, Constant, DyPE, Fixed, LogN, OfBranch, Schedule, Steps, TargetEntropy
 
 SMALL = {"hidden_size": 48, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 TEXT = {**SMALL, "vocab_size": 50, "max_position_embeddings": 32}
@@ -409,9 +409,18 @@ def test_a_policy_that_needs_the_training_size_is_refused():
     assert tables() == before
 
 
-@pytest.mark.parametrize("policy", [TACA(), TargetEntropy(64), Steps(TargetEntropy(64), 0, 3)])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        *[TACA(), TargetEntropy(64), Steps(TargetEntropy(64), 0, 3), DyPE(train_tokens=64)],
+        *[OfBranch(Fixed(0.1), "cond"), Schedule(Fixed(0.1), (5.0, 0.5)), Schedule(Fixed(0.1), (0, 1), "progress")],
+    ],
+)
 def test_a_policy_that_follows_a_pipeline_is_refused(policy):
     before = tables()
-    with pytest.raises(ValueError, match=r"scale=.*(TACA|TargetEntropy) is for the pipelines that `ea.apply` routes"):
+    with pytest.raises(
+        ValueError,
+        match=r"scale=.*(TACA|TargetEntropy|DyPE|OfBranch|Schedule) is for the pipelines that `ea.apply` routes",
+    ):
         ea.transformers.register(scale=policy)
     assert tables() == before
