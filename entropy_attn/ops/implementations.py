@@ -52,7 +52,8 @@ def _four(call: AttentionCall) -> Results:
 
 def _fused_reasons(call: AttentionCall) -> list[str]:
     reasons = support.unsupported_reasons(call)
-    if call.row_statistics and needs_operator(call):
+    # attributes instead of `row_statistics`, which is one more function call for the host
+    if (call.return_variance or call.return_max or call.mass_keys is not None) and needs_operator(call):
         reasons.append(
             "statistics 'variance', 'max' and 'mass' are not in the operator that graphs and dispatch modes record"
         )

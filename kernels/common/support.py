@@ -98,7 +98,8 @@ def unsupported_reasons(call: AttentionCall) -> list[str]:
         reasons.append(f"attn_mask of {mask.dtype} is neither boolean nor float16, bfloat16 or float32")
     elif mask is not None and mask.dtype == torch.bfloat16 and interpreting():
         reasons.append("Triton's interpreter cannot add a bfloat16 attn_mask: use float16 or float32")
-    reasons += _table_reasons(call)
+    if call.key_scale is not None or call.key_bias is not None:
+        reasons += _table_reasons(call)
     if isinstance(scale, float) and abs(scale) > MAX_SCALE:
         reasons.append(f"scale {scale} is beyond {MAX_SCALE:.0e}, where logits leave the range of float32")
     if max(query.shape[2], key.shape[2]) > MAX_SEQLEN:

@@ -233,8 +233,9 @@ def masked_scores(
             bias = bias.to(tl.float32)
             added = bias * QUARTER
             if HAS_BIAS:  # the sum of two large ones stays in the range of one
-                added = tl.clamp(added + key_bias * QUARTER, -LARGEST_IN_QUARTERS, LARGEST_IN_QUARTERS,
-                                 propagate_nan=tl.PropagateNan.ALL)  # fmt: skip
+                added = added + key_bias * QUARTER
+                added = tl.minimum(added, LARGEST_IN_QUARTERS, propagate_nan=tl.PropagateNan.ALL)
+                added = tl.maximum(added, -LARGEST_IN_QUARTERS, propagate_nan=tl.PropagateNan.ALL)
             if ONE_ROUNDING:
                 z = tl.fma(s, factor, added)
             else:

@@ -40,22 +40,28 @@ from .configs import SCHEDULES, ForwardConfig, forward_config
 from .measured import Measured, card_name, measured
 
 AUTOTUNE_VARIABLE = "ENTROPY_ATTN_AUTOTUNE"
-
-
-def attention_forward(
-    call: AttentionCall, *, config: ForwardConfig | None = None, autotune: bool | None = None
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Output, lse and entropy of `attention_forward_all`."""
-    return attention_forward_all(call, config=config, autotune=autotune)[:3]
+OfRows = tuple[Tensor | None, Tensor | None, Tensor | None]  # variance, maximum and mass
+NO_ROWS: OfRows = (None, None, None)
 
 
 def attention_forward_all(
     call: AttentionCall, *, config: ForwardConfig | None = None, autotune: bool | None = None
 ) -> AllResults:
-    """All results but the map by the fused kernel, for a call that `support.unsupported_reasons` accepts.
+    """All results but the map: `attention_forward` with the statistics of `AttentionCall.row_statistics`."""
+    of_rows = allocate_rows(call)
+    out, lse, entropy = attention_forward(call, config=config, autotune=autotune, of_rows=of_rows)
+    return AllResults(out, lse, entropy, None, *of_rows)
 
-    `config` overrides the table's choice. `autotune=True` measures the candidates once and remembers the fastest;
-    without either argument, the environment variable ENTROPY_ATTN_AUTOTUNE=1 turns autotuning on.
+
+def attention_forward(
+    call: AttentionCall, *, config: ForwardConfig | None = None, autotune: bool | None = None,
+    of_rows: OfRows = NO_ROWS,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """Output, lse and entropy by the fused kernel, for a call that `support.unsupported_reasons` accepts.
+
+    `of_rows` are what it fills of variance, maximum and mass, as `allocate_rows` makes them. `config` overrides the
+    table's choice. `autotune=True` measures the candidates once and remembers the fastest; without either argument,
+    the environment variable ENTROPY_ATTN_AUTOTUNE=1 turns autotuning on.
     """
     if config is not None and autotune:
         raise ValueError("config and autotune=True exclude each other")
@@ -66,11 +72,10 @@ def attention_forward_all(
     out = allocate_like(query, call.value.shape[3])
     lse = allocate(rows, torch.float32, query.device) if call.return_lse else None
     entropy = allocate(rows, torch.float32, query.device) if call.return_entropy else None
-    results = AllResults(out, lse, entropy, None, *allocate_rows(call))
     if out.numel() == 0:
-        return results
+        return out, lse, entropy
 
-    forward = ForwardCall(call, out, lse, entropy, call_target(query), *results[4:])
+    forward = ForwardCall(call, out, lse, entropy, call_target(query), *of_rows)
     with on_device(query.device):
         if config is not None:
             launch((config, *forward.plan_key()), forward.varying(), lambda: forward.launch(config))
@@ -78,13 +83,11 @@ def attention_forward_all(
             launch(("tuned", *forward.plan_key()), forward.varying(), lambda: forward.launch(forward.tuned_config()))
         else:
             launch(forward.plan_key(), forward.varying(), lambda: forward.launch(forward.table_config()))
-    return results
+    return out, lse, entropy
 
 
-def allocate_rows(call: AttentionCall) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def allocate_rows(call: AttentionCall) -> OfRows:
     """Variance, maximum and mass of rows, as far as they are wanted."""
-    if not call.row_statistics:
-        return None, None, None
     wanted = (call.return_variance, call.return_max, call.mass_keys is not None)
     shape, device = call.query.shape[:3], call.query.device
     variance, largest, mass = (allocate(shape, torch.float32, device) if each else None for each in wanted)
@@ -123,7 +126,8 @@ class ForwardCall:
     @functools.cached_property
     def scaling(self) -> tuple[Tensor | None, float, int, int | None]:
         call = self.call
-        return scale_arguments(call.scale, call.query.shape[3], quarters=in_quarters(call))
+        quarters = (call.mask is not None or call.key_bias is not None) and in_quarters(call)
+        return scale_arguments(call.scale, call.query.shape[3], quarters=quarters)
 
     def table_config(self) -> ForwardConfig:
         """What was measured on such a card to be the fastest for such a call, else the row of the static table."""
@@ -172,9 +176,10 @@ class ForwardCall:
         scale = layout(call.scale) if isinstance(call.scale, Tensor) else self.scaling[1] < 0
         wanted = (self.lse_numbers(), self.entropy is not None)
         tensors = (layout(call.query), layout(call.key), layout(call.value), layout(call.mask))
-        if call.key_groups:
+        # without a function call where there is nothing
+        if call.key_scale is not None or call.key_bias is not None:
             wanted = (*wanted, "keys", layout(call.key_scale), layout(call.key_bias), call.key_rows)
-        if call.row_statistics:
+        if call.return_variance or call.return_max or call.mass_keys is not None:
             wanted = (*wanted, "rows", call.return_variance, call.return_max, call.mass_keys)
         return ("forward", *tensors, call.query.device, self.target, call.is_causal, scale, *wanted)
 

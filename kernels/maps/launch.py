@@ -32,22 +32,25 @@ from ..common.call import AllResults, AttentionCall
 from ..common.plans import Plan, Series, first_launch, launch, layout
 from ..common.support import call_target
 from ..common.tensors import MapParts, Scale
-from ..forward.launch import AUTOTUNE_VARIABLE, ForwardCall, allocate_rows
+from ..forward.launch import AUTOTUNE_VARIABLE, NO_ROWS, ForwardCall, OfRows, allocate_rows
 from .configs import MapConfig, heads_per_program, map_config, map_programs
 
 
-def attention_forward_with_map(
-    call: AttentionCall, *, config: MapConfig | None = None
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
-    """Output, lse, entropy and map of `attention_forward_with_map_all`."""
-    return attention_forward_with_map_all(call, config=config)[:4]  # type: ignore[return-value]  # the map is there
-
-
 def attention_forward_with_map_all(call: AttentionCall, *, config: MapConfig | None = None) -> AllResults:
-    """All results of a call with `map_keys` that `support.unsupported_reasons` accepts.
+    """All results: `attention_forward_with_map` with the statistics of `AttentionCall.row_statistics`.
 
-    `config` overrides the table's choice. Variance, maximum and mass of rows come from the forward kernel, so that the
-    map is swept.
+    These come from the forward kernel, so that with them the map is swept.
+    """
+    of_rows = allocate_rows(call)
+    return AllResults(*attention_forward_with_map(call, config=config, of_rows=of_rows), *of_rows)
+
+
+def attention_forward_with_map(
+    call: AttentionCall, *, config: MapConfig | None = None, of_rows: OfRows = NO_ROWS
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+    """Output, lse, entropy and map for a call with `map_keys` that `support.unsupported_reasons` accepts.
+
+    `config` overrides the table's choice. `of_rows` as for `attention_forward`.
     """
     query, key, (start, stop) = call.query, call.key, call.map_range
     target, by_table = call_target(query), config is None
@@ -74,13 +77,12 @@ def attention_forward_with_map_all(call: AttentionCall, *, config: MapConfig | N
     with_lse = call.return_lse or not config.one_pass
     lse = allocate((*rows, *in_two), torch.float32, query.device) if with_lse else None
     entropy = allocate(rows, torch.float32, query.device) if call.return_entropy else None
-    of_rows = allocate_rows(call)
 
     if out.numel() == 0:
         empty = allocate((batch, seqlen_q, columns), torch.float32, query.device).zero_()
         if lse is not None and lse.dim() == 4:
             lse = lse[..., 0]  # of no row
-        return AllResults(out, lse if call.return_lse else None, entropy, empty, *of_rows)
+        return out, lse if call.return_lse else None, entropy, empty
     # A part of the heads for each program, where there are too few blocks to keep the device busy.
     programs = batch * -(-seqlen_q // config.block_m)
     if not config.one_pass:
@@ -98,8 +100,7 @@ def attention_forward_with_map_all(call: AttentionCall, *, config: MapConfig | N
         launch(plan_key, varying, functools.partial(mapped.launch, config, varying, tune))
     if call.return_lse and lse is not None and lse.dim() == 4:
         lse = lse[..., 0] * 4.0 + lse[..., 1] * math.log(2.0)
-    head_mean = parts[0] if shape[0] == 1 else parts.sum(0)
-    return AllResults(out, lse if call.return_lse else None, entropy, head_mean, *of_rows)
+    return out, lse if call.return_lse else None, entropy, parts[0] if shape[0] == 1 else parts.sum(0)
 
 
 @dataclass(eq=False)  # frozen, it would take the host longer to fill
@@ -113,7 +114,7 @@ class MapCall:
     map_parts: Tensor  # (parts of the heads, B, Nq, stop - start): their sum is the map
     heads_per_program: int
     target: str
-    of_rows: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)  # of a ForwardCall
+    of_rows: OfRows = NO_ROWS  # for the ForwardCall
 
     def varying(self) -> tuple[Any, ...]:
         """The values that differ between calls with the same `plan_key`."""
@@ -130,7 +131,7 @@ class MapCall:
         if call.key_groups:
             read = (*read, layout(call.key_scale), layout(call.key_bias), call.key_rows)
         wanted = (self.lse is not None, self.entropy is not None, call.map_keys, self.heads_per_program)
-        if call.row_statistics:
+        if self.of_rows is not NO_ROWS:
             wanted = (*wanted, call.return_variance, call.return_max, call.mass_keys)
         return ("map", *read, call.query.device, self.target, call.is_causal, scale, *wanted)
 
