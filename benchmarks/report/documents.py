@@ -128,6 +128,12 @@ def shapes_scale_table(rows: list[dict[str, str]]) -> str:
     return markdown(scales.HEADER, scales.table(rows)) if rows else scales.ABSENT
 
 
+def drift_table(name: str) -> str:
+    """How far policies leave the entropy from that of the training size."""
+    rows = read_rows(RESULTS / f"{name}.csv")
+    return markdown(scales.DRIFT_HEADER, scales.drifts(rows)) if rows else scales.ABSENT
+
+
 def performance_sections() -> dict[str, Callable[[], str]]:
     def rows(name: str) -> list[dict[str, str]]:
         return read_rows(RESULTS / f"{name}.csv")
@@ -220,6 +226,12 @@ SECTIONS = {
         "interpolated": lambda: shapes_scale_table(read_rows(RESULTS / "shapes_scale.csv")),
         "extrapolated": lambda: shapes_scale_table(read_rows(RESULTS / "shapes_scale_extrapolated.csv")),
         "unet": lambda: shapes_scale_table(read_rows(RESULTS / "shapes_scale_unet.csv")),
+    },
+    ROOT / "docs" / "methods.md": {
+        "held-drift": lambda: drift_table("shapes_target_drift"),
+        "held": lambda: shapes_scale_table(read_rows(RESULTS / "shapes_target.csv")),
+        "held-unet-drift": lambda: drift_table("shapes_target_unet_drift"),
+        "held-unet": lambda: shapes_scale_table(read_rows(RESULTS / "shapes_target_unet.csv")),
     },
     ROOT / "docs" / "papers.md": {
         "controls": lambda: guidance_table("guidance_controls", guidance.controls),

@@ -63,11 +63,29 @@ def sentence(rows: Rows, size: str) -> str:
     )
 
 
-def differences(rows: Rows, model: str, sizes: tuple[str, ...]) -> list[list[str]]:
-    """Lines of docs/science.md without their claim and page: one for each size."""
+DRIFT_HEADER = ["size", "scale", "drift of the entropy, nats", "smallest and largest of the layers", "undone"]
+
+
+def drifts(rows: Rows) -> list[list[str]]:
+    """Cells of how far the entropy is from that of the training size."""
+    return [
+        [row["size"], row["policy"], f"{float(row['drift']):.2f}",
+         f"{float(row['low']):.2f} to {float(row['high']):.2f}", f"{float(row['undone']):.0%}".replace("%", " %")]
+        for row in rows
+    ]  # fmt: skip
+
+
+def differences(
+    rows: Rows, model: str, sizes: tuple[str, ...], policies: tuple[str, ...] | None = None
+) -> list[list[str]]:
+    """Lines of docs/science.md without their claim and page: one for each size, of these policies or of all but off."""
     lines = []
     for size in sizes:
-        found = {policy: one for policy, one in at_size(rows, size).items() if policy != "off"}
+        found = {
+            policy: one
+            for policy, one in at_size(rows, size).items()
+            if policy != "off" and (policies is None or policy in policies)
+        }
         presence = "; ".join(f"{name(one['presence'])} {change(one['presence'], 100, 0)}" for one in found.values())
         error = "; ".join(f"{name(one['count_error'])} {change(one['count_error'])}" for one in found.values())
         number = f"every object present, percentage points: {presence}. Count error: {error}"

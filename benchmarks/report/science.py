@@ -158,8 +158,22 @@ def unet_images(rows: Rows) -> list[list[str]]:
     return _by_scale("", scales.differences(rows, UNET, ("96x96",)))
 
 
-def _by_scale(claim: str, lines: list[list[str]]) -> list[list[str]]:
-    page = "[scale.md](scale.md#on-the-embedded-models)"
+def held_images(rows: Rows) -> list[list[str]]:
+    lines = scales.differences(rows, UNET, ("96x96",), HELD)
+    return _by_scale("Holding the entropy step by step mends images of another size", lines, METHODS)
+
+
+def held_transformer(rows: Rows) -> list[list[str]]:
+    model = "embedded transformer, positions interpolated"
+    return _by_scale("", scales.differences(rows, model, ("96x96", "128x128"), HELD), METHODS)
+
+
+HELD = ("TargetEntropy, per layer", "control: its mean factor", "control: mean of each layer")
+METHODS = "[methods.md](methods.md#measured-a-held-entropy)"
+SCALE = "[scale.md](scale.md#on-the-embedded-models)"
+
+
+def _by_scale(claim: str, lines: list[list[str]], page: str = SCALE) -> list[list[str]]:
     return [["" if number else claim, *line, page] for number, line in enumerate(lines)]
 
 
@@ -171,6 +185,8 @@ CLAIMS: list[tuple[str, Callable[[Rows], list[list[str]]]]] = [
     ("shapes_scale", images),
     ("shapes_scale_extrapolated", extrapolated),
     ("shapes_scale_unet", unet_images),
+    ("shapes_target_unet", held_images),
+    ("shapes_target", held_transformer),
     ("tsam_premise", embedded_premise),
     ("premise_minilm", minilm_premise),
     ("maps_auc", maps),
