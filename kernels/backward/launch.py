@@ -106,7 +106,7 @@ class BackwardCall:
             call.query.shape[3],
             call.value.shape[3],
             call.query.dtype,
-            has_mask=call.mask is not None or call.key_groups,
+            has_mask=call.mask is not None or call.key_scale is not None or call.key_bias is not None,
             has_map=self.grad_map is not None,
             scale_gradient=self.need_dscale,
             one_stage=one_stage,
@@ -145,7 +145,7 @@ class BackwardCall:
         of_out = (layout(self.grad_out), layout(self.out), layout(self.grad_map), map_keys)
         of_rows = (layout(self.grad_lse), layout(self.grad_entropy), layout(self.entropy))
         needs = (self.dq is not None, self.dk is not None, self.dv is not None, self.need_dscale)
-        if call.key_groups:
+        if call.key_scale is not None or call.key_bias is not None:  # without the property's function call
             of_rows = (*of_rows, layout(call.key_scale), layout(call.key_bias), call.key_rows)
         about = (call.query.device, self.target, config, call.is_causal, scale)
         return ("backward", *tensors, *of_out, *of_rows, *needs, *about)
@@ -187,7 +187,7 @@ class BackwardCall:
         return None if first is None or gradients is None else BackwardPlan(first, gradients)
 
     def allocate_rows(self, config: BackwardConfig) -> Rows:
-        call = self.call
+        call, mask = self.call, self.call.mask
         batch, num_heads, seqlen_q, _ = call.query.shape
         heads_kv = call.key.shape[1]
         programs = num_heads // heads_kv * -(-seqlen_q // config.rows.block_m)
@@ -198,7 +198,7 @@ class BackwardCall:
         return Rows(
             lse=values(),
             delta=values(),
-            log2_l=values() if in_quarters(call) else None,
+            log2_l=values() if call.key_bias is not None or (mask is not None and mask.dtype != torch.bool) else None,
             g=None if self.grad_entropy is None else values(),
             bounds=values(batch, heads_kv, programs) if call.query.dtype == torch.float16 else None,
         )

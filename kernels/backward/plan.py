@@ -69,14 +69,9 @@ def largest_values(varying: tuple[Any, ...]) -> tuple[Tensor | None, Tensor | No
     value, grad_out, key_scale, bounds = varying[OF_VALUE], varying[OF_GRAD_OUT], varying[OF_KEY_SCALE], varying[-1]
     if bounds is None:
         return None, None
-    return (
-        None if grad_out is None else _largest(value),
-        None if key_scale is None else _largest(key_scale),
-    )
-
-
-def _largest(t: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(t, math.inf, dtype=torch.float32)
+    norm = torch.linalg.vector_norm
+    value_max = None if grad_out is None else norm(value, math.inf, dtype=torch.float32)
+    return value_max, None if key_scale is None else norm(key_scale, math.inf, dtype=torch.float32)
 
 
 def row_bound(varying: tuple[Any, ...]) -> Tensor | None:

@@ -145,7 +145,7 @@ def mask_kind(mask: Tensor | None) -> int:
 
 def in_quarters(call: AttentionCall) -> bool:
     """Whether scores are in quarters of a nat, since something is added to them that may be large, or in base 2."""
-    return call.key_bias is not None or mask_kind(call.mask) == ADDED_MASK
+    return call.key_bias is not None or (call.mask is not None and mask_kind(call.mask) == ADDED_MASK)
 
 
 def scale_arguments(

@@ -188,6 +188,15 @@ def test_a_scale_of_each_sample_and_head(target, part):
     assert_good(compiled(target, 64, part, scale=torch.ones(2, HEADS)), target)
 
 
+@pytest.mark.parametrize("part", ["query", "key"])
+@pytest.mark.parametrize("head_dim", (64, 128))
+@pytest.mark.parametrize("target", TARGETS)
+def test_factors_and_biases_of_keys_for_some_queries(target, head_dim, part):
+    """They have the tiles of masked calls."""
+    tables = {name: torch.empty(2, HEADS, 1, 1000) for name in ("key_scale", "key_bias")}
+    assert_good(compiled(target, head_dim, part, **tables, key_rows=(13, 900)), target)
+
+
 @pytest.mark.parametrize("target, head_dim, part", cases(dtype=torch.float32, has_mask=True, has_map=True))
 def test_float32(target, head_dim, part):
     """Exact products use matrix instructions on AMD and FMA on NVIDIA."""

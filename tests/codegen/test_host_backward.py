@@ -22,7 +22,7 @@ from .host import Launched, host_calls, launched, recorded
 from .test_host import random_mask, tensors
 
 GRADS = ("out", "lse", "entropy", "map")
-OF_CALL = ("attn_mask", "is_causal", "scale", "map_keys")
+OF_CALL = ("attn_mask", "is_causal", "scale", "map_keys", "key_scale", "key_bias", "key_rows")
 Call = tuple[tuple[Tensor, ...], dict[str, Any]]
 
 
@@ -102,6 +102,16 @@ CALLS: dict[str, Callable[[], Call]] = {
     "mask": lambda: call(attn_mask=random_mask(256, 256)),
     "mask of keys": lambda: call(attn_mask=random_mask(2, 1, 1, 256)),
     "added mask": lambda: call(attn_mask=torch.randn(256, 256)),
+    "factors of keys": lambda: call(key_scale=torch.rand(2, 8, 1, 256)),
+    "factors of keys in float16": lambda: call(key_scale=torch.rand(256).half()[None, None, None], dtype=HALF),
+    "biases of keys": lambda: call(key_bias=torch.rand(1, 8, 1, 256)),
+    "both, for some queries": lambda: call(
+        key_scale=torch.rand(1, 1, 1, 256), key_bias=torch.rand(1, 1, 1, 256), key_rows=(13, 90)
+    ),
+    "both, for other queries": lambda: call(
+        key_scale=torch.rand(1, 1, 1, 256), key_bias=torch.rand(1, 1, 1, 256), key_rows=(13, 91)
+    ),
+    "few keys with factors": lambda: call(shape=(2, 8, 1024, 77, 64), key_scale=torch.rand(1, 8, 1, 77)),
     "added mask in half": lambda: call(attn_mask=torch.randn(256, 256).half(), dtype=HALF),
     **{f"needs {needs}": lambda needs=needs: call(needs=(*needs, False))
        for needs in itertools.product((True, False), repeat=3) if any(needs) and not all(needs)},
@@ -199,8 +209,8 @@ def test_a_plan_keeps_no_tensor_alive():
 
 @pytest.mark.parametrize(
     ("options", "most"),
-    [({}, 124), ({"dtype": HALF}, 130), ({"grads": ("out", "entropy")}, 136), ({"grads": GRADS}, 144),
-     ({"shape": (2, 8, 256, 256, 160)}, 141), ({"shape": (2, 8, 1024, 77, 64)}, 127)],
+    [({}, 125), ({"dtype": HALF}, 131), ({"grads": ("out", "entropy")}, 137), ({"grads": GRADS}, 145),
+     ({"shape": (2, 8, 256, 256, 160)}, 142), ({"shape": (2, 8, 1024, 77, 64)}, 128)],
 )  # fmt: skip
 def test_a_repeated_call_costs_the_host_little(options, most):
     with recorded(keep=False), torch.no_grad():

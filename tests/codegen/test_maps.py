@@ -114,6 +114,15 @@ def test_a_scale_of_each_sample_and_head(target):
     assert not check(target, 64, **JOINT, scale=torch.ones(2, HEADS)).one_pass
 
 
+@pytest.mark.parametrize("head_dim", (64, 128))
+@pytest.mark.parametrize("target", TARGETS)
+def test_factors_and_biases_of_keys_for_some_queries(target, head_dim):
+    for options in ({}, JOINT):
+        n = options.get("seqlen_k", 77)
+        tables = {name: torch.empty(2, HEADS, 1, n) for name in ("key_scale", "key_bias")}
+        check(target, head_dim, **options, **tables, key_rows=(13, 900))
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_one_pass_without_statistics(target):
     check(target, 64, statistics=False)

@@ -19,13 +19,13 @@ from entropy_attn.kernels.forward.configs import ForwardConfig, forward_candidat
 from entropy_attn.kernels.maps import launch as launch_maps
 from entropy_attn.kernels.pingpong import launch as pingpong
 from tests.support.oracle import assert_matches_oracle
-from tests.support.oracle_gradients import GRADS, assert_gradients_match, random_gradients
+from tests.support.oracle_gradients import GRADS, assert_gradients_match, random_gradients, with_tables
 from tests.support.oracle_rows import assert_all_match
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 MASKS = ("none", "bool", "keys", "added", "excluding")
 LAYOUTS = ("bhnd", "bnhd", "packed", "padded", "offset")
-SCALES = ("default", "negative", "zero", "one", "heads")
+SCALES = ("default", "negative", "zero", "one", "heads", "samples")
 TABLES = ("none", "scale", "bias", "both", "excluding")  # a factor and a bias by key
 SCHEDULES = ("plain", "rotated", "specialized", "pingpong")
 
@@ -114,6 +114,8 @@ def options(case: Case, device: str = "cpu") -> dict[str, Any]:
     numbers = {"negative": -0.3, "zero": 0.0, "one": torch.tensor(0.2)}
     if case.scale == "heads":
         given["scale"] = torch.linspace(-0.2, 0.4, case.heads)
+    elif case.scale == "samples":
+        given["scale"] = torch.linspace(-0.2, 0.4, case.batch * case.heads).view(case.batch, case.heads)
     elif case.scale in numbers:
         given["scale"] = numbers[case.scale]
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in given.items()}
@@ -153,16 +155,16 @@ def run(case: Case, device: str = "cpu") -> dict[str, tuple[float, float]]:
     if case.of_rows:
         call.return_variance, call.return_max = True, True
         call.mass_keys = (case.seqlen_k // 3, (2 * case.seqlen_k + 3) // 3)
-    if call.key_groups or call.row_statistics:
-        if map_keys is None:
-            return assert_all_match(launch.attention_forward_all(call, config=config), call)
-        return assert_all_match(launch_maps.attention_forward_with_map_all(call), call)
     if map_keys is None:
-        results = launch.attention_forward(call, config=config)
+        results = launch.attention_forward_all(call, config=config)
     else:
-        results = launch_maps.attention_forward_with_map(call)
+        results = launch_maps.attention_forward_with_map_all(call)
     grouped = {"enable_gqa": True} if case.heads != case.heads_kv else {}
-    judged = assert_matches_oracle(results, q, k, v, **given, **grouped, **({"map_keys": map_keys} if map_keys else {}))
+    if call.key_groups or call.row_statistics:
+        judged = assert_all_match(results, call)
+    else:
+        of_map = {"map_keys": map_keys} if map_keys else {}
+        judged = assert_matches_oracle(results[:4], q, k, v, **given, **grouped, **of_map)
     if case.grads:
         names = case.grads.split("+")
         grads = random_gradients(q, k, v, map_keys or (0, case.seqlen_k), names, case.seed + 2)
@@ -170,6 +172,9 @@ def run(case: Case, device: str = "cpu") -> dict[str, tuple[float, float]]:
         call.map_keys = grads.get("map_keys")
         grads_only = {name: grads[name] for name in names}
         actual = launch_backward.attention_backward(call, *results[:3], **grads_only, needs=needs)
+        if call.key_groups:
+            of_keys = {"key_scale": call.key_scale, "key_bias": call.key_bias, "key_rows": call.key_rows}
+            given |= with_tables(call.attn_mask, case.seqlen_q, **of_keys)
         judged |= assert_gradients_match(actual, q, k, v, grads, **given)
     return judged
 
@@ -210,13 +215,13 @@ def refused(case: Case, device: str = "cpu") -> list[str]:
         reasons.append("a mask and causality exclude each other")
     if case.schedule != "plain" and case.target not in (INTERPRETER, "sm_90"):
         reasons.append(f"the schedules are for sm_90, not for {case.target}")
-    if case.grads and (call.key_groups or call.row_statistics):
-        reasons.append("gradients with tables are compared in tests/kernels/test_key_tables_backward.py")
+    if case.grads and call.row_statistics:
+        reasons.append("the kernels have no gradient of the variance, the maximum and the mass")
     if case.schedule == "specialized" and call.key_groups:
         reasons.append("warps that only compute load nothing by pointer")
     if case.grads:
         reasons += support.backward_unsupported(
-            case.target, case.head_dim, case.head_dim_v, q.dtype, has_mask=mask is not None,
+            case.target, case.head_dim, case.head_dim_v, q.dtype, has_mask=mask is not None or call.key_groups,
             has_map="grad_map" in case.grads,
         )  # fmt: skip
     return reasons

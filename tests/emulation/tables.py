@@ -65,6 +65,8 @@ def every_option(target: str) -> Iterator[Case]:
     yield from (Case(target, tables="both", mask=mask, seqlen_k=200) for mask in MASKS[1:])
     yield Case(target, "bf16", tables="both", causal=True, of_rows=True, head_dim=80, head_dim_v=80, layout="packed")
     yield Case(target, tables="excluding", seqlen_k=77, map_stop=77)
+    for name, some_rows in itertools.product(TABLES[1:], (False, True)):
+        yield Case(target, tables=name, some_rows=some_rows, heads=4, heads_kv=2, map_stop=70, grads=ALL_GRADS)
     yield Case(target, tables="both", seqlen_k=150, map_start=3, map_stop=70, of_rows=True)
     for count in (1, 2, 3):
         for names in itertools.combinations(GRADS, count):
@@ -113,6 +115,11 @@ FEW = [
     Case("sm_80", seqlen_k=150, tables="both", some_rows=True, of_rows=True),
     Case("sm_90", "bf16", heads=2, heads_kv=1, seqlen_k=200, tables="both", of_rows=True),
     Case("sm_90", seqlen_k=77, tables="excluding", mask="added"),
+    # gradients; 77 keys take one pass on Hopper
+    Case("sm_80", heads_kv=1, seqlen_q=40, seqlen_k=130, tables="both", some_rows=True, grads=STATISTICS),
+    Case("sm_90", "bf16", heads_kv=1, seqlen_q=40, seqlen_k=77, tables="both", some_rows=True, grads="grad_out"),
+    Case("sm_90", batch=2, heads_kv=1, seqlen_q=20, seqlen_k=150, tables="scale", scale="samples", map_start=5,
+         map_stop=70, grads="grad_map"),
     Case("sm_90", seqlen_k=200, schedule="rotated"), Case("sm_90", seqlen_k=192, schedule="specialized"),
     Case("sm_90", seqlen_q=130, seqlen_k=300, schedule="pingpong"),
     Case("sm_90", "bf16", batch=2, heads=2, heads_kv=1, seqlen_q=150, seqlen_k=300, head_dim=80, head_dim_v=80,

@@ -16,7 +16,15 @@ from entropy_attn.kernels.common.call import AttentionCall
 from entropy_attn.kernels.forward import launch
 from tests.kernels.calls import DEVICE, DTYPES, random_mask
 from tests.support.oracle import make_qkv as make_qkv_on
-from tests.support.oracle_gradients import GRADS, assert_gradients_match, gradients, random_gradients, reference_outputs
+from tests.support.oracle_gradients import (
+    GRADS,
+    assert_gradients_match,
+    dense_table,
+    gradients,
+    random_gradients,
+    reference_outputs,
+    with_tables,
+)
 
 make_qkv = functools.partial(make_qkv_on, device=DEVICE)
 SMALL = BackwardConfig(TileConfig(32, 16, 4, 1), TileConfig(16, 32, 4, 1))
@@ -28,22 +36,6 @@ def table(*shape: int, seed: int = 0) -> Tensor:
     """(B or 1, H or 1, 1, Nk) normal numbers."""
     drawn = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
     return drawn[(None,) * (3 - drawn.dim())].unsqueeze(2).to(DEVICE)
-
-
-def dense(values: Tensor | None, rows: tuple[int, int] | None, seqlen_q: int, neutral: float) -> Tensor | None:
-    """A table as (B or 1, H or 1, Nq, Nk), as the formula has it."""
-    if values is None:
-        return None
-    of_query = torch.full((*values.shape[:2], seqlen_q, values.shape[3]), neutral, device=values.device)
-    of_query[:, :, slice(*(rows or (None, None)))] = values.float()
-    return of_query
-
-
-def added(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:
-    """One mask of a mask and a bias."""
-    if mask is None or bias is None:
-        return bias if mask is None else mask
-    return torch.where(mask, bias, -math.inf) if mask.dtype == torch.bool else mask.float() + bias
 
 
 def check(
@@ -63,11 +55,9 @@ def check(
     actual = launch_backward.attention_backward(
         call, *launch.attention_forward(call), **given, needs=needs, config=config
     )
-    seqlen_q = query.shape[2]
-    factor, bias = dense(key_scale, key_rows, seqlen_q, 1.0), dense(key_bias, key_rows, seqlen_q, 0.0)
-    mask = added(attn_mask, bias)
-    factor = torch.ones(1, 1, 1, 1, device=query.device) if factor is None else factor
-    assert_gradients_match(actual, query, key, value, grads, attn_mask=mask, factor=factor, **options)
+    tables = {"key_scale": key_scale, "key_bias": key_bias, "key_rows": key_rows}
+    given = with_tables(attn_mask, query.shape[2], **tables)
+    assert_gradients_match(actual, query, key, value, grads, **given, **options)
     return actual
 
 
@@ -141,7 +131,9 @@ def test_the_gradient_of_the_products_fits_into_float16(size, loss_scale):
     grads = {name: t * loss_scale for name, t in grads.items()}
     call = AttentionCall(q, k, v, return_lse=True, return_entropy=True, key_scale=factor)
     dq, dk, _, _ = launch_backward.attention_backward(call, *launch.attention_forward(call), **grads, config=SMALL)
-    truth = gradients(reference_outputs, torch.float64, q, k, v, grads, None, factor=dense(factor, EVERY, 21, 1.0))
+    truth = gradients(
+        reference_outputs, torch.float64, q, k, v, grads, None, factor=dense_table(factor, EVERY, 21, 1.0)
+    )
     for name, actual, expected in (("dq", dq, truth[0]), ("dk", dk, truth[1])):
         largest = expected.abs().max().item()
         assert actual.isfinite().all() and largest < 65504, name

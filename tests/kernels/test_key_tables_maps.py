@@ -10,14 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from entropy_attn.kernels.common.call import AttentionCall
+from entropy_attn.kernels.common.call import AllResults, AttentionCall
 from entropy_attn.kernels.maps.configs import MapConfig
 from entropy_attn.kernels.maps.launch import attention_forward_with_map
 from tests.kernels.calls import DEVICE, DTYPES, random_mask
-from tests.kernels.test_key_tables_backward import EVERY, SOME, added, dense, table
-from tests.support.oracle import NAMES, assert_within_budget, logit_rounding
+from tests.kernels.test_key_tables_backward import EVERY, SOME, table
 from tests.support.oracle import make_qkv as make_qkv_on
-from tests.support.oracle_gradients import reference_outputs, same_dtype_outputs
+from tests.support.oracle_rows import assert_all_match
 
 make_qkv = functools.partial(make_qkv_on, device=DEVICE)
 CONFIGS = {
@@ -38,17 +37,7 @@ def check(
         key_scale=key_scale, key_bias=key_bias, key_rows=key_rows,
     )  # fmt: skip
     actual = attention_forward_with_map(call, config=config)
-    seqlen_q = query.shape[2]
-    factor, bias = dense(key_scale, key_rows, seqlen_q, 1.0), dense(key_bias, key_rows, seqlen_q, 0.0)
-    factor = torch.ones(1, 1, 1, 1, device=query.device) if factor is None else factor
-    given = {"attn_mask": added(attn_mask, bias), "factor": factor, **options}
-    truth = reference_outputs(query, key, value, map_keys, **given)
-    same = same_dtype_outputs(query, key, value, map_keys, **given)
-    repeated = [t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in (key, value)]
-    largest = max(1.0, factor.abs().max().item())
-    moved = logit_rounding(query * largest, *repeated, attn_mask=given["attn_mask"], **options)
-    for name, *each in zip(NAMES, actual, truth, same, moved, strict=True):
-        assert_within_budget(*each, name)
+    assert_all_match(AllResults(*actual), call)
     return actual
 
 

@@ -82,6 +82,26 @@ def same_dtype_outputs(
     return p.to(value.dtype) @ value, lse, entropy, p.mean(1)[..., slice(*map_keys)]
 
 
+def dense_table(values: Tensor | None, rows: tuple[int, int] | None, seqlen_q: int, neutral: float) -> Tensor | None:
+    """A table of keys (B or 1, H or 1, 1, Nk) for some queries, as (B or 1, H or 1, Nq, Nk)."""
+    if values is None:
+        return None
+    of_query = torch.full((*values.shape[:2], seqlen_q, values.shape[3]), neutral, device=values.device)
+    of_query[:, :, slice(*(rows or (None, None)))] = values.float()
+    return of_query
+
+
+def with_tables(
+    attn_mask: Tensor | None, seqlen_q: int, *, key_scale: Tensor | None, key_bias: Tensor | None,
+    key_rows: tuple[int, int] | None,
+) -> dict[str, Tensor | None]:  # fmt: skip
+    """The mask and the factor that stand for a mask and tables of keys, as options of `assert_gradients_match`."""
+    factor, bias = dense_table(key_scale, key_rows, seqlen_q, 1.0), dense_table(key_bias, key_rows, seqlen_q, 0.0)
+    if attn_mask is not None and bias is not None:
+        bias = torch.where(attn_mask, bias, -math.inf) if attn_mask.dtype == torch.bool else attn_mask.float() + bias
+    return {"attn_mask": attn_mask if bias is None else bias, "factor": torch.ones(()) if factor is None else factor}
+
+
 def gradients(
     outputs: Callable[..., Outputs], dtype: torch.dtype | None, query: Tensor, key: Tensor, value: Tensor,
     grads: dict[str, Any], scale: float | Tensor | None, **options: Any,
