@@ -143,7 +143,7 @@ class BackwardCall:
         tensors = (layout(call.query), layout(call.key), layout(call.value), layout(call.mask), layout(self.lse))
         map_keys = None if self.grad_map is None else call.map_keys
         of_out = (layout(self.grad_out), layout(self.out), layout(self.grad_map), map_keys)
-        of_rows = (layout(self.grad_lse), layout(self.grad_entropy), layout(self.entropy))
+        of_rows: tuple[Hashable, ...] = (layout(self.grad_lse), layout(self.grad_entropy), layout(self.entropy))
         needs = (self.dq is not None, self.dk is not None, self.dv is not None, self.need_dscale)
         if call.key_scale is not None or call.key_bias is not None:  # without the property's function call
             of_rows = (*of_rows, layout(call.key_scale), layout(call.key_bias), call.key_rows)
