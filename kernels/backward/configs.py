@@ -215,6 +215,8 @@ _KEY_MASKED: dict[str, list[_Row]] = {
     ],
     "gfx942": [_Row(64, 64, 64, 4, 1, 128, TOGETHER), _Row(256, 32, 32, 4, 1, 128, APART)],
 }
+# A factor and a bias by key, for some queries, spill a register in the larger tiles.
+_KEY_TABLES = {"gfx942": _KEY_MASKED["gfx942"][-1:]}
 # Exact float32 products run on the plain FMA units of NVIDIA GPUs, which want small tiles; AMD has matrix units.
 _FLOAT32_NVIDIA: tuple[list[_Row], list[_Row]] = (
     [_Row(64, 32, 32, 8, 1, 256, TOGETHER), _Row(128, 32, 32, 8, 1, 64, TOGETHER)],
@@ -240,22 +242,26 @@ _FLOAT32_AMD: tuple[list[_Row], list[_Row]] = (
 @functools.lru_cache(maxsize=1024)  # asked at every launch
 def backward_config(
     target: str, head_dim: int, head_dim_v: int, dtype: torch.dtype, *, has_mask: bool = False, has_map: bool = False,
-    scale_gradient: bool = False, one_stage: bool = False, descriptors: tuple[bool, bool] = (False, False),
+    by_key: bool = False, scale_gradient: bool = False, one_stage: bool = False,
+    descriptors: tuple[bool, bool] = (False, False),
 ) -> BackwardConfig:  # fmt: skip
     """The table's configuration for a call that `support.backward_unsupported` accepts.
 
     Every row serves causal calls and any scale, and any gradients, but that of the scale only where `scale_gradient`.
 
     Args:
+        by_key: There is a factor or bias by key, which needs registers like a mask.
         one_stage: Triton fetches tiles by pointer in one stage (`arguments.pipeline_stages`).
         descriptors: With `one_stage`, whether lengths and strides allow descriptors for key and value, which the kernel
             of dQ fetches, and for query and dO, which that of dK and dV fetches.
     """
     if target == INTERPRETER:
         return BackwardConfig(TileConfig(64, 64, 4, 1), TileConfig(64, 64, 4, 1))
-    width, masked = width_held(head_dim, head_dim_v), has_mask or has_map
+    width, masked = width_held(head_dim, head_dim_v), has_mask or has_map or by_key
     tables = _tables(target, dtype, masked)
     half = dtype != torch.float32
+    if half and by_key:
+        tables = (tables[0], _KEY_TABLES.get(target, tables[1]))
     one_pass = None
     if half and one_stage and not masked and target == "sm_90":
         of_query, of_key = (_DESCRIPTORS if by else _ONE_STAGE for by in descriptors)

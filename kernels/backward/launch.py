@@ -106,8 +106,9 @@ class BackwardCall:
             call.query.shape[3],
             call.value.shape[3],
             call.query.dtype,
-            has_mask=call.mask is not None or call.key_scale is not None or call.key_bias is not None,
+            has_mask=call.mask is not None,
             has_map=self.grad_map is not None,
+            by_key=call.key_scale is not None or call.key_bias is not None,
             scale_gradient=self.need_dscale,
             one_stage=one_stage,
             descriptors=self.described() if one_stage else (False, False),
@@ -126,7 +127,8 @@ class BackwardCall:
     @functools.cached_property
     def scaling(self) -> tuple[Tensor | None, float, int, int | None]:
         call = self.call
-        return scale_arguments(call.scale, call.query.shape[3], quarters=in_quarters(call))
+        quarters = (call.mask is not None or call.key_bias is not None) and in_quarters(call)
+        return scale_arguments(call.scale, call.query.shape[3], quarters=quarters)
 
     def varying(self, rows: Rows, parts: Tensor | None, sums: KeySums) -> tuple[Any, ...]:
         """The values that differ between calls with the same `plan_key`; `OF_VALUE` and its like are indices of it."""
@@ -143,9 +145,9 @@ class BackwardCall:
         tensors = (layout(call.query), layout(call.key), layout(call.value), layout(call.mask), layout(self.lse))
         map_keys = None if self.grad_map is None else call.map_keys
         of_out = (layout(self.grad_out), layout(self.out), layout(self.grad_map), map_keys)
-        of_rows = (layout(self.grad_lse), layout(self.grad_entropy), layout(self.entropy))
+        of_rows: tuple[Hashable, ...] = (layout(self.grad_lse), layout(self.grad_entropy), layout(self.entropy))
         needs = (self.dq is not None, self.dk is not None, self.dv is not None, self.need_dscale)
-        if call.key_scale is not None or call.key_bias is not None:  # without the property's function call
+        if call.key_scale is not None or call.key_bias is not None:
             of_rows = (*of_rows, layout(call.key_scale), layout(call.key_bias), call.key_rows)
         about = (call.query.device, self.target, config, call.is_causal, scale)
         return ("backward", *tensors, *of_out, *of_rows, *needs, *about)

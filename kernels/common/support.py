@@ -164,7 +164,7 @@ def _gradient_reasons(call: AttentionCall) -> list[str]:
     ):
         if wanted:
             reasons.append(
-                f'the kernels have no gradient of the statistic {name!r}: use torch.no_grad(), or impl="sdpa"'
+                f'the kernels have no gradient of the statistic {name!r}: use torch.no_grad() or impl="sdpa"'
             )
     target = _target(query.device)
     if target is not None:

@@ -174,7 +174,7 @@ class ForwardCall:
         """All else that the table's configuration, the arguments and the compiled code depend on."""
         call = self.call
         scale = layout(call.scale) if isinstance(call.scale, Tensor) else self.scaling[1] < 0
-        wanted = (self.lse_numbers(), self.entropy is not None)
+        wanted: tuple[Hashable, ...] = (self.lse_numbers(), self.entropy is not None)
         tensors = (layout(call.query), layout(call.key), layout(call.value), layout(call.mask))
         # without a function call where there is nothing
         if call.key_scale is not None or call.key_bias is not None:

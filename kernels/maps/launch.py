@@ -127,10 +127,11 @@ class MapCall:
         """All else that the table's configuration, the arguments and the compiled code depend on."""
         call = self.call
         scale = layout(call.scale) if isinstance(call.scale, Tensor) else self.scaling[1] < 0
-        read = (layout(call.query), layout(call.key), layout(call.value), layout(call.mask))
+        read: tuple[Hashable, ...] = (layout(call.query), layout(call.key), layout(call.value), layout(call.mask))
         if call.key_groups:
             read = (*read, layout(call.key_scale), layout(call.key_bias), call.key_rows)
-        wanted = (self.lse is not None, self.entropy is not None, call.map_keys, self.heads_per_program)
+        about = (call.map_keys, self.heads_per_program)
+        wanted: tuple[Hashable, ...] = (self.lse is not None, self.entropy is not None, *about)
         if self.of_rows is not NO_ROWS:
             wanted = (*wanted, call.return_variance, call.return_max, call.mass_keys)
         return ("map", *read, call.query.device, self.target, call.is_causal, scale, *wanted)
