@@ -17,9 +17,10 @@ SIZE_HELP = "one number for a square, or HEIGHTxWIDTH"
 SCALE_HELP = (
     "'off' (1/sqrt(d)), 'logn' (sqrt(log_T N / d)), 'lognoroot', 'power', 'yarn', 'constant', 'adaptive' (per head), "
     "'factors' (per layer; the path of a profile's hold-entropy.json is enough), 'target' (holds the entropy, step by "
-    "step) or 'taca' (more attention of the image to the text). Settings follow the name: "
-    "'logn:strength=0.5:direction=up', 'power:p=0.25:clamp=0.8..1.5', 'adaptive:profile=entropy.csv:policy=off'. "
-    "Any policy can be limited to some steps or layers: 'yarn:steps=0..10', 'logn:layers=up_blocks'."
+    "step), 'dype' (falls with the noise) or 'taca' (more attention of the image to the text). Settings follow the "
+    "name: 'logn:strength=0.5:direction=up', 'power:p=0.25:clamp=0.8..1.5', 'adaptive:profile=entropy.csv:policy=off'. "
+    "Any policy can be limited to some steps, layers or a branch of guidance: 'yarn:steps=0..10', "
+    "'logn:layers=up_blocks', 'constant:factor=0.5:of_branch=uncond'."
 )
 GUIDANCE_HELP = (
     "'tsam' (text self-attention maps). Settings follow the name: 'tsam:alpha=10:variant=paper', "

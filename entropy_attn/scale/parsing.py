@@ -19,7 +19,7 @@ def parse_scale(text: str) -> Any:
     """Parse 'name' or 'name:option=value:option=value' into a scale policy.
 
     Besides its parameters every policy takes steps=START..STOP, sigma=HIGH..LOW, timestep=HIGH..LOW,
-    progress=START..STOP, layers=REGEX and branch=NAME. Other steps, times, layers and branches keep the model's default
+    progress=START..STOP, layers=REGEX and of_branch=NAME. Other steps, times, layers and branches keep the default
     scale.
 
     A path that ends in .json is read by `LayerFactors`: 'profile/hold-entropy.json' is short for
@@ -39,7 +39,7 @@ def parse_scale(text: str) -> Any:
     from entropy_attn.scale.when import OfBranch, Schedule
 
     whole = re.sub(r"^\s*([^:]+\.json)(?=:|\s*$)", r"factors:factors=\1", text)
-    policy, windows = parse_choice("scale", whole, POLICIES, also=("steps", *_TIMES, "layers", "branch"))
+    policy, windows = parse_choice("scale", whole, POLICIES, also=("steps", *_TIMES, "layers", "of_branch"))
     if "steps" in windows:
         steps = windows["steps"]
         if not isinstance(steps, tuple):
@@ -54,9 +54,9 @@ def parse_scale(text: str) -> Any:
     if "layers" in windows:
         with _named("scale", text):
             policy = Layers({str(windows["layers"]): policy})
-    if "branch" in windows:
+    if "of_branch" in windows:
         with _named("scale", text):
-            policy = OfBranch(policy, windows["branch"])
+            policy = OfBranch(policy, windows["of_branch"])
     return policy
 
 

@@ -54,6 +54,7 @@ SETTINGS = {
     "from_timestep": 900.0,
     "scale": 0.2,
     "per": "layer",
+    "exponent": 1.0,
 }
 
 

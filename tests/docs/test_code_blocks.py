@@ -31,10 +31,13 @@ WITH_COMMANDS = [document for document in DOCUMENTS if any(commands(document))]
 # GuidanceBlock and of transformers.register; and test_upstream.py, in processes of its own, because the faults that it
 # shows change the process
 ELSEWHERE = {"docs/guidance.md", "docs/coming-from.md", "notebooks/README.md", "docs/hub-kernels.md", "docs/scale.md"}
-ELSEWHERE |= {"docs/backends.md"} | {document for document in WITH_PYTHON if document.startswith("docs/upstream/")}
+ELSEWHERE |= {"docs/backends.md", "docs/methods.md"} | {
+    document for document in WITH_PYTHON if document.startswith("docs/upstream/")
+}
 # What the reader has, by the text of a page
 GIVEN = {
     "docs/coming-from.md": "pipe = None",
+    "docs/methods.md": "pipe = sd3 = None",
     "docs/scale.md": "pipe = None",
     "notebooks/README.md": "entropy = words = image = None",
 }

@@ -159,7 +159,7 @@ def test_the_entropy_policy_learns_from_samples_with_scales_of_their_own(per):
         ("logn:progress=..0.5", Schedule(LogN(), (None, 0.5), "progress")),
         ("yarn:timestep=970..", Schedule(YaRN(), (970, None), "timestep")),
         (
-            "constant:factor=0.5:layers=mid:branch=uncond",
+            "constant:factor=0.5:layers=mid:of_branch=uncond",
             OfBranch(Layers({"mid": Constant(0.5)}), "uncond"),
         ),
     ],
@@ -173,8 +173,8 @@ def test_on_the_command_line(text, policy):
     [
         ("logn:sigma=3", r"sigma: expected FIRST\.\.LAST"),
         ("logn:sigma=1..2", r"between: expected a pair \(high, low\)"),
-        ("logn:branch=weak", "branch: expected 'cond' or 'uncond'"),
-        ("taca:branch=uncond", "policy: expected a policy without KeyGroups"),
+        ("logn:of_branch=weak", "branch: expected 'cond' or 'uncond'"),
+        ("taca:of_branch=uncond", "policy: expected a policy without KeyGroups"),
     ],
 )
 def test_what_the_command_line_refuses(text, reason):
