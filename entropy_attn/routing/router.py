@@ -141,7 +141,7 @@ class Router:
             self.train_size,
             self._halvings,
             self.blocks,
-            len(query) if query.dim() == 4 else None,
+            query.shape[0] if query.dim() == 4 else None,
             self._branches(layer_call, query, call) if self._knows_branches else None,
         )
         chosen = resolve_scale(self.policy, info) if self.layers.takes(info) else None
@@ -248,7 +248,7 @@ class Router:
         """
         if call is None:
             return None
-        batch, parts = len(query), call.parts
+        batch, parts = query.shape[0], call.parts
         if layer_call.sample is not None and parts.names:
             return (parts.name_of(layer_call.sample, layer_call.samples),) * batch
         unknown = unknown_rows(query, call.batch, parts.names)
