@@ -67,6 +67,7 @@ def test_only_maps_of_256_tokens_reach_the_image(pipe):
     assert len(seen) == len(coarse) and all(not out.any() for out in seen)
 
 
+@pytest.mark.slow
 def test_training_resumes_as_if_it_had_not_been_stopped(tmp_path):
     settings = {"scenes": 4, "batch": 2, "rate": 1e-3, "ema": 0.9, "every": 10, "looked": 1}
     train.train(tmp_path / "stopped", 1, **settings)
@@ -135,6 +136,7 @@ def test_windows_are_checked(text):
         compare.window(text)
 
 
+@pytest.mark.slow
 def test_from_training_to_the_tables(tmp_path, monkeypatch):
     def run(module, *options):
         monkeypatch.setattr(sys, "argv", ["x", *map(str, options)])

@@ -70,6 +70,7 @@ def same(one, other):
     return one == other
 
 
+@pytest.mark.slow
 def test_a_killed_training_ends_with_the_same_bits(toy, monkeypatch):
     whole = toy("whole")
 
@@ -136,6 +137,7 @@ def test_randomized_positions_refuse(share, extent, named):
         positions.randomize(transformer(WIDTH, 1), share, extent)
 
 
+@pytest.mark.slow
 def test_a_killed_training_with_spread_positions_ends_with_the_same_bits(toy, monkeypatch):
     straight = toy("spread", "--spread", 0.5)
     update, seen = train.torch.nn.utils.clip_grad_norm_, []

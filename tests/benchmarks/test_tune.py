@@ -63,6 +63,7 @@ def test_a_wrong_candidate_is_never_chosen(script, monkeypatch):
     assert sum(row["chosen"] for row in rows) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not interpreting(), reason="runs the kernels in Triton's interpreter")
 def test_winners_are_adopted(script, tmp_path, monkeypatch):
     rows = tuned(script, "plain") + tuned(script, "entropy")

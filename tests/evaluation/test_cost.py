@@ -180,6 +180,7 @@ def test_refusals(tmp_path, capsys):
         assert message in capsys.readouterr().err and not (tmp_path / "out" / "cost").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux")
 def test_the_command(tiny_model, tmp_path, capsys):
     arguments = ["evaluate", "cost", "--model", str(tiny_model), "--sizes", "48", "--steps", "1", "--repeats", "1",

@@ -259,6 +259,7 @@ def test_on_shapes(tmp_path, capsys):
     assert "out: expected seeds=[0], as in the evaluation in" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_continues_with_the_same_command(tmp_path):
     arguments = [sys.executable, "-m", "entropy_attn", *command(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -18,7 +18,7 @@ from tests.support.oracle import make_qkv
     "check",
     [checks.check_operator, checks.check_frames, checks.check_autocast, checks.check_checkpoint,
      checks.check_without_gradients, checks.check_absent_and_partial_gradients, checks.check_layouts,
-     checks.check_operator_layouts],
+     pytest.param(checks.check_operator_layouts, marks=pytest.mark.slow)],
     ids=lambda check: check.__name__,
 )  # fmt: skip
 def test_operator(check):

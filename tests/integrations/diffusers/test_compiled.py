@@ -99,7 +99,13 @@ def test_repeated_blocks_share_their_graphs(name: str):
     assert not torch.allclose(outputs[0], expected[0], atol=1e-4)
 
 
-@pytest.mark.parametrize("name, sizes", [("ldm", [(16, 16), (32, 24)]), ("flux", [(16, 16), (24, 16), (32, 24)])])
+@pytest.mark.parametrize(
+    "name, sizes",
+    [
+        pytest.param("ldm", [(16, 16), (32, 24)], marks=pytest.mark.slow),
+        ("flux", [(16, 16), (24, 16), (32, 24)]),
+    ],
+)
 def test_other_sizes_make_no_more_graphs_than_without_routing(name: str, sizes: list[tuple[int, int]]):
     denoiser = CASES[name].make()
     plain, _ = graphs(name, denoiser, repeated=False, sizes=sizes)
