@@ -55,7 +55,7 @@ $(DOCS): $(STAMP)
 	touch $@
 
 slow: $(STAMP)  ## run the tests that take minutes, which `make test` leaves out
-	$(PYTEST) tests -m slow
+	TRITON_INTERPRET=1 $(PYTEST) tests -m slow
 
 codegen: $(STAMP)  ## compile every configuration of the kernels for every GPU: 15 minutes
 	$(PYTEST) tests/codegen --every-row
