@@ -14,8 +14,30 @@ from entropy_attn.scale.key_groups import KeyGroups
 from entropy_attn.validation import expected, require_int, require_policy
 
 
+class Either(Settings):
+    """What policies share that ask one of two: `policy`, or `otherwise`, where None keeps the default scale."""
+
+    policy: Policy
+    otherwise: Policy | None
+
+    def _check_policies(self) -> None:
+        require_policy("policy", self.policy)
+        if self.otherwise is not None:
+            require_policy("otherwise", self.otherwise)
+
+    @property
+    def inner(self) -> tuple[Policy | None, ...]:
+        """The policies."""
+        return self.policy, self.otherwise
+
+    @property
+    def needs_train_tokens(self) -> bool:
+        """Whether one of the policies reads `CallInfo.train_tokens`."""
+        return needs_train_tokens(self.policy) or needs_train_tokens(self.otherwise)
+
+
 @dataclass(frozen=True)
-class Steps(Settings):
+class Steps(Either):
     """A policy for a window of denoising steps: start <= step < stop, counted from 0.
 
     The first steps decide the layout and the last ones the detail, so a scale may be useful in one of them only.
@@ -37,22 +59,10 @@ class Steps(Settings):
     otherwise: Policy | None = None
 
     def __post_init__(self) -> None:
-        require_policy("policy", self.policy)
+        self._check_policies()
         require_int("start", self.start, 0)
         if self.stop is not None:
             require_int("stop", self.stop, self.start + 1, "None or ")
-        if self.otherwise is not None:
-            require_policy("otherwise", self.otherwise)
-
-    @property
-    def inner(self) -> tuple[Policy | None, ...]:
-        """The policies."""
-        return self.policy, self.otherwise
-
-    @property
-    def needs_train_tokens(self) -> bool:
-        """Whether one of the policies reads `CallInfo.train_tokens`."""
-        return needs_train_tokens(self.policy) or needs_train_tokens(self.otherwise)
 
     def __call__(self, info: CallInfo) -> Scale:
         """The scale of one call.

@@ -7,16 +7,16 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from entropy_attn.display import Settings
-from entropy_attn.scale.call import CallInfo, Policy, Scale, any_policy, needs_train_tokens, resolve_scale
+from entropy_attn.scale.call import CallInfo, Policy, Scale, any_policy, resolve_scale
+from entropy_attn.scale.combine import Either
 from entropy_attn.scale.key_groups import KeyGroups
-from entropy_attn.validation import expected, require_number, require_one_of, require_policy
+from entropy_attn.validation import expected, require_number, require_one_of
 
 _QUANTITIES = ("sigma", "timestep", "progress")
 
 
 @dataclass(frozen=True)
-class Schedule(Settings):
+class Schedule(Either):
     """A policy for a window of time, by the scheduler's noise level or timestep, or by the share of the steps done.
 
     `Steps` counts steps; here the window is the same however many steps there are. Both include their beginning and
@@ -46,7 +46,7 @@ class Schedule(Settings):
     otherwise: Policy | None = None
 
     def __post_init__(self) -> None:
-        require_policy("policy", self.policy)
+        self._check_policies()
         require_one_of("of", self.of, _QUANTITIES)
         falls = self.of != "progress"
         what = f"a pair ({'high, low' if falls else 'start, stop'}) of numbers or None, in the order of time"
@@ -59,18 +59,6 @@ class Schedule(Settings):
         if first is not None and last is not None and not (first > last if falls else first < last):
             raise ValueError(expected("between", what, self.between))
         object.__setattr__(self, "between", (first, last))
-        if self.otherwise is not None:
-            require_policy("otherwise", self.otherwise)
-
-    @property
-    def inner(self) -> tuple[Policy | None, ...]:
-        """The policies."""
-        return self.policy, self.otherwise
-
-    @property
-    def needs_train_tokens(self) -> bool:
-        """Whether one of the policies reads `CallInfo.train_tokens`."""
-        return needs_train_tokens(self.policy) or needs_train_tokens(self.otherwise)
 
     @property
     def needs_sigma(self) -> bool:
@@ -119,7 +107,7 @@ class Schedule(Settings):
 
 
 @dataclass(frozen=True)
-class OfBranch(Settings):
+class OfBranch(Either):
     """A policy for the samples of one branch of classifier-free guidance.
 
     Entropy rectifying guidance (Berrada Ifriqi et al., "Entropy Rectifying Guidance for Diffusion and Flow Models",
@@ -145,23 +133,11 @@ class OfBranch(Settings):
     gives_sample_scales: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        require_policy("policy", self.policy)
+        self._check_policies()
         require_one_of("branch", self.branch, ("cond", "uncond"))
-        if self.otherwise is not None:
-            require_policy("otherwise", self.otherwise)
         for name, policy in (("policy", self.policy), ("otherwise", self.otherwise)):
             if any_policy(policy, "gives_key_groups"):
                 raise ValueError(expected(name, "a policy without KeyGroups, which have a branch of their own", policy))
-
-    @property
-    def inner(self) -> tuple[Policy | None, ...]:
-        """The policies."""
-        return self.policy, self.otherwise
-
-    @property
-    def needs_train_tokens(self) -> bool:
-        """Whether one of the policies reads `CallInfo.train_tokens`."""
-        return needs_train_tokens(self.policy) or needs_train_tokens(self.otherwise)
 
     def __call__(self, info: CallInfo) -> Scale:
         """The scales of one call.
