@@ -10,19 +10,16 @@ from typing import Any, Literal
 import torch
 
 from entropy_attn.prompts import TextPart, TokenSelection
-from entropy_attn.recorders.base import Probabilities, Prompt, Recorder, Request, Tokens
+from entropy_attn.recorders.base import Probabilities, Prompt, Request, Tokens
+from entropy_attn.recorders.generations import GenerationRecorder
 from entropy_attn.recorders.map_sums import RunningSum
 from entropy_attn.recorders.recorded_layer_maps import RecordedLayerMaps
-from entropy_attn.recorders.recorded_maps import Generation
-from entropy_attn.recorders.text_choices import TextChoices
 from entropy_attn.recorders.token_sides import Side, image_grid
 from entropy_attn.scale import CallInfo
-from entropy_attn.validation import Size, checked_prompt, checked_steps, expected, is_int, require_bool
-
-_GUIDED = ("uncond", "cond")
+from entropy_attn.validation import Size, expected, is_int
 
 
-class LayerMapRecorder(RecordedLayerMaps, Recorder):
+class LayerMapRecorder(RecordedLayerMaps, GenerationRecorder):
     """Keeps maps of attention layer by layer, in any direction: `ea.apply(pipe, record=recorder)`.
 
     A map is the probability that queries (`rows`) give to keys, in the grid of the image, normalized over all keys of
@@ -80,27 +77,15 @@ class LayerMapRecorder(RecordedLayerMaps, Recorder):
         prompt: str | Sequence[str] | None = None,
         branches: tuple[str, ...] | None = None,
     ):
-        super().__init__(branches)
         self._rows, self._keys = Side("rows", rows), Side("keys", keys)
         if "image" not in (self._rows.kind, self._keys.kind):
             raise ValueError(f"rows, keys: expected 'image' for at least one of them, got {rows!r} and {keys!r}")
         self.heads = _checked_heads(heads)
         self.pattern = _checked_pattern(layers)
-        self.steps = checked_steps(steps)
-        require_bool("all_branches", all_branches)
-        names = self.branches or ()
-        if len(names) > 1 and "cond" not in names and not all_branches:
-            raise ValueError(f"branches: expected 'cond' among them, or all_branches=True, got {branches!r}")
-        self.all_branches = all_branches
-        self.prompt = None if prompt is None else checked_prompt(prompt)
         self._groups = self._keys if self._rows.kind == "image" else self._rows
         # Regions are of no word, but belong to a generation all the same.
-        self._text = TextChoices(self._groups.selection or TokenSelection(None, special=True), self.prompt)
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget everything recorded."""
-        self._start(self._text.prompts)
+        selection = self._groups.selection or TokenSelection(None, special=True)
+        super().__init__(selection, steps, all_branches, prompt, branches)
 
     def attach(self, parts: tuple[TextPart, ...]) -> None:
         """`apply` was called with this recorder.
@@ -117,26 +102,7 @@ class LayerMapRecorder(RecordedLayerMaps, Recorder):
                     f"{self._groups.name}={self._groups.given!r}: words need the pipeline's tokenizer; there is none, "
                     f"or the positions of its words are not known: give positions, as in {self._groups.name}=(2, 5)"
                 )
-        self._text.attach(parts)
-        if not self._sums:
-            self._start(None)
-        if self.prompt is not None:
-            self.begin(None)
-
-    def begin(self, prompts: list[Prompt] | None) -> None:
-        """A generation begins.
-
-        Args:
-            prompts: the prompts of the batch; None if the pipeline was given embeddings instead of text.
-
-        Raises:
-            ValueError: the recorder holds the maps of other prompts.
-        """
-        prompts = self._text.known(prompts)
-        if not self._sums:
-            self._start(prompts)
-        elif prompts != self._text.prompts:
-            raise ValueError(f"this LayerMapRecorder holds the maps of {self._text.named()}: reset() it before another")
+        super().attach(parts)
 
     def observe(self, info: CallInfo, latent_size: Size) -> None:
         """Choose the positions, and note the layer and its size.
@@ -152,8 +118,7 @@ class LayerMapRecorder(RecordedLayerMaps, Recorder):
         self._seen_steps.add(info.step)
         if not self._asks(info):
             return
-        if self._generation is not None and latent_size != self._generation.latent_size:
-            raise ValueError(_other_generation(f"latents of {self._generation.latent_size}", f"of {latent_size}"))
+        self._check_latents(latent_size)
         if (missing := self._missing(info, latent_size)) is not None:
             self._missed[info.layer] = missing
             return
@@ -209,23 +174,14 @@ class LayerMapRecorder(RecordedLayerMaps, Recorder):
         Raises:
             ValueError: the batch does not fit the call, the text or the maps that the recorder holds.
         """
-        self._check_parts(info, len(measured), branches)
-        # Guidance may be switched off and on again, and its branches may be separate calls.
-        guided = self.branches is None and branches != ("all",)
-        generation = Generation(latent_size, len(measured) // len(branches), _GUIDED if guided else branches)
-        self._generation = self._generation or generation
-        if generation != self._generation:
-            raise ValueError(_other_generation(str(self._generation), str(generation)))
-        if self._groups.kind == "text" and generation.batch % len(self._text):
-            raise ValueError(f"{generation.batch} images were generated from {self._text.named()}")
+        of_text = self._groups.kind == "text"
+        generation = self._check_generation(info, len(measured), branches, latent_size, of_text)
         if self._rows.kind == "image" and self._keys.kind != "image":
             measured = measured.mT  # words or regions before places
         for grid, weights in self._weights.items():  # later calls need not wait for them
             self._weights[grid] = weights.to(measured.device)
         step = None if self.steps is None else info.step
-        for branch, maps in zip(branches, measured.unflatten(0, (len(branches), generation.batch)), strict=True):
-            if not (self.all_branches or branch == "cond" or "cond" not in generation.branches):
-                continue
+        for branch, maps in self._kept(generation, measured, branches):
             held = self._sums.get((info.layer, step, branch))
             if held is None:
                 self._sums[info.layer, step, branch] = RunningSum(maps)
@@ -242,15 +198,13 @@ class LayerMapRecorder(RecordedLayerMaps, Recorder):
             raise ValueError(self._why_no_maps())
 
     def _start(self, prompts: list[Prompt] | None) -> None:
-        """Forget everything recorded, and choose from these prompts."""
-        self._generation = None
         self._sums = {}
         self._grids = {}
         self._missed = {}
         self._seen_steps = set()
         self._weights: dict[Size, torch.Tensor] = {}
         with self._groups.naming():
-            self._text.start(prompts)
+            super()._start(prompts)
 
     def _asks(self, info: CallInfo) -> bool:
         """Whether the layer and the step are among the chosen ones."""
@@ -320,7 +274,3 @@ def _checked_pattern(layers: Any) -> str | re.Pattern[str] | None:
     except re.error as error:
         raise ValueError(f"{expected('layers', 'a regular expression', layers)}: {error}") from None
     return layers
-
-
-def _other_generation(held: str, given: str) -> str:
-    return f"this LayerMapRecorder holds maps from {held}, to which those {given} cannot be added: reset() it before"

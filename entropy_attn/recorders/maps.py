@@ -7,18 +7,18 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from entropy_attn.prompts import TextPart, TokenSelection
-from entropy_attn.recorders.base import Prompt, Recorder, Request
+from entropy_attn.prompts import TokenSelection
+from entropy_attn.recorders.base import Prompt, Request
+from entropy_attn.recorders.generations import GenerationRecorder
 from entropy_attn.recorders.map_calls import SeenCalls
 from entropy_attn.recorders.map_sums import MapSums
-from entropy_attn.recorders.recorded_maps import Generation, RecordedMaps
-from entropy_attn.recorders.text_choices import TextChoices
+from entropy_attn.recorders.recorded_maps import RecordedMaps
 from entropy_attn.recorders.token_sides import image_grid
 from entropy_attn.scale import CallInfo, token_grid
-from entropy_attn.validation import Size, checked_prompt, checked_steps, checked_token_size, require_bool
+from entropy_attn.validation import Size, checked_token_size
 
 
-class MapRecorder(RecordedMaps, Recorder):
+class MapRecorder(RecordedMaps, GenerationRecorder):
     """Averages the attention maps of chosen words: `ea.apply(pipe, record=recorder)`.
 
     A map is the softmax probability that each token of the image gives to a token of the text, averaged over the heads,
@@ -66,44 +66,9 @@ class MapRecorder(RecordedMaps, Recorder):
         prompt: str | Sequence[str] | None = None,
         branches: tuple[str, ...] | None = None,
     ):
-        super().__init__(branches)
         self.selection = TokenSelection(tokens, special)
         self.size = checked_token_size("size", size)
-        self.steps = checked_steps(steps)
-        require_bool("all_branches", all_branches)
-        names = self.branches or ()
-        if len(names) > 1 and "cond" not in names and not all_branches:
-            raise ValueError(f"branches: expected 'cond' among them, or all_branches=True, got {branches!r}")
-        self.all_branches = all_branches
-        self.prompt = None if prompt is None else checked_prompt(prompt)
-        self._text = TextChoices(self.selection, self.prompt)
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget everything recorded."""
-        self._start(self._text.prompts)
-
-    def attach(self, parts: tuple[TextPart, ...]) -> None:
-        self._text.attach(parts)
-        if not self._sums:
-            self._start(None)
-        if self.prompt is not None:
-            self.begin(None)
-
-    def begin(self, prompts: list[Prompt] | None) -> None:
-        """A generation begins.
-
-        Args:
-            prompts: the prompts of the batch; None if the pipeline was given embeddings instead of text.
-
-        Raises:
-            ValueError: the recorder holds the maps of other prompts.
-        """
-        prompts = self._text.known(prompts)
-        if not self._sums:
-            self._start(prompts)
-        elif prompts != self._text.prompts:
-            raise ValueError(f"this MapRecorder holds the maps of {self._text.named()}: reset() it before another")
+        super().__init__(self.selection, steps, all_branches, prompt, branches)
 
     def observe(self, info: CallInfo, latent_size: Size) -> None:
         """Choose the positions, note the properties of the call, and settle the size of the maps.
@@ -124,8 +89,7 @@ class MapRecorder(RecordedMaps, Recorder):
         self._seen.lengths.add(info.text_tokens)
         if info.text_tokens != self._text.length:
             return
-        if self._generation is not None and latent_size != self._generation.latent_size:
-            raise ValueError(_other_generation(f"latents of {self._generation.latent_size}", f"of {latent_size}"))
+        self._check_latents(latent_size)
         size = image_grid(info.picture_queries, latent_size)
         if size is None:
             self._seen.misfits[info.picture_queries] = latent_size
@@ -171,19 +135,10 @@ class MapRecorder(RecordedMaps, Recorder):
         Raises:
             ValueError: the batch or the queries do not fit the call, the text or the maps that the recorder holds.
         """
-        self._check_parts(info, len(measured), branches)
-        # Guidance may be switched off and on again, and its branches may be separate calls.
-        guided = self.branches is None and branches != ("all",)
-        generation = Generation(latent_size, len(measured) // len(branches), _GUIDED if guided else branches)
-        self._generation = self._generation or generation
-        if generation != self._generation:
-            raise ValueError(_other_generation(str(self._generation), str(generation)))
-        if generation.batch % len(self._text):
-            raise ValueError(f"{generation.batch} images were generated from {self._text.named()}")
+        generation = self._check_generation(info, len(measured), branches, latent_size)
         size = _grid(info.picture_queries, latent_size)
-        for branch, maps in zip(branches, measured.unflatten(0, (len(branches), generation.batch)), strict=True):
-            if self.all_branches or branch == "cond" or "cond" not in generation.branches:
-                self._sums.add(size, info.step, branch, maps)
+        for branch, maps in self._kept(generation, measured, branches):
+            self._sums.add(size, info.step, branch, maps)
 
     def check_call(self) -> None:
         """Raise after the first call, rather than after the last, if there will be no map."""
@@ -191,17 +146,9 @@ class MapRecorder(RecordedMaps, Recorder):
             self._require_recorded()
 
     def _start(self, prompts: list[Prompt] | None) -> None:
-        """Forget everything recorded, and choose from these prompts."""
-        self._generation = None
         self._sums = MapSums(self.size, apart=self.steps is not None)
         self._seen = SeenCalls()
-        self._text.start(prompts)
+        super()._start(prompts)
 
-
-_GUIDED = ("uncond", "cond")
 
 _grid = functools.lru_cache(maxsize=1024)(token_grid)  # the same few in every call
-
-
-def _other_generation(held: str, given: str) -> str:
-    return f"this MapRecorder holds maps from {held}, to which those {given} cannot be added: reset() it before"

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 
 from entropy_attn.display import MAX_ROWS, table
+from entropy_attn.recorders.generations import Generation
 from entropy_attn.recorders.map_files import save_layer_maps
 from entropy_attn.recorders.map_sums import RunningSum, mean_of
-from entropy_attn.recorders.recorded_maps import Generation
 from entropy_attn.recorders.shown import NOTHING, as_frame, figures, thumbnail
 from entropy_attn.recorders.text_choices import TextChoices
 from entropy_attn.recorders.token_sides import Side

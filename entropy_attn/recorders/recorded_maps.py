@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +10,13 @@ import torch
 
 from entropy_attn.display import MAX_ROWS, table
 from entropy_attn.recorders import overlay as heat
+from entropy_attn.recorders.generations import Generation
 from entropy_attn.recorders.map_calls import SeenCalls
 from entropy_attn.recorders.map_files import save_maps
 from entropy_attn.recorders.map_sums import MapSums
 from entropy_attn.recorders.shown import NOTHING, as_frame, figures, thumbnail
 from entropy_attn.recorders.text_choices import TextChoices
 from entropy_attn.validation import Size, expected
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What has to stay the same for maps to be averaged."""
-
-    latent_size: Size
-    batch: int
-    branches: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.batch} images in {self.branches}"
 
 
 class RecordedMaps:
