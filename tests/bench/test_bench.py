@@ -21,7 +21,7 @@ from entropy_attn.bench.measure import FIELDS, DeviceLost, failure, measure, mea
 from entropy_attn.bench.presets import PRESETS, preset
 from entropy_attn.bench.timing import CpuClock, Times, interleaved
 from entropy_attn.bench.workloads import MODELS, Workload, sweep, workloads
-from entropy_attn.kernels.common.support import interpreting
+from tests.support.interpreter import needs_interpreter
 
 CPU = torch.device("cpu")
 JOINT = Workload("tiny", "", "joint", 1, 3, 40, 40, 16, 2, (8, 40))
@@ -63,7 +63,7 @@ def test_every_task_and_pass_on_the_cpu():
     assert ("entropy", "both", "vk-flash+entropy") not in found  # the lse of torch has no gradient
 
 
-@pytest.mark.skipif(not interpreting(), reason="needs Triton's interpreter: TRITON_INTERPRET=1")
+@needs_interpreter
 @pytest.mark.parametrize("gradient", [False, True])
 @pytest.mark.parametrize("task", ["plain", "entropy", "map"])
 def test_the_kernels(task, gradient):

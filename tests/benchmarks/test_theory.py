@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.scale import theory
-from entropy_attn.kernels.common.support import interpreting
+from tests.support.interpreter import needs_interpreter
 
 T = theory.TRAIN_TOKENS
 
@@ -94,7 +94,7 @@ def test_the_plots_are_drawn(tmp_path):
         assert path.stat().st_size > 10_000
 
 
-@pytest.mark.skipif(not interpreting(), reason="needs Triton's interpreter: TRITON_INTERPRET=1")
+@needs_interpreter
 def test_the_triton_kernels_agree():
     ours, torchs = (theory.gaussian_entropies(64, 1.0, impl=impl) for impl in ("triton", "sdpa"))
     assert (ours - torchs).abs().max() < 1e-5

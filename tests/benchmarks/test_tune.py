@@ -13,10 +13,10 @@ from entropy_attn.bench.cases import Case
 from entropy_attn.bench.implementations.contract import Ask
 from entropy_attn.bench.timing import CpuClock
 from entropy_attn.bench.workloads import Workload
-from entropy_attn.kernels.common.support import interpreting
 from entropy_attn.kernels.common.targets import INTERPRETER
 from entropy_attn.kernels.forward.configs import SCHEDULES
 from entropy_attn.kernels.forward.measured import COLUMNS, table
+from tests.support.interpreter import needs_interpreter
 
 CPU = torch.device("cpu")
 SMALL = Workload("tiny", "", "self", 1, 2, 70, 70, 16)
@@ -37,7 +37,7 @@ def tuned(script, task: str) -> list[dict]:
     return script.tune(case, configs, INTERPRETER, CPU, OneRun())
 
 
-@pytest.mark.skipif(not interpreting(), reason="runs the kernels in Triton's interpreter")
+@needs_interpreter
 @pytest.mark.parametrize("task", ["plain", "entropy"])
 def test_the_fastest_correct_candidate_is_chosen(script, task):
     rows = tuned(script, task)
@@ -48,7 +48,7 @@ def test_the_fastest_correct_candidate_is_chosen(script, task):
     assert (chosen["torch_ms"] is None) == (task == "entropy")  # torch has no entropy to compare with
 
 
-@pytest.mark.skipif(not interpreting(), reason="runs the kernels in Triton's interpreter")
+@needs_interpreter
 def test_a_wrong_candidate_is_never_chosen(script, monkeypatch):
     right = script.attention_forward
     wrong = script.candidates(INTERPRETER, SMALL, torch.float32, SCHEDULES)[0]
@@ -64,7 +64,7 @@ def test_a_wrong_candidate_is_never_chosen(script, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not interpreting(), reason="runs the kernels in Triton's interpreter")
+@needs_interpreter
 def test_winners_are_adopted(script, tmp_path, monkeypatch):
     rows = tuned(script, "plain") + tuned(script, "entropy")
     about = {"device": "none", "triton": "3", "torch": "2", "commit": "0", "date": "2026-01-01"}

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from entropy_attn.kernels.common.support import interpreting
 from entropy_attn.ops import response as module
 from entropy_attn.ops.response import entropy_response, logit_variance, response_and_variance
+from tests.support.interpreter import needs_interpreter
 
 
 def operands(std: float, *, tokens: int = 48, heads: int = 4, kv_heads: int = 4, rows: int = 20, dtype=torch.float32):
@@ -120,7 +120,7 @@ def test_no_graph_is_kept():
     assert not response_and_variance(query.requires_grad_(), key, value).requires_grad
 
 
-@pytest.mark.skipif(not interpreting(), reason="Triton's interpreter was not asked for: TRITON_INTERPRET=1")
+@needs_interpreter
 def test_by_the_kernels():
     query, key, value = operands(1.8, tokens=32, rows=16)
     wanted = oracle(query, key)[0]

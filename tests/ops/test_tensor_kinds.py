@@ -13,6 +13,7 @@ from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 import entropy_attn as ea
 from entropy_attn.ops import operator
 from entropy_attn.ops.reference import attention_reference
+from tests.support.interpreter import needs_interpreter
 from tests.support.oracle import assert_matches_oracle, make_qkv
 
 Q, K, V = make_qkv(1, 2, 6, 7, 16)
@@ -177,11 +178,10 @@ def test_gradients_of_a_mask_beside_a_tensor_scale():
     torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("impl", ["sdpa", "reference", "triton"])
+@pytest.mark.parametrize("impl", ["sdpa", "reference", pytest.param("triton", marks=needs_interpreter)])
 @pytest.mark.parametrize("argument", ["query", "key", "value", "attn_mask", "scale"])
-def test_a_negative_view_is_read_with_its_sign(argument, impl, monkeypatch):
+def test_a_negative_view_is_read_with_its_sign(argument, impl):
     """The imaginary part of a conjugate is a view of memory with the opposite sign."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
     call = {"query": Q, "key": K, "value": V, "attn_mask": torch.randn(6, 7), "scale": torch.tensor([0.3, -0.2])}
     negative = torch.complex(call[argument], -call[argument]).conj().imag
     assert negative.is_neg()
