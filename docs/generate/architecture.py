@@ -1,6 +1,8 @@
 """The floors of the package: tests/test_layout.py holds imports to them, this script draws them.
 
-python -m docs.generate.architecture writes docs/images/architecture.svg and the tables in docs/architecture.md.
+It writes docs/images/architecture.svg and the tables in docs/architecture.md.
+
+    python -m docs.generate.architecture
 """
 
 from __future__ import annotations
@@ -8,6 +10,8 @@ from __future__ import annotations
 import textwrap
 from html import escape
 from pathlib import Path
+
+from benchmarks.common import new_parser
 
 DOCS = Path(__file__).parents[1]
 PAGE = DOCS / "architecture.md"
@@ -149,6 +153,11 @@ def page(text: str) -> str:
     return f"{head}{begin}{tables()}\n{end}{tail}"
 
 
-if __name__ == "__main__":
+def main() -> None:
+    new_parser(__doc__).parse_args()
     IMAGE.write_text(image(), encoding="utf-8")
     PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,9 +1,15 @@
-"""Writes docs/models.md from the table of denoisers: python -m docs.generate.models"""
+"""Write docs/models.md from the table of denoisers, entropy_attn/integrations/diffusers/models/table.py.
+
+    python -m docs.generate.models
+
+tests/docs/test_models_page.py compares both.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from benchmarks.common import new_parser
 from entropy_attn.integrations.diffusers.models import MODELS, LayerRule, Model
 
 PAGE = Path(__file__).parents[1] / "models.md"
@@ -78,5 +84,10 @@ def _layers(rule: LayerRule, alone: bool) -> str:
     return what if alone or not rule.pattern else f"`{rule.pattern}` {what}"
 
 
-if __name__ == "__main__":
+def main() -> None:
+    new_parser(__doc__).parse_args()
     PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,16 +1,23 @@
-"""Executes the notebooks and writes them back with their outputs: python -m docs.generate.notebooks [NAME ...]"""
+"""Execute the notebooks and write them back with their outputs.
+
+    python -m docs.generate.notebooks
+    python -m docs.generate.notebooks words
+
+Each runs in a fresh kernel and in an empty folder.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import nbformat
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+
+from benchmarks.common import new_parser
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "notebooks"
@@ -55,7 +62,13 @@ def clean(notebook: NotebookNode) -> NotebookNode:
 
 
 def main() -> None:
-    for path in [FOLDER / f"{name}.ipynb" for name in sys.argv[1:]] or sorted(FOLDER.glob("*.ipynb")):
+    paths = {path.stem: path for path in sorted(FOLDER.glob("*.ipynb"))}
+    parser = new_parser(__doc__)
+    parser.add_argument("names", metavar="NAME", nargs="*", help=f"{', '.join(paths)}; default: all")
+    names = parser.parse_args().names
+    if unknown := [name for name in names if name not in paths]:
+        parser.error(f"NAME: expected {', '.join(paths)}, got {', '.join(unknown)}")
+    for path in [paths[name] for name in names or paths]:
         nbformat.write(executed(nbformat.read(path, as_version=4)), path)
         print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1e6:.2f} MB")
 

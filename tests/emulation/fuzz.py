@@ -116,12 +116,14 @@ def drawn(seed: int, number: int, variations: int, most: float) -> Iterator[Case
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--num", type=int, default=40)
+    parser.add_argument("--seed", type=int, help="default: another in each run; it is printed")
+    parser.add_argument("--num", type=int, default=40, help="calls to draw (default %(default)s)")
     parser.add_argument("--variations", type=int, default=0, help="calls with other lengths, for each drawn call")
     parser.add_argument("--work", type=float, default=math.inf, help="largest number of multiplications of a call")
-    parser.add_argument("--repro")
-    parser.add_argument("--on", choices=("emulated", "interpreter", "gpu"), default="emulated")
+    parser.add_argument("--repro", help="one call, as a finding prints it; --seed and --num do not count then")
+    parser.add_argument(
+        "--on", choices=("emulated", "interpreter", "gpu"), default="emulated", help="default %(default)s"
+    )
     parser.add_argument("--out", type=Path, help="append a row for each target to this CSV file")
     given = parser.parse_args()
     check_device(given.on)

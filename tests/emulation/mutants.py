@@ -156,9 +156,9 @@ def sweep(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--targets", nargs="+", default=["sm_80", "sm_90"])
-    parser.add_argument("--cases", nargs="+", default=list(SUITE), choices=list(SUITE))
+    parser.add_argument("--out", type=Path, required=True, help="the CSV file")
+    parser.add_argument("--targets", nargs="+", default=["sm_80", "sm_90"], help="default: sm_80 sm_90")
+    parser.add_argument("--cases", nargs="+", default=list(SUITE), choices=list(SUITE), help="default: all")
     parser.add_argument("--anew", action="store_true", help="also repeat the faults that the file has")
     parser.add_argument(
         "--seconds", type=float, default=math.inf, help="stop after this time; the same command continues"

@@ -93,10 +93,10 @@ def is_bad(row: dict) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--targets", nargs="+")
+    parser.add_argument("--out", type=Path, required=True, help="the CSV file")
+    parser.add_argument("--targets", nargs="+", help="such as sm_90; default: all")
     parser.add_argument("--anew", action="store_true", help="also repeat the calls that the file has")
-    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: one for each core")
     parser.add_argument(
         "--seconds", type=float, default=math.inf, help="stop after this time; the same command continues"
     )
