@@ -59,13 +59,8 @@ def of_several_objects(split: str, total: int, seed: int, without: Iterable[Requ
         seed: of the captions.
         without: requests to leave out.
     """
-    known, draw = {request.caption() for request in without}, total
-    while True:
-        drawn = shapes_requests(draw, split, seed)
-        fit = [r for r in drawn if len(r.kinds) > 1 and r.caption() not in known]
-        if len(fit) >= total:
-            return fit[:total]
-        draw *= 2
+    known = set(without)
+    return shapes_requests(total, split, seed, lambda request: len(request.kinds) > 1 and request not in known)
 
 
 def reported_captions(total: int = MOST_REPORTED) -> list[Caption]:

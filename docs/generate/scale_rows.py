@@ -21,13 +21,12 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.common import new_parser, positive
-from benchmarks.shapes.transformer.evaluate import captions_of, model_folder, size_of
+from benchmarks.shapes.transformer.evaluate import CAPTIONS_SEED, model_folder, size_of
 from benchmarks.shapes.transformer.images import Sampler, Size
-from entropy_attn.evaluation.shapes_captions import shapes_scores
+from entropy_attn.evaluation.shapes_captions import numbered_requests, shapes_scores
 from entropy_attn.plots.style import DPI, image_grid, name_row
 from entropy_attn.profiling.plan import size_name
 from entropy_attn.scale.parsing import parse_scale
-from entropy_attn.shapes.scenes import parse_caption
 
 SIZES: tuple[Size, ...] = ((64, 64), (96, 96), (128, 128))
 SCALES = "off,logn,lognoroot"
@@ -50,13 +49,8 @@ def rows_of(
 
 def first_captions(total: int, objects: int) -> dict[int, str]:
     """The first captions of the evaluation with at least so many objects, by their numbers."""
-    drawn = total
-    while True:
-        numbered = enumerate(captions_of("report", drawn))
-        found = {number: text for number, text in numbered if parse_caption(text).total >= objects}
-        if len(found) >= total:
-            return dict(list(found.items())[:total])
-        drawn *= 2
+    found = numbered_requests(total, "report", CAPTIONS_SEED, lambda request: request.total >= objects)
+    return {number: request.caption() for number, request in found.items()}
 
 
 def draw(

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import random
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from entropy_attn.evaluation.prompt_sets import Item, PromptSet
 from entropy_attn.shapes.checker import check
-from entropy_attn.shapes.scenes import Request, held_out, parse_caption, random_request
-from entropy_attn.validation import require_one_of
+from entropy_attn.shapes.scenes import KINDS, RELATIONS, Kind, Request, held_out, parse_caption, random_request
+from entropy_attn.validation import require_int, require_one_of
 
 SPLITS = ("seen", "held-out", "choose", "report")
 CHOOSE_SHARE = 0.25
 
 
-def shapes_requests(total: int, split: str = "seen", seed: int | str = 77) -> list[Request]:
+def shapes_requests(
+    total: int, split: str = "seen", seed: int | str = 77, fits: Callable[[Request], bool] | None = None
+) -> list[Request]:
     """Different fixed requests; a smaller `total` is the beginning of a larger one.
 
     Args:
@@ -24,15 +29,50 @@ def shapes_requests(total: int, split: str = "seen", seed: int | str = 77) -> li
             a setting that is searched on some captions and reported on others: whatever the seed, a caption is in one
             of them only, a quarter in "choose".
         seed: other seeds draw other requests.
+        fits: leaves out requests for which it is false; None takes all.
+
+    Raises:
+        TypeError: `total` is no integer.
+        ValueError: there is no such split, or it has fewer requests than `total`.
     """
+    return list(numbered_requests(total, split, seed, fits).values())
+
+
+def numbered_requests(
+    total: int, split: str, seed: int | str, fits: Callable[[Request], bool] | None
+) -> dict[int, Request]:
+    """As `shapes_requests`: {number from 0 among the requests that are drawn without `fits`: request}."""
     require_one_of("split", split, SPLITS)
+    require_int("total", total, 0)
+    most = sum(fits is None or fits(request) for request in _requests_of(split))
+    if total > most:
+        which = "requests" if fits is None else "such requests"
+        raise ValueError(f"total: expected at most {most}, the number of {which} in the split {split!r}, got {total}")
     rng = random.Random(f"{seed}-{split}")
-    chosen: dict[str, Request] = {}
-    while len(chosen) < total:
+    drawn: set[Request] = set()
+    found: dict[int, Request] = {}
+    while len(found) < total:
         request = random_request(rng)
-        if _in_split(request, split):
-            chosen[request.caption()] = request
-    return list(chosen.values())
+        if request in drawn or not _in_split(request, split):
+            continue
+        if fits is None or fits(request):
+            found[len(drawn)] = request
+        drawn.add(request)
+    return found
+
+
+@functools.cache
+def _requests_of(split: str) -> tuple[Request, ...]:
+    """Every request that `random_request` can draw for a split."""
+    return tuple(request for request in _every_request(KINDS) if _in_split(request, split))
+
+
+def _every_request(kinds: tuple[Kind, ...]) -> Iterator[Request]:
+    """Every request that `random_request` can draw from some kinds, once."""
+    for counts in ((1,), (2,), (3,), (1, 1), (2, 1), (1, 1, 1)):
+        for chosen in itertools.permutations(kinds, len(counts)):
+            for relation in (None, *RELATIONS) if counts == (1, 1) else (None,):
+                yield Request(tuple(zip(chosen, counts, strict=True)), relation)
 
 
 def _in_split(request: Request, split: str) -> bool:
@@ -45,14 +85,15 @@ def _in_split(request: Request, split: str) -> bool:
 
 
 def shapes_prompts(total: int, split: str = "seen") -> PromptSet:
-    """Captions of several kinds of objects, which a guidance can mix up: the first of `shapes_requests`."""
-    drawn = total
-    while True:
-        several = [request for request in shapes_requests(drawn, split) if len(request.kinds) > 1]
-        if len(several) >= total:
-            items = tuple(Item(str(number), r.caption(), split) for number, r in enumerate(several[:total]))
-            return PromptSet(f"shapes, {split} captions", "lines", items)
-        drawn *= 2
+    """Captions of several kinds of objects, which a guidance can mix up: the first of `shapes_requests`.
+
+    Raises:
+        TypeError: `total` is no integer.
+        ValueError: there is no such split, or it has fewer of such captions than `total`.
+    """
+    requests = shapes_requests(total, split, fits=lambda request: len(request.kinds) > 1)
+    items = tuple(Item(str(number), request.caption(), split) for number, request in enumerate(requests))
+    return PromptSet(f"shapes, {split} captions", "lines", items)
 
 
 def with_objects(prompts: PromptSet) -> PromptSet:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from entropy_attn.evaluation import shapes_captions
-from entropy_attn.evaluation.shapes_captions import shapes_requests
-from entropy_attn.shapes.scenes import held_out
+from entropy_attn.evaluation.shapes_captions import SPLITS, shapes_prompts, shapes_requests
+from entropy_attn.shapes.scenes import KINDS, Request, held_out, random_request
 
 
 def captions(total, split, seed=77):
@@ -34,3 +36,34 @@ def test_only_one_split_has_what_is_held_out(split):
 def test_an_unknown_split():
     with pytest.raises(ValueError, match="split: expected 'seen', 'held-out', 'choose' or 'report', got 'test'"):
         shapes_requests(1, "test")
+
+
+def test_every_request_that_can_be_drawn_is_counted():
+    rng, kinds = random.Random(0), KINDS[:3]
+    every = list(shapes_captions._every_request(kinds))
+    assert len(set(every)) == len(every)
+    assert set(every) == {random_request(rng, kinds) for _ in range(3000)}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_more_captions_than_there_are(split, monkeypatch):
+    monkeypatch.setattr(shapes_captions, "random_request", lambda *_: pytest.fail("it drew one"))
+    most = len(shapes_captions._requests_of(split))
+    with pytest.raises(
+        ValueError, match=f"^total: expected at most {most}, .* in the split '{split}', got {most + 1}$"
+    ):
+        shapes_requests(most + 1, split)
+    several = most - 3 * sum(held_out().touches(Request(((kind, 1),))) == (split == "held-out") for kind in KINDS)
+    if split in ("seen", "held-out"):
+        with pytest.raises(ValueError, match=f"^total: expected at most {several}, the number of such requests in"):
+            shapes_prompts(several + 1, split)
+    for bad, error in ((-1, ValueError), (2.5, TypeError)):
+        with pytest.raises(error, match=f"total: expected an integer >= 0, got {bad}"):
+            shapes_requests(bad, split)
+
+
+def test_all_captions_that_there_are(monkeypatch):
+    few = [request for request in shapes_captions._every_request(KINDS[:3]) if not held_out().touches(request)]
+    monkeypatch.setattr(shapes_captions, "random_request", lambda rng: random_request(rng, KINDS[:3]))
+    monkeypatch.setattr(shapes_captions, "_requests_of", lambda split: few)
+    assert len(few) > 5 and set(shapes_requests(len(few))) == set(few)

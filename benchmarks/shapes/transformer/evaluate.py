@@ -38,11 +38,12 @@ POLICIES = {"off": ea.scale.Fixed(), "LogN": ea.scale.LogN(), "LogNoRoot": ea.sc
 OTHERS = {f"LogN, strength {s:g}": ea.scale.LogN(strength=s) for s in (-2.0, 3.0, 4.0, 6.0)}
 CANDIDATES = {**POLICIES, **OTHERS}
 CHOSEN = "chosen"
+CAPTIONS_SEED = "transformer"
 
 
 def captions_of(split: str, total: int) -> list[str]:
     """The first captions of "choose" or "report"."""
-    return [request.caption() for request in shapes_requests(total, split, "transformer")]
+    return [request.caption() for request in shapes_requests(total, split, CAPTIONS_SEED)]
 
 
 def evaluate(images: Images, sizes: list[Size], trained: Size, captions: int, choose: int) -> list[dict]:
