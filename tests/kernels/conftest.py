@@ -32,7 +32,9 @@ def pytest_configure(config: pytest.Config) -> None:
         if "triton" in sys.modules:
             raise pytest.UsageError("--on interpreter: Triton is imported already; set TRITON_INTERPRET=1")
         os.environ["TRITON_INTERPRET"] = "1"
-    elif on is None and "triton" not in sys.modules and not torch.cuda.is_available():
+    elif on is None and not interpreted and not torch.cuda.is_available():
+        if "triton" in sys.modules:  # imported by the conftest of another folder
+            raise pytest.UsageError("tests/kernels without a GPU: Triton is imported already; set TRITON_INTERPRET=1")
         os.environ["TRITON_INTERPRET"] = "1"
     elif on not in (None, "interpreter") and interpreted:
         raise pytest.UsageError(f"--on {on}: unset TRITON_INTERPRET, with which Triton compiles nothing")
