@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 PRELOADED = ("tests.support.processes", "entropy_attn.profiling", "entropy_attn.evaluation.scale", "tests.runs.work")
@@ -17,22 +18,23 @@ def launch(work: Callable[..., Any], *arguments: Any, count: int = 2, env: dict[
     """What `work(rank, *arguments)` returned in each process, or ("NameOfError", "message"), or its exit code."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
-    port = _free_port()
-    started = []
-    for rank in range(count):
-        receiving, sending = context.Pipe(duplex=False)
-        shared = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1",
-                  "MASTER_PORT": str(port), **({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}),
-                  **(env or {})}  # fmt: skip
-        process = context.Process(target=_work, args=(work, rank, arguments, shared, sending))
-        process.start()
-        sending.close()
-        started.append((process, receiving))
-    try:
-        return [_answer(process, receiving) for process, receiving in started]
-    finally:
-        for process, _ in started:
-            process.kill()
+    started: list[tuple[Any, Any]] = []
+    with _kept_port() as port:
+        shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        if sys.platform == "linux":
+            shared["GLOO_SOCKET_IFNAME"] = "lo"
+        try:
+            for rank in range(count):
+                receiving, sending = context.Pipe(duplex=False)
+                environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), **shared, **(env or {})}
+                process = context.Process(target=_work, args=(work, rank, arguments, environment, sending))
+                process.start()
+                sending.close()
+                started.append((process, receiving))
+            return [_answer(process, receiving) for process, receiving in started]
+        finally:
+            for process, _ in started:
+                process.kill()
 
 
 def _work(work: Callable[..., Any], rank: int, arguments: tuple[Any, ...], env: dict[str, str], sending: Any) -> None:
@@ -57,7 +59,10 @@ def _answer(process: Any, receiving: Any) -> Any:
         return process.exitcode
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@contextlib.contextmanager
+def _kept_port() -> Iterator[int]:
+    """A port that only the first process listens at: as long as this socket is bound, nobody else is given it."""
+    with socket.socket() as kept:
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # or the process could not bind it too
+        kept.bind(("127.0.0.1", 0))
+        yield int(kept.getsockname()[1])
