@@ -96,12 +96,17 @@ def be_interrupted(rank: int, folder: Path) -> Any:
                 time.sleep(0.05)
             time.sleep(0.3)
             os.kill(int((folder / "pid").read_text()), signal.SIGINT)
-            time.sleep(3)
-            (folder / "late").touch()
+            wait = time.monotonic() + 60
+            while not (folder / "interrupted").exists():
+                if time.monotonic() > wait:
+                    (folder / "late").touch()
+                    break
+                time.sleep(0.05)
 
     try:
         complete(folder, PLAN, make)
     except KeyboardInterrupt:
+        (folder / "interrupted").touch()
         return "too late" if (folder / "late").exists() else "interrupted"
     return "went on"
 
