@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -16,8 +12,8 @@ from entropy_attn.runs.processes import ALONE, Processes, launched
 from tests.runs import work
 from tests.runs.work import NAMES, PLAN
 from tests.support.processes import launch
+from tests.support.torchrun import torchrun
 
-ROOT = Path(__file__).parents[2]
 DEAREST_FIRST = sorted(NAMES, key=work.size_of, reverse=True)
 
 
@@ -81,13 +77,10 @@ def test_a_killed_process_loses_the_run_that_it_was_at(tmp_path):
 
 
 def test_torchrun_starts_a_killed_process_again(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
-    options = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2", "--max-restarts", "1"]
     runs, counts = tmp_path / "runs-folder", tmp_path / "counts"
     counts.mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "tests.runs.work", str(runs), str(counts)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
-    assert done.returncode == 0 and "exitcode: -9" in done.stderr, done.stderr
+    done = torchrun("tests.runs.work", 2, str(runs), str(counts), restarts=1)
+    assert done.code == 0 and "exitcode: -9" in done.output, done.output
     made = [int((counts / str(rank)).read_text()) for rank in range(2)]
     assert 5 <= sum(made) <= 11  # process 1 left at least its own 5, process 0 made at least one
     RunFolder(runs, PLAN, NAMES).complete(lambda name, folder: pytest.fail(name))

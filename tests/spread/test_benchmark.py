@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from benchmarks.spread.__main__ import ARMS
-from tests.spread.launch import ROOT
+from tests.support.torchrun import ROOT
 
 pytestmark = [pytest.mark.spread, pytest.mark.slow]
 
