@@ -75,7 +75,11 @@ def write_rows(path: Path, rows: Iterable[Row], fields: Sequence[str] | None = N
 
 
 def replace_rows(
-    path: Path, rows: Iterable[Row], fields: Sequence[str], names: Sequence[str], order: Callable[[Row], Any]
+    path: Path,
+    rows: Iterable[Row],
+    fields: Sequence[str],
+    names: Sequence[str],
+    order: Callable[[Row], Any] = lambda row: 0,
 ) -> None:
     """Write rows to a CSV file in place of those with the same values of the columns `names`; other rows stay.
 
@@ -84,7 +88,8 @@ def replace_rows(
         rows: the new rows.
         fields: the columns of the file.
         names: the columns that say what a row replaces.
-        order: the key by which all rows are sorted; rows with the same key keep their order.
+        order: the key by which all rows are sorted; rows with the same key keep their order, as all do without it:
+            new rows are the last ones.
     """
     rows = list(rows)
     new = {tuple(str(row[name]) for name in names) for row in rows}

@@ -14,20 +14,10 @@ import pytest
 pytest.importorskip("diffusers")
 
 import entropy_attn as ea
-from entropy_attn.shapes import checker, scenes
-from tests.support.docstrings import public_names
+from tests.support.docstrings import public_modules, public_names
 
 LISTED = (Path(__file__).parent / "public_names.txt").read_text(encoding="utf-8").splitlines()
-MODULES = {
-    "": ea,
-    "scale.": ea.scale,
-    "guidance.": ea.guidance,
-    "mix.": ea.mix,
-    "transformers.": ea.transformers,
-    "shapes.": ea.shapes,
-    "shapes.scenes.": scenes,
-    "shapes.checker.": checker,
-}
+MODULES = public_modules()
 
 
 @pytest.mark.parametrize("line", LISTED)

@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from benchmarks.common import ROOT, add_commit, add_csv, module_command, new_parser, positive, read_rows, write_rows
+from benchmarks.common import ROOT, add_commit, add_csv, module_command, new_parser, positive, replace_rows
 from benchmarks.guidance.cost import CAPTION, STEP_SIZE, cpu_ms
 from entropy_attn.bench.machine import machine, version
 from entropy_attn.bench.timing import clock_of
@@ -250,8 +250,7 @@ def main() -> int:
 def keep(path: Path, row: dict[str, object]) -> None:
     """Write a row to the file in place of the row of the same case; the other rows stay."""
     case = ("device", "size", "layers", "heads", "weights_in_graph")
-    others = [old for old in read_rows(path) if any(old[name] != str(row[name]) for name in case)]
-    write_rows(path, [*others, row], list(row))
+    replace_rows(path, [row], list(row), case)
 
 
 if __name__ == "__main__":

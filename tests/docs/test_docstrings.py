@@ -9,30 +9,19 @@ import pytest
 pytest.importorskip("diffusers")
 
 import entropy_attn as ea
-from entropy_attn.shapes import checker, scenes
 from tests.support.docstrings import (
     CHECKS,
     constructor_of,
     entries,
     parameters_of,
     public_callables,
+    public_modules,
     raised_by,
     returns_a_value,
     sections_of,
 )
 
-PUBLIC = public_callables(
-    {
-        "": ea,
-        "scale.": ea.scale,
-        "guidance.": ea.guidance,
-        "mix.": ea.mix,
-        "transformers.": ea.transformers,
-        "shapes.": ea.shapes,
-        "shapes.scenes.": scenes,
-        "shapes.checker.": checker,
-    }
-)
+PUBLIC = public_callables(public_modules())
 
 
 def lacks(value: object) -> list[str]:

@@ -16,6 +16,23 @@ SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises):\n((?:(?: {4}.*)
 NO_VALUE = {None, "None", "NoReturn"}
 
 
+def public_modules() -> dict[str, ModuleType]:
+    """The modules with public names, by what stands before these."""
+    import entropy_attn as ea
+    from entropy_attn.shapes import checker, scenes
+
+    return {
+        "": ea,
+        "scale.": ea.scale,
+        "guidance.": ea.guidance,
+        "mix.": ea.mix,
+        "transformers.": ea.transformers,
+        "shapes.": ea.shapes,
+        "shapes.scenes.": scenes,
+        "shapes.checker.": checker,
+    }
+
+
 def public_callables(modules: dict[str, ModuleType]) -> dict[str, object]:
     """Functions, classes, their public methods and `__call__`, by name; only those of this package, each once."""
     found: dict[str, object] = {}
