@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from torch import Tensor
 
+from entropy_attn.errors import Unroutable
 from entropy_attn.recorders.base import Parts
 from entropy_attn.scale import CallInfo, Kind, training_tokens
 
@@ -45,6 +46,36 @@ class AttentionArguments(NamedTuple):
         return self._replace(query=self.query[..., rows, :], attn_mask=mask)
 
 
+class TwoTexts(NamedTuple):
+    """How many tokens the two texts of a denoiser call have: the prompt's, and those of the mix that follow it."""
+
+    prompt: int
+    own: int
+
+    def split(
+        self, layer_call: LayerCall, arguments: AttentionArguments
+    ) -> tuple[AttentionArguments, AttentionArguments]:
+        """The call with the first text, and with the second, of one whose keys are of both.
+
+        Raises:
+            Unroutable: it has other keys.
+        """
+        keys, mask = arguments.key.shape[-2], arguments.attn_mask
+        if keys != self.prompt + self.own:
+            reason = (
+                f"it attends to {keys} keys, not to the {self.prompt} tokens of the prompt and the {self.own} of the "
+                "mix's own text: set one of diffusers' processors"
+            )
+            raise Unroutable(f"layer {layer_call.layer!r}", [reason])
+
+        def of(start: int, number: int) -> AttentionArguments:
+            key, value = arguments.key.narrow(-2, start, number), arguments.value.narrow(-2, start, number)
+            part = mask if mask is None or mask.shape[-1] == 1 else mask.narrow(-1, start, number)
+            return arguments._replace(key=key, value=value, attn_mask=part)
+
+        return of(0, self.prompt), of(self.prompt, self.own)
+
+
 class Blocks(NamedTuple):
     """The blocks of a denoiser that have a routed layer, numbered from 0 as the model runs them.
 
@@ -74,6 +105,7 @@ class DenoiserCall:
         sigma: the scheduler's noise level; None unless a policy needs it and it is known.
         num_steps: of the generation; None if it is not known.
         shards: how the tokens are spread over devices; None where one device has all of them.
+        texts: the text that it was called with is of two, of which the second is for the mix alone; None: it is of one.
     """
 
     step: int
@@ -87,6 +119,7 @@ class DenoiserCall:
     sigma: float | None = None
     num_steps: int | None = None
     shards: Shards | None = None
+    texts: TwoTexts | None = None
 
 
 @dataclass(frozen=True)

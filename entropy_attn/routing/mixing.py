@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from entropy_attn.errors import Unroutable
-from entropy_attn.mix import Identity, Mix, Other, OtherScale, OtherText
+from entropy_attn.mix import Identity, Mix, Other, OtherScale, OtherText, OwnText
 from entropy_attn.ops import api as ops
 from entropy_attn.recorders.base import Parts
 from entropy_attn.routing.calls import AttentionArguments, LayerCall, LayerSelection
@@ -33,8 +33,13 @@ class Mixing:
         other = self.mix.other(info)
         if other is None or isinstance(other, (Identity, OtherScale, OtherText)):
             return other
+        if isinstance(other, OwnText):
+            if other is self.mix.own_text:
+                return other
+            raise ValueError(f"other() of mix {self.mix!r}: expected the OwnText of its own_text, got {other!r}")
         raise TypeError(
-            f"other() of mix {self.mix!r}: expected Identity(), OtherScale(), OtherText() or None, got {other!r}"
+            f"other() of mix {self.mix!r}: expected Identity(), OtherScale(), OtherText(), own_text or None, got "
+            f"{other!r}"
         )
 
     def refuse(self, layer_call: LayerCall, reason: str) -> NoReturn:
@@ -42,9 +47,18 @@ class Mixing:
         raise Unroutable(f"layer {layer_call.layer!r}", [f"mix={type(self.mix).__name__}: {reason}"])
 
     def check(
-        self, layer_call: LayerCall, arguments: AttentionArguments, *, groups: bool, shards: bool, other: Other
+        self,
+        layer_call: LayerCall,
+        arguments: AttentionArguments,
+        *,
+        groups: bool,
+        shards: bool,
+        other: Other,
+        of_own_text: AttentionArguments | None,
     ) -> None:
         """Refuse what is not served, before the first answer is computed.
+
+        of_own_text: the same call with the text of the mix; None where there is none.
 
         Raises:
             Unroutable: with the remedy.
@@ -65,6 +79,8 @@ class Mixing:
             self.refuse(layer_call, "its queries are not among its keys, so there is no identity; choose other layers")
         if isinstance(other, OtherText) and layer_call.sample is not None:
             self.refuse(layer_call, "it makes one attention call for each sample, which has one text")
+        if isinstance(other, OwnText) and of_own_text is None:
+            self.refuse(layer_call, "it attends to no text alone; an own text is for cross-attention in a denoiser")
 
     def mixed(
         self,
@@ -74,10 +90,12 @@ class Mixing:
         arguments: AttentionArguments,
         info: CallInfo,
         parts: Parts,
+        of_own_text: AttentionArguments | None,
     ) -> Tensor:
         """What the layer gets of the first answer `out` of these arguments, with the scale that was used.
 
         parts: the branches of the batch.
+        of_own_text: see `check`; its scale is not used.
         """
         samples = self._samples(info, len(out))
         if not samples:
@@ -89,6 +107,9 @@ class Mixing:
             second = self._own_values(mine.value, layer_call, info)
         elif isinstance(other, OtherScale):
             second = _answer(mine._replace(scale=_scale(other, info, samples)))
+        elif isinstance(other, OwnText):
+            theirs = cast(AttentionArguments, of_own_text)._replace(scale=arguments.scale)
+            second = _answer(_of_samples(theirs.of_rows(rows), samples))
         else:
             sources = self._sources(samples, other.branch, parts, layer_call, info)
             second = _answer(_with_text_of(mine, _of_samples(arguments.of_rows(rows), sources), layer_call, info))

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 
 from entropy_attn.errors import Unroutable
-from entropy_attn.mix import Mix
+from entropy_attn.mix import Mix, OwnText
 from entropy_attn.ops import api as ops
 from entropy_attn.ops.response import response_and_variance
 from entropy_attn.recorders.base import Parts, Probabilities, Recorder, unknown_rows
@@ -103,6 +103,15 @@ class Router:
         finally:
             self._running.recorders = outer
 
+    def own_text(self, step: int) -> OwnText | None:
+        """The text of the mix that calls at this step need beside the prompt's."""
+        return None if self.mixing is None or not self.mixing.mix.takes_step(step) else self.mixing.mix.own_text
+
+    @property
+    def knows_branches(self) -> bool:
+        """Whether the parts of each denoiser call are asked for."""
+        return self._knows_branches
+
     @property
     def watching(self) -> bool:
         """Whether calls of this thread are recorded now."""
@@ -121,9 +130,11 @@ class Router:
         record: False hides the call from recorders.
         spread_keys: the keys are one device's part of those that the queries attend to.
         """
+        call, of_own_text = self._denoiser_call(), None
+        if call is not None and call.texts is not None and layer_call.kind == "cross" and layer_call.text == "all":
+            arguments, of_own_text = call.texts.split(layer_call, arguments)
         query, key = arguments.query, arguments.key
         seqlen_q, seqlen_k = query.shape[-2], key.shape[-2]
-        call = self._denoiser_call()
         shards, of_keys = None if call is None else call.shards, None
         if shards is not None or spread_keys:
             shards = _checked(shards, layer_call, arguments, spread_keys)
@@ -151,10 +162,10 @@ class Router:
             return self._first_answer(layer_call, arguments, chosen, info, recordings, shards, of_keys)[0]
         mixing = cast(Mixing, self.mixing)
         groups, spread = isinstance(chosen, KeyGroups), shards is not None
-        mixing.check(layer_call, arguments, groups=groups, shards=spread, other=other)
+        mixing.check(layer_call, arguments, groups=groups, shards=spread, other=other, of_own_text=of_own_text)
         out, scale = self._first_answer(layer_call, arguments, chosen, info, recordings, shards, of_keys)
         parts = Parts(("all",)) if call is None else call.parts
-        return mixing.mixed(out, other, layer_call, arguments._replace(scale=scale), info, parts)
+        return mixing.mixed(out, other, layer_call, arguments._replace(scale=scale), info, parts, of_own_text)
 
     def _first_answer(
         self,

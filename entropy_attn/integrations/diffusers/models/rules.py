@@ -85,6 +85,9 @@ class Model:
     timesteps: what its pipelines multiply a timestep of the scheduler (1000 to 0) with for the denoiser; None where it
         is another function, or was not looked up.
     text, timestep, latents: names of the arguments that a generation is followed by; `text` is None without text.
+    second_text: each token of the text reaches the keys of cross-attention by itself, so that the tokens of a second
+        text may follow it (`ea.mix.OwnText`).
+    text_mask: name of the argument that masks the text, in a model with `second_text`; None where it has none.
     note: for docs/models.md.
     """
 
@@ -107,6 +110,8 @@ class Model:
     text: str | None = "encoder_hidden_states"
     timestep: str = "timestep"
     latents: str = "hidden_states"
+    second_text: bool = False
+    text_mask: str | None = None
     note: str = ""
 
     def rule(self, layer: str) -> LayerRule | None:

@@ -50,6 +50,8 @@ MODELS: tuple[Model, ...] = (
         tokenizers=("tokenizer",),
         latents="sample",
         halves=True,
+        second_text=True,
+        text_mask="encoder_attention_mask",
         note="In DeepFloyd IF the keys are text and image, the text first: joint attention, with queries of the image "
         "alone. The text encoder of LDM is not routed.",
     ),
@@ -88,6 +90,8 @@ MODELS: tuple[Model, ...] = (
         UNCOND_FIRST,
         text_tokens=120,
         timesteps=1.0,
+        second_text=True,
+        text_mask="encoder_attention_mask",
     ),
     Model(
         "SD3Transformer2DModel",
@@ -277,6 +281,8 @@ MODELS: tuple[Model, ...] = (
         _CONFIG,
         UNCOND_FIRST,
         text_tokens=300,
+        second_text=True,
+        text_mask="encoder_attention_mask",
         note="Only its cross-attention has a softmax: a scale needs layers='cross'.",
     ),
     Model(
@@ -289,6 +295,7 @@ MODELS: tuple[Model, ...] = (
         "480 x 832 pixels, the default of the pipeline",
         SEPARATE_CALLS,
         text_tokens=512,
+        second_text=True,
         note="Attention to an image prompt is recorded as a separate layer, `….attn2.image`. A pipeline with two "
         "denoisers is refused: apply to each of them. " + _FRAMES,
     ),
@@ -303,6 +310,8 @@ MODELS: tuple[Model, ...] = (
         UNCOND_FIRST,
         text_tokens=128,
         refused={"video_coords": "the size of the video is not known with it"},
+        second_text=True,
+        text_mask="encoder_attention_mask",
         note=_FRAMES,
     ),
     Model(
