@@ -30,6 +30,8 @@ class Mixing:
         text_alone = info.kind != "cross" and info.text_tokens == info.seqlen_k
         if text_alone or not self.layers.takes(info) or not self.mix.takes_step(info.step):
             return None
+        if info.batch is not None and not self.samples(info.branches, info.batch):
+            return None
         other = self.mix.other(info)
         if other is None or isinstance(other, (Identity, OtherScale, OtherText)):
             return other
@@ -41,6 +43,14 @@ class Mixing:
             f"other() of mix {self.mix!r}: expected Identity(), OtherScale(), OtherText(), own_text or None, got "
             f"{other!r}"
         )
+
+    def samples(self, branches: Sequence[str] | None, batch: int) -> list[int]:
+        """Those that are mixed of a batch with these branches; None if they are not known."""
+        branch = self.mix.branch
+        if branch is None or branches is None:
+            return list(range(batch))
+        names = (branch, "all") if branch == "cond" else (branch,)
+        return [sample for sample, name in enumerate(branches) if name in names]
 
     def refuse(self, layer_call: LayerCall, reason: str) -> NoReturn:
         """Raise for a call that cannot be answered twice."""
@@ -97,9 +107,7 @@ class Mixing:
         parts: the branches of the batch.
         of_own_text: see `check`; its scale is not used.
         """
-        samples = self._samples(info, len(out))
-        if not samples:
-            return out
+        samples = self.samples(info.branches, len(out))
         rows = slice(*info.image_rows)
         mine = _of_samples(arguments.of_rows(rows), samples)
         first = _rows_of(out, samples)[:, :, rows]
@@ -126,13 +134,6 @@ class Mixing:
         result = out.clone()
         result[torch.tensor(samples, device=out.device), :, rows] = found
         return result
-
-    def _samples(self, info: CallInfo, batch: int) -> list[int]:
-        branch = self.mix.branch
-        if branch is None or info.branches is None:
-            return list(range(batch))
-        names = (branch, "all") if branch == "cond" else (branch,)
-        return [sample for sample, name in enumerate(info.branches) if name in names]
 
     def _own_values(self, value: Tensor, layer_call: LayerCall, info: CallInfo) -> Tensor:
         """The value of each query of the image: its token is among the keys, in the order of the queries."""

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 
 from entropy_attn.errors import Unroutable
-from entropy_attn.mix import Mix, OwnText
+from entropy_attn.mix import Mix
 from entropy_attn.ops import api as ops
 from entropy_attn.ops.response import response_and_variance
 from entropy_attn.recorders.base import Parts, Probabilities, Recorder, unknown_rows
@@ -102,10 +102,6 @@ class Router:
             yield
         finally:
             self._running.recorders = outer
-
-    def own_text(self, step: int) -> OwnText | None:
-        """The text of the mix that calls at this step need beside the prompt's."""
-        return None if self.mixing is None or not self.mixing.mix.takes_step(step) else self.mixing.mix.own_text
 
     @property
     def knows_branches(self) -> bool:

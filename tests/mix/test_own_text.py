@@ -307,8 +307,23 @@ def test_the_branch_says_who_is_mixed():
     torch.testing.assert_close(uncond[2:], plain[2:], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(torch.cat([uncond[:2], cond[2:]]), both, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(cond[2:], plain[2:], atol=1e-3) and not torch.allclose(uncond[:2], plain[:2], atol=1e-3)
-    assert torch.equal(first(steps=(1,)), plain), "no second text without need"
+    assert torch.equal(first(steps=(1,)), plain)
     torch.testing.assert_close(first(layers="nowhere|up_blocks.1.*attn1"), plain, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_text_that_no_sample_needs_costs_nothing():
+    """At other steps, and in calls of the other branch."""
+    pipe, tokens, own = make_pipe(), [], text_of(1, 4, TEXT_WIDTH)
+    keys = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k
+    keys.register_forward_hook(lambda module, args, found: tokens.append(args[0].shape[1]))
+    with ea.apply(pipe, None, mix=NAG(text=own, steps=(1,))):
+        sample(pipe, steps=3)
+    assert tokens == [7, 11, 7]
+    tokens.clear()
+    with ea.apply(pipe, None, mix=NAG(text=own, branch="uncond")):
+        sample(pipe, steps=1, guidance_scale=1.0)
+    assert tokens == [7]
 
 
 def test_calls_of_one_branch_after_the_other():
@@ -316,17 +331,16 @@ def test_calls_of_one_branch_after_the_other():
     case = PIPELINES["wan"]
     pipe, plain = case.make(), case.run(case.make())
     negative = case.call()["negative_prompt_embeds"]
-    calls = []
+    mixed = []
 
     class Watching(NAG):
-        def other(self, info: CallInfo) -> Any:
-            if info.kind == "cross":
-                calls.append((info.step, info.branches))
-            return super().other(info)
+        def combine(self, out: Tensor, other: Tensor, value: Tensor, info: CallInfo) -> Tensor:
+            mixed.append((info.step, info.branches))
+            return super().combine(out, other, value, info)
 
     with ea.apply(pipe, None, mix=Watching(*SETTINGS, text=negative)):
         found = case.run(pipe)
-    assert set(calls) == {(step, (name,)) for step in (0, 1) for name in ("cond", "uncond")}
+    assert set(mixed) == {(step, ("cond",)) for step in (0, 1)}
     assert found.isfinite().all() and not torch.allclose(found, plain, atol=1e-4)
     with ea.apply(pipe, None, mix=NAG(0.0, text=negative)):
         torch.testing.assert_close(case.run(pipe), plain, rtol=1e-4, atol=1e-4)

@@ -7,7 +7,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
@@ -235,7 +235,7 @@ class Handle:
         batch = None if latents is None else len(latents)
         timestep, sigma = self._time(arguments)
         parallel = parallel_config_of(self.denoiser)  # context parallelism may have been enabled since
-        args, kwargs, texts = self._with_own_text(args, kwargs, step, parts, parallel is not None)
+        args, kwargs, texts = self._with_own_text(args, kwargs, step, parts, batch, parallel is not None)
         shards = None if parallel is None else self._shards(parallel, arguments, step)
         running = DenoiserCall(
             step,
@@ -284,17 +284,20 @@ class Handle:
 
     @torch.compiler.disable
     def _with_own_text(
-        self, args: tuple, kwargs: dict[str, Any], step: int, parts: Parts, spread: bool
+        self, args: tuple, kwargs: dict[str, Any], step: int, parts: Parts, batch: int | None, spread: bool
     ) -> tuple[tuple, dict[str, Any], TwoTexts | None]:
-        """The arguments of a call with the text of the mix behind the prompt's, if the mix has one for this step."""
-        text = self.router.own_text(step)
-        if text is None:
+        """The arguments of a call with the text of the mix behind the prompt's, if a sample needs it at this step."""
+        mixing = self.router.mixing
+        if mixing is None or mixing.mix.own_text is None or batch is None or not mixing.mix.takes_step(step):
             return args, kwargs, None
-        mix = cast(Mix, self.mix)
+        known = parts if self.router.knows_branches else None
+        if not mixing.samples(None if known is None else known.names_of(batch), batch):
+            return args, kwargs, None
         if spread:
-            refuse(mix, self.denoiser, "its tokens are spread over devices (context parallel); run it on one device")
-        known = parts if self.router.knows_branches and self._isolated_step is None else None
-        return with_own_text(mix, text, self.denoiser, self.model, self._parameters, args, kwargs, known)
+            reason = "its tokens are spread over devices (context parallel); run it on one device"
+            refuse(mixing.mix, self.denoiser, reason)
+        known = known if self._isolated_step is None else None
+        return with_own_text(mixing.mix, self.denoiser, self.model, self._parameters, args, kwargs, known)
 
     @torch.compiler.disable
     def _shards(self, parallel: Any, arguments: dict[str, Any], step: int) -> Shards:

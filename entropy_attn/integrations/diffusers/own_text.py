@@ -7,7 +7,7 @@ is right where every token reaches the keys by itself, which the table of models
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,6 @@ def check_own_text(mix: Mix, denoiser: Any, model: Model, modules: Mapping[str, 
 @torch.compiler.disable  # else a graph would be made for every length
 def with_own_text(
     mix: Mix,
-    text: OwnText,
     denoiser: Any,
     model: Model,
     parameters: Sequence[str],
@@ -70,6 +69,7 @@ def with_own_text(
 
     parts: the branches of the batch; None if they are not known.
     """
+    text = cast(OwnText, mix.own_text)
     arguments = dict(zip(parameters, args, strict=False)) | kwargs
     prompt = arguments.get(str(model.text))
     if not isinstance(prompt, Tensor) or prompt.dim() != 3:
