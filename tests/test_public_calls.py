@@ -417,6 +417,7 @@ CALLS = {
         {
             "embeds": [WRONG, None, "trees", torch.ones(3, 4), torch.ones(0, 3, 4), torch.ones(1, 3, 4).long()],
             "mask": [WRONG, "11", torch.ones(3), torch.ones(2, 4), torch.zeros(2, 3), torch.full((2, 3), -1e4)],
+            "pooled": [WRONG, "11", torch.ones(4), torch.ones(1, 4), torch.ones(2, 4).long()],
         },
     ),
     "WeakPassGuidance": (

@@ -63,16 +63,19 @@ class OtherText(Settings):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class OwnText(Settings):
-    """The same queries with a text that is given here, in cross-attention. For batches with and without guidance.
+    """The same queries with a text that is given here. For batches with and without guidance.
 
-    It follows the text of the batch through the denoiser, token by token, and each layer gets its keys and values from
-    the layer's own projections. docs/mix.md says which denoisers can do that.
+    In cross-attention its tokens follow those of the prompt through the denoiser, and each layer gets their keys and
+    values from its own projections. In joint attention it is carried through the blocks in further rows of the batch,
+    beside the image of the samples that are mixed. docs/mix.md says which denoisers can do that.
 
     Args:
         embeds: (R, tokens, channels), as the pipeline's `encode_prompt` returns a text: what its denoiser is called
             with. R is 1, or the number of prompts, or of images. A text goes with the images of its prompt. With
-            `branch=None` in the mix it is 1 or the denoiser's batch.
+            `branch=None` in the mix it is 1 or the denoiser's batch. In joint attention it has as many tokens as the
+            prompt.
         mask: (R, tokens), of 0 and 1 or of bools, for a denoiser that is given such a mask of the prompt; else None.
+        pooled: (R, channels), the pooled text, for a denoiser with joint attention that is given one; else None.
 
     Raises:
         TypeError: an argument is no tensor, or of the wrong dtype.
@@ -81,24 +84,30 @@ class OwnText(Settings):
 
     embeds: Tensor
     mask: Tensor | None = None
+    pooled: Tensor | None = None
 
     def __post_init__(self) -> None:
         require_tensor("embeds", self.embeds, floating=True)
         if self.embeds.dim() != 3 or not self.embeds.numel():
             raise ValueError(f"embeds: expected the shape (R, tokens, channels), got {tuple(self.embeds.shape)}")
+        if self.pooled is not None:
+            require_tensor("pooled", self.pooled, floating=True)
+            if self.pooled.dim() != 2 or len(self.pooled) != len(self.embeds):
+                got = tuple(self.pooled.shape)
+                raise ValueError(f"pooled: expected the shape ({len(self.embeds)}, channels), got {got}")
         if self.mask is None:
             return
         require_tensor("mask", self.mask)
         if self.mask.shape != self.embeds.shape[:2]:
-            wanted = tuple(self.embeds.shape[:2])
-            raise ValueError(f"mask: expected the shape {wanted} of embeds, got {tuple(self.mask.shape)}")
+            shape = tuple(self.embeds.shape[:2])
+            raise ValueError(f"mask: expected the shape {shape} of embeds, got {tuple(self.mask.shape)}")
         kept = self.mask != 0
         if not bool((self.mask == kept).all()) or not bool(kept.any(1).all()):
             raise ValueError("mask: expected values of 0 and 1 with a 1 in every row, got others")
 
     def __repr__(self) -> str:
-        mask = "" if self.mask is None else ", mask"
-        return f"OwnText(embeds of shape {tuple(self.embeds.shape)}{mask})"
+        given = [f", {name}" for name in ("mask", "pooled") if getattr(self, name) is not None]
+        return f"OwnText(embeds of shape {tuple(self.embeds.shape)}{''.join(given)})"
 
 
 Other = Identity | OtherScale | OtherText | OwnText

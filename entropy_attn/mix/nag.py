@@ -26,18 +26,18 @@ class NAG(Mix):
     where the norms are of a query, over all heads and channels.
 
     Source: Chen et al., "Normalized Attention Guidance: Universal Negative Guidance for Diffusion Models", NeurIPS
-    2025, arXiv 2505.21179; in the code of its authors, nag_scale is 1 + strength. They run it in few-step models
-    without classifier-free guidance, with a negative text of its own: `text` is that. Without it, Z- takes the keys and
-    values of the text from the samples of the negative prompt, which the pipeline's batch must have, so classifier-free
-    guidance has to be on; a guidance scale barely above 1 leaves this guidance alone. In joint attention that negative
-    text has been attended to by the image of its own sample.
+    2025, arXiv 2505.21179; in the code of its authors, nag_scale is 1 + strength, and the norms of Flux are L2. They
+    run it in few-step models without classifier-free guidance, with a negative text of its own: `text` is that. Without
+    it, Z- takes the keys and values of the text from the samples of the negative prompt, which the pipeline's batch
+    must have, so classifier-free guidance has to be on; a guidance scale barely above 1 leaves this guidance alone. In
+    joint attention that negative text has been attended to by the image of its own sample, whereas `text` is carried
+    beside the image of the prompt.
 
     Args:
         strength: of the extrapolation, a number >= 0; 0 changes nothing.
         tau: the largest ratio of the norms of Z^ and Z+, a number > 0.
         alpha: the share of Z^ in the result, from 0 to 1.
-        text: the negative text, for denoisers with cross-attention: an `OwnText`, or its `embeds` alone. None takes
-            that of the batch.
+        text: the negative text, an `OwnText`, or its `embeds` alone. None takes that of the batch.
         layers: the layers of the mix; those without text among their keys keep their answer.
         steps: the denoising steps of the mix, counted from 0; None is all.
         branch: whose samples are mixed. "cond" alone has a meaning without `text`; with it None is all samples, which

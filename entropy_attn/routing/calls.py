@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from entropy_attn.errors import Unroutable
@@ -16,6 +17,7 @@ from entropy_attn.scale import CallInfo, Kind, training_tokens
 
 if TYPE_CHECKING:
     from entropy_attn.routing.shards import Shards
+    from entropy_attn.routing.text_rows import TextRows
 
 _training_tokens = functools.lru_cache(maxsize=4096)(training_tokens)  # the same few in every call
 
@@ -44,6 +46,26 @@ class AttentionArguments(NamedTuple):
         if mask is not None and mask.dim() >= 2 and mask.shape[-2] != 1:
             mask = mask[..., rows, :]
         return self._replace(query=self.query[..., rows, :], attn_mask=mask)
+
+    def of_samples(self, samples: Sequence[int]) -> AttentionArguments:
+        """The same call for some of its samples, of (B, H, tokens, D)."""
+        if list(samples) == list(range(len(self.query))):
+            return self
+        mask, scale = self.attn_mask, self.scale
+        if mask is not None and mask.dim() == 4 and len(mask) > 1:
+            mask = samples_of(mask, samples)
+        if isinstance(scale, Tensor) and scale.dim() == 2 and len(scale) > 1:
+            scale = samples_of(scale, samples)
+        query, key, value = (samples_of(tensor, samples) for tensor in (self.query, self.key, self.value))
+        return self._replace(query=query, key=key, value=value, attn_mask=mask, scale=scale)
+
+
+def samples_of(tensor: Tensor, samples: Sequence[int]) -> Tensor:
+    """Some entries of the first dimension; a view where they are in a row."""
+    first, number = samples[0], len(samples)
+    if list(samples) == list(range(first, first + number)):
+        return tensor[first : first + number]
+    return tensor[torch.tensor(samples, device=tensor.device)]
 
 
 class TwoTexts(NamedTuple):
@@ -105,7 +127,8 @@ class DenoiserCall:
         sigma: the scheduler's noise level; None unless a policy needs it and it is known.
         num_steps: of the generation; None if it is not known.
         shards: how the tokens are spread over devices; None where one device has all of them.
-        texts: the text that it was called with is of two, of which the second is for the mix alone; None: it is of one.
+        texts: where the text of the mix is: behind the prompt's in every row, or in rows behind those of the batch;
+            None is nowhere.
     """
 
     step: int
@@ -119,7 +142,7 @@ class DenoiserCall:
     sigma: float | None = None
     num_steps: int | None = None
     shards: Shards | None = None
-    texts: TwoTexts | None = None
+    texts: TwoTexts | TextRows | None = None
 
 
 @dataclass(frozen=True)

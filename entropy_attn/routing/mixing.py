@@ -12,7 +12,7 @@ from entropy_attn.errors import Unroutable
 from entropy_attn.mix import Identity, Mix, Other, OtherScale, OtherText, OwnText
 from entropy_attn.ops import api as ops
 from entropy_attn.recorders.base import Parts
-from entropy_attn.routing.calls import AttentionArguments, LayerCall, LayerSelection
+from entropy_attn.routing.calls import AttentionArguments, LayerCall, LayerSelection, samples_of
 from entropy_attn.scale import CallInfo
 
 
@@ -68,7 +68,8 @@ class Mixing:
     ) -> None:
         """Refuse what is not served, before the first answer is computed.
 
-        of_own_text: the same call with the text of the mix; None where there is none.
+        of_own_text: the same call with the text of the mix, for all samples or for those that are mixed; None where
+            there is none.
 
         Raises:
             Unroutable: with the remedy.
@@ -90,7 +91,7 @@ class Mixing:
         if isinstance(other, OtherText) and layer_call.sample is not None:
             self.refuse(layer_call, "it makes one attention call for each sample, which has one text")
         if isinstance(other, OwnText) and of_own_text is None:
-            self.refuse(layer_call, "it attends to no text alone; an own text is for cross-attention in a denoiser")
+            self.refuse(layer_call, "it attends to no text, so it has no answer for another one; choose other layers")
 
     def mixed(
         self,
@@ -109,18 +110,20 @@ class Mixing:
         """
         samples = self.samples(info.branches, len(out))
         rows = slice(*info.image_rows)
-        mine = _of_samples(arguments.of_rows(rows), samples)
-        first = _rows_of(out, samples)[:, :, rows]
+        mine = arguments.of_rows(rows).of_samples(samples)
+        first = samples_of(out, samples)[:, :, rows]
         if isinstance(other, Identity):
             second = self._own_values(mine.value, layer_call, info)
         elif isinstance(other, OtherScale):
             second = _answer(mine._replace(scale=_scale(other, info, samples)))
         elif isinstance(other, OwnText):
-            theirs = cast(AttentionArguments, of_own_text)._replace(scale=arguments.scale)
-            second = _answer(_of_samples(theirs.of_rows(rows), samples))
+            theirs = cast(AttentionArguments, of_own_text).of_rows(rows)
+            if len(theirs.query) != len(samples):
+                theirs = theirs.of_samples(samples)
+            second = _answer(theirs._replace(scale=mine.scale))
         else:
             sources = self._sources(samples, other.branch, parts, layer_call, info)
-            second = _answer(_with_text_of(mine, _of_samples(arguments.of_rows(rows), sources), layer_call, info))
+            second = _answer(_with_text_of(mine, arguments.of_rows(rows).of_samples(sources), layer_call, info))
         found = self.mix.combine(first, second, _with_all_heads(mine.value, info), info)
         if not isinstance(found, Tensor) or found.shape != first.shape or not found.is_floating_point():
             got = f"shape {tuple(found.shape)} and {found.dtype}" if isinstance(found, Tensor) else repr(found)
@@ -165,26 +168,6 @@ class Mixing:
         return [there[list(parts.rows_of(names[sample], batch)).index(sample)] for sample in samples]
 
 
-def _of_samples(arguments: AttentionArguments, samples: Sequence[int]) -> AttentionArguments:
-    """The same call for some of its samples."""
-    if list(samples) == list(range(len(arguments.query))):
-        return arguments
-    mask, scale = arguments.attn_mask, arguments.scale
-    if mask is not None and mask.dim() == 4 and len(mask) > 1:
-        mask = _rows_of(mask, samples)
-    if isinstance(scale, Tensor) and scale.dim() == 2 and len(scale) > 1:
-        scale = _rows_of(scale, samples)
-    query, key, value = (_rows_of(tensor, samples) for tensor in (arguments.query, arguments.key, arguments.value))
-    return arguments._replace(query=query, key=key, value=value, attn_mask=mask, scale=scale)
-
-
-def _rows_of(tensor: Tensor, samples: Sequence[int]) -> Tensor:
-    first, number = samples[0], len(samples)
-    if list(samples) == list(range(first, first + number)):
-        return tensor[first : first + number]  # a view
-    return tensor[torch.tensor(samples, device=tensor.device)]
-
-
 def _with_text_of(
     mine: AttentionArguments, theirs: AttentionArguments, layer_call: LayerCall, info: CallInfo
 ) -> AttentionArguments:
@@ -217,7 +200,7 @@ def _scale(other: OtherScale, info: CallInfo, samples: Sequence[int]) -> float |
             f"scale of OtherScale in layer {info.layer!r}: expected a floating-point tensor of shape (), "
             f"({info.num_heads},) or ({info.batch}, {info.num_heads}), got {scale.dtype} and shape {tuple(scale.shape)}"
         )
-    return _rows_of(scale, samples) if scale.dim() == 2 else scale
+    return samples_of(scale, samples) if scale.dim() == 2 else scale
 
 
 def _with_all_heads(value: Tensor, info: CallInfo) -> Tensor:

@@ -450,7 +450,7 @@ def test_a_mix_of_ones_own():
         torch.testing.assert_close(run(), wanted, rtol=1e-9, atol=1e-9)
     with (
         ea.apply(denoiser, None, mix=Between(text=text, layers="all")),
-        pytest.raises(Unroutable, match="no text alone"),
+        pytest.raises(Unroutable, match="it attends to no text"),
     ):
         run()
 
@@ -475,7 +475,7 @@ def test_the_models_that_take_a_second_text():
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("flux", "attended to together with the image; it is served in UNet2DConditionModel, .*a negative prompt"),
+        ("qwen", "attended to together with the image; it is served in UNet2DConditionModel, .*a negative prompt"),
         ("lumina", "does not take two texts"),
         ("hunyuan-dit", "does not take two texts"),
         ("if", "layer 'down_blocks.* has added keys and values"),

@@ -1,7 +1,8 @@
-"""The text of a mix follows the prompt's through the denoiser: which denoisers allow that, and the longer text.
+"""The text of a mix goes through the denoiser beside the prompt's: which denoisers allow that, and in which arguments.
 
-Both texts go through the same projections of the denoiser and of its layers, as one text with the tokens of both. That
-is right where every token reaches the keys by itself, which the table of models states and `check_own_text` confirms.
+For cross-attention both go through the same projections of the denoiser and of its layers, as one text with the tokens
+of both. That is right where every token reaches the keys by itself, which the table of models states and
+`check_own_text` confirms. For joint attention see `own_text_rows`.
 """
 
 from __future__ import annotations
@@ -40,8 +41,10 @@ def check_own_text(mix: Mix, denoiser: Any, model: Model, modules: Mapping[str, 
     """
     if mix.own_text is None:
         return
+    if model.text_rows is not None:
+        return
     if not model.second_text:
-        served = ", ".join(each.denoiser for each in MODELS if each.second_text)
+        served = ", ".join(each.denoiser for each in MODELS if each.second_text or each.text_rows)
         batch = "leave text out and give the pipeline a negative prompt, with classifier-free guidance on"
         why = "its text is attended to together with the image" if model.joint else "it does not take two texts"
         refuse(mix, denoiser, f"{why}; it is served in {served}. For a mix such as NAG, {batch}")
@@ -71,20 +74,12 @@ def with_own_text(
     """
     text = cast(OwnText, mix.own_text)
     arguments = dict(zip(parameters, args, strict=False)) | kwargs
-    prompt = arguments.get(str(model.text))
-    if not isinstance(prompt, Tensor) or prompt.dim() != 3:
-        shape = tuple(prompt.shape) if isinstance(prompt, Tensor) else type(prompt).__name__
-        refuse(mix, denoiser, f"{model.text}: expected a tensor (batch, tokens, channels), got {shape}")
-    batch, tokens, channels = prompt.shape
-    if text.embeds.shape[2] != channels:
-        refuse(
-            mix,
-            denoiser,
-            f"embeds: expected {channels} channels, as the text that the denoiser is called with, got "
-            f"{text.embeds.shape[2]}",
-        )
-    rows = _rows(mix, text, denoiser, batch, parts)
-    changed: dict[str, Any] = {str(model.text): torch.cat([prompt, _of_rows(text.embeds, rows, prompt)], dim=1)}
+    prompt = prompt_of(mix, denoiser, model, arguments)
+    batch, tokens, _ = prompt.shape
+    if text.pooled is not None:
+        refuse(mix, denoiser, "pooled: the pooled text remains the prompt's; leave it out")
+    rows = rows_of_text(mix, denoiser, batch, parts)
+    changed: dict[str, Any] = {str(model.text): torch.cat([prompt, of_rows(text.embeds, rows, prompt)], dim=1)}
     mask = None if model.text_mask is None else arguments.get(model.text_mask)
     if (mask is None) != (text.mask is None):
         if mask is None:
@@ -94,14 +89,34 @@ def with_own_text(
         if not isinstance(mask, Tensor) or mask.shape != (batch, tokens):
             shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
             refuse(mix, denoiser, f"{model.text_mask}: expected a tensor of shape ({batch}, {tokens}), got {shape}")
-        changed[str(model.text_mask)] = torch.cat([mask, _of_rows(text.mask, rows, mask)], dim=1)
+        changed[str(model.text_mask)] = torch.cat([mask, of_rows(text.mask, rows, mask)], dim=1)
+    return *replaced(changed, parameters, args, kwargs), TwoTexts(tokens, text.embeds.shape[1])
+
+
+def replaced(
+    changed: dict[str, Any], parameters: Sequence[str], args: tuple, kwargs: dict[str, Any]
+) -> tuple[tuple, dict[str, Any]]:
+    """A call with some of its arguments replaced."""
     args = tuple(changed.pop(name, value) for name, value in zip(parameters, args, strict=False))
-    return args, kwargs | changed, TwoTexts(tokens, text.embeds.shape[1])
+    return args, kwargs | changed
 
 
-def _rows(mix: Mix, text: OwnText, denoiser: object, batch: int, parts: Parts | None) -> list[int]:
+def prompt_of(mix: Mix, denoiser: object, model: Model, arguments: Mapping[str, Any]) -> Tensor:
+    """The text that a denoiser is called with, (batch, tokens, channels), with the channels of the mix's text."""
+    prompt = arguments.get(str(model.text))
+    if not isinstance(prompt, Tensor) or prompt.dim() != 3:
+        shape = tuple(prompt.shape) if isinstance(prompt, Tensor) else type(prompt).__name__
+        refuse(mix, denoiser, f"{model.text}: expected a tensor (batch, tokens, channels), got {shape}")
+    given, channels = cast(OwnText, mix.own_text).embeds.shape[2], prompt.shape[2]
+    if given != channels:
+        as_prompt = "as the text that the denoiser is called with"
+        refuse(mix, denoiser, f"embeds: expected {channels} channels, {as_prompt}, got {given}")
+    return prompt
+
+
+def rows_of_text(mix: Mix, denoiser: object, batch: int, parts: Parts | None) -> list[int]:
     """For each row of the batch, its row of the mix's text: texts go with the images of their prompts."""
-    number = len(text.embeds)
+    number = len(cast(OwnText, mix.own_text).embeds)
     if number == 1:
         return [0] * batch
     if parts is None or not parts.names:
@@ -123,7 +138,7 @@ def _rows(mix: Mix, text: OwnText, denoiser: object, batch: int, parts: Parts | 
     return rows
 
 
-def _of_rows(tensor: Tensor, rows: Sequence[int], like: Tensor) -> Tensor:
+def of_rows(tensor: Tensor, rows: Sequence[int], like: Tensor) -> Tensor:
     """Rows of a tensor, with the device and the dtype of another."""
     tensor = tensor.to(like.device, like.dtype)
     if len(tensor) == 1:

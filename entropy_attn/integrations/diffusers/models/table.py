@@ -13,6 +13,7 @@ from entropy_attn.integrations.diffusers.models.rules import (
     UNCOND_FIRST,
     LayerRule,
     Model,
+    RowArguments,
 )
 from entropy_attn.integrations.diffusers.models.train_size import of_config, of_pipeline, of_pixels, of_video_config
 
@@ -105,6 +106,9 @@ MODELS: tuple[Model, ...] = (
         text_tokens=333,
         timesteps=1.0,
         tokenizers=("tokenizer", "tokenizer_3"),
+        text_rows=RowArguments(
+            ("hidden_states", "timestep"), "pooled_projections", ("block_controlnet_hidden_states",)
+        ),
     ),
     Model(
         "FluxTransformer2DModel",
@@ -119,6 +123,11 @@ MODELS: tuple[Model, ...] = (
         timesteps=1e-3,
         tokenizers=("tokenizer_2",),
         pack=2,
+        text_rows=RowArguments(
+            ("hidden_states", "timestep", "guidance"),
+            "pooled_projections",
+            ("controlnet_block_samples", "controlnet_single_block_samples"),
+        ),
         note=_REFERENCES,
     ),
     Model(
@@ -134,6 +143,7 @@ MODELS: tuple[Model, ...] = (
         timesteps=1e-3,
         pack=2,
         refused={"kv_cache": "the cached keys of reference images cannot be distinguished"},
+        text_rows=RowArguments(("hidden_states", "timestep", "guidance")),
         note=_REFERENCES,
     ),
     Model(
