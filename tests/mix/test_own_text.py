@@ -19,7 +19,7 @@ import entropy_attn as ea
 from entropy_attn.errors import Unroutable
 from entropy_attn.integrations.diffusers.models import MODELS
 from entropy_attn.mix import NAG, Mix, Other, OwnText
-from entropy_attn.scale import CallInfo, Constant
+from entropy_attn.scale import CallInfo, Constant, OfBranch
 from tests.support.tiny_denoisers import CASES, TEXT
 from tests.support.tiny_models import TEXT_TOKENS, TEXT_WIDTH, denoise, make_pipe, make_text_pipe, make_unet, sample
 from tests.support.tiny_pipelines import PIPELINES
@@ -306,6 +306,11 @@ def test_the_branch_says_who_is_mixed():
     torch.testing.assert_close(cond[:2], plain[:2], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(uncond[2:], plain[2:], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(torch.cat([uncond[:2], cond[2:]]), both, rtol=1e-5, atol=1e-5)
+    policy = OfBranch(Constant(1.0), "cond")  # with it the branches are known, and a text may be for a row all the same
+    with ea.apply(pipe, policy, mix=NAG(*SETTINGS, text=own.expand(4, -1, -1), branch=None)):
+        predicted.clear()
+        sample(pipe, batch=2)
+    torch.testing.assert_close(predicted[0], both, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(cond[2:], plain[2:], atol=1e-3) and not torch.allclose(uncond[:2], plain[:2], atol=1e-3)
     assert torch.equal(first(steps=(1,)), plain)
     torch.testing.assert_close(first(layers="nowhere|up_blocks.1.*attn1"), plain, rtol=1e-5, atol=1e-5)

@@ -141,9 +141,10 @@ def test_the_text_has_a_stream_of_its_own(name, rows):
 class OneImage(TorchFunctionMode):
     """Torch's attention for a batch that was doubled by hand: the image of its second half is that of its first."""
 
-    def __init__(self, text_first: bool, settings: tuple = SETTINGS):
+    def __init__(self, text_first: bool, settings: tuple = SETTINGS, references: int = 0):
         super().__init__()
         self.image = slice(TEXT, None) if text_first else slice(0, IMAGE)
+        self.references = references  # tokens behind those of the image
         self.settings = settings
         self.count = 0
 
@@ -159,9 +160,11 @@ class OneImage(TorchFunctionMode):
         for each in (query, key, value):
             each[half:, :, self.image] = each[:half, :, self.image]
         out = (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1) @ value
-        first, second = (each[:, :, self.image].transpose(1, 2).flatten(2) for each in (out[:half], out[half:]))
+        image = slice(self.image.start, key.shape[2] - self.references if self.references else self.image.stop)
+        first, second = (each[:, :, image].transpose(1, 2).flatten(2) for each in (out[:half], out[half:]))
         mixed = nag_by_hand(first, second, *self.settings).unflatten(2, (query.shape[1], -1)).transpose(1, 2)
-        out[:half, :, self.image] = out[half:, :, self.image] = mixed
+        out[half:, :, self.image] = out[:half, :, self.image]
+        out[:half, :, image] = out[half:, :, image] = mixed
         return out
 
 
@@ -189,6 +192,23 @@ def test_a_batch_doubled_by_hand(name):
     first, other = recorder.to_dataframe(), plain.to_dataframe()
     assert len(first) == len(other), "the prompt's rows alone"
     assert first["mean"].iloc[0] == pytest.approx(other["mean"].iloc[0], rel=1e-5)
+
+
+@torch.no_grad()
+def test_reference_images_are_not_mixed():
+    """Flux Kontext: the tokens of a reference image keep their answer, and belong to both texts."""
+    denoiser, call, text = setting("flux")
+    reference = call["img_ids"][:10].clone()
+    reference[:, 0] = 1.0
+    call["img_ids"] = torch.cat([call["img_ids"], reference])
+    call["hidden_states"] = torch.cat([call["hidden_states"], numbers(2, 10, 8, seed=5).double()], dim=1)
+    doubled = {key: torch.cat([call[key]] * 2) for key in ("hidden_states", "timestep")}
+    doubled["encoder_hidden_states"] = torch.cat([call["encoder_hidden_states"], text.embeds])
+    doubled["pooled_projections"] = torch.cat([call["pooled_projections"], text.pooled])
+    with OneImage(True, references=10):
+        wanted = run(denoiser, call, **doubled)[:2]
+    with ea.apply(denoiser, None, mix=NAG(*SETTINGS, text=text, branch=None)):
+        torch.testing.assert_close(run(denoiser, call), wanted, rtol=1e-9, atol=1e-9)
 
 
 @torch.no_grad()

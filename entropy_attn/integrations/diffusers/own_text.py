@@ -129,6 +129,8 @@ def rows_of_text(mix: Mix, denoiser: object, batch: int, parts: Parts | None) ->
             "one for each row, or apply to the pipeline with branch='cond'",
         )
     each = batch // len(parts.names)
+    if each % number and number == batch:
+        return list(range(batch))
     if each % number:
         refuse(mix, denoiser, f"embeds has {number} texts for {each} images; give one, or one for each prompt or image")
     rows = [0] * batch
