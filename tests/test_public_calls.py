@@ -396,6 +396,7 @@ CALLS = {
             "strength": [WRONG, -1, NAN, INF, "4", True, None],
             "tau": [WRONG, 0, -1, NAN, "2", True, None],
             "alpha": [WRONG, -0.1, 1.1, NAN, "1", True, None],
+            "text": [WRONG, "trees", torch.ones(3, 4), torch.ones(1, 3, 4).long()],
             "branch": [WRONG, "uncond", None],
         },
     ),
@@ -410,6 +411,15 @@ CALLS = {
     ),
     "mix.OtherScale": (ea.mix.OtherScale, {"scale": 0.1}, {"scale": [WRONG, NAN, INF, "1", True, None]}),
     "mix.OtherText": (ea.mix.OtherText, {}, {"branch": [WRONG, "all", None]}),
+    "mix.OwnText": (
+        ea.mix.OwnText,
+        {"embeds": torch.ones(2, 3, 4)},
+        {
+            "embeds": [WRONG, None, "trees", torch.ones(3, 4), torch.ones(0, 3, 4), torch.ones(1, 3, 4).long()],
+            "mask": [WRONG, "11", torch.ones(3), torch.ones(2, 4), torch.zeros(2, 3), torch.full((2, 3), -1e4)],
+            "pooled": [WRONG, "11", torch.ones(4), torch.ones(1, 4), torch.ones(2, 4).long()],
+        },
+    ),
     "WeakPassGuidance": (
         ea.WeakPassGuidance,
         {"mix": ea.mix.SoftPAG()},

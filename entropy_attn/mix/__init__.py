@@ -7,8 +7,8 @@ has examples.
 
 from __future__ import annotations
 
-from entropy_attn.mix.base import Identity, Mix, Other, OtherScale, OtherText
+from entropy_attn.mix.base import Identity, Mix, Other, OtherScale, OtherText, OwnText
 from entropy_attn.mix.nag import NAG
 from entropy_attn.mix.soft_pag import SoftPAG
 
-__all__ = ["NAG", "Identity", "Mix", "Other", "OtherScale", "OtherText", "SoftPAG"]
+__all__ = ["NAG", "Identity", "Mix", "Other", "OtherScale", "OtherText", "OwnText", "SoftPAG"]

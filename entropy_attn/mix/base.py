@@ -11,7 +11,7 @@ from torch import Tensor
 
 from entropy_attn.display import Settings
 from entropy_attn.scale import CallInfo
-from entropy_attn.validation import checked_steps, expected, require_number, require_one_of
+from entropy_attn.validation import checked_steps, expected, require_number, require_one_of, require_tensor
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,56 @@ class OtherText(Settings):
         require_one_of("branch", self.branch, ("cond", "uncond"))
 
 
-Other = Identity | OtherScale | OtherText
+@dataclass(frozen=True, eq=False, repr=False)
+class OwnText(Settings):
+    """The same queries with a text that is given here. For batches with and without guidance.
+
+    In cross-attention its tokens follow those of the prompt through the denoiser, and each layer gets their keys and
+    values from its own projections. In joint attention it is carried through the blocks in further rows of the batch,
+    beside the image of the samples that are mixed. docs/mix.md says which denoisers can do that.
+
+    Args:
+        embeds: (R, tokens, channels), as the pipeline's `encode_prompt` returns a text: what its denoiser is called
+            with. R is 1, or the number of prompts, or of images. A text goes with the images of its prompt. With
+            `branch=None` in the mix it is 1 or the denoiser's batch. In joint attention it has as many tokens as the
+            prompt.
+        mask: (R, tokens), of 0 and 1 or of bools, for a denoiser that is given such a mask of the prompt; else None.
+        pooled: (R, channels), the pooled text, for a denoiser with joint attention that is given one; else None.
+
+    Raises:
+        TypeError: an argument is no tensor, or of the wrong dtype.
+        ValueError: it has the wrong shape, or `mask` has another value, or masks a whole text.
+    """
+
+    embeds: Tensor
+    mask: Tensor | None = None
+    pooled: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        require_tensor("embeds", self.embeds, floating=True)
+        if self.embeds.dim() != 3 or not self.embeds.numel():
+            raise ValueError(f"embeds: expected the shape (R, tokens, channels), got {tuple(self.embeds.shape)}")
+        if self.pooled is not None:
+            require_tensor("pooled", self.pooled, floating=True)
+            if self.pooled.dim() != 2 or len(self.pooled) != len(self.embeds):
+                got = tuple(self.pooled.shape)
+                raise ValueError(f"pooled: expected the shape ({len(self.embeds)}, channels), got {got}")
+        if self.mask is None:
+            return
+        require_tensor("mask", self.mask)
+        if self.mask.shape != self.embeds.shape[:2]:
+            shape = tuple(self.embeds.shape[:2])
+            raise ValueError(f"mask: expected the shape {shape} of embeds, got {tuple(self.mask.shape)}")
+        kept = self.mask != 0
+        if not bool((self.mask == kept).all()) or not bool(kept.any(1).all()):
+            raise ValueError("mask: expected values of 0 and 1 with a 1 in every row, got others")
+
+    def __repr__(self) -> str:
+        given = [f", {name}" for name in ("mask", "pooled") if getattr(self, name) is not None]
+        return f"OwnText(embeds of shape {tuple(self.embeds.shape)}{''.join(given)})"
+
+
+Other = Identity | OtherScale | OtherText | OwnText
 
 
 @dataclass(frozen=True)
@@ -100,6 +149,11 @@ class Mix(Settings):
         """Whether the branches of the samples have to be known."""
         return self.branch is not None
 
+    @property
+    def own_text(self) -> OwnText | None:
+        """The text that `other` may answer with; None for a mix without one."""
+        return None
+
     def other(self, info: CallInfo) -> Other | None:
         """What the second answer of a call is computed from.
 
@@ -107,7 +161,8 @@ class Mix(Settings):
             info: the attention call, in one of the layers and steps.
 
         Returns:
-            `Identity()`, `OtherScale(scale)` or `OtherText(branch)`; None keeps the first answer, and costs nothing.
+            `Identity()`, `OtherScale(scale)`, `OtherText(branch)` or `own_text`; None keeps the first answer, and costs
+            nothing.
         """
         raise NotImplementedError
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
+from entropy_attn.errors import Unroutable
 from entropy_attn.recorders.base import Parts
 from entropy_attn.scale import CallInfo, Kind, training_tokens
 
 if TYPE_CHECKING:
     from entropy_attn.routing.shards import Shards
+    from entropy_attn.routing.text_rows import TextRows
 
 _training_tokens = functools.lru_cache(maxsize=4096)(training_tokens)  # the same few in every call
 
@@ -43,6 +46,56 @@ class AttentionArguments(NamedTuple):
         if mask is not None and mask.dim() >= 2 and mask.shape[-2] != 1:
             mask = mask[..., rows, :]
         return self._replace(query=self.query[..., rows, :], attn_mask=mask)
+
+    def of_samples(self, samples: Sequence[int]) -> AttentionArguments:
+        """The same call for some of its samples, of (B, H, tokens, D)."""
+        if list(samples) == list(range(len(self.query))):
+            return self
+        mask, scale = self.attn_mask, self.scale
+        if mask is not None and mask.dim() == 4 and len(mask) > 1:
+            mask = samples_of(mask, samples)
+        if isinstance(scale, Tensor) and scale.dim() == 2 and len(scale) > 1:
+            scale = samples_of(scale, samples)
+        query, key, value = (samples_of(tensor, samples) for tensor in (self.query, self.key, self.value))
+        return self._replace(query=query, key=key, value=value, attn_mask=mask, scale=scale)
+
+
+def samples_of(tensor: Tensor, samples: Sequence[int]) -> Tensor:
+    """Some entries of the first dimension; a view where they are in a row."""
+    first, number = samples[0], len(samples)
+    if list(samples) == list(range(first, first + number)):
+        return tensor[first : first + number]
+    return tensor[torch.tensor(samples, device=tensor.device)]
+
+
+class TwoTexts(NamedTuple):
+    """How many tokens the two texts of a denoiser call have: the prompt's, and those of the mix that follow it."""
+
+    prompt: int
+    own: int
+
+    def split(
+        self, layer_call: LayerCall, arguments: AttentionArguments
+    ) -> tuple[AttentionArguments, AttentionArguments]:
+        """The call with the first text, and with the second, of one whose keys are of both.
+
+        Raises:
+            Unroutable: it has other keys.
+        """
+        keys, mask = arguments.key.shape[-2], arguments.attn_mask
+        if keys != self.prompt + self.own:
+            reason = (
+                f"it attends to {keys} keys, not to the {self.prompt} tokens of the prompt and the {self.own} of the "
+                "mix's own text: set one of diffusers' processors"
+            )
+            raise Unroutable(f"layer {layer_call.layer!r}", [reason])
+
+        def of(start: int, number: int) -> AttentionArguments:
+            key, value = arguments.key.narrow(-2, start, number), arguments.value.narrow(-2, start, number)
+            part = mask if mask is None or mask.shape[-1] == 1 else mask.narrow(-1, start, number)
+            return arguments._replace(key=key, value=value, attn_mask=part)
+
+        return of(0, self.prompt), of(self.prompt, self.own)
 
 
 class Blocks(NamedTuple):
@@ -74,6 +127,8 @@ class DenoiserCall:
         sigma: the scheduler's noise level; None unless a policy needs it and it is known.
         num_steps: of the generation; None if it is not known.
         shards: how the tokens are spread over devices; None where one device has all of them.
+        texts: where the text of the mix is: behind the prompt's in every row, or in rows behind those of the batch;
+            None is nowhere.
     """
 
     step: int
@@ -87,6 +142,7 @@ class DenoiserCall:
     sigma: float | None = None
     num_steps: int | None = None
     shards: Shards | None = None
+    texts: TwoTexts | TextRows | None = None
 
 
 @dataclass(frozen=True)

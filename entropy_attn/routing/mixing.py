@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from entropy_attn.errors import Unroutable
-from entropy_attn.mix import Identity, Mix, Other, OtherScale, OtherText
+from entropy_attn.mix import Identity, Mix, Other, OtherScale, OtherText, OwnText
 from entropy_attn.ops import api as ops
 from entropy_attn.recorders.base import Parts
-from entropy_attn.routing.calls import AttentionArguments, LayerCall, LayerSelection
+from entropy_attn.routing.calls import AttentionArguments, LayerCall, LayerSelection, samples_of
 from entropy_attn.scale import CallInfo
 
 
@@ -30,21 +30,46 @@ class Mixing:
         text_alone = info.kind != "cross" and info.text_tokens == info.seqlen_k
         if text_alone or not self.layers.takes(info) or not self.mix.takes_step(info.step):
             return None
+        if info.batch is not None and not self.samples(info.branches, info.batch):
+            return None
         other = self.mix.other(info)
         if other is None or isinstance(other, (Identity, OtherScale, OtherText)):
             return other
+        if isinstance(other, OwnText):
+            if other is self.mix.own_text:
+                return other
+            raise ValueError(f"other() of mix {self.mix!r}: expected the OwnText of its own_text, got {other!r}")
         raise TypeError(
-            f"other() of mix {self.mix!r}: expected Identity(), OtherScale(), OtherText() or None, got {other!r}"
+            f"other() of mix {self.mix!r}: expected Identity(), OtherScale(), OtherText(), own_text or None, got "
+            f"{other!r}"
         )
+
+    def samples(self, branches: Sequence[str] | None, batch: int) -> list[int]:
+        """Those that are mixed of a batch with these branches; None if they are not known."""
+        branch = self.mix.branch
+        if branch is None or branches is None:
+            return list(range(batch))
+        names = (branch, "all") if branch == "cond" else (branch,)
+        return [sample for sample, name in enumerate(branches) if name in names]
 
     def refuse(self, layer_call: LayerCall, reason: str) -> NoReturn:
         """Raise for a call that cannot be answered twice."""
         raise Unroutable(f"layer {layer_call.layer!r}", [f"mix={type(self.mix).__name__}: {reason}"])
 
     def check(
-        self, layer_call: LayerCall, arguments: AttentionArguments, *, groups: bool, shards: bool, other: Other
+        self,
+        layer_call: LayerCall,
+        arguments: AttentionArguments,
+        *,
+        groups: bool,
+        shards: bool,
+        other: Other,
+        of_own_text: AttentionArguments | None,
     ) -> None:
         """Refuse what is not served, before the first answer is computed.
+
+        of_own_text: the same call with the text of the mix, for all samples or for those that are mixed; None where
+            there is none.
 
         Raises:
             Unroutable: with the remedy.
@@ -65,6 +90,8 @@ class Mixing:
             self.refuse(layer_call, "its queries are not among its keys, so there is no identity; choose other layers")
         if isinstance(other, OtherText) and layer_call.sample is not None:
             self.refuse(layer_call, "it makes one attention call for each sample, which has one text")
+        if isinstance(other, OwnText) and of_own_text is None:
+            self.refuse(layer_call, "it attends to no text, so it has no answer for another one; choose other layers")
 
     def mixed(
         self,
@@ -74,24 +101,29 @@ class Mixing:
         arguments: AttentionArguments,
         info: CallInfo,
         parts: Parts,
+        of_own_text: AttentionArguments | None,
     ) -> Tensor:
         """What the layer gets of the first answer `out` of these arguments, with the scale that was used.
 
         parts: the branches of the batch.
+        of_own_text: see `check`; its scale is not used.
         """
-        samples = self._samples(info, len(out))
-        if not samples:
-            return out
+        samples = self.samples(info.branches, len(out))
         rows = slice(*info.image_rows)
-        mine = _of_samples(arguments.of_rows(rows), samples)
-        first = _rows_of(out, samples)[:, :, rows]
+        mine = arguments.of_rows(rows).of_samples(samples)
+        first = samples_of(out, samples)[:, :, rows]
         if isinstance(other, Identity):
             second = self._own_values(mine.value, layer_call, info)
         elif isinstance(other, OtherScale):
             second = _answer(mine._replace(scale=_scale(other, info, samples)))
+        elif isinstance(other, OwnText):
+            theirs = cast(AttentionArguments, of_own_text).of_rows(rows)
+            if len(theirs.query) != len(samples):
+                theirs = theirs.of_samples(samples)
+            second = _answer(theirs._replace(scale=mine.scale))
         else:
             sources = self._sources(samples, other.branch, parts, layer_call, info)
-            second = _answer(_with_text_of(mine, _of_samples(arguments.of_rows(rows), sources), layer_call, info))
+            second = _answer(_with_text_of(mine, arguments.of_rows(rows).of_samples(sources), layer_call, info))
         found = self.mix.combine(first, second, _with_all_heads(mine.value, info), info)
         if not isinstance(found, Tensor) or found.shape != first.shape or not found.is_floating_point():
             got = f"shape {tuple(found.shape)} and {found.dtype}" if isinstance(found, Tensor) else repr(found)
@@ -105,13 +137,6 @@ class Mixing:
         result = out.clone()
         result[torch.tensor(samples, device=out.device), :, rows] = found
         return result
-
-    def _samples(self, info: CallInfo, batch: int) -> list[int]:
-        branch = self.mix.branch
-        if branch is None or info.branches is None:
-            return list(range(batch))
-        names = (branch, "all") if branch == "cond" else (branch,)
-        return [sample for sample, name in enumerate(info.branches) if name in names]
 
     def _own_values(self, value: Tensor, layer_call: LayerCall, info: CallInfo) -> Tensor:
         """The value of each query of the image: its token is among the keys, in the order of the queries."""
@@ -141,26 +166,6 @@ class Mixing:
             )
         there = parts.rows_of(branch, batch)
         return [there[list(parts.rows_of(names[sample], batch)).index(sample)] for sample in samples]
-
-
-def _of_samples(arguments: AttentionArguments, samples: Sequence[int]) -> AttentionArguments:
-    """The same call for some of its samples."""
-    if list(samples) == list(range(len(arguments.query))):
-        return arguments
-    mask, scale = arguments.attn_mask, arguments.scale
-    if mask is not None and mask.dim() == 4 and len(mask) > 1:
-        mask = _rows_of(mask, samples)
-    if isinstance(scale, Tensor) and scale.dim() == 2 and len(scale) > 1:
-        scale = _rows_of(scale, samples)
-    query, key, value = (_rows_of(tensor, samples) for tensor in (arguments.query, arguments.key, arguments.value))
-    return arguments._replace(query=query, key=key, value=value, attn_mask=mask, scale=scale)
-
-
-def _rows_of(tensor: Tensor, samples: Sequence[int]) -> Tensor:
-    first, number = samples[0], len(samples)
-    if list(samples) == list(range(first, first + number)):
-        return tensor[first : first + number]  # a view
-    return tensor[torch.tensor(samples, device=tensor.device)]
 
 
 def _with_text_of(
@@ -195,7 +200,7 @@ def _scale(other: OtherScale, info: CallInfo, samples: Sequence[int]) -> float |
             f"scale of OtherScale in layer {info.layer!r}: expected a floating-point tensor of shape (), "
             f"({info.num_heads},) or ({info.batch}, {info.num_heads}), got {scale.dtype} and shape {tuple(scale.shape)}"
         )
-    return _rows_of(scale, samples) if scale.dim() == 2 else scale
+    return samples_of(scale, samples) if scale.dim() == 2 else scale
 
 
 def _with_all_heads(value: Tensor, info: CallInfo) -> Tensor:

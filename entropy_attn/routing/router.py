@@ -24,6 +24,7 @@ from entropy_attn.routing.calls import (
     LayerCall,
     LayerSelection,
     Rows,
+    TwoTexts,
     describe,
     rows_of,
     text_keys_of,
@@ -33,6 +34,7 @@ from entropy_attn.routing.mixing import Mixing
 from entropy_attn.routing.policy_recorder import mix_recorders, policy_recorders
 from entropy_attn.routing.recordings import Recordings, Wanted
 from entropy_attn.routing.shards import Shards
+from entropy_attn.routing.text_rows import TextRows
 from entropy_attn.scale import CallInfo, KeyGroups, Policy, Scale, TokenRatio, needs_train_tokens, resolve_scale
 from entropy_attn.scale.call import any_policy
 from entropy_attn.validation import require_one_of, require_policy
@@ -104,6 +106,11 @@ class Router:
             self._running.recorders = outer
 
     @property
+    def knows_branches(self) -> bool:
+        """Whether the parts of each denoiser call are asked for."""
+        return self._knows_branches
+
+    @property
     def watching(self) -> bool:
         """Whether calls of this thread are recorded now."""
         return bool(self._recorders_now())
@@ -121,9 +128,33 @@ class Router:
         record: False hides the call from recorders.
         spread_keys: the keys are one device's part of those that the queries attend to.
         """
+        call = self._denoiser_call()
+        texts = None if call is None else call.texts
+        if call is not None and isinstance(texts, TextRows):
+            first, of_rows = texts.divide(layer_call, arguments, call.batch, call.image_tokens)
+            out, scale = self._answer(layer_call, first, call, of_rows, record, spread_keys)
+            scale = scale if self.rows == "all" else arguments.scale
+            return texts.behind(out, layer_call, of_rows, scale, call.image_tokens)
+        of_own_text = None
+        if isinstance(texts, TwoTexts) and layer_call.kind == "cross" and layer_call.text == "all":
+            arguments, of_own_text = texts.split(layer_call, arguments)
+        return self._answer(layer_call, arguments, call, of_own_text, record, spread_keys)[0]
+
+    def _answer(
+        self,
+        layer_call: LayerCall,
+        arguments: AttentionArguments,
+        call: DenoiserCall | None,
+        of_own_text: AttentionArguments | None,
+        record: bool,
+        spread_keys: bool,
+    ) -> tuple[torch.Tensor, float | torch.Tensor | None]:
+        """What a layer gets of a call with one text, and the scale of the first answer.
+
+        of_own_text: the same call with the text of the mix.
+        """
         query, key = arguments.query, arguments.key
         seqlen_q, seqlen_k = query.shape[-2], key.shape[-2]
-        call = self._denoiser_call()
         shards, of_keys = None if call is None else call.shards, None
         if shards is not None or spread_keys:
             shards = _checked(shards, layer_call, arguments, spread_keys)
@@ -145,16 +176,20 @@ class Router:
             self._branches(layer_call, query, call) if self._knows_branches else None,
         )
         chosen = resolve_scale(self.policy, info) if self.layers.takes(info) else None
+        if isinstance(chosen, KeyGroups) and layer_call.kind == "joint" and of_own_text is not None:
+            reason = "KeyGroups are for the tokens of one text; give another policy, or a mix without a text of its own"
+            raise Unroutable(f"layer {layer_call.layer!r}", [reason])
         recordings = self._recordings(layer_call, info, shards) if record else None
         other = None if self.mixing is None else self.mixing.other(info)
         if other is None:
-            return self._first_answer(layer_call, arguments, chosen, info, recordings, shards, of_keys)[0]
+            return self._first_answer(layer_call, arguments, chosen, info, recordings, shards, of_keys)
         mixing = cast(Mixing, self.mixing)
         groups, spread = isinstance(chosen, KeyGroups), shards is not None
-        mixing.check(layer_call, arguments, groups=groups, shards=spread, other=other)
+        mixing.check(layer_call, arguments, groups=groups, shards=spread, other=other, of_own_text=of_own_text)
         out, scale = self._first_answer(layer_call, arguments, chosen, info, recordings, shards, of_keys)
         parts = Parts(("all",)) if call is None else call.parts
-        return mixing.mixed(out, other, layer_call, arguments._replace(scale=scale), info, parts)
+        scaled = arguments._replace(scale=scale)
+        return mixing.mixed(out, other, layer_call, scaled, info, parts, of_own_text), scale
 
     def _first_answer(
         self,

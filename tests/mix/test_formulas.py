@@ -87,7 +87,7 @@ def test_which_calls_are_answered_twice():
 
 def test_mixes_show_compare_and_hash_by_their_settings():
     assert SoftPAG(0.5, heads={"up": [1, 0, 1]}) == SoftPAG(0.5, heads={"up": (0, 1)})
-    assert repr(NAG()) == "NAG(layers='all', steps=None, branch='cond', strength=4.0, tau=2.5, alpha=0.25)"
+    assert repr(NAG()) == "NAG(layers='all', steps=None, branch='cond', strength=4.0, tau=2.5, alpha=0.25, text=None)"
     assert {SoftPAG(heads={"up": [1]})} == {SoftPAG(heads=[("up", (1,))])}
     assert hash(NAG()) == hash(NAG()) != hash(NAG(3.0)) and "tau" in NAG()._repr_html_()
 

@@ -85,6 +85,7 @@ def apply(
     if router.mixing is not None:
         check_layers(handle, router.mixing.layers)
     handle.check_heads()
+    handle.check_own_text()
     if scale is not None and selection.layers == "self" and not _attends_to_images(handle):
         raise ValueError(
             f"layers='self' with {type(denoiser).__name__}: none of its routed layers has image tokens among its keys; "

@@ -21,6 +21,8 @@ from entropy_attn.integrations.diffusers.generation import GenerationTracker
 from entropy_attn.integrations.diffusers.layers import kind_of, layer_call_of, run_layer
 from entropy_attn.integrations.diffusers.models import LayerRule, model_of
 from entropy_attn.integrations.diffusers.module_calls import unwrap_call, wrap_call, wrapper_of
+from entropy_attn.integrations.diffusers.own_text import check_own_text, refuse, with_own_text
+from entropy_attn.integrations.diffusers.own_text_rows import with_text_rows, without_rows
 from entropy_attn.integrations.diffusers.pipeline_calls import follow, unfollow
 from entropy_attn.integrations.diffusers.private import AttentionLayer, has_some_heads, parallel_config_of
 from entropy_attn.integrations.diffusers.processors import COPY, SwappedProcessor, forget_copy, has_copy
@@ -29,10 +31,11 @@ from entropy_attn.integrations.diffusers.row_texts import Encoded
 from entropy_attn.integrations.diffusers.steps import scheduler_sigma, scheduler_timestep
 from entropy_attn.mix import Mix
 from entropy_attn.recorders.base import Parts, Recorder
-from entropy_attn.routing.calls import DenoiserCall, LayerCall
+from entropy_attn.routing.calls import DenoiserCall, LayerCall, TwoTexts
 from entropy_attn.routing.policy_recorder import PolicyRecorder
 from entropy_attn.routing.router import Router
 from entropy_attn.routing.shards import Shards
+from entropy_attn.routing.text_rows import TextRows
 from entropy_attn.scale import Kind
 
 _ALL = Parts(("all",))
@@ -197,6 +200,15 @@ class Handle:
             if not installed:
                 self._uninstall()
 
+    def check_own_text(self) -> None:
+        """Refuse a mix with a text of its own for a denoiser that takes one text.
+
+        Raises:
+            Unroutable: with the reason.
+        """
+        if self.mix is not None:
+            check_own_text(self.mix, self.denoiser, self.model, self.modules)
+
     # -- what happens in a call ---------------------------------------------------------------------------------------
 
     def _add_text(self, encoded: Encoded) -> None:
@@ -225,6 +237,7 @@ class Handle:
         batch = None if latents is None else len(latents)
         timestep, sigma = self._time(arguments)
         parallel = parallel_config_of(self.denoiser)  # context parallelism may have been enabled since
+        args, kwargs, texts = self._with_own_text(args, kwargs, step, parts, batch, parallel is not None)
         shards = None if parallel is None else self._shards(parallel, arguments, step)
         running = DenoiserCall(
             step,
@@ -238,9 +251,12 @@ class Handle:
             sigma,
             self._generation.num_steps,
             shards,
+            texts,
         )
         with self.router.denoiser_call(running):
             result = call(*args, **kwargs)
+        if isinstance(texts, TextRows):
+            result = without_rows(result, running.batch)
         if isolated is None:
             for recorder in self.recorders:
                 recorder.check_call()
@@ -269,6 +285,25 @@ class Handle:
                 "device; record on one device, or with ContextParallelConfig(ulysses_degree=...) in its place"
             )
             raise Unroutable(type(self.denoiser).__name__, [reason])
+
+    @torch.compiler.disable
+    def _with_own_text(
+        self, args: tuple, kwargs: dict[str, Any], step: int, parts: Parts, batch: int | None, spread: bool
+    ) -> tuple[tuple, dict[str, Any], TwoTexts | TextRows | None]:
+        """The arguments of a call with the text of the mix beside the prompt's, if a sample needs it at this step."""
+        mixing = self.router.mixing
+        if mixing is None or mixing.mix.own_text is None or batch is None or not mixing.mix.takes_step(step):
+            return args, kwargs, None
+        known = parts if self.router.knows_branches else None
+        samples = mixing.samples(None if known is None else known.names_of(batch), batch)
+        if not samples:
+            return args, kwargs, None
+        if spread:
+            reason = "its tokens are spread over devices (context parallel); run it on one device"
+            refuse(mixing.mix, self.denoiser, reason)
+        known = known if self._isolated_step is None else None
+        call = mixing.mix, self.denoiser, self.model, self._parameters, args, kwargs, known
+        return with_own_text(*call) if self.model.text_rows is None else with_text_rows(*call, samples)
 
     @torch.compiler.disable
     def _shards(self, parallel: Any, arguments: dict[str, Any], step: int) -> Shards:

@@ -39,6 +39,7 @@ class OnePass(Handle):
         if self.router.mixing is not None:
             check_layers(self, self.router.mixing.layers)
         self.check_heads()
+        self.check_own_text()
         self._outer: Handle | None = None
 
     def put_on(self, step: int | None, num_steps: int | None) -> None:

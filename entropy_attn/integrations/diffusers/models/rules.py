@@ -65,6 +65,20 @@ class LayerRule:
 
 
 @dataclass(frozen=True)
+class RowArguments:
+    """How a denoiser with joint attention gets a further row of its batch, with another text.
+
+    repeated: arguments of which the row has what its sample has.
+    pooled: name of the argument with the pooled text; None without one.
+    refused: arguments whose part for the row is not known.
+    """
+
+    repeated: tuple[str, ...]
+    pooled: str | None = None
+    refused: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Model:
     """One denoiser class of diffusers.
 
@@ -85,6 +99,10 @@ class Model:
     timesteps: what its pipelines multiply a timestep of the scheduler (1000 to 0) with for the denoiser; None where it
         is another function, or was not looked up.
     text, timestep, latents: names of the arguments that a generation is followed by; `text` is None without text.
+    second_text: each token of the text reaches the keys of cross-attention by itself, so that the tokens of a second
+        text may follow it (`ea.mix.OwnText`).
+    text_rows: how a second text is carried through joint attention in further rows; None where it is not.
+    text_mask: name of the argument that masks the text, in a model with `second_text`; None where it has none.
     note: for docs/models.md.
     """
 
@@ -107,6 +125,9 @@ class Model:
     text: str | None = "encoder_hidden_states"
     timestep: str = "timestep"
     latents: str = "hidden_states"
+    second_text: bool = False
+    text_rows: RowArguments | None = None
+    text_mask: str | None = None
     note: str = ""
 
     def rule(self, layer: str) -> LayerRule | None:

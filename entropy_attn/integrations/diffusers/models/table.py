@@ -13,6 +13,7 @@ from entropy_attn.integrations.diffusers.models.rules import (
     UNCOND_FIRST,
     LayerRule,
     Model,
+    RowArguments,
 )
 from entropy_attn.integrations.diffusers.models.train_size import of_config, of_pipeline, of_pixels, of_video_config
 
@@ -50,6 +51,8 @@ MODELS: tuple[Model, ...] = (
         tokenizers=("tokenizer",),
         latents="sample",
         halves=True,
+        second_text=True,
+        text_mask="encoder_attention_mask",
         note="In DeepFloyd IF the keys are text and image, the text first: joint attention, with queries of the image "
         "alone. The text encoder of LDM is not routed.",
     ),
@@ -88,6 +91,8 @@ MODELS: tuple[Model, ...] = (
         UNCOND_FIRST,
         text_tokens=120,
         timesteps=1.0,
+        second_text=True,
+        text_mask="encoder_attention_mask",
     ),
     Model(
         "SD3Transformer2DModel",
@@ -101,6 +106,9 @@ MODELS: tuple[Model, ...] = (
         text_tokens=333,
         timesteps=1.0,
         tokenizers=("tokenizer", "tokenizer_3"),
+        text_rows=RowArguments(
+            ("hidden_states", "timestep"), "pooled_projections", ("block_controlnet_hidden_states",)
+        ),
     ),
     Model(
         "FluxTransformer2DModel",
@@ -115,6 +123,11 @@ MODELS: tuple[Model, ...] = (
         timesteps=1e-3,
         tokenizers=("tokenizer_2",),
         pack=2,
+        text_rows=RowArguments(
+            ("hidden_states", "timestep", "guidance"),
+            "pooled_projections",
+            ("controlnet_block_samples", "controlnet_single_block_samples"),
+        ),
         note=_REFERENCES,
     ),
     Model(
@@ -130,6 +143,7 @@ MODELS: tuple[Model, ...] = (
         timesteps=1e-3,
         pack=2,
         refused={"kv_cache": "the cached keys of reference images cannot be distinguished"},
+        text_rows=RowArguments(("hidden_states", "timestep", "guidance")),
         note=_REFERENCES,
     ),
     Model(
@@ -277,6 +291,8 @@ MODELS: tuple[Model, ...] = (
         _CONFIG,
         UNCOND_FIRST,
         text_tokens=300,
+        second_text=True,
+        text_mask="encoder_attention_mask",
         note="Only its cross-attention has a softmax: a scale needs layers='cross'.",
     ),
     Model(
@@ -289,6 +305,7 @@ MODELS: tuple[Model, ...] = (
         "480 x 832 pixels, the default of the pipeline",
         SEPARATE_CALLS,
         text_tokens=512,
+        second_text=True,
         note="Attention to an image prompt is recorded as a separate layer, `….attn2.image`. A pipeline with two "
         "denoisers is refused: apply to each of them. " + _FRAMES,
     ),
@@ -303,6 +320,8 @@ MODELS: tuple[Model, ...] = (
         UNCOND_FIRST,
         text_tokens=128,
         refused={"video_coords": "the size of the video is not known with it"},
+        second_text=True,
+        text_mask="encoder_attention_mask",
         note=_FRAMES,
     ),
     Model(
