@@ -195,8 +195,8 @@ def _checked(scale: object, policy: Policy, info: CallInfo) -> float | torch.Ten
     shapes = f"() or {heads}" if info.batch is None else f"(), {heads} or ({info.batch}, {info.num_heads})"
     if info.batch is None and isinstance(scale, torch.Tensor) and scale.dim() == 2:
         got += (
-            "; a scale for each sample is no part of a graph of torch.compile: give the policy an attribute "
-            "gives_sample_scales = True, which keeps its calls outside"
+            "; a scale for each sample is no part of a graph of torch.compile that is made for scales of heads alone: "
+            "give the policy an attribute gives_sample_scales = True"
         )
     raise error(
         f"scale of policy {policy!r} for layer {info.layer!r}: expected None, KeyGroups, a finite number, or a "
