@@ -127,8 +127,8 @@ def attention(
             or "auto": the fused kernels on a GPU for what torch's attention does not offer and where they were measured
             to be faster, else torch. A name other than "auto" never falls back to another implementation. The fused
             kernels have no gradients of `key_scale`, `key_bias` and of the statistics "variance", "max" and "mass":
-            with them "auto" takes torch's operations. Calls with these arguments are not in the graphs of
-            torch.compile.
+            with them "auto" takes torch's operations. In a graph of torch.compile a call with these arguments is one
+            operator, whose backward pass computes the call again.
 
     Returns:
         The output and the requested statistics. A row without keys to attend has out 0, lse -inf, entropy 0, map 0 and

@@ -41,7 +41,9 @@ class CallInfo:
             the weight 1 (Stable Diffusion), infinite for noise alone, or the noise's share from 1 to 0 (flow matching).
             None if it is not known, or if no policy asked for it by an attribute `needs_sigma = True`.
         num_steps: number of steps of the generation, counted as `step` is. None if it is not known.
-        batch: number of samples B of the call. None in a graph of torch.compile.
+        batch: number of samples B of the call. None in a graph of torch.compile that asks for scales of heads alone:
+            without recorders and a mix, and if no policy has one of the attributes `gives_sample_scales`,
+            `gives_key_groups` and `needs_branches`.
         branches: for each sample its branch of guidance, "cond" or "uncond"; "all" where the batch has none. None if no
             policy asked for them by an attribute `needs_branches = True`.
         block: number of the layer's block, from 0, among the blocks that have a routed layer, in the order in which the
