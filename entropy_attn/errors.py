@@ -19,6 +19,11 @@ EXTRAS = {
 }
 
 
+def refusal(impl: str, reasons: Sequence[str]) -> str:
+    """The message of `Unsupported`."""
+    return f"impl={impl!r} cannot serve this call: " + "; ".join(reasons)
+
+
 class Unsupported(RuntimeError):
     """A requested implementation does not support the attention call.
 
@@ -34,7 +39,7 @@ class Unsupported(RuntimeError):
     def __init__(self, impl: str, reasons: Sequence[str]):
         self.impl = impl
         self.reasons = list(reasons)
-        super().__init__(f"impl={impl!r} cannot serve this call: " + "; ".join(self.reasons))
+        super().__init__(refusal(impl, self.reasons))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.impl, self.reasons)

@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import Unsupported
-from ..kernels.common.call import AttentionCall
 from ..validation import require_bool
 from .autocast import as_autocast
-from .checks import ROW_STATISTICS, asked_statistics, check_range, check_scale, checked_call
+from .checks import ROW_STATISTICS, asked_statistics, check_scale, checked_call
 from .choice import (
     AUTO,
     IMPLS,
@@ -26,8 +25,10 @@ from .choice import (
     may_choose,
     takes_shapes,
 )
+from .full_call import full_attention, full_call
 from .implementations import IMPLEMENTATIONS
-from .key_groups import KeyValues, checked_key_groups, named_tensors
+from .key_groups import KeyValues
+from .operator_all import attention_all_operator
 from .sdpa import torch_attention
 from .tensor_kinds import as_causal, is_plain, without_class
 
@@ -126,8 +127,8 @@ def attention(
             or "auto": the fused kernels on a GPU for what torch's attention does not offer and where they were measured
             to be faster, else torch. A name other than "auto" never falls back to another implementation. The fused
             kernels have no gradients of `key_scale`, `key_bias` and of the statistics "variance", "max" and "mass":
-            with them "auto" takes torch's operations. Calls with these arguments are not in the graphs of
-            torch.compile.
+            with them "auto" takes torch's operations. In a graph of torch.compile a call with these arguments is one
+            operator, whose backward pass computes the call again.
 
     Returns:
         The output and the requested statistics. A row without keys to attend has out 0, lse -inf, entropy 0, map 0 and
@@ -155,11 +156,8 @@ def attention(
             impl, query, key, value, attn_mask, is_causal, scale, enable_gqa, return_lse, return_entropy, map_keys,
             key_scale, key_bias, key_rows, of_rows, mass_keys,
         )  # fmt: skip
-        if torch.compiler.is_compiling():
-            from .untraced import untraced
-
-            return untraced(_full_attention, *arguments)
-        return _full_attention(*arguments)
+        run = attention_all_operator if torch.compiler.is_compiling() else full_attention
+        return AttentionOutput(*run(*arguments))
     if attn_mask is not None:
         attn_mask, is_causal = as_causal(attn_mask, is_causal, query, key)
     if not torch.compiler.is_compiling() and not is_plain(query, key, value, attn_mask, scale):
@@ -284,7 +282,7 @@ def unsupported_reasons(
         return_lse, return_entropy = return_lse or "lse" in asked, return_entropy or "entropy" in asked
         of_rows = asked & ROW_STATISTICS
     if of_rows or key_scale is not None or key_bias is not None or key_rows is not None:
-        call, reasons = _full_call(
+        call, reasons = full_call(
             impl, query, key, value, attn_mask, is_causal, scale, enable_gqa, return_lse, return_entropy, map_keys,
             key_scale, key_bias, key_rows, of_rows, mass_keys,
         )  # fmt: skip
@@ -301,55 +299,6 @@ def unsupported_reasons(
         query, key, value, attn_mask, is_causal, scale, enable_gqa, return_lse, return_entropy, map_keys
     )  # fmt: skip
     return [] if impl == AUTO else IMPLEMENTATIONS[impl].reasons(call)
-
-
-def _full_call(
-    impl: str,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None,
-    is_causal: bool,
-    scale: float | Tensor | None,
-    enable_gqa: bool,
-    return_lse: bool,
-    return_entropy: bool,
-    map_keys: tuple[int, int] | slice | None,
-    key_scale: KeyValues | None,
-    key_bias: KeyValues | None,
-    key_rows: tuple[int, int] | slice | Tensor | None,
-    statistics: Collection[str],
-    mass_keys: tuple[int, int] | slice | None,
-) -> tuple[AttentionCall | None, list[str]]:
-    """The call with all arguments; None and the reasons if `impl` cannot read its tensors."""
-    if attn_mask is not None:
-        attn_mask, is_causal = as_causal(attn_mask, is_causal, query, key)
-    groups = {**named_tensors("key_scale", key_scale), **named_tensors("key_bias", key_bias)}
-    tensors = (query, key, value, attn_mask, scale)
-    if not is_plain(*tensors, *groups.values()):
-        if reasons := kind_reasons(impl, *tensors, **groups):
-            return None, reasons
-        query, key, value, attn_mask, scale = map(without_class, tensors)
-        key_scale, key_bias = map(without_class, (key_scale, key_bias))
-    call = checked_call(
-        query, key, value, attn_mask, is_causal, scale, enable_gqa, return_lse, return_entropy, map_keys
-    )  # fmt: skip
-    if is_causal and key_rows is not None:
-        raise ValueError(f"key_rows: expected None with is_causal=True, got {key_rows!r}")
-    call.key_scale, call.key_bias, call.key_rows = checked_key_groups(
-        key_scale, key_bias, key_rows, call.query, call.key
-    )
-    call.return_variance, call.return_max = "variance" in statistics, "max" in statistics
-    if mass_keys is not None:
-        call.mass_keys = check_range("mass_keys", mass_keys, key.shape[2], "None, (start, stop) or a slice")
-    return call, []
-
-
-def _full_attention(impl: str, *arguments: Any) -> AttentionOutput:
-    call, reasons = _full_call(impl, *arguments)
-    if call is None:
-        raise Unsupported(impl, reasons)
-    return AttentionOutput(*implementation(impl, call).run_all(call))
 
 
 def _by_torch(

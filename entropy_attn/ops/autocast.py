@@ -21,6 +21,12 @@ def no_autocast(device_type: str) -> AbstractContextManager[object]:
     return torch.autocast(device_type, enabled=False) if has_autocast(device_type) else nullcontext()
 
 
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """The dtype of the autocast region, None outside of one."""
+    enabled = has_autocast(device_type) and torch.is_autocast_enabled(device_type)
+    return torch.get_autocast_dtype(device_type) if enabled else None
+
+
 def as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Cast like the arguments of torch's attention: float64 stays, other floats take the region's dtype."""
     device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"

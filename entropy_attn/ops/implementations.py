@@ -9,9 +9,10 @@ import torch
 
 from ..kernels.common import support
 from ..kernels.common.call import AllResults, AttentionCall, Results
-from .operator import needs_operator, run_fused, run_fused_all, run_sdpa
+from .operator import run_fused, run_fused_all, run_sdpa
 from .reference import all_results
 from .sdpa import attention_sdpa_all
+from .tensor_kinds import traced
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,14 @@ def _four(call: AttentionCall) -> Results:
 def _fused_reasons(call: AttentionCall) -> list[str]:
     reasons = support.unsupported_reasons(call)
     # attributes instead of `row_statistics`, which is one more function call for the host
-    if (call.return_variance or call.return_max or call.mass_keys is not None) and needs_operator(call):
-        reasons.append(
-            "statistics 'variance', 'max' and 'mass' are not in the operator that graphs and dispatch modes record"
-        )
+    if (call.return_variance or call.return_max or call.mass_keys is not None) and _is_watched(call):
+        reasons.append("statistics 'variance', 'max' and 'mass' are not in the operator that dispatch modes record")
     return reasons
+
+
+def _is_watched(call: AttentionCall) -> bool:
+    """Whether something records the call that would not see a launch; a graph has an operator for all calls."""
+    return not torch.compiler.is_compiling() and (type(call.query) is not torch.Tensor or traced())
 
 
 TRITON = Implementation("triton", _fused_reasons, run_fused, run_fused_all)

@@ -51,8 +51,7 @@ def checked_key_groups(
     """
     rows = None
     if key_rows is not None:
-        if key_scale is None and key_bias is None:
-            raise ValueError(f"key_rows: expected None without key_scale and key_bias, got {key_rows!r}")
+        require_tables(key_scale, key_bias, key_rows)
         rows = _checked_rows(key_rows, query.shape[2])
     grouped = isinstance(rows, Tensor)
     scale, bias = (
@@ -70,6 +69,17 @@ def checked_key_groups(
                 f"{int(rows.max())}"
             )
     return scale, bias, rows
+
+
+def require_tables(key_scale: Any, key_bias: Any, key_rows: Any) -> None:
+    """Queries are those of a factor or a bias."""
+    if key_scale is None and key_bias is None:
+        raise ValueError(f"key_rows: expected None without key_scale and key_bias, got {key_rows!r}")
+
+
+def check_row_range(key_rows: Any, seqlen_q: int) -> tuple[int, int]:
+    """The queries of `key_rows` that is no tensor."""
+    return check_range("key_rows", key_rows, seqlen_q, "None, (start, stop), a slice or a tensor of group numbers")
 
 
 def plain_calls(call: AttentionCall) -> Iterable[tuple[slice | Tensor, AttentionCall]]:
@@ -173,7 +183,7 @@ def _joined(parts: Sequence[Tensor | None], back: Tensor | None, dim: int) -> An
 
 def _checked_rows(key_rows: Any, seqlen_q: int) -> Rows:
     if not isinstance(key_rows, Tensor):
-        return check_range("key_rows", key_rows, seqlen_q, "None, (start, stop), a slice or a tensor of group numbers")
+        return check_row_range(key_rows, seqlen_q)
     if key_rows.is_floating_point() or key_rows.is_complex() or key_rows.dtype == torch.bool:
         raise TypeError(f"key_rows: expected an integer tensor, got {key_rows.dtype}")
     if key_rows.shape != (seqlen_q,):
@@ -210,18 +220,24 @@ def _table_of_tensor(name: str, given: Tensor, grouped: bool, query: Tensor, seq
     return table[(None,) * (4 - table.dim())]
 
 
-def _table_of_pairs(name: str, given: Any, neutral: float, query: Tensor, seqlen_k: int) -> Tensor:
+def checked_pairs(name: str, given: Any, seqlen_k: int) -> list[tuple[int, int, Any]]:
+    """(start, stop, value) of pairs ((start, stop), value), whose values are not checked."""
     what = "a tensor, or pairs ((start, stop), value)"
     if not isinstance(given, (tuple, list)):
         raise TypeError(f"{name}: expected {what}, got {given!r}")
     if not given:
         raise ValueError(f"{name}: expected at least one pair ((start, stop), value), got {given!r}")
-    ranges: list[tuple[int, int, Tensor]] = []
+    ranges: list[tuple[int, int, Any]] = []
     for pair in given:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise TypeError(f"{name}: expected {what}, got {pair!r} among them")
         start, stop = check_range(name, pair[0], seqlen_k, "a range (start, stop) or a slice of keys")
-        ranges.append((start, stop, _value(name, pair[1], query)))
+        ranges.append((start, stop, pair[1]))
+    return ranges
+
+
+def _table_of_pairs(name: str, given: Any, neutral: float, query: Tensor, seqlen_k: int) -> Tensor:
+    ranges = [(*part[:2], _value(name, part[2], query)) for part in checked_pairs(name, given, seqlen_k)]
     ranges.sort(key=lambda part: part[:2])
     for (_, before, _), (start, stop, _) in pairwise(ranges):
         if start < before:
@@ -252,15 +268,20 @@ def _value(name: str, value: Any, query: Tensor) -> Tensor:
             )
         _require_values(name, value)
         return value[(None,) * (2 - value.dim())]
-    if isinstance(value, bool) or not isinstance(value, (Real, Integral)):
-        raise TypeError(f"{name}: expected a number or a tensor for each range of keys, got {value!r}")
-    number = float(value)
+    number = float(checked_number(name, value))
     if math.isnan(number) or number == math.inf or (number == -math.inf and name == "key_scale"):
         raise ValueError(f"{name}: expected {_ALLOWED[name]}, got {value!r}")
     narrow = torch.tensor([[number]], dtype=query.dtype)
     exact = narrow.item() == number
     wide = torch.promote_types(query.dtype, torch.float32)
     return (narrow if exact else torch.tensor([[number]], dtype=wide)).to(query.device)
+
+
+def checked_number(name: str, value: Any) -> Any:
+    """The value of a pair that is no tensor."""
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, (Real, Integral))):
+        raise TypeError(f"{name}: expected a number or a tensor for each range of keys, got {value!r}")
+    return value
 
 
 _ALLOWED = {"key_scale": "finite numbers", "key_bias": "finite numbers or -inf"}

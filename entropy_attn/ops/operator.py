@@ -45,7 +45,6 @@ def run_fused(call: AttentionCall) -> Results:
     """
     if call.key.shape[1] != call.value.shape[1]:
         call = _one_group_size(call)
-    # `needs_operator` written out, which saves the host a function call
     if call.needs_gradient or torch.compiler.is_compiling() or type(call.query) is not Tensor or traced():
         return attention_operator(call, "triton")
     if call.scale is not None:
@@ -65,11 +64,6 @@ def run_fused_all(call: AttentionCall) -> AllResults:
     return attention_fused_all(call)
 
 
-def needs_operator(call: AttentionCall) -> bool:
-    """Whether something records the call that would not see a launch."""
-    return torch.compiler.is_compiling() or type(call.query) is not Tensor or traced()
-
-
 def run_sdpa(call: AttentionCall) -> Results:
     """torch's operations; a compiled graph holds the statistics as one operator."""
     if call.statistics and torch.compiler.is_compiling():
@@ -79,10 +73,7 @@ def run_sdpa(call: AttentionCall) -> Results:
 
 def attention_operator(call: AttentionCall, impl: str) -> Results:
     """The call as one node, which computes by `COMPUTATIONS[impl]`."""
-    scale = call.scale
-    if isinstance(scale, float):
-        # Times a tensor: a number would be compiled into the graph, and a new one compile it anew.
-        scale = torch.ones((), dtype=torch.float64) * scale
+    scale = scale_as_tensor(call.scale)
     start, stop = call.map_keys or (0, 0)
     if isinstance(call.key_rows, Tensor):
         raise ValueError("key_rows: expected a range of queries, got groups, which are calls of their own")
@@ -96,6 +87,11 @@ def attention_operator(call: AttentionCall, impl: str) -> Results:
         entropy if call.return_entropy else None,
         head_mean if call.map_keys else None,
     )
+
+
+def scale_as_tensor(scale: float | Tensor | None) -> Tensor | None:
+    """A number times a tensor: it would be compiled into the graph, and a new one compile it anew."""
+    return torch.ones((), dtype=torch.float64) * scale if isinstance(scale, float) else scale
 
 
 def _one_group_size(call: AttentionCall) -> AttentionCall:
@@ -137,8 +133,8 @@ def _attention(
     with torch.no_grad():
         results = COMPUTATIONS[impl].forward(call)
     # As the fake below promises; the map's rows may be padded for wide stores.
-    out = _laid_out(results[0], query)
-    lse, entropy, head_mean = (_absent(query) if t is None else t.contiguous() for t in results[1:])
+    out = laid_out(results[0], query)
+    lse, entropy, head_mean = (absent(query) if t is None else t.contiguous() for t in results[1:])
     return out, lse, entropy, head_mean
 
 
@@ -147,18 +143,18 @@ def _key_rows(start: int, stop: int) -> tuple[int, int] | None:
     return (start, stop) if stop > start else None
 
 
-def _laid_out(t: Tensor, like: Tensor) -> Tensor:
+def laid_out(t: Tensor, like: Tensor) -> Tensor:
     """Results of the operators have the layout that the kernels and the fakes allocate, whoever computed them."""
     empty = allocate_like(like, t.shape[3], t.dtype)
     return t if t.stride() == empty.stride() else empty.copy_(t)
 
 
-def _absent(query: Tensor) -> Tensor:
+def absent(query: Tensor) -> Tensor:
     """An operator returns a tensor even where there is nothing to return."""
-    return query.new_empty(0, dtype=_statistics_dtype(query))
+    return query.new_empty(0, dtype=statistics_dtype(query))
 
 
-def _statistics_dtype(query: Tensor) -> torch.dtype:
+def statistics_dtype(query: Tensor) -> torch.dtype:
     return torch.promote_types(query.dtype, torch.float32)
 
 
@@ -181,13 +177,13 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, heads, seqlen_q, _ = query.shape
     out = allocate_like(query, value.shape[3])
-    dtype = _statistics_dtype(query)
+    dtype = statistics_dtype(query)
     lse = query.new_empty((batch, heads, seqlen_q), dtype=dtype)
-    entropy = torch.empty_like(lse) if return_entropy else _absent(query)
+    entropy = torch.empty_like(lse) if return_entropy else absent(query)
     if map_stop > map_start:
         head_mean = query.new_empty((batch, seqlen_q, map_stop - map_start), dtype=dtype)
     else:
-        head_mean = _absent(query)
+        head_mean = absent(query)
     return out, lse, entropy, head_mean
 
 
@@ -244,33 +240,33 @@ def _attention_backward(
     grads = (grad_out, grad_lse, grad_entropy, grad_map)
     computed = COMPUTATIONS[impl].backward(call, (out, lse, entropy), grads, tuple(needs))
     inputs: tuple[Any, ...] = (query, key, value, attn_mask, scale)  # a gradient that is there has an input
-    return [_absent(query) if t is None else _gradient_like(of, t) for t, of in zip(computed, inputs, strict=True)]
+    return [absent(query) if t is None else gradient_like(of, t) for t, of in zip(computed, inputs, strict=True)]
 
 
 @_attention_backward.register_fake
 def _(query: Tensor, *rest: Any) -> list[Tensor]:
     inputs, needs = (query, *rest[:4]), rest[15]  # after tensors and options
-    return [_gradient_like(t) if need else _absent(query) for t, need in zip(inputs, needs, strict=True)]
+    return [gradient_like(t) if need else absent(query) for t, need in zip(inputs, needs, strict=True)]
 
 
-def _gradient_like(t: Tensor, computed: Tensor | None = None) -> Tensor:
+def gradient_like(t: Tensor, computed: Tensor | None = None) -> Tensor:
     """The gradient of `t` in the layout that both the operator and its fake give it: dense for a mask or a scale."""
     if t.dim() == 4:
-        return allocate_like(t, t.shape[3]) if computed is None else _laid_out(computed, t)
+        return allocate_like(t, t.shape[3]) if computed is None else laid_out(computed, t)
     return t.new_empty(t.shape) if computed is None else computed.contiguous()
 
 
-def _no_second_order(ctx: Any, *grads: Tensor | None) -> None:
+def no_second_order(ctx: Any, *grads: Tensor | None) -> None:
     raise NotImplementedError("the fused attention has no second derivative; impl='reference' has")
 
 
-def _no_vmap(info: Any, in_dims: Any, *arguments: Any) -> None:
+def no_vmap(info: Any, in_dims: Any, *arguments: Any) -> None:
     raise Unsupported(
         "triton or sdpa", ['inside torch.vmap: put that dimension into the batch, or use impl="reference"']
     )
 
 
-_attention.register_vmap(_no_vmap)
-_attention_backward.register_vmap(_no_vmap)
+_attention.register_vmap(no_vmap)
+_attention_backward.register_vmap(no_vmap)
 _attention.register_autograd(_backward, setup_context=_setup)
-_attention_backward.register_autograd(_no_second_order)
+_attention_backward.register_autograd(no_second_order)

@@ -15,6 +15,7 @@ import torch
 from entropy_attn.errors import Unroutable
 from entropy_attn.mix import Mix
 from entropy_attn.ops import api as ops
+from entropy_attn.ops.key_groups import named_tensors
 from entropy_attn.ops.response import response_and_variance
 from entropy_attn.recorders.base import Parts, Probabilities, Recorder, unknown_rows
 from entropy_attn.routing.calls import (
@@ -77,9 +78,10 @@ class Router:
             any_policy(policy, name) or getattr(mix, name, False)
             for name in ("needs_timestep", "needs_sigma", "needs_num_steps")
         )
-        # What such policies return is no part of a graph of torch.compile, whose scale has one number for each head.
-        untraceable = any_policy(policy, "gives_key_groups") or any_policy(policy, "gives_sample_scales")
-        self.untraceable = untraceable or mix is not None
+        # A graph of torch.compile that asks for a scale alone gets one number for each head.
+        more = any_policy(policy, "gives_key_groups") or any_policy(policy, "gives_sample_scales")
+        self.needs_whole_calls = more or mix is not None
+        self.denoiser_calls = 0  # how many there were
         self._knows_branches = any(each.branches is None for each in followers)  # `apply` checks the pipeline for them
         self._halvings, self.blocks = halvings or {}, blocks
         self._running = threading.local()
@@ -90,6 +92,7 @@ class Router:
         """The denoiser runs in this thread while the block lasts."""
         outer = getattr(self._running, "call", None)
         self._running.call = self._latest = call
+        self.denoiser_calls += 1
         try:
             yield
         finally:
@@ -122,23 +125,25 @@ class Router:
         *,
         record: bool = True,
         spread_keys: bool = False,
+        traced: bool = False,
     ) -> torch.Tensor:
         """Attention in place of torch's scaled_dot_product_attention.
 
         record: False hides the call from recorders.
         spread_keys: the keys are one device's part of those that the queries attend to.
+        traced: a graph of torch.compile makes the call, which knows of no tensors of the policy.
         """
         call = self._denoiser_call()
         texts = None if call is None else call.texts
         if call is not None and isinstance(texts, TextRows):
             first, of_rows = texts.divide(layer_call, arguments, call.batch, call.image_tokens)
-            out, scale = self._answer(layer_call, first, call, of_rows, record, spread_keys)
+            out, scale = self._answer(layer_call, first, call, of_rows, record, spread_keys, traced)
             scale = scale if self.rows == "all" else arguments.scale
             return texts.behind(out, layer_call, of_rows, scale, call.image_tokens)
         of_own_text = None
         if isinstance(texts, TwoTexts) and layer_call.kind == "cross" and layer_call.text == "all":
             arguments, of_own_text = texts.split(layer_call, arguments)
-        return self._answer(layer_call, arguments, call, of_own_text, record, spread_keys)[0]
+        return self._answer(layer_call, arguments, call, of_own_text, record, spread_keys, traced)[0]
 
     def _answer(
         self,
@@ -148,6 +153,7 @@ class Router:
         of_own_text: AttentionArguments | None,
         record: bool,
         spread_keys: bool,
+        traced: bool,
     ) -> tuple[torch.Tensor, float | torch.Tensor | None]:
         """What a layer gets of a call with one text, and the scale of the first answer.
 
@@ -179,6 +185,8 @@ class Router:
         if isinstance(chosen, KeyGroups) and layer_call.kind == "joint" and of_own_text is not None:
             reason = "KeyGroups are for the tokens of one text; give another policy, or a mix without a text of its own"
             raise Unroutable(f"layer {layer_call.layer!r}", [reason])
+        if traced:
+            self.refuse_gradients(chosen)
         recordings = self._recordings(layer_call, info, shards) if record else None
         other = None if self.mixing is None else self.mixing.other(info)
         if other is None:
@@ -238,11 +246,22 @@ class Router:
         chosen = resolve_scale(self.policy, info) if self.layers.takes(info) else None
         if isinstance(chosen, KeyGroups):
             reason = (
-                f"scale={self.policy!r}: KeyGroups are no part of a graph of torch.compile; give the policy an "
-                "attribute gives_key_groups = True, which keeps its calls outside"
+                f"scale={self.policy!r}: KeyGroups are no part of a graph of torch.compile that is made for scales "
+                "alone; give the policy an attribute gives_key_groups = True"
             )
             raise Unroutable(f"layer {layer_call.layer!r}", [reason])
         return chosen
+
+    def refuse_gradients(self, chosen: Scale) -> None:
+        """Raise ValueError for what a policy returned in a graph that would not differentiate it."""
+        given: list[Any] = [chosen]
+        if isinstance(chosen, KeyGroups):
+            tables = (("key_scale", chosen.key_scale), ("key_bias", chosen.key_bias))
+            given = [chosen.scale, *(t for name, table in tables for t in named_tensors(name, table).values())]
+        if any(isinstance(each, torch.Tensor) and each.requires_grad for each in given):
+            raise ValueError(
+                f"scale policy {self.policy!r} returned a tensor with a gradient, which torch.compile would lose"
+            )
 
     def _placed(
         self,

@@ -41,7 +41,9 @@ class CallInfo:
             the weight 1 (Stable Diffusion), infinite for noise alone, or the noise's share from 1 to 0 (flow matching).
             None if it is not known, or if no policy asked for it by an attribute `needs_sigma = True`.
         num_steps: number of steps of the generation, counted as `step` is. None if it is not known.
-        batch: number of samples B of the call. None in a graph of torch.compile.
+        batch: number of samples B of the call. None in a graph of torch.compile that asks for scales of heads alone:
+            without recorders and a mix, and if no policy has one of the attributes `gives_sample_scales`,
+            `gives_key_groups` and `needs_branches`.
         branches: for each sample its branch of guidance, "cond" or "uncond"; "all" where the batch has none. None if no
             policy asked for them by an attribute `needs_branches = True`.
         block: number of the layer's block, from 0, among the blocks that have a routed layer, in the order in which the
@@ -195,8 +197,8 @@ def _checked(scale: object, policy: Policy, info: CallInfo) -> float | torch.Ten
     shapes = f"() or {heads}" if info.batch is None else f"(), {heads} or ({info.batch}, {info.num_heads})"
     if info.batch is None and isinstance(scale, torch.Tensor) and scale.dim() == 2:
         got += (
-            "; a scale for each sample is no part of a graph of torch.compile: give the policy an attribute "
-            "gives_sample_scales = True, which keeps its calls outside"
+            "; a scale for each sample is no part of a graph of torch.compile that is made for scales of heads alone: "
+            "give the policy an attribute gives_sample_scales = True"
         )
     raise error(
         f"scale of policy {policy!r} for layer {info.layer!r}: expected None, KeyGroups, a finite number, or a "

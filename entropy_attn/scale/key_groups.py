@@ -20,7 +20,7 @@ class KeyGroups(Settings):
 
     The arguments have the meanings of those of `ea.attention`, which checks them: the logits of a row are
     s_ij = scale * f_j * (q_i . k_j) + b_j + mask_ij. A policy that returns it states that with an attribute
-    `gives_key_groups = True`: its calls then stay outside of the graphs of torch.compile.
+    `gives_key_groups = True`: in a graph of torch.compile its calls then are operators that ask it.
 
     Args:
         scale: None for the model's default scale, a number, or a tensor of shape (), (H,) or (B, H).

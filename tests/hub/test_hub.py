@@ -24,6 +24,7 @@ CHILD = Path(__file__).with_name("child.py")
 REPO_ID = "owner/entropy-attn"
 BACKENDS = ("cpu", "cuda", "rocm")
 HERE = "cuda" if torch.version.cuda else "rocm" if torch.version.hip else "cpu"  # what `kernels` takes here
+OPERATORS = ("attention", "attention_all", "attention_all_backward", "attention_backward")
 PUBLIC = ["AttentionOutput", "Unsupported", "attention", "scaled_dot_product_attention", "unsupported_reasons"]
 NEEDED = {"torch", "triton", *sys.stdlib_module_names}
 STATISTICS = ("grad_out", "grad_lse", "grad_entropy", "grad_map")
@@ -165,15 +166,13 @@ def test_it_computes_without_the_package(kernel, tmp_path):
     assert found["public"] == PUBLIC
     assert found["from the repository"] == [str(CHILD)]
     assert found["id"].startswith(f"_entropy_attn_{HERE}_")
-    assert found["operators"] == [f"{found['id']}::attention", f"{found['id']}::attention_backward"]
+    assert found["operators"] == [f"{found['id']}::{name}" for name in OPERATORS]
 
 
 def test_it_computes_beside_the_package(kernel, tmp_path):
     torch.save(calls("triton")[:1], tmp_path / "calls.pt")
     found = child("beside", kernel, tmp_path, str(ROOT))
-    assert found["operators"] == [
-        f"{space}::{name}" for space in (found["id"], "entropy_attn") for name in ("attention", "attention_backward")
-    ]
+    assert found["operators"] == [f"{space}::{name}" for space in (found["id"], "entropy_attn") for name in OPERATORS]
     check(calls("triton")[:1], found["answers"][1])
     for one, other in zip(found["answers"][:-1], found["answers"][1:], strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)

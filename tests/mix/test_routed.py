@@ -392,16 +392,6 @@ def test_calls_that_cannot_be_answered_twice():
     refused("the image has 6 queries and 3 keys", key=q[:, :, :3])
 
 
-@torch.no_grad()
-def test_a_compiled_model_mixes_outside_of_its_graphs():
-    denoiser = CASES["pixart"].make()
-    with ea.apply(denoiser, None, mix=SoftPAG(0.5), train_size=16):
-        wanted = run("pixart", denoiser)
-        torch._dynamo.reset()
-        torch.testing.assert_close(run("pixart", torch.compile(denoiser, backend="eager")), wanted)
-    torch._dynamo.reset()
-
-
 def test_layers_that_are_not_mixed_are_answered_once():
     """By identity of the answers: nothing is computed for a mix that says None."""
     pipe, spy = make_pipe("sd1"), Spy()

@@ -312,24 +312,6 @@ def test_the_triton_kernels_refuse_gradients_of_these_arguments_by_name():
             ea.attention(q, k, v, impl="triton", **options)
 
 
-def test_a_compiled_function_calls_them_outside_of_its_graph():
-    q, k, v = make_qkv()
-
-    def call(q):
-        return ea.attention(q * 2.0, k, v, key_bias=[((0, 5), 1.0)], key_rows=(3, 9), statistics=("variance",)).variance
-
-    torch._dynamo.reset()
-    torch.testing.assert_close(torch.compile(call, backend="aot_eager")(q), call(q))
-    torch._dynamo.reset()
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="no operator of a graph"):
-        torch.compile(call, backend="aot_eager", fullgraph=True)(q)
-    torch._dynamo.reset()  # what the kernels serve as well stays in the graph
-    compiled = torch.compile(
-        lambda q: ea.attention(q, k, v, statistics=("entropy",)).entropy, fullgraph=True, backend="aot_eager"
-    )
-    torch.testing.assert_close(compiled(q), ea.attention(q, k, v, return_entropy=True).entropy)
-
-
 def test_transforms_pass_through_the_reference_alone():
     q, k, v = make_qkv(1, 2, 4, 5, 8, dtype=torch.float64)
 

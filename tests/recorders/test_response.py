@@ -106,7 +106,7 @@ def test_text_alone_and_cross_attention_are_left_out():
     assert wanted == ["response", None, None, None]
 
 
-def test_under_torch_compile_it_records_outside_of_the_graphs():
+def test_under_torch_compile():
     eager, compiled = ResponseRecorder(branches=("all",)), ResponseRecorder(branches=("all",))
     for recorder in (eager, compiled):
         denoiser = CASES["sd3"].make()

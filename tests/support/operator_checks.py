@@ -125,7 +125,8 @@ def check_layouts(impl: str, device: str) -> None:
         make = LAYOUTS[name]
         tensors = tuple(make().to(device) for _ in range(3))
         scale = torch.full((tensors[0].shape[1],), 0.3, device=device)
-        compiled = torch.compile(step, backend=aot_autograd(fw_compiler=_strict, bw_compiler=_strict), fullgraph=True)
+        backend = aot_autograd(fw_compiler=strict_strides, bw_compiler=strict_strides)
+        compiled = torch.compile(step, backend=backend, fullgraph=True)
         torch._dynamo.reset()
         found, expected = (_with_strides(function, tensors, scale, impl) for function in (compiled, step))
         for ours, eager in zip(found, expected, strict=True):
@@ -154,7 +155,7 @@ def _with_strides(function: Callable[..., Tensor], tensors: tuple[Tensor, ...], 
     return torch.autograd.grad(function(*leaves, *arguments), leaves)
 
 
-def _strict(module: torch.fx.GraphModule, example_inputs: list) -> Callable:
+def strict_strides(module: torch.fx.GraphModule, example_inputs: list) -> Callable:
     """Runs a graph, and compares the strides of our operators' results with those that the compiler assumed."""
 
     class Strict(torch.fx.Interpreter):

@@ -18,7 +18,7 @@ from entropy_attn.errors import Unroutable
 from entropy_attn.integrations.diffusers.branches import parts_for
 from entropy_attn.integrations.diffusers.compiled import NUMBER, number_of, trace_layer
 from entropy_attn.integrations.diffusers.generation import GenerationTracker
-from entropy_attn.integrations.diffusers.layers import kind_of, layer_call_of, run_layer
+from entropy_attn.integrations.diffusers.layers import attend_of, kind_of, layer_call_of, of_diffusers, run_layer
 from entropy_attn.integrations.diffusers.models import LayerRule, model_of
 from entropy_attn.integrations.diffusers.module_calls import unwrap_call, wrap_call, wrapper_of
 from entropy_attn.integrations.diffusers.own_text import check_own_text, refuse, with_own_text
@@ -65,8 +65,12 @@ class Handle:
         self._names = {module: name for name, module in self.modules.items()}
         self._number = number_of(self)
         self._by_call = any(rule.kind == "call" for rule in self.rules.values())
-        # Outside of the graphs of torch.compile: records, calls that are split or mixed, key groups, scales of samples.
-        self._traceable = not router.recorders and router.rows == "all" and not router.untraceable
+        self._per_sample = any(rule.per_sample for rule in self.rules.values())
+        self._traceable = True
+        # In the graphs of torch.compile an attention call is one operator where there is more to it than a scale.
+        self._watches = bool(router.recorders)
+        self._whole = self._watches or router.rows != "all" or router.needs_whole_calls
+        self._records = any(not isinstance(each, PolicyRecorder) for each in router.recorders)
         self._parameters = tuple(inspect.signature(type(denoiser).forward).parameters)[1:]
         self._pipe = weakref.ref(pipe) if pipe is not None else lambda: None
         null_label = getattr(denoiser.config, "num_embeds_ada_norm", None)
@@ -352,13 +356,28 @@ class Handle:
             name = self._names[module]
             return run_layer(self.router, name, module, self.rules[name], call, args, kwargs)
         traceable = self._traceable and parallel_config_of(self.denoiser) is None
-        if traceable and module.__dict__[COPY][1] is not None:
-            return trace_layer(self._number, self._by_call, module, call, args, kwargs)
+        if traceable and module.__dict__[COPY][1] is not None and (not self._whole or self._has_operator(module)):
+            how = self._by_call, self._per_sample, self._whole
+            return trace_layer(self._number, *how, module, call, args, kwargs)
         return self._call_untraced(module, call, args, kwargs)
 
-    @torch.compiler.disable  # recorders are plain Python; the code between the layers is compiled
+    def _has_operator(self, module: AttentionLayer) -> bool:
+        """Whether the operator serves a layer: it records nothing with gradients, and not by the keys of a text."""
+        if self._records and torch.is_grad_enabled():
+            return False
+        return not self._watches or of_diffusers(module.__dict__[COPY][1])
+
+    @torch.compiler.disable  # the code between the layers is compiled
     def _call_untraced(self, *arguments: Any) -> Any:
         return self._call_layer(*arguments)
+
+    def traced_attend(
+        self, number: int, of_call: tuple[Kind, str | None] | None, index: int, samples: int, *, record: bool = True
+    ) -> Callable[..., torch.Tensor]:
+        """What takes an attention call of a layer that torch.compile has traced. of_call: see `attend_of`."""
+        name = self.layers[number]
+        watching = record and self.router.watching
+        return attend_of(self.router, name, self.modules[name], self.rules[name], of_call, samples, index, watching)
 
     def layer_call(self, number: int, kind: tuple[Kind, str | None] | None, index: int) -> LayerCall:
         """An attention call of a layer that torch.compile has traced. kind: None where the rule states it."""

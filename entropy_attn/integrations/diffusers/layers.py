@@ -35,9 +35,10 @@ class _Attend:
     calls: the call with an index; None for one call too many.
     watching: whether they are recorded.
     text_keys: those of the layer's text, for a processor that may attend to other texts too; see `text_keys_of`.
+    traced: see `Router.attention`.
     """
 
-    __slots__ = ("calls", "count", "module", "recorded", "router", "text_keys", "watching")
+    __slots__ = ("calls", "count", "module", "recorded", "router", "text_keys", "traced", "watching")
 
     def __init__(
         self,
@@ -46,12 +47,14 @@ class _Attend:
         calls: Callable[[int], LayerCall | None],
         watching: bool,
         text_keys: torch.Tensor | None,
+        traced: bool = False,
     ):
         self.router = router
         self.watching = watching
         self.module = module
         self.calls = calls
         self.text_keys = text_keys
+        self.traced = traced
         self.count = self.recorded = 0
 
     def __call__(self, *args: Any, spread_keys: bool = False, **kwargs: Any) -> torch.Tensor:
@@ -59,19 +62,20 @@ class _Attend:
         arguments = AttentionArguments(*args, **kwargs)
         call = self.calls(self.count)
         self.count += 1
+        options = {"spread_keys": spread_keys, "traced": self.traced}
         if not self.watching:
-            return self.router.attention(call or self.first, arguments, record=False, spread_keys=spread_keys)
+            return self.router.attention(call or self.first, arguments, record=False, **options)
         if self.text_keys is not None:
             key = arguments.key
             if key.shape != self.text_keys.shape or not torch.allclose(key, self.text_keys, rtol=1e-2, atol=1e-3):
-                return self.router.attention(self.first, arguments, record=False, spread_keys=spread_keys)
+                return self.router.attention(self.first, arguments, record=False, **options)
             call = self.first
             if self.recorded:
                 raise Unroutable(f"layer {call.layer!r}", [self.several()])
         if call is None:
             raise Unroutable(f"layer {self.first.layer!r}", [self.several()])
         self.recorded += 1
-        return self.router.attention(call, arguments, spread_keys=spread_keys)
+        return self.router.attention(call, arguments, **options)
 
     @property
     def first(self) -> LayerCall:
@@ -106,7 +110,9 @@ def run_layer(
     """Call a layer; the router takes its attention calls."""
     watching = router.watching
     text_keys = text_keys_of(module, rule, *args, **kwargs) if watching else None
-    attend = _Attend(router, module, _calls(name, module, rule, args, kwargs), watching, text_keys)
+    kind, text = kind_by_context(module, *args, **kwargs) if rule.kind == "call" else kind_of(rule)
+    samples = len(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]) if rule.per_sample else 0
+    attend = _Attend(router, module, _calls(name, module, rule, kind, text, samples), watching, text_keys)
     copied = has_copy(module)
     if copied:
         outer = calling.layer, calling.attend
@@ -139,7 +145,7 @@ def text_keys_of(
     None for processors of diffusers, which attend to what their layer receives, and for layers that make their keys in
     other ways.
     """
-    if type(module.processor).__module__.startswith("diffusers.") or not isinstance(module, Attention):
+    if of_diffusers(module.processor) or not isinstance(module, Attention):
         return None
     kind = kind_by_context(module, hidden_states, encoder_hidden_states)[0] if rule.kind == "call" else rule.kind
     if kind != "cross" or not isinstance(encoder_hidden_states, torch.Tensor):
@@ -152,6 +158,11 @@ def text_keys_of(
         )
         keys = module.to_k(states).unflatten(-1, (-1, module.inner_dim // module.heads)).transpose(1, 2)
         return keys if module.norm_k is None else module.norm_k(keys)
+
+
+def of_diffusers(processor: Any) -> bool:
+    """Whether a processor, or the one that it is a copy of, comes with diffusers."""
+    return type(processor).__module__.startswith("diffusers.")
 
 
 def _torch_backend(module: AttentionLayer) -> bool:
@@ -175,14 +186,28 @@ def _explain(module: AttentionLayer) -> str:
     return f"its processor, {type(module.processor).__name__}, makes no scaled_dot_product_attention call; {_REMEDY}"
 
 
+def attend_of(
+    router: Router,
+    name: str,
+    module: AttentionLayer,
+    rule: LayerRule,
+    of_call: tuple[Kind, str | None] | None,
+    samples: int,
+    index: int,
+    watching: bool,
+) -> Callable[..., torch.Tensor]:
+    """What takes the index-th attention call of a traced layer; of_call: None where the rule states the kind."""
+    kind, text = kind_of(rule) if of_call is None else of_call
+    attend = _Attend(router, module, _calls(name, module, rule, kind, text, samples), watching, None, traced=True)
+    attend.count = index
+    return attend
+
+
 def _calls(
-    name: str, module: AttentionLayer, rule: LayerRule, args: tuple, kwargs: dict[str, Any]
+    name: str, module: AttentionLayer, rule: LayerRule, kind: Kind, text: str | None, samples: int
 ) -> Callable[[int], LayerCall | None]:
     """What the attention calls within one call of a layer attend to, by their index; None for one too many."""
-    by_call = rule.kind == "call"
-    kind, text = kind_by_context(module, *args, **kwargs) if by_call else kind_of(rule)
     if rule.per_sample:
-        samples = len(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
         return lambda index: LayerCall(name, kind, cast(Any, text), sample=index, samples=samples)
     text_call = _text_call(module, rule)
     if text_call is None:

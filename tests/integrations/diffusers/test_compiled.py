@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from entropy_attn.integrations.diffusers import apply
-from entropy_attn.recorders.entropy import EntropyRecorder
-from entropy_attn.recorders.layer_maps import LayerMapRecorder
 from entropy_attn.scale import Fixed, LogN
+from tests.support.compiled_denoisers import call_at, graphs
 from tests.support.tiny_denoisers import CASES
 from tests.support.tiny_models import Spy
 
@@ -23,38 +22,6 @@ def fresh():
     torch.compiler.reset()
     yield
     torch.compiler.reset()
-
-
-def call_at(name: str, size: Any, step: int) -> dict[str, Any]:
-    """The arguments of the call at a step; each step has a different timestep."""
-    call = CASES[name].call(*size)
-    timestep = "t" if "t" in call else "timestep"
-    return {**call, timestep: call[timestep] + step}
-
-
-def graphs(
-    name: str, denoiser: Any, repeated: bool, sizes: Any = None, **compile: Any
-) -> tuple[int, list[torch.Tensor]]:
-    """The number of graphs that torch.compile makes of these calls, and their outputs."""
-    torch._dynamo.reset()
-    count = 0
-
-    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
-        nonlocal count
-        count += 1
-        return graph.forward
-
-    outputs = []
-    if repeated:
-        denoiser.compile_repeated_blocks(backend=backend, fullgraph=True)
-    else:
-        denoiser.compile(backend=backend, fullgraph=True)
-    with torch.no_grad():
-        for step, size in enumerate(sizes or CASES[name].sizes[:1] * 3):
-            outputs.append(denoiser(**call_at(name, size, step), return_dict=False)[0])
-    for module in denoiser.modules():
-        module._compiled_call_impl = None
-    return count, outputs
 
 
 def tall(name: str) -> Any:
@@ -116,19 +83,6 @@ def test_other_sizes_make_no_more_graphs_than_without_routing(name: str, sizes: 
     assert routed <= plain
     for ours, other in zip(outputs, eager, strict=True):
         torch.testing.assert_close(ours, other, rtol=1e-3, atol=1e-4)
-
-
-def test_recording_works_outside_of_the_graphs():
-    denoiser, recorder = CASES["sd3"].make(), EntropyRecorder()
-    maps, eager = LayerMapRecorder((2,), "image"), LayerMapRecorder((2,), "image")
-    with apply(denoiser, record=eager), torch.no_grad():
-        denoiser(**CASES["sd3"].call(8, 8))
-    with apply(denoiser, record=[recorder, maps]) as handle, torch.no_grad():
-        compiled = torch.compile(denoiser, backend="eager")
-        compiled(**CASES["sd3"].call(8, 8))
-        assert len(recorder) == len(handle.layers)
-    for layer, expected in eager.maps().items():
-        torch.testing.assert_close(maps.maps()[layer], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_policy_with_a_gradient_is_refused():

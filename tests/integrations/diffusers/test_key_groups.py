@@ -211,23 +211,6 @@ def test_what_is_refused():
     assert not pipe.unet._forward_pre_hooks and run("flux", denoiser) is not None
 
 
-@torch.no_grad()
-def test_a_compiled_model_calls_them_outside_of_its_graphs():
-    denoiser = CASES["flux"].make()
-    with apply(denoiser, TACA(2.0, from_timestep=None)):
-        wanted = run("flux", denoiser)
-        torch._dynamo.reset()
-        compiled = torch.compile(denoiser, backend="eager")
-        torch.testing.assert_close(run("flux", compiled), wanted)
-    torch._dynamo.reset()
-    undeclared = TACA(2.0, from_timestep=None)
-    with apply(denoiser, lambda info: undeclared(info)):
-        compiled = torch.compile(denoiser, backend="eager")
-        with pytest.raises(Unroutable, match="gives_key_groups = True"):
-            run("flux", compiled)
-    torch._dynamo.reset()
-
-
 def test_the_entropy_is_held_from_the_second_step_on():
     """By a scale for each head, from what the step before measured, in the image's layers alone."""
     pipe, recorder = make_pipe(), EntropyRecorder()
