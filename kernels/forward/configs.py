@@ -212,7 +212,9 @@ def _schedules(chosen: ForwardConfig, head_dims: tuple[int, int], whole_blocks: 
     if whole_blocks:  # its compiler deals registers out by itself: a limit would count them for all its warps
         others.append(replace(chosen, schedule="specialized", num_warps=4, max_registers=None))
     if max(head_dims) <= 128 and all(len(head_dim_chunks(d)) == 1 for d in head_dims):
-        others += [replace(chosen, schedule="rotated", block_n=n) for n in (chosen.block_n, chosen.block_n // 2)]
+        # Exchanges for the sums keep the exponentials where they are: by lane, ptxas moves them out of the overlap.
+        sizes = (chosen.block_n, chosen.block_n // 2)
+        others += [replace(chosen, schedule="rotated", block_n=n, by_lane=False) for n in sizes]
     if head_dims[0] == head_dims[1]:  # with the output in the place of the queries
         others += [_pingpong(tiles) for tiles in feasible_tiles(head_dims[0])]
     return others
