@@ -107,7 +107,12 @@ _POINTERS: dict[str, list[_Row]] = {
         _Row(192, 128, 16, 8, 2, 64, by_lane=True),
         _Row(256, 32, 32, 4, 2, 128),
     ],
-    "gfx942": [_Row(64, 128, 64, 4, 1, 256, by_lane=True), _Row(256, 128, 32, 4, 1, 128, by_lane=True)],
+    "gfx942": [
+        _Row(64, 128, 64, 4, 1, 256, by_lane=True),
+        _Row(80, 128, 32, 4, 1, 128, by_lane=True),
+        _Row(96, 128, 32, 4, 1, 128),  # by lane, 8 instead of 12 waves would run at a time
+        _Row(256, 128, 32, 4, 1, 128, by_lane=True),
+    ],
 }
 # The mask's tile needs registers as well, most where its rows are not aligned.
 _MASKED: dict[str, list[_Row]] = {
