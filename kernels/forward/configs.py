@@ -39,6 +39,7 @@ class ForwardConfig:
     max_chunk: int = MAX_HEAD_DIM  # the widest of these; 64 or 128 where wider tiles of a product spill
     schedule: str = "plain"  # of the loop, one of SCHEDULES
     max_registers: int | None = None  # NVIDIA: keeps the assembler from its occasional collapse to 32 registers
+    by_lane: bool = False  # each lane keeps its part of the sums over a row until the last block: common/softmax.py
 
     def in_chunks(self, head_dim: int) -> HeadDim:
         """A head dim as the kernel holds it."""
@@ -68,34 +69,50 @@ class _Row(NamedTuple):
     num_warps: int
     num_stages: int
     max_chunk: int
+    by_lane: bool = False  # where that takes fewer instructions and does not spill
 
 
 _DESCRIPTORS: dict[str, list[_Row]] = {
-    "sm_90": [_Row(176, 128, 128, 8, 2, 256), _Row(256, 128, 64, 8, 2, 128)],
+    "sm_90": [
+        _Row(96, 128, 128, 8, 2, 256, by_lane=True),
+        _Row(112, 128, 128, 8, 2, 256),
+        _Row(128, 128, 128, 8, 2, 256, by_lane=True),
+        _Row(176, 128, 128, 8, 2, 256),
+        _Row(256, 128, 64, 8, 2, 128),
+    ],
     "sm_100": [_Row(96, 128, 128, 8, 2, 256), _Row(256, 128, 64, 8, 2, 128)],
-    "sm_120": [_Row(192, 128, 64, 8, 2, 256), _Row(256, 128, 32, 8, 2, 128)],
+    "sm_120": [
+        _Row(128, 128, 64, 8, 2, 256, by_lane=True),
+        _Row(192, 128, 64, 8, 2, 256),
+        _Row(256, 128, 32, 8, 2, 128),
+    ],
 }
 _AMPERE: list[_Row] = [
-    _Row(80, 128, 64, 8, 3, 256),
-    _Row(96, 128, 64, 8, 2, 256),
-    _Row(112, 128, 32, 8, 2, 64),
-    _Row(128, 128, 64, 8, 2, 64),
-    _Row(192, 128, 16, 8, 2, 64),
+    _Row(80, 128, 64, 8, 3, 256, by_lane=True),
+    _Row(96, 128, 64, 8, 2, 256, by_lane=True),
+    _Row(112, 128, 32, 8, 2, 64, by_lane=True),
+    _Row(128, 128, 64, 8, 2, 64, by_lane=True),
+    _Row(192, 128, 16, 8, 2, 64, by_lane=True),
     _Row(256, 32, 32, 4, 2, 128),
 ]
 _POINTERS: dict[str, list[_Row]] = {
     "sm_80": _AMPERE,
     "sm_89": _AMPERE,
-    "sm_90": [_Row(160, 128, 64, 8, 2, 256), _Row(256, 128, 32, 8, 2, 128)],
+    "sm_90": [_Row(160, 128, 64, 8, 2, 256, by_lane=True), _Row(256, 128, 32, 8, 2, 128, by_lane=True)],
     "sm_100": [_Row(192, 128, 64, 8, 2, 256), _Row(256, 128, 32, 8, 2, 128)],
     "sm_120": [
-        _Row(96, 128, 32, 8, 2, 256),
-        _Row(112, 64, 16, 4, 2, 64),
-        _Row(128, 128, 64, 8, 2, 64),
-        _Row(192, 128, 16, 8, 2, 64),
+        _Row(96, 128, 32, 8, 2, 256, by_lane=True),
+        _Row(112, 64, 16, 4, 2, 64, by_lane=True),
+        _Row(128, 128, 64, 8, 2, 64, by_lane=True),
+        _Row(192, 128, 16, 8, 2, 64, by_lane=True),
         _Row(256, 32, 32, 4, 2, 128),
     ],
-    "gfx942": [_Row(64, 128, 64, 4, 1, 256), _Row(256, 128, 32, 4, 1, 128)],
+    "gfx942": [
+        _Row(64, 128, 64, 4, 1, 256, by_lane=True),
+        _Row(80, 128, 32, 4, 1, 128, by_lane=True),
+        _Row(96, 128, 32, 4, 1, 128),  # by lane, 8 instead of 12 waves would run at a time
+        _Row(256, 128, 32, 4, 1, 128, by_lane=True),
+    ],
 }
 # The mask's tile needs registers as well, most where its rows are not aligned.
 _MASKED: dict[str, list[_Row]] = {
@@ -162,7 +179,7 @@ def forward_candidates(
 ) -> list[ForwardConfig]:
     """What autotuning tries for a call: the table's choice first, then its neighbors."""
     if target == INTERPRETER:
-        return [ForwardConfig(64, 64, 4, 1), ForwardConfig(32, 64, 4, 1)]
+        return [ForwardConfig(64, 64, 4, 1, by_lane=True), ForwardConfig(32, 64, 4, 1, by_lane=True)]
     require_target(target)
     width = width_held(head_dim, head_dim_v)
     amd = target.startswith("gfx")
@@ -178,7 +195,7 @@ def forward_candidates(
     if by_key and has_mask and target == "sm_120" and width > 192:  # its blocks cannot have fewer keys
         chosen = replace(chosen, block_m=32, num_warps=4)
     elif by_key:
-        chosen = replace(chosen, block_n=max(LEAST_KEYS, chosen.block_n // 2))
+        chosen = replace(chosen, block_n=max(LEAST_KEYS, chosen.block_n // 2), by_lane=chosen.by_lane and not amd)
     neighbours = [
         chosen,
         replace(chosen, block_n=chosen.block_n // 2),
@@ -200,7 +217,9 @@ def _schedules(chosen: ForwardConfig, head_dims: tuple[int, int], whole_blocks: 
     if whole_blocks:  # its compiler deals registers out by itself: a limit would count them for all its warps
         others.append(replace(chosen, schedule="specialized", num_warps=4, max_registers=None))
     if max(head_dims) <= 128 and all(len(head_dim_chunks(d)) == 1 for d in head_dims):
-        others += [replace(chosen, schedule="rotated", block_n=n) for n in (chosen.block_n, chosen.block_n // 2)]
+        # Exchanges for the sums keep the exponentials where they are: by lane, ptxas moves them out of the overlap.
+        sizes = (chosen.block_n, chosen.block_n // 2)
+        others += [replace(chosen, schedule="rotated", block_n=n, by_lane=False) for n in sizes]
     if head_dims[0] == head_dims[1]:  # with the output in the place of the queries
         others += [_pingpong(tiles) for tiles in feasible_tiles(head_dims[0])]
     return others
@@ -209,7 +228,7 @@ def _schedules(chosen: ForwardConfig, head_dims: tuple[int, int], whole_blocks: 
 def _pingpong(tiles: Tiles) -> ForwardConfig:
     return ForwardConfig(
         tiles.groups * ROWS, tiles.block_n, WARPS_A_GROUP, tiles.stages, descriptors=True, schedule="pingpong",
-        max_registers=tiles.max_registers,
+        max_registers=tiles.max_registers, by_lane=True,
     )  # fmt: skip
 
 
@@ -220,5 +239,5 @@ def _row(rows: list[_Row], width: int) -> _Row:
 def _from_row(target: str, row: _Row, descriptors: bool = False) -> ForwardConfig:
     return ForwardConfig(
         row.block_m, row.block_n, row.num_warps, row.num_stages, descriptors,
-        max_chunk=row.max_chunk, max_registers=max_registers(target),
+        max_chunk=row.max_chunk, max_registers=max_registers(target), by_lane=row.by_lane,
     )  # fmt: skip

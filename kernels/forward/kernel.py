@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from ..common.chunks import load_chunk, store_chunks, zeros
-from ..common.softmax import mass_sum, online_softmax, square_sum
+from ..common.softmax import LANES, by_lane, mass_sum, online_softmax, over_lanes, square_sum
 from ..common.tensors import Described
 from ..common.tiles import (
     ADDED_MASK,
@@ -35,13 +35,16 @@ ROTATED = tl.constexpr(2)
 
 
 class Sums(NamedTuple):
-    """What the loop carries from block to block of keys, relative to the running maximum m."""
+    """What the loop carries from block to block of keys, relative to the running maximum m.
+
+    The sums are [BLOCK_M], or BY_LANE [BLOCK_M, LANES].
+    """
 
     m: Any  # [BLOCK_M], in the unit of the scores
-    l: Any  # [BLOCK_M], the sum of p  # noqa: E741  the formulas' letter
-    e: Any  # [BLOCK_M], the sum of p * log(p), in the unit of the scores
-    squares: Any  # [BLOCK_M], the sum of p * log(p)**2, in that unit squared
-    mass: Any  # [BLOCK_M], the sum of p over some keys
+    l: Any  # the sum of p  # noqa: E741  the formulas' letter
+    e: Any  # the sum of p * log(p), in the unit of the scores
+    squares: Any  # the sum of p * log(p)**2, in that unit squared
+    mass: Any  # the sum of p over some keys
     acc: Any  # the sum of p * v: [BLOCK_M, width] for each chunk of value's head dim
 
 
@@ -64,7 +67,7 @@ def _accumulate(
     sums, s, v, factor, mask, keys, off_keys, rows, start_m, start_n, seqlen_q, seqlen_k,
     V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr,
     IS_CAUSAL: tl.constexpr, CHECK_KEYS: tl.constexpr, SCALE_SIGN: tl.constexpr, WITH_ENTROPY: tl.constexpr,
-    DESCRIPTORS: tl.constexpr, WIDE: tl.constexpr,
+    BY_LANE: tl.constexpr, DESCRIPTORS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """The softmax of one block's products [BLOCK_M, BLOCK_N], and its values into the sums."""
     squares = sums.squares
@@ -77,17 +80,22 @@ def _accumulate(
         z = masked_scores(s, factor, mask, start_m, start_n, seqlen_q, seqlen_k, BLOCK_M, BLOCK_N, MASK,
                           MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, WIDE, HAS_KEYS=True, keys=keys,
                           off_keys=off_keys)  # fmt: skip
+        if BY_LANE:
+            z = by_lane(z)
         p, alpha, m, l, e = online_softmax(z, 1.0, sums, False, WITH_ENTROPY, QUARTERS, EXCLUDING)  # noqa: E741
         if rows.variance is not None:
             squares = square_sum(z, 1.0, p, alpha, m, sums)
     else:  # the scale rides on the subtraction of the maximum: one FMA a score
+        if BY_LANE:
+            s = by_lane(s)
         p, alpha, m, l, e = online_softmax(s, factor, sums, SCALE_SIGN < 0, WITH_ENTROPY, QUARTERS,  # noqa: E741
                                            EXCLUDING)  # fmt: skip
         if rows.variance is not None:
             squares = square_sum(s, factor, p, alpha, m, sums)
+    p = tl.reshape(p, (BLOCK_M, BLOCK_N))
     mass = sums.mass
     if rows.mass is not None:
-        mass = mass_sum(p, alpha, sums, start_n, rows, BLOCK_N)
+        mass = mass_sum(p, alpha, sums, start_n, rows)
 
     acc = ()
     for i in tl.static_range(len(V.chunks)):
@@ -102,13 +110,14 @@ def _attend_block(
     sums, q, k, v, factor, mask, keys, off_keys, rows, start_m, start_n, seqlen_q, seqlen_k,
     D: tl.constexpr, V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr, IS_CAUSAL: tl.constexpr, CHECK_KEYS: tl.constexpr,
-    SCALE_SIGN: tl.constexpr, WITH_ENTROPY: tl.constexpr, DESCRIPTORS: tl.constexpr, WIDE: tl.constexpr,
+    SCALE_SIGN: tl.constexpr, WITH_ENTROPY: tl.constexpr, BY_LANE: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     """All queries of this program against one block of keys. CHECK_KEYS: some of its keys may have to be left out."""
     s = _products(q, k, start_n, seqlen_k, D, BLOCK_N, CHECK_KEYS, DESCRIPTORS, WIDE)  # [BLOCK_M, BLOCK_N]
     return _accumulate(sums, s, v, factor, mask, keys, off_keys, rows, start_m, start_n, seqlen_q, seqlen_k, V, BLOCK_M,
-                       BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, SCALE_SIGN, WITH_ENTROPY, DESCRIPTORS,
-                       WIDE)  # fmt: skip
+                       BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, CHECK_KEYS, SCALE_SIGN, WITH_ENTROPY, BY_LANE,
+                       DESCRIPTORS, WIDE)  # fmt: skip
 
 
 @triton.jit
@@ -142,7 +151,7 @@ def _attend_rows(
     q, k, v, out, lse_ptr, entropy_ptr, mask, keys, off_keys, rows, factor, off_row, block, seqlen_q, seqlen_k,
     D: tl.constexpr, V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr, IS_CAUSAL: tl.constexpr, SCALE_SIGN: tl.constexpr,
-    LSE_IN_TWO: tl.constexpr, TAIL_STAGES: tl.constexpr, DESCRIPTORS: tl.constexpr,
+    LSE_IN_TWO: tl.constexpr, BY_LANE: tl.constexpr, TAIL_STAGES: tl.constexpr, DESCRIPTORS: tl.constexpr,
     SCHEDULE: tl.constexpr, FULL_BLOCKS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """One block of queries of one head."""
@@ -150,12 +159,13 @@ def _attend_rows(
     WITH_ENTROPY: tl.constexpr = entropy_ptr is not None or rows.variance is not None  # which takes the mean as well
     QUARTERS: tl.constexpr = MASK == ADDED_MASK or keys.bias is not None
     q_i = _load_queries(q, start_m, seqlen_q, D, BLOCK_M, SCHEDULE, WIDE)
+    of_rows = tl.zeros([BLOCK_M, LANES] if BY_LANE else [BLOCK_M], tl.float32)
     sums = Sums(
         m=tl.full([BLOCK_M], EXCLUDED, tl.float32),
-        l=tl.zeros([BLOCK_M], tl.float32),
-        e=tl.zeros([BLOCK_M], tl.float32),
-        squares=tl.zeros([BLOCK_M], tl.float32),
-        mass=tl.zeros([BLOCK_M], tl.float32),
+        l=of_rows,
+        e=of_rows,
+        squares=of_rows,
+        mass=of_rows,
         acc=zeros(V, BLOCK_M),
     )
 
@@ -169,7 +179,7 @@ def _attend_rows(
         for start_n in tl.range(0, end_n, BLOCK_N, warp_specialize=True):
             sums = _attend_block(sums, q_i, k, v, factor, mask, keys, off_keys, rows, start_m, start_n, seqlen_q,
                                  seqlen_k, D, V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, not FULL_BLOCKS,
-                                 SCALE_SIGN, WITH_ENTROPY, DESCRIPTORS, WIDE)  # fmt: skip
+                                 SCALE_SIGN, WITH_ENTROPY, BY_LANE, DESCRIPTORS, WIDE)  # fmt: skip
     else:  # first the blocks whose keys every query here attends, then those on the diagonal or over the end
         if SCHEDULE == ROTATED:  # the next block's products are on their way while this one's exponentials are taken
             if end_full > 0:
@@ -178,21 +188,23 @@ def _attend_rows(
                     following = _products(q_i, k, start_n + BLOCK_N, seqlen_k, D, BLOCK_N, False, DESCRIPTORS, WIDE)
                     sums = _accumulate(sums, s, v, factor, mask, keys, off_keys, rows, start_m, start_n, seqlen_q,
                                        seqlen_k, V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, False,
-                                       SCALE_SIGN, WITH_ENTROPY, DESCRIPTORS, WIDE)  # fmt: skip
+                                       SCALE_SIGN, WITH_ENTROPY, BY_LANE, DESCRIPTORS, WIDE)  # fmt: skip
                     s = following
                 sums = _accumulate(sums, s, v, factor, mask, keys, off_keys, rows, start_m, end_full - BLOCK_N,
                                    seqlen_q, seqlen_k, V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, False,
-                                   SCALE_SIGN, WITH_ENTROPY, DESCRIPTORS, WIDE)  # fmt: skip
+                                   SCALE_SIGN, WITH_ENTROPY, BY_LANE, DESCRIPTORS, WIDE)  # fmt: skip
         else:
             for start_n in tl.range(0, end_full, BLOCK_N):
                 sums = _attend_block(sums, q_i, k, v, factor, mask, keys, off_keys, rows, start_m, start_n, seqlen_q,
                                      seqlen_k, D, V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, False,
-                                     SCALE_SIGN, WITH_ENTROPY, DESCRIPTORS, WIDE)  # fmt: skip
+                                     SCALE_SIGN, WITH_ENTROPY, BY_LANE, DESCRIPTORS, WIDE)  # fmt: skip
         for start_n in tl.range(end_full, end_n, BLOCK_N, num_stages=TAIL_STAGES):
             sums = _attend_block(sums, q_i, k, v, factor, mask, keys, off_keys, rows, start_m, start_n, seqlen_q,
                                  seqlen_k, D, V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, True, SCALE_SIGN,
-                                 WITH_ENTROPY, DESCRIPTORS, WIDE)  # fmt: skip
+                                 WITH_ENTROPY, BY_LANE, DESCRIPTORS, WIDE)  # fmt: skip
 
+    sums = Sums(sums.m, over_lanes(sums.l), over_lanes(sums.e), over_lanes(sums.squares), over_lanes(sums.mass),
+                sums.acc)  # fmt: skip
     # A row without keys collected p = 1 for excluded ones; an attended key would have wiped that out (alpha = 0).
     empty = without_keys(sums.m, sums.l)  # [BLOCK_M]
     l_i = tl.where(empty, 1.0, sums.l)
@@ -209,7 +221,8 @@ def attention_forward_pointers(
     q, k, v, out, lse_ptr, entropy_ptr, rows, mask, keys, scale, lengths,
     D: tl.constexpr, V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr, IS_CAUSAL: tl.constexpr, SCALE_SIGN: tl.constexpr,
-    LSE_IN_TWO: tl.constexpr, TAIL_STAGES: tl.constexpr, IN_EIGHTS: tl.constexpr, WIDE: tl.constexpr,
+    LSE_IN_TWO: tl.constexpr, BY_LANE: tl.constexpr, TAIL_STAGES: tl.constexpr, IN_EIGHTS: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     """Any strides. Grid: (batch * heads * blocks of queries,)."""
     off_b, off_h, off_h_kv, off_bh, block = program(
@@ -225,7 +238,7 @@ def attention_forward_pointers(
         lse_ptr, entropy_ptr, mask, keys, keys_of_head(keys, off_b, off_h), rows,
         head_factor(scale, off_b, off_h, MASK == ADDED_MASK or keys.bias is not None),
         off_bh.to(tl.int64) * lengths.seqlen_q, block, lengths.seqlen_q, lengths.seqlen_k,
-        D, V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, SCALE_SIGN, LSE_IN_TWO, TAIL_STAGES,
+        D, V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, SCALE_SIGN, LSE_IN_TWO, BY_LANE, TAIL_STAGES,
         DESCRIPTORS=False, SCHEDULE=PLAIN, FULL_BLOCKS=False, WIDE=WIDE,
     )  # fmt: skip
 
@@ -235,7 +248,7 @@ def attention_forward_descriptors(
     q, k0, k1, k2, v0, v1, v2, out, lse_ptr, entropy_ptr, rows, mask, keys, scale, lengths,
     D: tl.constexpr, V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     MASK: tl.constexpr, MASK_PER_QUERY: tl.constexpr, IS_CAUSAL: tl.constexpr, SCALE_SIGN: tl.constexpr,
-    LSE_IN_TWO: tl.constexpr, TAIL_STAGES: tl.constexpr, IN_EIGHTS: tl.constexpr,
+    LSE_IN_TWO: tl.constexpr, BY_LANE: tl.constexpr, TAIL_STAGES: tl.constexpr, IN_EIGHTS: tl.constexpr,
     SCHEDULE: tl.constexpr, FULL_BLOCKS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Keys and values through descriptors over (batch, head, key, column), one for each chunk of the head dim."""
@@ -252,6 +265,6 @@ def attention_forward_descriptors(
         lse_ptr, entropy_ptr, mask, keys, keys_of_head(keys, off_b, off_h), rows,
         head_factor(scale, off_b, off_h, MASK == ADDED_MASK or keys.bias is not None),
         off_bh.to(tl.int64) * lengths.seqlen_q, block, lengths.seqlen_q, lengths.seqlen_k,
-        D, V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, SCALE_SIGN, LSE_IN_TWO, TAIL_STAGES,
+        D, V, BLOCK_M, BLOCK_N, MASK, MASK_PER_QUERY, IS_CAUSAL, SCALE_SIGN, LSE_IN_TWO, BY_LANE, TAIL_STAGES,
         DESCRIPTORS=True, SCHEDULE=SCHEDULE, FULL_BLOCKS=FULL_BLOCKS, WIDE=WIDE,
     )  # fmt: skip

@@ -271,6 +271,7 @@ class ForwardCall:
             # 0: unknown, as a tensor's is read on the device
             "SCALE_SIGN": 0 if isinstance(call.scale, Tensor) else -1 if self.scaling[1] < 0 else 1,
             "LSE_IN_TWO": self.lse is not None and self.lse.dim() == 4,
+            "BY_LANE": config.by_lane,
             "TAIL_STAGES": tail_stages(config, self.target, call.mask, by_pointer=not config.descriptors),
             "IN_EIGHTS": in_eights(by_pointer),
             "WIDE": max(spans) > INT32_MAX,

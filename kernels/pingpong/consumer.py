@@ -19,14 +19,17 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from ..common import tiles
-from ..common.softmax import online_softmax as triton_online_softmax
+from ..common import softmax, tiles
+from ..common.softmax import ADJACENT, LANES
 from ..common.tiles import EXCLUDED
 from .copies import store
 from .producer import advance
 
 # The same text compiled as Gluon, which is Triton with explicit layouts: these functions make no tensors of their own.
-online_softmax = gluon.jit(triton_online_softmax.fn)
+online_softmax = gluon.jit(softmax.online_softmax.fn)
+by_lane = gluon.jit(softmax.by_lane.fn)
+lanes_outside = gluon.jit(softmax.lanes_outside.fn)
+over_lanes = gluon.jit(softmax.over_lanes.fn)
 store_statistics = gluon.jit(tiles.store_statistics.fn)
 without_keys = gluon.jit(tiles.without_keys.fn)
 
@@ -37,8 +40,8 @@ class Rows(NamedTuple):
     """What a group carries from block to block of keys."""
 
     m: Any  # [ROWS], relative to it are:
-    l: Any  # [ROWS]  # noqa: E741  the formulas' letter
-    e: Any  # [ROWS]
+    l: Any  # [ROWS, LANES]  # noqa: E741  the formulas' letter
+    e: Any  # [ROWS, LANES]
     acc: Any  # [ROWS, width] for each chunk of the head dim, without the block of p
     p: Any  # [ROWS, BLOCK_N] in half precision: the probabilities whose values are not in acc yet
     donor: Any  # [ROWS, BLOCK_N] in float32, never read: its registers become those of the next scores
@@ -102,6 +105,20 @@ def _rows_times(x, alpha):
 
 
 @gluon.jit
+def _lanes_of(s):
+    """[ROWS, LANES, BLOCK_N // LANES] of [ROWS, BLOCK_N]: the same registers."""
+    return lanes_outside(by_lane(s))
+
+
+@gluon.jit
+def _of_lanes(p, like):
+    """The way back, to a tile like this one."""
+    BLOCK_N: gl.constexpr = like.shape[1]
+    p = p.reshape([ROWS, LANES, BLOCK_N // (LANES * ADJACENT), ADJACENT]).permute((0, 2, 1, 3))
+    return gl.convert_layout(p.reshape([ROWS, BLOCK_N]), like.type.layout, assert_trivial=True)
+
+
+@gluon.jit
 def _softmax(s, rows, work, start_m, j, WITH_ENTROPY: gl.constexpr, CHECKED: gl.constexpr, OPTIONS: gl.constexpr):
     """The softmax of block j from the end; CHECKED: some of its keys may have to be left out."""
     if CHECKED:
@@ -115,12 +132,13 @@ def _softmax(s, rows, work, start_m, j, WITH_ENTROPY: gl.constexpr, CHECKED: gl.
             keep = keep & (offs_n <= offs_m)
         z = gl.where(keep, s * work.factor, EXCLUDED)
         # As with a mask, a row may have no key in this block and attend some in the next.
-        return online_softmax(z, 1.0, rows, False, WITH_ENTROPY, QUARTERS=False, EXCLUDING=True)
+        return online_softmax(_lanes_of(z), 1.0, rows, False, WITH_ENTROPY, QUARTERS=False, EXCLUDING=True)
     elif OPTIONS.SCALE_SIGN == 0:  # the scale is read from memory, its sign not known here
-        return online_softmax(s * work.factor, 1.0, rows, False, WITH_ENTROPY, QUARTERS=False, EXCLUDING=False)
+        z = s * work.factor
+        return online_softmax(_lanes_of(z), 1.0, rows, False, WITH_ENTROPY, QUARTERS=False, EXCLUDING=False)
     else:  # the scale rides on the subtraction of the maximum
         return online_softmax(
-            s, work.factor, rows, OPTIONS.SCALE_SIGN < 0, WITH_ENTROPY, QUARTERS=False, EXCLUDING=False
+            _lanes_of(s), work.factor, rows, OPTIONS.SCALE_SIGN < 0, WITH_ENTROPY, QUARTERS=False, EXCLUDING=False
         )
 
 
@@ -142,6 +160,7 @@ def _first_block(
     s = warpgroup_mma_wait(0, deps=[flying_s])
     mbarrier.arrive(work.k_ring.empty.index(0), count=1)
     p, _, m, l, e = _softmax(s, rows, work, start_m, 0, WITH_ENTROPY, OPTIONS.CHECK_KEYS, OPTIONS)  # noqa: E741
+    p = _of_lanes(p, s)
     mbarrier.wait(work.k_ring.full.index(1), 0, pred=work.blocks > 1)
     return Rows(m, l, e, rows.acc, _as_operand(p, rows.p), p)
 
@@ -163,6 +182,7 @@ def _next_block(
     s = warpgroup_mma_wait(len(D.chunks), deps=[flying_s])
     mbarrier.arrive(k_ring.empty.index(following), count=1)
     p, alpha, m, l, e = _softmax(s, rows, work, start_m, j, WITH_ENTROPY, CHECKED, OPTIONS)  # noqa: E741
+    p = _of_lanes(p, s)
     third, third_phase = advance(following, following_phase, OPTIONS.STAGES)
     # Also a border: the exponentials stay before the wait for the products.
     mbarrier.wait(k_ring.full.index(third), third_phase, pred=j + 1 < work.blocks)
@@ -175,14 +195,14 @@ def _next_block(
 def _no_rows(work, D: gl.constexpr, OPTIONS: gl.constexpr):
     """Before the first block."""
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, OPTIONS.BLOCK_N, 16])
-    by_row: gl.constexpr = gl.SliceLayout(1, layout)
     acc = ()
     for i in gl.static_range(len(D.chunks)):
         acc += (_zeros(D.chunks[i].width),)
     operand: gl.constexpr = gl.DotOperandLayout(0, acc[0].type.layout, 2)
     nothing = gl.full([ROWS, OPTIONS.BLOCK_N], 0.0, gl.float32, layout)
     p = gl.convert_layout(nothing.to(work.k_ring.tiles[0].dtype), operand, assert_trivial=True)
-    zero = gl.full([ROWS], 0.0, gl.float32, by_row)
+    zero = gl.sum(_lanes_of(nothing), 2)
+    by_row: gl.constexpr = gl.SliceLayout(1, zero.type.layout)
     return Rows(gl.full([ROWS], EXCLUDED, gl.float32, by_row), zero, zero, acc, p, nothing)
 
 
@@ -205,10 +225,12 @@ def consume(work, lse_ptr, entropy_ptr, turn, D: gl.constexpr, OPTIONS: gl.const
     mbarrier.wait(work.v_ring.full.index(stage), phase)
     acc = _land(_issue_values(rows.p, rows.acc, work.v_ring, stage, D), D)
 
-    empty = without_keys(rows.m, rows.l)
-    inv = 1.0 / rows.l
+    l = over_lanes(rows.l)  # noqa: E741
+    e = over_lanes(rows.e)
+    empty = without_keys(rows.m, l)
+    inv = 1.0 / l
     offs_m = start_m + gl.arange(0, ROWS, layout=inv.type.layout)
-    store_statistics(lse_ptr, entropy_ptr, work.off_row, offs_m, work.seqlen_q, rows.m, rows.l, rows.e, inv, empty,
+    store_statistics(lse_ptr, entropy_ptr, work.off_row, offs_m, work.seqlen_q, rows.m, l, e, inv, empty,
                      QUARTERS=False, LSE_IN_TWO=False)  # fmt: skip
     acc = _rescale(acc, inv, D)
     # All products with this group's queries have ended: their tiles take the output.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -91,6 +92,31 @@ def test_table(target, head_dim):
     without, _ = compiled(target, head_dim, entropy=False)
     assert_fast(without, target, config)
     assert code.loop.total() <= 1.20 * without.loop.total()
+
+
+ROW_SUMS = [(target, 64) for target in ("sm_80", "sm_89", "sm_90", "sm_120")] + [("sm_80", 128), ("sm_90", 128)]
+
+
+@pytest.mark.parametrize("target, head_dim", ROW_SUMS)
+def test_lanes_exchange_only_the_maximum(target, head_dim):
+    """With the sums by lane: two exchanges between four lanes for each of a thread's two rows, whatever is summed."""
+    call = make_call(target, head_dim)
+    config = call.table_config()
+    assert config.by_lane and config.block_m == 16 * config.num_warps
+    together = compile_call(call, replace(config, by_lane=False))
+    code = compile_call(call, config)
+    for kernel in (code, compile_call(make_call(target, head_dim, entropy=False), config)):
+        assert kernel.loop["SHFL"] == 4
+    assert together.loop["SHFL"] == 12
+    assert code.loop.total() <= together.loop.total() - 12
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_lanes_of_amd_sum_two_keys_at_a_time(head_dim):
+    call = make_call("gfx942", head_dim)
+    config = call.table_config()
+    together = compile_call(call, replace(config, by_lane=False))
+    assert compile_call(call, config).loop.total() < together.loop.total()
 
 
 def candidate(schedule: str, head_dim: int, entropy: bool, block_n: int = 128) -> tuple[Code, ForwardConfig]:

@@ -77,7 +77,7 @@ def test_variance_and_maximum_with_the_tiles_of_the_table(target, head_dim):
 
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_what_each_costs_on_hopper(head_dim):
-    """In instructions a score; the variance's are two, and some for each row of a tile."""
+    """In instructions a score. The variance's are two, and three for each row: two rows of 32 scores a thread."""
     plain, config = compiled("sm_90", head_dim)  # with entropy, as all here
 
     def added(**options: Any) -> float:
@@ -86,9 +86,9 @@ def test_what_each_costs_on_hopper(head_dim):
         assert code.loop["LDG"] == 0, "the loop waits for numbers of keys: they are not in its pipeline"
         return per_score(code, config) - per_score(plain, config)
 
-    assert added(variance=True) < 2.3
+    assert added(variance=True) <= 2 + 3 / 32 + 0.01
     assert added(largest=True) < 0.05
-    assert added(mass=True) < 4.0
+    assert added(mass=True) < 3.6
     assert added(scale=True) < 2.1
     assert added(bias=True) < 4.7
 

@@ -52,7 +52,7 @@ def test_two_groups_of_warps(head_dim):
     assert code.loop.total() <= 1.20 * without.loop.total()
     if head_dim in FLASH_ATTENTION_4:
         theirs, with_entropy = FLASH_ATTENTION_4[head_dim]
-        assert without.loop.total() <= 1.05 * theirs and code.loop.total() <= 1.05 * with_entropy
+        assert without.loop.total() <= 1.02 * theirs and code.loop.total() <= 1.02 * with_entropy
     plain = forward_config("sm_90", head_dim, head_dim, torch.float16)
     assert plain.block_m * plain.block_n / (32 * plain.num_warps) == 64 * tiles.block_n / THREADS  # scores of a thread
     assert code.loop.total() < compile_call(make_call("sm_90", head_dim), plain).loop.total()

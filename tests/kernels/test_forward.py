@@ -62,6 +62,15 @@ def test_the_entropy_of_a_uniform_row_is_ln_n():
     torch.testing.assert_close(lse, entropy)
 
 
+@pytest.mark.parametrize("by_lane", [False, True])
+@pytest.mark.parametrize("block_n", [16, 64])
+@pytest.mark.parametrize("kind", [None, "excluding"])
+def test_sums_of_whole_rows_and_by_lane(kind, block_n, by_lane):
+    q, k, v = make_qkv(1, 2, 35, 100, 32, gain=10.0)
+    mask = None if kind is None else random_mask(kind, (35, 100), torch.float32)
+    check(q, k, v, config=ForwardConfig(32, block_n, 4, 1, by_lane=by_lane), attn_mask=mask)
+
+
 @pytest.mark.parametrize("descriptors", [False, True])
 @pytest.mark.parametrize("split_d", [False, True])
 @pytest.mark.parametrize("head_dim, head_dim_v", [(40, 96), (80, 80), (112, 16)])

@@ -21,7 +21,7 @@ from tests.support.oracle import make_qkv as make_qkv_on
 from tests.support.oracle_rows import assert_all_match
 
 make_qkv = functools.partial(make_qkv_on, device=DEVICE)
-SMALL = ForwardConfig(32, 32, 4, 1)
+SMALL = ForwardConfig(32, 32, 4, 1, by_lane=True)
 DESCRIBED = ForwardConfig(32, 32, 4, 1, descriptors=True)
 EVERY, SOME = None, (13, 21)  # queries; the latter begin and end inside of tiles
 

@@ -57,6 +57,7 @@ def test_any_call_agrees_with_the_oracle(data):
     config = ForwardConfig(
         *draw(st.sampled_from([(16, 16), (32, 64), (64, 32)])), 4, 1,
         descriptors=draw(st.booleans()), split_d=draw(st.booleans()), max_chunk=draw(st.sampled_from([32, 256])),
+        by_lane=draw(st.booleans()),
     )  # fmt: skip
     check(
         q, k, v, config,
