@@ -134,6 +134,12 @@ def drift_table(name: str) -> str:
     return markdown(scales.DRIFT_HEADER, scales.drifts(rows)) if rows else scales.ABSENT
 
 
+def negative_table() -> str:
+    """What a negative text keeps out of the images of the embedded UNet."""
+    rows = read_rows(RESULTS / "shapes_negative.csv")
+    return markdown(scales.NEGATIVE_HEADER, scales.negatives(rows)) if rows else scales.ABSENT
+
+
 def performance_sections() -> dict[str, Callable[[], str]]:
     def rows(name: str) -> list[dict[str, str]]:
         return read_rows(RESULTS / f"{name}.csv")
@@ -233,6 +239,7 @@ SECTIONS = {
         "held-unet-drift": lambda: drift_table("shapes_target_unet_drift"),
         "held-unet": lambda: shapes_scale_table(read_rows(RESULTS / "shapes_target_unet.csv")),
     },
+    ROOT / "docs" / "mix.md": {"negative": negative_table},
     ROOT / "docs" / "papers.md": {
         "controls": lambda: guidance_table("guidance_controls", guidance.controls),
     },

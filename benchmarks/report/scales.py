@@ -75,6 +75,31 @@ def drifts(rows: Rows) -> list[list[str]]:
     ]  # fmt: skip
 
 
+NEGATIVE_HEADER = ["negative text", "settings", "images", "has the color", "clean", "objects", "unknown objects"]
+NEGATIVE_MEASURES = ("has the color", "clean", "objects", "unknown objects")
+
+
+def by_arm(rows: Rows) -> dict[str, dict[str, dict[str, str]]]:
+    """{arm: {measure: row}}, in the order of the rows."""
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for row in rows:
+        found.setdefault(row["arm"], {})[row["measure"]] = row
+    return found
+
+
+def negatives(rows: Rows) -> list[list[str]]:
+    """Cells of benchmarks/shapes/negative.py: means, and in other rows than off also differences."""
+    body = []
+    for arm, one in by_arm(rows).items():
+        cells = []
+        for measure in NEGATIVE_MEASURES:
+            mean = f"{float(one[measure]['mean']):.2f}"
+            cells.append(f"{mean} ({change(one[measure])})" if one[measure]["difference"] else mean)
+        first = one[NEGATIVE_MEASURES[0]]
+        body.append([arm, first["setting"], first["images"], *cells])
+    return body
+
+
 def differences(
     rows: Rows, model: str, sizes: tuple[str, ...], policies: tuple[str, ...] | None = None
 ) -> list[list[str]]:

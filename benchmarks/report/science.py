@@ -168,6 +168,14 @@ def held_transformer(rows: Rows) -> list[list[str]]:
     return _by_scale("", scales.differences(rows, model, ("96x96", "128x128"), HELD), METHODS)
 
 
+def negative(rows: Rows) -> list[list[str]]:
+    found = {arm: one["has the color"] for arm, one in scales.by_arm(rows).items() if arm != "off"}
+    number = "; ".join(f"{arm} {scales.change(one, 100, 0)}" for arm, one in found.items())
+    claim = "NAG keeps what a negative text names out of images, without classifier-free guidance"
+    page = "[mix.md](mix.md#measured-on-the-embedded-unet)"
+    return [[claim, "embedded UNet, empty prompt", f"images with an object of the color, points: {number}", page]]
+
+
 HELD = ("TargetEntropy, per layer", "control: its mean factor", "control: mean of each layer")
 METHODS = "[methods.md](methods.md#measured-a-held-entropy)"
 SCALE = "[scale.md](scale.md#on-the-embedded-models)"
@@ -187,6 +195,7 @@ CLAIMS: list[tuple[str, Callable[[Rows], list[list[str]]]]] = [
     ("shapes_scale_unet", unet_images),
     ("shapes_target_unet", held_images),
     ("shapes_target", held_transformer),
+    ("shapes_negative", negative),
     ("tsam_premise", embedded_premise),
     ("premise_minilm", minilm_premise),
     ("maps_auc", maps),
