@@ -64,8 +64,11 @@ def test_every_task_and_pass_on_the_cpu():
 
 
 @needs_interpreter
-@pytest.mark.parametrize("gradient", [False, True])
-@pytest.mark.parametrize("task", ["plain", "entropy", "map"])
+@pytest.mark.parametrize(
+    "task, gradient",
+    [("plain", False), ("entropy", False), ("map", False), ("map", True),
+     pytest.param("plain", True, marks=pytest.mark.slow), pytest.param("entropy", True, marks=pytest.mark.slow)],
+)  # fmt: skip
 def test_the_kernels(task, gradient):
     (row,) = measured([of(JOINT, task, gradient, torch.float16)], ["triton"])
     assert row["status"] == "ok" and row["implementation"] == ("triton" if task == "plain" else f"triton+{task}")

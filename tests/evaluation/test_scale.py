@@ -279,6 +279,7 @@ def test_a_killed_evaluation_continues_with_the_same_command(tmp_path):
     assert len(list((tmp_path / "images" / "runs").iterdir())) == 4
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_what_is_kept(tmp_path):
     arguments = [sys.executable, "-m", "entropy_attn", *command(tmp_path, "--batch", "1")]
     process = subprocess.Popen(

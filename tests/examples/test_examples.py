@@ -47,7 +47,9 @@ def loaded(name: str):
     return module
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "compiled_pipeline" else name for name in RUNS]
+)
 def test_it_runs(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     options, pattern = RUNS[name]

@@ -15,6 +15,7 @@ def test_a_graph_has_the_results_of_the_eager_call():
     checks.check_forward("triton", DEVICE, ("pairs", "groups"))
 
 
+@pytest.mark.slow
 def test_gradients():
     checks.check_gradients("triton", DEVICE, ("groups",), of_tables=False)
 

@@ -48,6 +48,7 @@ def test_layouts():
     checks.check_layouts("sdpa", "cpu")
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_inductor():
     q, k, v = make_qkv(2, 2, NQ, NK, 16)

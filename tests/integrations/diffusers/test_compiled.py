@@ -34,7 +34,9 @@ def tall(name: str) -> Any:
     return type(denoiser)(**{key: value for key, value in config.items() if not key.startswith("_")}).eval()
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ("ldm", "if") else name for name in WHOLE]
+)
 def test_a_denoiser_is_one_graph(name: str):
     denoiser = CASES[name].make()
     plain, _ = graphs(name, denoiser, repeated=False)
