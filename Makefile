@@ -6,6 +6,8 @@ STAMP   := $(VENV)/.installed
 DOCS    := $(VENV)/.installed-docs
 # One process per core, one thread each.
 PYTEST  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
+# All tests but those that need the compiler, or the site.
+INTERPRETED := tests --ignore=tests/codegen --ignore=tests/emulation --ignore=tests/site
 RESULTS ?= benchmarks/results
 # The tests of the kernels that also run on an emulated card.
 EMULATED := tests/kernels/test_forward.py tests/kernels/test_schedules.py tests/kernels/test_addresses.py \
@@ -36,7 +38,7 @@ notebooks: $(STAMP)  ## execute the notebooks and write what they show into them
 	$(BIN)/python -m docs.generate.notebooks
 
 test: $(STAMP)  ## run all tests: kernels in Triton's interpreter, compiled code for two GPUs, compiled code on an emulated card
-	TRITON_INTERPRET=1 $(PYTEST) tests --ignore=tests/codegen --ignore=tests/emulation --ignore=tests/site; first=$$?; \
+	TRITON_INTERPRET=1 $(PYTEST) $(INTERPRETED); first=$$?; \
 	$(PYTEST) tests/codegen tests/emulation && exit $$first
 
 emulate: $(STAMP)  ## run every configuration on emulated cards, with planted faults and random calls: an hour
@@ -55,7 +57,7 @@ $(DOCS): $(STAMP)
 	touch $@
 
 slow: $(STAMP)  ## run the tests that take minutes, which `make test` leaves out
-	TRITON_INTERPRET=1 $(PYTEST) tests -m slow
+	TRITON_INTERPRET=1 $(PYTEST) $(INTERPRETED) -m slow
 
 codegen: $(STAMP)  ## compile every configuration of the kernels for every GPU: 15 minutes
 	$(PYTEST) tests/codegen --every-row
