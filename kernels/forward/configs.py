@@ -192,7 +192,8 @@ def forward_candidates(
         chosen = _from_row(target, _row(_DESCRIPTORS[target], width), descriptors=True)
     else:
         chosen = _from_row(target, _row(by_pointer, width))
-    if by_key and has_mask and target == "sm_120" and width > 192:  # its blocks cannot have fewer keys
+    fewer_queries = (target == "sm_120" and width > 160) or (target == "sm_89" and 160 < width <= 192)
+    if by_key and has_mask and fewer_queries:  # these blocks cannot have fewer keys
         chosen = replace(chosen, block_m=32, num_warps=4)
     elif by_key:
         chosen = replace(chosen, block_n=max(LEAST_KEYS, chosen.block_n // 2), by_lane=chosen.by_lane and not amd)
