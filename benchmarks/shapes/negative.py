@@ -181,8 +181,9 @@ def main() -> None:
             sheet(make, rows).savefig(args.out / "negative.png")
     except KeyboardInterrupt:
         raise SystemExit(f"stopped: {args.out} keeps what was finished, and the same command continues") from None
-    write_rows(args.out / "summary.csv", summary(rows), SUMMARY)
-    for row in summary(rows):
+    means = summary(rows)
+    write_rows(args.out / "summary.csv", means, SUMMARY)
+    for row in means:
         print(f"{row['arm']:26} {row['measure']:16} {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
 
 

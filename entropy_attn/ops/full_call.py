@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from torch import Tensor
 
@@ -56,34 +57,14 @@ def full_call(
     return call, []
 
 
-def full_attention(
-    impl: str,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None,
-    is_causal: bool,
-    scale: float | Tensor | None,
-    enable_gqa: bool,
-    return_lse: bool,
-    return_entropy: bool,
-    map_keys: tuple[int, int] | slice | None,
-    key_scale: KeyValues | None,
-    key_bias: KeyValues | None,
-    key_rows: tuple[int, int] | slice | Tensor | None,
-    statistics: Collection[str],
-    mass_keys: tuple[int, int] | slice | None,
-) -> AllResults:
-    """The results of the call, by the implementation that serves it.
+def full_attention(impl: str, *arguments: Any) -> AllResults:
+    """The results of the call, by the implementation that serves it. The arguments are those of `full_call`.
 
     Raises:
         TypeError, ValueError: an argument has no meaning.
         Unsupported: `impl` cannot serve the call.
     """
-    call, reasons = full_call(
-        impl, query, key, value, attn_mask, is_causal, scale, enable_gqa, return_lse, return_entropy, map_keys,
-        key_scale, key_bias, key_rows, statistics, mass_keys,
-    )  # fmt: skip
+    call, reasons = full_call(impl, *arguments)
     if call is None:
         raise Unsupported(impl, reasons)
     return implementation(impl, call).run_all(call)
